@@ -1,0 +1,143 @@
+"""Plain decoding of many prompts at once, in rows of different lengths.
+
+Reading the weights once per step and using them for every row is what makes a model write
+training data at a useful rate. A row that ends is refilled with the next prompt at once, so
+no row waits for the slowest. What a row writes is what it would write alone: it has its own
+random source, its own positions and its own end.
+
+Knows nothing of speculation.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minispec.errors import ArgumentError, ContextError
+from minispec.model import KVCache, Transformer
+from minispec.sampling import Sampling
+from minispec.types import Features, RandomSource
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A finished row. ``features`` are those of every position that the target has read:
+    the prompt and all new tokens but the last, T = len(prompt) + len(tokens) - 1."""
+
+    index: int
+    tokens: tuple[int, ...]
+    features: Features | None
+
+
+@dataclass
+class _Row:
+    index: int
+    last: int
+    random: RandomSource
+    tokens: list[int] = field(default_factory=list)
+    features: list[Features] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def batched(
+    target: Transformer,
+    prompts: Sequence[Sequence[int]],
+    samplings: Sequence[Sampling],
+    randoms: Sequence[RandomSource],
+    *,
+    rows: int,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    keep_features: bool = False,
+) -> Iterator[Written]:
+    """Decodes prompt ``i`` under ``samplings[i]`` with ``randoms[i]``; yields in order of
+    completion. A row ends with an EOS id, which is kept, or at ``max_new_tokens``.
+
+    Raises ArgumentError for an empty prompt or unequal lists, ContextError for a prompt that
+    does not fit the context together with its answer, both before anything is decoded.
+    """
+    if not len(prompts) == len(samplings) == len(randoms):
+        raise ArgumentError(
+            f"{len(prompts)} prompts need as many samplings and random sources, "
+            f"got {len(samplings)} and {len(randoms)}"
+        )
+    if not prompts or max_new_tokens == 0:
+        return
+    if not all(prompts):
+        raise ArgumentError("a prompt has no tokens: at least one is needed")
+    capacity = max(map(len, prompts)) + max_new_tokens
+    if capacity > target.context_limit:
+        raise ContextError(
+            f"the longest prompt and {max_new_tokens} new tokens take {capacity} positions, "
+            f"the context holds {target.context_limit}"
+        )
+    rows = min(rows, len(prompts))
+    cache = target.new_cache(capacity, rows)
+    vocabulary = torch.arange(target.config.vocabulary_size)
+    prefix = _Prefix(target, _shared_prefix(prompts))
+    waiting = iter(range(len(prompts)))
+    active: list[_Row | None] = [None] * rows
+
+    while True:
+        for slot in range(rows):
+            if active[slot] is None and (index := next(waiting, None)) is not None:
+                features = prefix.fill(cache, slot, prompts[index][:-1])
+                active[slot] = _Row(index, prompts[index][-1], randoms[index])
+                if keep_features:
+                    active[slot].features.append(features)
+        if not any(active):
+            return
+
+        ids = torch.tensor([[row.last if row else 0] for row in active])  # (B, 1)
+        step = target(ids, cache)
+        logits = target.head.full(step.hidden[:, 0])  # (B, V)
+        for slot, row in enumerate(active):
+            if row is None:
+                cache.lengths[slot] = 0  # an idle row computes rubbish in place
+                continue
+            law = samplings[row.index].law(logits[slot], vocabulary)
+            row.last = int(law.ids[row.random.choose(law.probs)])
+            row.tokens.append(row.last)
+            if keep_features:
+                row.features.append(Features(step.hidden[slot], step.taps[slot]))
+            if row.last in eos_ids or len(row.tokens) == max_new_tokens:
+                yield Written(row.index, tuple(row.tokens), _joined(row.features))
+                active[slot] = None
+                cache.lengths[slot] = 0
+
+
+class _Prefix:
+    """What all prompts begin with (a system message) is read once and copied into each row."""
+
+    def __init__(self, target: Transformer, ids: Sequence[int]) -> None:
+        self._target, self._length = target, len(ids)
+        self._cache = target.new_cache(max(1, len(ids)))
+        self._features = target(torch.tensor([list(ids)], dtype=torch.int64), self._cache)
+
+    def fill(self, cache: KVCache, slot: int, ids: Sequence[int]) -> Features:
+        """Reads ``ids`` (T,), which begin with the prefix, into a row: features of all T."""
+        row = cache.row(slot)
+        row.keys[:, :, : self._length] = self._cache.keys[:, :, : self._length]
+        row.values[:, :, : self._length] = self._cache.values[:, :, : self._length]
+        row.advance(self._length)
+        rest = torch.tensor([list(ids[self._length :])], dtype=torch.int64)  # (1, T - prefix)
+        features = self._target(rest, row)
+        cache.lengths[slot] = len(ids)
+        return _joined([_row_of(self._features), _row_of(features)])
+
+
+def _row_of(features: Features) -> Features:
+    return Features(features.hidden[0], features.taps[0])
+
+
+def _joined(parts: Sequence[Features]) -> Features | None:
+    if not parts:
+        return None
+    return Features(torch.cat([p.hidden for p in parts]), torch.cat([p.taps for p in parts]))
+
+
+def _shared_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The longest beginning that all prompts share, short of anyone's last token."""
+    return os.path.commonprefix([tuple(prompt[:-1]) for prompt in prompts])

@@ -1,0 +1,127 @@
+"""Files: written aside and renamed, read with suspicion.
+
+A file written here exists whole or not at all, whatever interrupts: it is written under a
+temporary name in the same folder and renamed. A safetensors file read here has exactly the
+tensors that were expected, finite and of the right shape, or is refused in one line.
+
+Knows nothing of what the tensors mean.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minispec.errors import FileError
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Hands out a temporary path beside ``path``; on success it becomes ``path``, otherwise
+    it is removed. Raises FileError in one line if the folder or the disk refuses."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from None
+    aside = Path(name)
+    try:
+        yield aside
+        # mkstemp makes files private; what is kept is as readable as any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)
+        os.replace(aside, path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as readable JSON, whole or not at all; refuses NaN."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON. Raises FileError if the file is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise FileError(f"{path} is not a JSON file: {error}") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    with written_aside(path) as aside:
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, aside, dict(metadata))
+        except SafetensorError as error:
+            raise FileError(f"cannot write {path}: {error}") from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
+    """Reads a safetensors file; with ``shapes`` it must hold just those tensors.
+
+    Raises FileError: missing, damaged, another set of names, a wrong shape, NaN or infinity.
+    """
+    with _opened(path) as file:
+        try:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise FileError(f"{path} is damaged: {error}") from None
+    if shapes is not None:
+        check_tensors(tensors, shapes, str(path))
+    return tensors
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], origin: str
+) -> None:
+    """Raises FileError unless the tensors have just these names and shapes and are finite."""
+    if missing := shapes.keys() - tensors.keys():
+        raise FileError(f"{origin} lacks {len(missing)} tensors, first {min(missing)}")
+    if extra := tensors.keys() - shapes.keys():
+        raise FileError(f"{origin} has {len(extra)} tensors too many, first {min(extra)}")
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            found = tuple(tensors[name].shape)
+            raise FileError(f"{origin}: {name} has shape {found}, expected {tuple(shape)}")
+        if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
+            raise FileError(f"{origin}: {name} holds NaN or infinity: the file is damaged")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise FileError(f"{path} does not exist: a safetensors file was expected")
+    try:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path} is not a safetensors file, or damaged: {error}") from None
+    with file:
+        yield file

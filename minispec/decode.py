@@ -1,0 +1,187 @@
+"""Decoding: the loop in which target, draft, list and verification meet.
+
+``autoregressive()`` and ``speculative()`` are the same loop; plain decoding is the case in
+which nobody proposes anything. Both are generators of rounds: stop reading, and nothing is
+left behind.
+
+What holds at the start of each round: ``tokens`` are the prompt and all that was emitted; the
+target has read all of them but the last; the draft has read (by the target's taps) as many.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from minispec.commit import Output, StopRule
+from minispec.errors import ArgumentError, ContextError
+from minispec.propose import Drafter
+from minispec.sampling import Sampling
+from minispec.stopwatch import Stopwatch
+from minispec.types import (
+    Draft,
+    Evidence,
+    Proposal,
+    RandomSource,
+    Round,
+    Shortlist,
+    Target,
+    Tokenizer,
+)
+from minispec.verify import verify
+
+MAX_GAMMA = 16
+_PREFILL = 512  # positions read at once: a whole long prompt's attention mask would be large
+
+
+def autoregressive(
+    target: Target,
+    prompt: Sequence[int],
+    *,
+    sampling: Sampling,
+    random: RandomSource,
+    stop: StopRule,
+    tokenizer: Tokenizer | None = None,
+    trace: bool = False,
+) -> Iterator[Round]:
+    """Plain decoding: one token a round, drawn from the target's law.
+
+    Spends one choice a token. Raises ArgumentError for an empty prompt, ContextError for one
+    that fills the context, both before any work. Where the context ends before
+    ``stop.max_new_tokens``, the last round's ``stop`` is "context".
+    """
+    output = _checked(target, prompt, stop, tokenizer)
+    return _rounds(target, None, 0, list(prompt), sampling, random, output, trace)
+
+
+def speculative(
+    target: Target,
+    draft: Draft,
+    shortlist: Shortlist,
+    prompt: Sequence[int],
+    *,
+    gamma: int,
+    sampling: Sampling,
+    random: RandomSource,
+    stop: StopRule,
+    tokenizer: Tokenizer | None = None,
+    trace: bool = False,
+) -> Iterator[Round]:
+    """Speculative decoding: the same law as ``autoregressive``, several tokens a round.
+
+    Each round drafts up to ``gamma`` tokens from ids that ``shortlist`` selects, has the
+    target verify them in one pass, and emits the accepted ones and one of the target's own.
+    A chain is cut short where the output may not grow that far. The list is reset first.
+
+    Spends, in this order: one choice a drafted token, one coin a token examined, one choice.
+    Raises as ``autoregressive`` does, and ArgumentError for gamma outside 1..16.
+    """
+    if not 1 <= gamma <= MAX_GAMMA:
+        raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
+    output = _checked(target, prompt, stop, tokenizer)
+    shortlist.reset()
+    drafter = Drafter(draft, shortlist, len(prompt) + output.remaining)
+    return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace)
+
+
+def _checked(
+    target: Target, prompt: Sequence[int], stop: StopRule, tokenizer: Tokenizer | None
+) -> Output:
+    if not prompt:
+        raise ArgumentError("the prompt has no tokens: at least one is needed")
+    size = target.head.vocabulary_size
+    if not 0 <= min(prompt) <= max(prompt) < size:
+        raise ArgumentError(f"the prompt has ids outside 0..{size - 1}")
+    room = target.context_limit - len(prompt)
+    if room < 1:
+        raise ContextError(
+            f"the prompt has {len(prompt)} tokens, the context holds {target.context_limit}: "
+            "shorten the prompt"
+        )
+    return Output(stop, tokenizer, room)
+
+
+def _rounds(
+    target: Target,
+    drafter: Drafter | None,
+    gamma: int,
+    tokens: list[int],
+    sampling: Sampling,
+    random: RandomSource,
+    output: Output,
+    trace: bool,
+) -> Iterator[Round]:
+    if output.remaining == 0:
+        return
+    watch = Stopwatch()
+    cache = target.new_cache(len(tokens) + output.remaining)
+    vocabulary = torch.arange(target.head.vocabulary_size)
+
+    # The prompt, short of its last token, which the first round reads.
+    for start in range(0, len(tokens) - 1, _PREFILL):
+        end = min(start + _PREFILL, len(tokens) - 1)
+        features = target.step(torch.tensor(tokens[start:end]), cache)
+        if drafter:
+            drafter.absorb(torch.tensor(tokens[start + 1 : end + 1]), features.taps)
+    watch.lap("prefill")
+
+    stopped = False
+    while not stopped:
+        # 1) Propose. No more than may still be emitted, beside the target's own token.
+        proposal = Proposal((), ())
+        if drafter:
+            length = min(gamma, output.remaining - 1)
+            proposal = drafter.propose(tokens, length, sampling, random, watch)
+
+        # 2) The target reads the last token and the chain in one pass.
+        start = cache.length
+        features = target.step(torch.tensor([tokens[-1], *proposal.tokens]), cache)
+        logits = target.head.full(features.hidden)  # (n + 1, V)
+        watch.lap("target")
+
+        # 3) Verify.
+        laws = [sampling.law(row, vocabulary) for row in logits]
+        verdict = verify(proposal, laws, random)
+        accepted = [proposal.tokens[node] for node in verdict.path]
+        watch.lap("verify")
+
+        # 4) Commit, and forget what was rejected.
+        committed = output.commit([*accepted, verdict.next_token])
+        kept = committed.tokens
+        stopped = committed.stop is not None
+        tokens += kept
+        cache.truncate(start + len(kept))
+        watch.lap("commit")
+
+        # 5) The draft reads what was emitted, with what the target made of it.
+        if drafter and not stopped:
+            drafter.absorb(torch.tensor(kept), features.taps[: len(kept)])
+            watch.lap("draft")
+
+        # 6) The list learns from the round, of which nothing lies past a stop.
+        if stopped:
+            proposal = Proposal(proposal.tokens[: len(kept)], proposal.laws[: len(kept)])
+        complete = len(kept) == len(accepted) + 1
+        evidence = Evidence(
+            proposal,
+            tuple(laws[: len(kept)]),
+            verdict.acceptance[: len(kept)],
+            verdict.next_law if complete else None,
+        )
+        round = Round(
+            tokens=kept,
+            text=committed.text,
+            path=verdict.path[: len(kept)],
+            proposed=proposal.tokens,
+            shortlist_sizes=tuple(len(law.ids) for law in proposal.laws),
+            seconds={},
+            stop=committed.stop,
+            evidence=evidence,
+        )
+        if drafter:
+            drafter.shortlist.observe(round)
+            watch.lap("observe")
+
+        # 7) Hand it out. Time that passes until the next round is asked for is not ours.
+        yield replace(round, seconds=watch.collect(), evidence=evidence if trace else None)
+        watch.resume()

@@ -1,0 +1,168 @@
+"""Text that the target wrote itself, with all that a draft can learn from it.
+
+A draft is asked to guess what *this* target says next, so it learns from what this target
+says. Prompts are made, not taken: an opener (the beginning of a user's message, one of ours)
+is continued by the target into a whole message, and then answered by it, greedily or sampled.
+A message that shares a run of eight words with an evaluation prompt is thrown away.
+
+Each shard depends on its domain, number and seed alone: work that was interrupted goes on with
+the first shard that is missing. Knows nothing of drafts.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minispec import corpus, pretrained
+from minispec.batched import batched
+from minispec.checkpoint import read_tensors, write_tensors
+from minispec.model import Transformer
+from minispec.sampling import Sampling, SeededRandom
+from minispec.types import Tokenizer
+
+_PROMPTS = 512  # a shard
+_ROWS = 96  # decoded at once
+_MESSAGE_TOKENS = 40
+_MESSAGE = Sampling(temperature=1.0, top_p=0.95)
+_ANSWERS = (Sampling(temperature=0.0), Sampling(temperature=0.8))
+_LENGTHS = (128, 128, 128, 320)  # new tokens at most, by shard: mostly short, some long
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Sequences laid end to end: ``n`` ids, and the target's features at the same places.
+
+    ``tokens`` (n,) int64; ``hidden`` (n, D) and ``taps`` (n, n_taps * D) bfloat16, the last
+    position of each sequence zero, since the target never read it; ``starts``, ``answers``
+    and ``ends`` (sequences,) int64: where each sequence, its answer and its end lie.
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    taps: Tensor
+    starts: Tensor
+    answers: Tensor
+    ends: Tensor
+
+
+def shard_path(folder: Path, domain: str, number: int) -> Path:
+    return folder / f"{domain}-{number:04d}.safetensors"
+
+
+def read_shard(path: Path) -> Shard:
+    """Reads a shard. Raises FileError if it is missing or damaged."""
+    return Shard(**read_tensors(path))
+
+
+def write_shards(
+    folder: Path, model: str, domains: Sequence[str], tokens: int, seed: int, processes: int
+) -> Iterator[Path]:
+    """Writes shards round robin over the domains until they hold ``tokens`` answer tokens;
+    yields each path as it is ready, in order, those that exist already at once."""
+    written = 0
+    order = ((domain, number) for number in itertools.count() for domain in domains)
+    work = partial(_write_shard, folder, model, seed)
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        ahead = [pool.submit(work, *next(order)) for _ in range(processes + 1)]
+        try:
+            while written < tokens:
+                path = ahead.pop(0).result()
+                written += answer_tokens(read_shard(path))
+                yield path
+                ahead.append(pool.submit(work, *next(order)))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def answer_tokens(shard: Shard) -> int:
+    """How many tokens of a shard are the target's answers."""
+    return int((shard.ends - shard.answers).sum())
+
+
+def messages(
+    target: Transformer, tokenizer: Tokenizer, domain: str, count: int, seed: str
+) -> list[str]:
+    """``count`` user messages of a domain: openers, continued by the target."""
+    shuffled = random.Random(seed)
+    openers = corpus.openers(domain)
+    guard = corpus.OverlapGuard(text for name in corpus.DOMAINS for text in corpus.prompts(name))
+    # An empty message shows where the user's words stand: before the last end of a turn.
+    empty = tokenizer.chat("")
+    ends = [place for place, token in enumerate(empty) if token in tokenizer.eos_ids]
+    beginning = empty[: ends[-1]]
+    kept: list[str] = []
+    while len(kept) < count:
+        starts = [shuffled.choice(openers) for _ in range(count - len(kept))]
+        prompts = [[*beginning, *tokenizer.encode(start)] for start in starts]
+        randoms = [SeededRandom(shuffled.getrandbits(64)) for _ in starts]
+        rows = sorted(
+            batched(
+                target,
+                prompts,
+                [_MESSAGE] * len(starts),
+                randoms,
+                rows=_ROWS,
+                max_new_tokens=_MESSAGE_TOKENS,
+                eos_ids=tokenizer.eos_ids,
+            ),
+            key=lambda row: row.index,
+        )
+        texts = [starts[row.index] + tokenizer.decode(row.tokens) for row in rows]
+        # A message twice would be answered twice, greedily in the same words.
+        fresh = [text for text in dict.fromkeys(texts) if text not in kept]
+        kept += [text for text in fresh if guard.shared(text) is None]
+    return kept
+
+
+def _write_shard(folder: Path, model: str, seed: int, domain: str, number: int) -> Path:
+    path = shard_path(folder, domain, number)
+    if path.exists():
+        return path
+    loaded = pretrained.load(model, dtype=torch.bfloat16)
+    target, tokenizer = loaded.target, loaded.tokenizer
+    name = f"{seed} {domain} {number}"
+    texts = messages(target, tokenizer, domain, _PROMPTS, name)
+    prompts = [tokenizer.chat(text) for text in texts]
+    tokens: list[Tensor] = []
+    hidden: list[Tensor] = []
+    taps: list[Tensor] = []
+    lengths: list[tuple[int, int]] = []
+    for row in batched(
+        target,
+        prompts,
+        [_ANSWERS[i % len(_ANSWERS)] for i in range(len(prompts))],
+        [SeededRandom(random.Random(f"{name} {i}").getrandbits(64)) for i in range(len(prompts))],
+        rows=_ROWS,
+        max_new_tokens=_LENGTHS[number % len(_LENGTHS)],
+        eos_ids=tokenizer.eos_ids,
+        keep_features=True,
+    ):
+        prompt = prompts[row.index]
+        tokens.append(torch.tensor([*prompt, *row.tokens]))
+        unread = torch.zeros(1, row.features.hidden.shape[1], dtype=torch.bfloat16)
+        hidden += [row.features.hidden, unread]
+        taps += [row.features.taps, unread.repeat(1, len(target.config.tap_layers))]
+        lengths.append((len(prompt), len(prompt) + len(row.tokens)))
+    answers, ends = torch.tensor(lengths).T
+    starts = ends.cumsum(0) - ends
+    write_tensors(
+        path,
+        {
+            "tokens": torch.cat(tokens),
+            "hidden": torch.cat(hidden),
+            "taps": torch.cat(taps),
+            "starts": starts,
+            "answers": starts + answers,
+            "ends": starts + ends,
+        },
+        {"model": model, "domain": domain, "seed": str(seed)},
+    )
+    return path

@@ -1,0 +1,128 @@
+"""The draft: one decoder layer that runs ahead of the target (EAGLE-3, arXiv 2503.01840).
+
+At position t the layer reads the embedding of token t+1, which is known, and a *state*: what
+the target made of position t. Its output is both a guess of the target's hidden state at
+position t+1, to be multiplied with rows of the target's own LM head, and the state with which
+it reads on by itself when it runs ahead. The state of a position that the target has read is
+a mixture ("fusion") of three of the target's layers, low, middle and high.
+
+The draft owns no embedding and no head: it shares the target's. Knows nothing of how the ids
+that it may propose are chosen, nor of how it was trained.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minispec.checkpoint import read_metadata, read_tensors, write_tensors
+from minispec.errors import FingerprintError
+from minispec.head import PackedHead
+from minispec.model import MLP, Attention, KVCache, ModelConfig, Rope, Transformer
+
+
+class EagleDraft(nn.Module):
+    """One layer on [embedding; state], with a norm of its own before the target's LM head."""
+
+    def __init__(self, config: ModelConfig, embedding: Tensor, head: PackedHead) -> None:
+        super().__init__()
+        self.config = replace(config, layers=1)
+        self.embedding, self.head = embedding, head  # the target's, hence no parameters here
+        width, epsilon = config.width, config.norm_epsilon
+        self.fusion = nn.Linear(len(config.tap_layers) * width, width, bias=False)
+        self.embedding_norm = nn.RMSNorm(width, eps=epsilon)
+        self.state_norm = nn.RMSNorm(width, eps=epsilon)
+        self.attention = Attention(config, 2 * width)
+        self.mlp_norm = nn.RMSNorm(width, eps=epsilon)
+        self.mlp = MLP(config)
+        self.norm = nn.RMSNorm(width, eps=epsilon)
+        self.rope = Rope(config)
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for one sequence of at most ``capacity`` positions."""
+        config, weight = self.config, self.fusion.weight
+        return KVCache(
+            1, 1, capacity, config.kv_heads, config.head_width, weight.dtype, weight.device
+        )
+
+    @torch.inference_mode()
+    def fuse(self, taps: Tensor) -> Tensor:
+        """The target's taps (T, n_taps * D) -> states (T, D)."""
+        return self.fusion(taps)
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor, states: Tensor, cache: KVCache) -> Tensor:
+        """Token ids (T,), each one place ahead of its state (T, D) -> own states (T, D).
+
+        Raises ContextError, before anything is changed, if they do not fit the cache.
+        """
+        places = self.rope.places(cache, len(ids))
+        output = self.layer(
+            ids[None], states[None], lambda x: self.attention(x, places, cache, 0)
+        )
+        cache.advance(len(ids))
+        return output[0]
+
+    @torch.inference_mode()
+    def hidden(self, states: Tensor) -> Tensor:
+        """States (..., D) -> what the LM head's rows are multiplied with (..., D)."""
+        return self.norm(states)
+
+    def layer(self, ids: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """The layer itself: ids (B, T), states (B, T, D) -> (B, T, D). ``attend`` is the
+        attention over whatever the caller keeps of earlier positions."""
+        embedded = self.embedding_norm(self.embedding[ids])  # (B, T, D)
+        x = states + attend(torch.cat((embedded, self.state_norm(states)), dim=-1))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def untrained(target: Transformer) -> EagleDraft:
+    """A draft that begins as what it is to imitate: a copy of the target's last layer, fed by
+    the highest tap and, at first, deaf to the embedding. It learns several times faster than
+    from random numbers. Random draws come from torch's generator."""
+    draft = _around(target)
+    width, last = target.config.width, target.layers[-1]
+    with torch.no_grad():
+        draft.fusion.weight.zero_()
+        draft.fusion.weight[:, -width:] = torch.eye(width)
+        for name in ("query", "key", "value"):
+            weight = getattr(draft.attention, name).weight
+            weight[:, :width] = torch.randn_like(weight[:, :width]) * 0.01
+            weight[:, width:] = getattr(last.attention, name).weight
+        draft.attention.output.load_state_dict(last.attention.output.state_dict())
+        draft.state_norm.load_state_dict(last.attention_norm.state_dict())
+        draft.mlp_norm.load_state_dict(last.mlp_norm.state_dict())
+        draft.mlp.load_state_dict(last.mlp.state_dict())
+        draft.norm.load_state_dict(target.norm.state_dict())
+    return draft
+
+
+def save(path: Path, draft: EagleDraft, fingerprint: str) -> None:
+    """Writes a draft in bfloat16, with the fingerprint of the target that it was made for."""
+    weights = {name: value.to(torch.bfloat16) for name, value in draft.state_dict().items()}
+    write_tensors(path, weights, {"model": fingerprint})
+
+
+def load(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
+    """A draft of this target, in the target's dtype.
+
+    Raises FileError for a file that is no draft, FingerprintError for another target's.
+    """
+    made_for = read_metadata(path).get("model", "none")
+    if made_for != fingerprint:
+        raise FingerprintError(
+            f"{path} was made for model {made_for[:12]}, this one is {fingerprint[:12]}: "
+            "train its own with `minispec train draft`"
+        )
+    draft = _around(target)
+    shapes = {name: tuple(value.shape) for name, value in draft.state_dict().items()}
+    draft.load_state_dict(read_tensors(path, shapes))
+    return draft.requires_grad_(False)
+
+
+def _around(target: Transformer) -> EagleDraft:
+    embedding = target.embedding.weight.detach()
+    draft = EagleDraft(target.config, embedding, PackedHead(target.head.weight))
+    return draft.to(embedding.dtype).eval()

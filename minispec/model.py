@@ -1,0 +1,322 @@
+"""The target: a Llama-style decoder, and the cache that lets it forget.
+
+RMSNorm, rotary positions, grouped-query attention, SwiGLU: the model that speculative
+decoding accelerates and whose law it must keep. One property matters more here than in most
+implementations: **a forward pass gives the same features for any chunking of its input**,
+since a verify pass is nothing but a chunk of gamma + 1 tokens where plain decoding reads one.
+
+Knows nothing of vocabularies as text, of sampling, or of drafts. Shapes: ``B`` rows, ``T``
+new positions, ``S`` positions held by the cache, ``D`` width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minispec.errors import ArgumentError, ContextError
+from minispec.head import LinearHead
+from minispec.types import Features
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretching of rotary frequencies for contexts longer than those trained on:
+    wavelengths above ``original_context / low_factor`` are stretched by ``factor``, those
+    below ``original_context / high_factor`` are left alone, and between the two the
+    frequency is interpolated."""
+
+    factor: float
+    low_factor: float
+    high_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model. ``tap_layers`` counts layers from 1: tap 2 is layer 2's output."""
+
+    vocabulary_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp_width: int
+    context_limit: int
+    norm_epsilon: float = 1e-5
+    rope_base: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    tied_head: bool = True
+    tap_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ArgumentError(
+                f"{self.heads} query heads cannot share {self.kv_heads} key heads evenly: "
+                "heads must be a multiple of kv_heads"
+            )
+        if self.head_width % 2:
+            raise ArgumentError(f"head width {self.head_width} is odd: rotary pairs need it even")
+        if any(not 1 <= tap <= self.layers for tap in self.tap_layers):
+            raise ArgumentError(f"taps {self.tap_layers} must lie in 1..{self.layers}")
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, row by row, in storage of fixed size.
+
+    ``lengths[b]`` positions of row ``b`` count; what lies behind them is rubbish that the
+    next pass overwrites, so forgetting costs nothing. Rows may have different lengths.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        capacity: int,
+        kv_heads: int,
+        head_width: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        # Zeros, not empty: a masked key has weight 0, and 0 * NaN would be NaN.
+        shape = (layers, rows, capacity, kv_heads, head_width)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = [0] * rows
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+    @property
+    def length(self) -> int:
+        """Positions held, for a cache of one row."""
+        (length,) = self.lengths
+        return length
+
+    def truncate(self, length: int) -> None:
+        """Forgets every position from ``length`` on, in each row."""
+        self.lengths = [min(length, held) for held in self.lengths]
+
+    def row(self, row: int) -> "KVCache":
+        """A cache of one empty row over the storage of row ``row``: to fill it alone."""
+        view = object.__new__(KVCache)
+        view.keys, view.values = self.keys[:, row : row + 1], self.values[:, row : row + 1]
+        view.lengths = [0]
+        return view
+
+    def positions(self, new: int) -> Tensor:
+        """Positions (B, T) that the next ``new`` tokens of each row will take.
+
+        Raises ContextError if a row has no room for them.
+        """
+        if max(self.lengths) + new > self.capacity:
+            raise ContextError(
+                f"{max(self.lengths)} + {new} positions do not fit a cache of {self.capacity}"
+            )
+        starts = torch.tensor(self.lengths, device=self.keys.device)
+        return starts[:, None] + torch.arange(new, device=self.keys.device)  # (B, T)
+
+    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Stores keys and values (B, T, kv_heads, head_width) at ``positions`` (B, T)."""
+        rows = torch.arange(positions.shape[0], device=positions.device)[:, None]  # (B, 1)
+        self.keys[layer, rows, positions] = keys
+        self.values[layer, rows, positions] = values
+
+    def advance(self, new: int) -> None:
+        """Counts ``new`` more positions in each row, once every layer has written them."""
+        self.lengths = [length + new for length in self.lengths]
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the tokens of one pass stand; computed once, used by every layer."""
+
+    positions: Tensor  # (B, T)
+    cos: Tensor  # (B, T, 1, head_width)
+    sin: Tensor  # (B, T, 1, head_width)
+    mask: Tensor | None  # (B, 1, T * group, S), true where a query may look; None: everywhere
+    span: int  # S, the longest row after this pass
+
+
+class Rope(nn.Module):
+    """Rotary position embedding (Su et al., arXiv 2104.09864): the pair of coordinates
+    (j, j + head_width / 2) of a query or key at position t is turned by t * base^(-2j/width),
+    so that a query and a key see only the distance between them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.group = config.heads // config.kv_heads
+        half = torch.arange(config.head_width // 2, dtype=torch.float64)
+        frequencies = config.rope_base ** (-2 * half / config.head_width)
+        if config.rope_scaling:
+            frequencies = _stretched(frequencies, config.rope_scaling)
+        angles = torch.outer(
+            torch.arange(config.context_limit, dtype=torch.float64), frequencies
+        ).repeat(1, 2)  # (context, head_width)
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()), persistent=False)
+
+    def places(self, cache: KVCache, new: int) -> Places:
+        """The places of the next ``new`` positions of each row of the cache."""
+        positions = cache.positions(new)  # (B, T)
+        span = max(cache.lengths) + new
+        if new == 1 and len(set(cache.lengths)) == 1:
+            mask = None  # a single token looks at everything that is held
+        else:
+            queries = positions.repeat_interleave(self.group, dim=1)  # (B, T * group)
+            mask = torch.arange(span, device=positions.device) <= queries[:, None, :, None]
+        cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
+        return Places(positions, cos, sin, mask, span)
+
+
+def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    wavelengths = 2 * torch.pi / frequencies
+    turns = scaling.original_context / wavelengths
+    blend = (turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
+    blend = blend.clip(0, 1)  # 0: long waves, stretched; 1: short waves, left alone
+    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries or keys (B, T, heads, head_width) turned by their positions' angles."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: several query heads share one key and value head.
+
+    ``input_width`` differs from the model's width in the draft, whose layer reads an
+    embedding and a state side by side.
+    """
+
+    def __init__(self, config: ModelConfig, input_width: int) -> None:
+        super().__init__()
+        self.head_width = config.head_width
+        key_width = config.kv_heads * config.head_width
+        self.query = nn.Linear(input_width, config.heads * config.head_width, bias=False)
+        self.key = nn.Linear(input_width, key_width, bias=False)
+        self.value = nn.Linear(input_width, key_width, bias=False)
+        self.output = nn.Linear(config.heads * config.head_width, config.width, bias=False)
+
+    def forward(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
+        queries, keys, values = self.project(x, places.cos, places.sin)
+        cache.write(layer, places.positions, keys, values)
+        seen = slice(0, places.span)
+        return self.attend(
+            queries, cache.keys[layer, :, seen], cache.values[layer, :, seen], places.mask
+        )
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, input_width) -> queries (B, T, heads, hw), keys and values (B, T, kv, hw)."""
+        split = (-1, self.head_width)
+        queries = _turned(self.query(x).unflatten(-1, split), cos, sin)
+        keys = _turned(self.key(x).unflatten(-1, split), cos, sin)
+        return queries, keys, self.value(x).unflatten(-1, split)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """queries (B, T, heads, hw), keys and values (B, S, kv, hw), mask (B, 1, T * group, S)
+        -> (B, T, D)."""
+        # Query heads that share a key head become further query positions of it: then each
+        # key is read once for the whole group, which is what grouping was invented for.
+        rows, new, kv_heads = queries.shape[0], queries.shape[1], keys.shape[2]
+        grouped = queries.unflatten(2, (kv_heads, -1)).transpose(1, 2)  # (B, kv, T, group, hw)
+        attended = F.scaled_dot_product_attention(
+            grouped.flatten(2, 3),  # (B, kv, T * group, hw)
+            keys.transpose(1, 2),  # (B, kv, S, hw)
+            values.transpose(1, 2),
+            attn_mask=mask,
+        )  # (B, kv, T * group, hw)
+        attended = attended.unflatten(2, (new, -1)).transpose(1, 2)  # (B, T, kv, group, hw)
+        return self.output(attended.reshape(rows, new, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.up = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))  # (B, T, D)
+
+
+class Layer(nn.Module):
+    """One decoder layer: attention, then MLP, each behind a norm and added to the stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
+        self.attention = Attention(config, config.width)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), places, cache, layer)
+        return x + self.mlp(self.mlp_norm(x))  # (B, T, D)
+
+
+class Transformer(nn.Module):
+    """The decoder. Its LM head is apart (``head``), since not everyone asks for all of it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary_size, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
+        self.rope = Rope(config)
+        if not config.tied_head:
+            self.output = nn.Linear(config.width, config.vocabulary_size, bias=False)
+
+    @property
+    def head(self) -> LinearHead:
+        """The LM head: the embedding's own rows where the two are tied."""
+        return LinearHead((self.embedding if self.config.tied_head else self.output).weight)
+
+    @property
+    def context_limit(self) -> int:
+        """The most positions that a sequence may have."""
+        return self.config.context_limit
+
+    def new_cache(self, capacity: int, rows: int = 1) -> KVCache:
+        """An empty cache for ``rows`` sequences of at most ``capacity`` positions each."""
+        config, weight = self.config, self.embedding.weight
+        return KVCache(
+            config.layers,
+            rows,
+            capacity,
+            config.kv_heads,
+            config.head_width,
+            weight.dtype,
+            weight.device,
+        )
+
+    def forward(self, ids: Tensor, cache: KVCache) -> Features:
+        """ids (B, T), read after what the cache holds -> hidden (B, T, D), taps (B, T, n * D).
+
+        Raises ContextError, before anything is changed, if they do not fit the cache.
+        """
+        places = self.rope.places(cache, ids.shape[1])
+        x = self.embedding(ids)  # (B, T, D)
+        taps = []
+        for index, layer in enumerate(self.layers):
+            x = layer(x, places, cache, index)
+            if index + 1 in self.config.tap_layers:
+                taps.append(x)
+        cache.advance(ids.shape[1])
+        return Features(self.norm(x), torch.cat(taps, dim=-1) if taps else x[..., :0])
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor, cache: KVCache) -> Features:
+        """The pass of one sequence: ids (T,) -> hidden (T, D), taps (T, n * D)."""
+        features = self(ids[None], cache)
+        return Features(features.hidden[0], features.taps[0])

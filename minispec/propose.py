@@ -1,0 +1,86 @@
+"""Proposals: a chain of tokens, and for each the exact law that it was drawn from.
+
+Also the bookkeeping of the draft's cache, which is where drafts go wrong in silence, since
+verification corrects every token that a confused draft proposes. After each round the cache
+is cut back to where the round began, and one pass over the tokens that were really emitted,
+with the target's taps in place of the draft's own guesses, rebuilds it; that pass's last
+output is the next round's first state.
+
+Knows nothing of verification.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minispec.errors import ShortlistError
+from minispec.sampling import Sampling
+from minispec.stopwatch import Stopwatch
+from minispec.types import Context, Draft, Law, Proposal, RandomSource, Shortlist
+
+
+class Drafter:
+    """A draft with its cache and its shortlist, for one sequence."""
+
+    def __init__(self, draft: Draft, shortlist: Shortlist, capacity: int) -> None:
+        self.draft, self.shortlist = draft, shortlist
+        self._cache: Any = draft.new_cache(capacity)
+        self._vouched = 0  # positions whose state came from the target
+        self._state: Tensor | None = None  # (D,), None until something was read
+
+    def absorb(self, ids: Tensor, taps: Tensor) -> None:
+        """Rebuilds the cache: taps (T, n_taps * D) of positions that the target has read,
+        and for each the token that follows it, ids (T,)."""
+        self._cache.truncate(self._vouched)  # the chain of the last round is forgotten
+        states = self.draft.step(ids, self.draft.fuse(taps), self._cache)  # (T, D)
+        self._vouched += len(ids)
+        self._state = states[-1]
+
+    def propose(
+        self,
+        tokens: Sequence[int],
+        gamma: int,
+        sampling: Sampling,
+        random: RandomSource,
+        watch: Stopwatch,
+    ) -> Proposal:
+        """Draws a chain of at most ``gamma`` tokens to follow ``tokens``.
+
+        Raises ShortlistError if the list breaks its contract. Spends one choice a token.
+        """
+        drafted: list[int] = []
+        laws: list[Law] = []
+        state, ids = self._state, None
+        if state is None:  # a prompt of a single token: there is nothing to go on yet
+            return Proposal((), ())
+        for depth in range(gamma):
+            hidden = self.draft.hidden(state)  # (D,)
+            if ids is None or not self.shortlist.per_round:
+                watch.lap("draft")
+                context = Context((*tokens, *drafted), hidden, depth)
+                ids = self._checked(self.shortlist.select(context))  # (K,)
+                watch.lap("shortlist")
+            law = sampling.law(self.draft.head.rows(hidden, ids), ids)
+            drafted.append(int(law.ids[random.choose(law.probs)]))
+            laws.append(law)
+            watch.lap("draft_head")
+            if depth + 1 < gamma:
+                state = self.draft.step(torch.tensor(drafted[-1:]), state[None], self._cache)[0]
+        watch.lap("draft")
+        return Proposal(tuple(drafted), tuple(laws))
+
+    def _checked(self, ids: Tensor) -> Tensor:
+        """The door: what passes here may be multiplied with rows and written into laws."""
+        name, budget = self.shortlist.name, self.shortlist.budget
+        size = self.draft.head.vocabulary_size
+        if ids.dtype != torch.int64 or ids.dim() != 1:
+            raise ShortlistError(f"{name}: ids are {ids.dtype} {tuple(ids.shape)}, not int64 (K,)")
+        if not 1 <= len(ids) <= budget:
+            raise ShortlistError(f"{name}: {len(ids)} ids, allowed are 1 to {budget}")
+        if ids[0] < 0 or ids[-1] >= size:
+            raise ShortlistError(f"{name}: ids {ids[0]}..{ids[-1]} are not within 0..{size - 1}")
+        if not (ids[1:] > ids[:-1]).all():
+            raise ShortlistError(f"{name}: ids are not sorted or not unique")
+        return ids

@@ -1,0 +1,116 @@
+"""From logits to laws, and from laws to tokens.
+
+``Sampling`` shapes logits into the law that decoding follows (temperature, top-k, top-p).
+Greedy decoding is the law at temperature zero: everything on the likeliest id, ties to the
+lowest, so that one verifier serves every temperature. ``SeededRandom`` turns laws into
+decisions, one float64 uniform each, in a fixed order: a seed fixes a run.
+
+Knows nothing of models, lists or speculation.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minispec.errors import ArgumentError
+from minispec.types import Law
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a law is made of logits.
+
+    ``temperature`` 0 is greedy. ``top_k`` keeps that many likeliest ids, 0 keeps all.
+    ``top_p`` keeps the smallest set of likeliest ids whose mass reaches it (after top-k).
+    Ties are decided in favour of lower ids everywhere. Raises ArgumentError on construction.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ArgumentError(f"temperature {self.temperature} must be 0 (greedy) or above")
+        if self.top_k < 0:
+            raise ArgumentError(f"top-k {self.top_k} must be 0 (all ids) or above")
+        if not 0 < self.top_p <= 1:
+            raise ArgumentError(f"top-p {self.top_p} must lie in (0, 1], 1 keeps all ids")
+
+    def law(self, logits: Tensor, ids: Tensor) -> Law:
+        """logits (K,), ids (K,) sorted -> the law over just those ids.
+
+        What top-k or top-p leaves out has probability exactly 0. Computed in float32, or in
+        float64 for float64 logits, whatever the model ran in. Raises ArgumentError where no
+        logit is finite, since no law exists.
+        """
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        # argmax returns the first of equal maxima, which is the lowest id.
+        best = int(logits.argmax())
+        if not torch.isfinite(logits[best]):
+            raise ArgumentError(f"the largest of {len(ids)} logits is {logits[best]}, not finite")
+        if self.temperature == 0:
+            probs = torch.zeros_like(logits)
+            probs[best] = 1
+            return Law(ids, probs)
+        # Subtracting the largest first keeps a tiny temperature from overflowing.
+        logits = (logits - logits[best]) / self.temperature
+        if 0 < self.top_k < len(ids):
+            logits = torch.where(_top_k(logits, self.top_k), logits, -math.inf)
+        probs = torch.softmax(logits, dim=-1)
+        if self.top_p < 1:
+            probs = torch.where(_top_p(probs, self.top_p), probs, 0)
+            probs = probs / probs.sum()
+        return Law(ids, probs)
+
+
+def _top_k(logits: Tensor, k: int) -> Tensor:
+    """Which k logits are the largest; of those equal to the k-th, the first ones."""
+    border = logits.topk(k).values[-1]
+    above = logits > border
+    equal = logits == border
+    return above | (equal & (equal.cumsum(0) <= k - above.sum()))
+
+
+def _top_p(probs: Tensor, mass: float) -> Tensor:
+    """The smallest set of largest probabilities that reaches ``mass``; never empty."""
+    order = probs.argsort(descending=True, stable=True)
+    before = probs[order].double().cumsum(0) - probs[order]  # mass of all that rank higher
+    keep = torch.empty_like(probs, dtype=torch.bool)
+    keep[order] = before < mass
+    keep[order[0]] = True
+    return keep
+
+
+class SeededRandom:
+    """The production source of randomness: one float64 uniform in [0, 1) per decision."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = random.Random(seed)
+
+    def uniform(self) -> float:
+        """The next uniform, a multiple of 2^-53 in [0, 1)."""
+        return self._generator.random()
+
+    def bernoulli(self, probability: float) -> bool:
+        """True with the given probability. The comparison is strict: probability 0 is never
+        accepted, not even by a uniform of exactly 0."""
+        return self.uniform() < float(probability)
+
+    def choose(self, probs: Tensor) -> int:
+        """An index of ``probs`` (K,), which need not sum to one.
+
+        The inverse of the cumulative sum, in float64. The first index whose cumulative sum
+        *exceeds* the target value has itself added something, so an index of probability 0
+        is never returned, for no uniform; rounding up to the whole sum falls back to the
+        last index that added something.
+        """
+        cumulative = np.cumsum(np.asarray(probs), dtype=np.float64)
+        index = int(np.searchsorted(cumulative, self.uniform() * cumulative[-1], side="right"))
+        last = int(np.searchsorted(cumulative, cumulative[-1], side="left"))
+        return min(index, last)

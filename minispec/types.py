@@ -1,0 +1,234 @@
+"""What travels down the river: the nouns of speculative decoding, and nothing else.
+
+The letters are those of Leviathan et al. (arXiv 2211.17192): **p** is the target's law,
+**q** the draft's, **gamma** the number of tokens proposed in a round. Shapes: ``T``
+positions, ``V`` vocabulary, ``K`` shortlist, ``D`` model width. Ids are ``int64``.
+
+Knows neither models nor text. Every other module speaks to its neighbours in these types.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Law:
+    """A probability law over some ids of the vocabulary; every other id has probability 0.
+
+    ``ids`` (K,) int64, sorted and unique; ``probs`` (K,) float32 or better, summing to one,
+    never a view of a buffer that is used again. A full law has ``ids = arange(V)``.
+
+    Both may also be numpy arrays, ``probs`` then of ``fractions.Fraction``: the arithmetic of
+    verification uses operators, indexing and sums alone, so that a proof can run through it.
+    """
+
+    ids: Any
+    probs: Any
+
+    def probability(self, token: int) -> Any:
+        """The probability of one id, 0 where the law does not know it."""
+        return self.probs[self.ids == token].sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """All that a shortlist may look at before it is asked for ids: the past, nothing else.
+
+    ``tokens``: emitted tokens followed by those drafted so far on this path. ``hidden`` (D,):
+    the state that the list's rows of the LM head will be multiplied with. ``depth``: the
+    draft step, 0 for the first token of a round.
+    """
+
+    tokens: tuple[int, ...]
+    hidden: Tensor
+    depth: int
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A chain of drafted tokens, each with the law that it was *really* drawn from."""
+
+    tokens: tuple[int, ...]
+    laws: tuple[Law, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What verification decided about a proposal.
+
+    ``path``: indices of the accepted nodes (for a chain 0..n-1). ``next_token``: drawn by the
+    target itself, from ``next_law``: the residual after a rejection, else the target's law
+    after the last accepted token (the *bonus token*). ``acceptance``: the probability with
+    which each examined node was to be accepted, in the order of examination.
+    """
+
+    path: tuple[int, ...]
+    next_token: int
+    next_law: Law
+    acceptance: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a round revealed: everything that a list or a draft may learn from.
+
+    ``laws[i]`` is the target's law of ``round.tokens[i]``; ``acceptance`` as in ``Verdict``;
+    ``next_law`` is what the round's last token was drawn from, None where a stop fell among
+    the accepted tokens before it. Nothing past a stop is in it.
+    """
+
+    proposal: Proposal
+    laws: tuple[Law, ...]
+    acceptance: tuple[Any, ...]
+    next_law: Law | None
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One round of decoding: what was decided, and what it cost.
+
+    ``tokens``: the tokens emitted, never past a stop. ``text``: the text that is decided by
+    now (text that may be the start of a stop string is held back). ``path``: indices of the
+    accepted proposals that were kept. ``proposed``: the drafted tokens. ``shortlist_sizes``:
+    ids scored at each draft step. ``seconds``: wall time by phase. ``stop``: why decoding
+    ended with this round, or None. ``evidence`` is always there for ``observe`` and is
+    handed to the caller only when tracing, since it holds (gamma + 1) * V numbers.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    path: tuple[int, ...]
+    proposed: tuple[int, ...]
+    shortlist_sizes: tuple[int, ...]
+    seconds: Mapping[str, float]
+    stop: str | None
+    evidence: Evidence | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the target shows of T positions: ``hidden`` (T, D), ready for the LM head, and
+    ``taps`` (T, n_taps * D), the outputs of chosen layers side by side, for the draft."""
+
+    hidden: Tensor
+    taps: Tensor
+
+
+class RandomSource(Protocol):
+    """The only door through which randomness enters."""
+
+    def bernoulli(self, probability: Any) -> bool:
+        """True with the given probability; probabilities of 0 and 1 are certain."""
+        ...
+
+    def choose(self, probs: Any) -> int:
+        """An index drawn from ``probs`` (K,), never one of probability zero."""
+        ...
+
+
+class Cache(Protocol):
+    """What a model remembers of the positions it has seen; forgetting is setting a length."""
+
+    @property
+    def length(self) -> int: ...
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from ``length`` on. A rollback is a length, never a copy."""
+        ...
+
+
+class Head(Protocol):
+    """The LM head as rows of a (V, D) matrix."""
+
+    vocabulary_size: int
+
+    def full(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> logits of all ids (..., V)."""
+        ...
+
+    def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """(..., D), (K,) -> logits of those ids (..., K)."""
+        ...
+
+
+class Target(Protocol):
+    """The model whose law the output follows."""
+
+    head: Head
+    context_limit: int
+
+    def new_cache(self, capacity: int) -> Any: ...
+
+    def step(self, ids: Tensor, cache: Any) -> Features:
+        """Reads ids (T,) after what the cache holds; any chunking gives the same features."""
+        ...
+
+
+class Draft(Protocol):
+    """The small model that guesses ahead. Its input at position t is the embedding of token
+    t+1 and a state: the target's taps at t, fused, or its own output where it runs ahead."""
+
+    def new_cache(self, capacity: int) -> Any: ...
+
+    def fuse(self, taps: Tensor) -> Tensor:
+        """(T, n_taps * D) -> states (T, D)."""
+        ...
+
+    def step(self, ids: Tensor, states: Tensor, cache: Any) -> Tensor:
+        """ids (T,), states (T, D) -> the draft's own states (T, D)."""
+        ...
+
+    def hidden(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., D), what the LM head's rows are multiplied with."""
+        ...
+
+
+@runtime_checkable
+class Shortlist(Protocol):
+    """Which ids the draft may propose. A law of the past alone, so any choice is exact."""
+
+    name: str
+    budget: int
+    per_round: bool
+
+    def select(self, context: Context) -> Tensor:
+        """ids (K,): sorted, unique, within [0, V), 1 <= K <= budget. Changes no state."""
+        ...
+
+    def observe(self, round: Round) -> None:
+        """Learns from a finished round."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets everything learnt since construction: called between prompts."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text <-> ids."""
+
+    vocabulary_size: int
+    eos_ids: tuple[int, ...]
+    fingerprint: str
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text; with ``special`` the names of special tokens are read as such."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens are silent, broken UTF-8 becomes U+FFFD."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; b'' for special tokens."""
+        ...
+
+    def chat(self, prompt: str) -> list[int]:
+        """Ids of a user's message in the model's own chat template, the answer's turn open."""
+        ...
