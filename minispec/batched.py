@@ -8,12 +8,11 @@ random source, its own positions and its own end.
 Knows nothing of speculation.
 """
 
-import os
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from minispec.errors import ArgumentError, ContextError
 from minispec.model import KVCache, Transformer
@@ -55,13 +54,18 @@ def batched(
     """Decodes prompt ``i`` under ``samplings[i]`` with ``randoms[i]``; yields in order of
     completion. A row ends with an EOS id, which is kept, or at ``max_new_tokens``.
 
-    Raises ArgumentError for an empty prompt or unequal lists, ContextError for a prompt that
-    does not fit the context together with its answer, both before anything is decoded.
+    Raises ArgumentError for an empty prompt, unequal lists or no rows, ContextError for a
+    prompt that does not fit the context together with its answer, both before anything is
+    decoded.
     """
     if not len(prompts) == len(samplings) == len(randoms):
         raise ArgumentError(
             f"{len(prompts)} prompts need as many samplings and random sources, "
             f"got {len(samplings)} and {len(randoms)}"
+        )
+    if rows < 1 or max_new_tokens < 0:
+        raise ArgumentError(
+            f"{rows} rows and {max_new_tokens} new tokens: at least 1 row and 0 tokens are needed"
         )
     if not prompts or max_new_tokens == 0:
         return
@@ -84,9 +88,8 @@ def batched(
         for slot in range(rows):
             if active[slot] is None and (index := next(waiting, None)) is not None:
                 features = prefix.fill(cache, slot, prompts[index][:-1])
-                active[slot] = _Row(index, prompts[index][-1], randoms[index])
-                if keep_features:
-                    active[slot].features.append(features)
+                kept = [features] if keep_features else []
+                active[slot] = _Row(index, prompts[index][-1], randoms[index], features=kept)
         if not any(active):
             return
 
@@ -103,7 +106,8 @@ def batched(
             if keep_features:
                 row.features.append(Features(step.hidden[slot], step.taps[slot]))
             if row.last in eos_ids or len(row.tokens) == max_new_tokens:
-                yield Written(row.index, tuple(row.tokens), _joined(row.features))
+                whole = _joined(row.features) if keep_features else None
+                yield Written(row.index, tuple(row.tokens), whole)
                 active[slot] = None
                 cache.lengths[slot] = 0
 
@@ -132,12 +136,11 @@ def _row_of(features: Features) -> Features:
     return Features(features.hidden[0], features.taps[0])
 
 
-def _joined(parts: Sequence[Features]) -> Features | None:
-    if not parts:
-        return None
+def _joined(parts: Sequence[Features]) -> Features:
     return Features(torch.cat([p.hidden for p in parts]), torch.cat([p.taps for p in parts]))
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
     """The longest beginning that all prompts share, short of anyone's last token."""
-    return os.path.commonprefix([tuple(prompt[:-1]) for prompt in prompts])
+    places = zip(*(prompt[:-1] for prompt in prompts), strict=False)  # to the shortest's end
+    return [ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, places)]

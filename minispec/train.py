@@ -33,8 +33,9 @@ from minispec.checkpoint import read_metadata, read_tensors, write_json, write_t
 from minispec.distill import Shard
 from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError
+from minispec.head import LinearHead
 
-_REPORT = 20_000  # tokens between two lines of figures, and two checkpoints
+_REPORT = 50_000  # tokens between two lines of figures, and two checkpoints
 _BUCKET = 32  # updates that are put together at a time
 
 
@@ -64,6 +65,12 @@ class Corpus:
         for file, handle in enumerate(self._files):
             bounds = [handle.get_tensor(name).tolist() for name in ("starts", "answers", "ends")]
             self.places += [(file, *each) for each in zip(*bounds, strict=True)]
+
+    def split(self, every: int) -> list[Shard]:
+        """Takes one sequence in ``every`` out of the corpus, and returns those."""
+        taken = [self.sequence(index) for index in range(0, len(self.places), every)]
+        self.places = [place for index, place in enumerate(self.places) if index % every]
+        return taken
 
     def sequence(self, index: int) -> Shard:
         """One sequence, as a shard of its own."""
@@ -165,8 +172,15 @@ def loss_of(
         cross_entropy = -(laws[begun] * logs).sum(-1).mean()
         distance = (hidden.float() - goal).square().mean() / scale
         total = total + config.step_decay**step * (cross_entropy + config.feature_weight * distance)
-        parts.append(float(cross_entropy))
+        parts.append(cross_entropy.item())
     return total, parts
+
+
+def written_greedily(sequence: Shard, head: LinearHead) -> bool:
+    """Whether an answer is its target's greedy one, up to the rounding of stored features."""
+    answer = int(sequence.answers)
+    best = head.full(sequence.hidden[answer - 1 : -1].float()).argmax(-1)
+    return float((best == sequence.tokens[answer:]).float().mean()) > 0.95
 
 
 @torch.inference_mode()
@@ -178,9 +192,9 @@ def replayed_tau(draft: EagleDraft, sequences: Sequence[Shard], gamma: int) -> f
     for sequence in sequences:
         batch = batch_of([sequence])
         right = torch.zeros(gamma, batch.ids.shape[1], dtype=torch.bool)
-        for step, (hidden, _) in enumerate(unrolled(draft, batch, gamma)):
-            guesses = draft.head.full(hidden[0]).argmax(-1)  # (m,)
-            right[step] = guesses == batch.following[0]
+        for step, (hidden, begun) in enumerate(unrolled(draft, batch, gamma)):
+            guesses = draft.head.full(hidden[begun]).argmax(-1)
+            right[step, begun[0]] = guesses == batch.following[begun]
         place, last = int(sequence.answers) - 2, batch.ids.shape[1]
         while place < last:
             accepted = 0
@@ -199,7 +213,7 @@ def train(
     config: TrainConfig,
     folder: Path,
 ) -> Iterator[dict[str, float]]:
-    """Trains a draft in place; yields a line of figures about every 20,000 tokens.
+    """Trains a draft in place; yields a line of figures about every 50,000 tokens.
 
     ``folder`` keeps the checkpoint (weights and optimiser) and the log, ``training.json``; if
     it holds those of this very configuration and data, training goes on from there. Raises

@@ -146,7 +146,8 @@ class Cache(Protocol):
 class Head(Protocol):
     """The LM head as rows of a (V, D) matrix."""
 
-    vocabulary_size: int
+    @property
+    def vocabulary_size(self) -> int: ...
 
     def full(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits of all ids (..., V)."""
@@ -160,8 +161,11 @@ class Head(Protocol):
 class Target(Protocol):
     """The model whose law the output follows."""
 
-    head: Head
-    context_limit: int
+    @property
+    def head(self) -> Head: ...
+
+    @property
+    def context_limit(self) -> int: ...
 
     def new_cache(self, capacity: int) -> Any: ...
 
@@ -173,6 +177,9 @@ class Target(Protocol):
 class Draft(Protocol):
     """The small model that guesses ahead. Its input at position t is the embedding of token
     t+1 and a state: the target's taps at t, fused, or its own output where it runs ahead."""
+
+    @property
+    def head(self) -> Head: ...
 
     def new_cache(self, capacity: int) -> Any: ...
 
@@ -215,6 +222,7 @@ class Tokenizer(Protocol):
 
     vocabulary_size: int
     eos_ids: tuple[int, ...]
+    bos_id: int | None  # what the model wants before a text, if anything; ``encode`` adds none
     fingerprint: str
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:

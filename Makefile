@@ -1,0 +1,104 @@
+# `make` alone lists what there is. Without PYTHON, a target first makes .venv, or brings it up
+# to date when setup.cfg has changed; with PYTHON=/path/to/python it uses that environment as it
+# is and installs nothing.
+
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+TOKENS ?= 1000000
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: demo test slow bench draft lint clean help python FORCE
+
+ifdef PYTHON
+PY := $(PYTHON)
+INSTALLED := python
+DEV := python
+BENCH := python
+else
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.minispec
+DEV := $(VENV)/.minispec-dev
+BENCH := $(VENV)/.minispec-bench
+endif
+
+# Runs from this folder, so that it also serves an environment without an installed minispec.
+MINISPEC = $(PY) -m minispec.cli
+
+demo: $(INSTALLED)  ## see one model decode plainly, speculate, and speculate with FR-Spec
+	$(MINISPEC) fetch smollm2
+	$(MINISPEC) compare --model smollm2 --prompts general code law medicine --limit 3 \
+		--methods autoregressive,full,frspec@0.25 --max-new-tokens 48 --out build/demo
+
+test: $(DEV)  ## run the tests, but for the slow ones
+	$(PY) -m pytest -m "not slow"
+
+slow: $(DEV)  ## run the slow tests
+	@echo '$(PY) -m pytest -m slow'; $(PY) -m pytest -m slow; code=$$?; \
+	if [ $$code -eq 5 ]; then echo "make slow: no test is marked slow, so none was run"; exit 0; fi; \
+	exit $$code
+
+bench: $(BENCH)  ## run the benchmarks
+	$(PY) -m pytest benchmarks --benchmark-only
+
+draft: $(INSTALLED)  ## train a draft for smollm2 on TOKENS tokens, into build/draft
+	$(MINISPEC) fetch smollm2
+	$(MINISPEC) train draft --model smollm2 --tokens $(TOKENS) --out build/draft
+
+lint: $(DEV)  ## check style, format and types
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+clean:  ## remove .venv, the caches and build/, a draft trained there included
+	rm -rf $(if $(PYTHON),,.venv) build dist *.egg-info
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## list what make can do
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "PYTHON=/path/to/python   use that environment as it is, and make none"
+	@echo "TORCH='$(TORCH)'   what pip is asked for if .venv has no PyTorch that will do"
+
+# --- the environment --------------------------------------------------------------------------
+
+wanted = minispec needs Python 3.11 or later, but $(1) is \
+	$(or $(shell command -v $(1) >/dev/null && $(1) --version 2>&1),not there): \
+	get a newer one, or make .venv with it yourself (python3.12 -m venv .venv)
+check = $(if $(shell $(1) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null), \
+	,$(error $(call wanted,$(1))))
+
+python:
+	@: $(call check,$(PY))
+
+$(VENV)/bin/python:
+	@: $(call check,python3)
+	python3 -m venv $(VENV)
+
+# PyTorch comes first, because what pip would take by itself is often a build of gigabytes. One
+# that is there already is kept if setup.cfg allows it: pip, shown no source at all, then finds
+# nothing to do. A TORCH that was asked for is installed all the same.
+RANGE := $(shell sed -n 's/^ *\(torch[<>=].*\)/\1/p' setup.cfg)
+$(VENV)/.torch: | $(VENV)/bin/python
+	@: $(if $(wildcard $(PY)),$(call check,$(PY)))
+ifeq ($(origin TORCH),file)
+	@PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= $(PY) -m pip install --quiet --no-index --no-deps \
+		'$(RANGE)' 2>/dev/null || { echo '$(PY) -m pip install $(TORCH)'; \
+		$(PY) -m pip install $(TORCH); }
+else
+	$(PY) -m pip install $(TORCH)
+endif
+	@test -e $@ || touch $@
+
+ifneq ($(origin TORCH),file)
+$(VENV)/.torch: FORCE
+endif
+
+$(VENV)/.minispec: $(VENV)/.torch setup.cfg pyproject.toml
+	$(PY) -m pip install --editable .
+	@touch $@
+
+$(VENV)/.minispec-%: $(VENV)/.torch setup.cfg pyproject.toml
+	$(PY) -m pip install --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,138 @@
+"""Methods by name: how a way of decoding is spelled, and how it is put together.
+
+    NAME[@BUDGET][:RANKING]     autoregressive  full  frspec@0.25  frspec@4096:mix
+
+The budget is a number of ids or a share of the vocabulary. The ranking is one of the shipped
+ones, ``without-own`` (the mix of all domains but that of the prompt), or a file.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minispec import ranking
+from minispec.commit import StopRule
+from minispec.corpus import DOMAINS
+from minispec.decode import MAX_GAMMA, autoregressive, speculative
+from minispec.errors import ArgumentError
+from minispec.pretrained import Pretrained
+from minispec.sampling import Sampling
+from minispec.shortlist.full import FullList
+from minispec.shortlist.static import StaticList
+from minispec.types import Draft, RandomSource, Round, Shortlist
+
+NAMES = ("autoregressive", "full", "frspec")
+Decoder = Callable[[Sequence[int], RandomSource], Iterator[Round]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as it was asked for; ``budget`` is a share of V where it is a float."""
+
+    name: str
+    budget: int | float | None = None
+    ranking: str | None = None
+
+    @staticmethod
+    def parse(text: str) -> "Method":
+        """Reads NAME[@BUDGET][:RANKING]. Raises ArgumentError."""
+        head, colon, ranking_name = text.partition(":")
+        name, at, budget = head.partition("@")
+        if name not in NAMES:
+            raise ArgumentError(f"unknown method {name!r}: known are {', '.join(NAMES)}")
+        if name != "frspec" and (at or colon):
+            raise ArgumentError(f"method {name} takes neither a budget nor a ranking: {text!r}")
+        if colon and not ranking_name:
+            raise ArgumentError(f"method {text!r} names no ranking after the colon")
+        if name != "frspec":
+            return Method(name)
+        return Method(name, _budget(budget) if at else 0.25, ranking_name or "general")
+
+    def __str__(self) -> str:
+        if self.name != "frspec":
+            return self.name
+        suffix = "" if self.ranking == "general" else f":{self.ranking}"
+        return f"frspec@{self.budget}{suffix}"
+
+    def ids(self, vocabulary_size: int) -> int | None:
+        """The budget as a number of ids, None without one. Raises ArgumentError."""
+        if self.budget is None:
+            return None
+        ids = self.budget
+        if isinstance(ids, float):
+            ids = round(ids * vocabulary_size)
+        if not 1 <= ids <= vocabulary_size:
+            raise ArgumentError(
+                f"budget {self.budget} of {self} must be 1 to {vocabulary_size} ids, "
+                "or a share of the vocabulary above 0 and at most 1.0"
+            )
+        return ids
+
+    def ranking_for(self, domain: str | None) -> str | None:
+        """The ranking's name for a prompt of some domain. Raises ArgumentError."""
+        if self.ranking != "without-own":
+            return self.ranking
+        if domain not in DOMAINS:
+            raise ArgumentError(
+                f"{self} needs to know the domain of the prompts: {domain!r} is none of "
+                f"{', '.join(DOMAINS)}"
+            )
+        return f"without-{domain}"
+
+
+def _budget(text: str) -> int | float:
+    try:
+        value = float(text) if "." in text or "e" in text.lower() else int(text)
+    except ValueError:
+        raise ArgumentError(f"budget {text!r} is no number: give ids or a share of V") from None
+    if isinstance(value, float) and not 0 < value <= 1:
+        raise ArgumentError(f"budget {text} must be a share above 0 and at most 1.0, or whole ids")
+    return value
+
+
+def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlist:
+    """The list that a method drafts from. Raises ArgumentError, FileError, FingerprintError."""
+    size = model.target.head.vocabulary_size
+    budget, name = method.ids(size), method.ranking_for(domain)
+    if budget is None or name is None:
+        return FullList(size)
+    file = Path(name) if Path(name).suffix else ranking.shipped(model.name, name)
+    ids = ranking.read_ranking(file, model.tokenizer.fingerprint, size)
+    if budget > len(ids):
+        raise ArgumentError(f"budget {budget} of {method}: {file} ranks only {len(ids)} ids")
+    return StaticList(ids, budget, model.tokenizer.eos_ids)
+
+
+def decoder(
+    method: Method,
+    model: Pretrained,
+    draft: Draft | None,
+    domain: str | None,
+    *,
+    gamma: int,
+    sampling: Sampling,
+    stop: StopRule,
+    trace: bool = False,
+) -> Decoder:
+    """A method ready to decode prompts: (ids, random source) -> rounds.
+
+    Raises as ``shortlist``, and ArgumentError for gamma out of range or a missing draft.
+    """
+    target, tokenizer = model.target, model.tokenizer
+    if method.name == "autoregressive":
+        return lambda prompt, random: autoregressive(
+            target, prompt, sampling=sampling, random=random, stop=stop,
+            tokenizer=tokenizer, trace=trace,
+        )  # fmt: skip
+    if not 1 <= gamma <= MAX_GAMMA:
+        raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
+    if draft is None:
+        raise ArgumentError(
+            f"method {method} needs a draft, and none is known for model {model.name}: "
+            "use autoregressive, or train one and give it with --draft"
+        )
+    ids = shortlist(method, model, domain)
+    return lambda prompt, random: speculative(
+        target, draft, ids, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
+        tokenizer=tokenizer, trace=trace,
+    )  # fmt: skip

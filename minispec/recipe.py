@@ -1,0 +1,90 @@
+"""The whole recipe of a shipped part, from nothing to the file: what ``minispec train draft``
+and ``minispec rank`` do. Each step is elsewhere; here they are put in order, and what came
+out is kept together with the settings and figures that made it."""
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minispec import corpus, distill, pretrained, ranking, train
+from minispec import draft as drafts
+from minispec.errors import ArgumentError, FileError
+from minispec.pretrained import Pretrained
+
+_HELD_OUT = 40  # one sequence in so many is never trained on
+_HELD_OUT_MOST = 48  # sequences that tau is measured on
+_DOCUMENT_BYTES = 4_000_000  # of installed text that a ranking counts, for each domain
+
+
+def make_draft(
+    model: str, domains: Sequence[str], tokens: int, epochs: float, seed: int, folder: Path
+) -> Path:
+    """Has the target write ``tokens`` tokens, trains a draft on them ``epochs`` times, and
+    keeps it as ``draft.safetensors`` beside ``training.json``. Goes on with what it finds."""
+    for domain in domains:
+        corpus.openers(domain)  # an unknown one is refused before any work
+    pretrained.fetch(model)
+    processes = torch.get_num_threads()
+    paths = []
+    with tqdm(total=tokens, desc="writing", unit="token", disable=None) as bar:
+        for path in distill.write_shards(folder, model, domains, tokens, seed, processes):
+            paths.append(path)
+            bar.update(distill.answer_tokens(path))
+
+    loaded = pretrained.load(model)
+    material = train.Corpus(paths)
+    held_out = material.split(_HELD_OUT)
+    greedy = (s for s in held_out if train.written_greedily(s, loaded.target.head))
+    examples = list(islice(greedy, _HELD_OUT_MOST))
+    seen = math.ceil(epochs * sum(map(material.answer_tokens, range(len(material.places)))))
+    torch.manual_seed(seed)
+    draft = drafts.untrained(loaded.target)
+    config = train.TrainConfig(tokens=seen, seed=seed)
+    with tqdm(total=seen, desc="training", unit="token", disable=None) as bar:
+        for line in train.train(draft, material, examples, config, folder):
+            bar.update(line["tokens"] - bar.n)
+            bar.set_postfix(tau=line["tau"], loss=line["loss_1"])
+    path = folder / "draft.safetensors"
+    drafts.save(path, draft, loaded.fingerprint)
+    return path
+
+
+def rank(
+    model: Pretrained,
+    texts: Sequence[Path],
+    domains: Sequence[str],
+    written: Path | None,
+    budget: int | None,
+    out: Path,
+) -> None:
+    """Counts text into a ranking: files, installed text of some domains, and what the model
+    itself wrote on them (shards in ``written``), each source weighing the same."""
+    size = model.target.head.vocabulary_size
+    if budget is not None and not 1 <= budget <= size:
+        raise ArgumentError(f"budget {budget} must lie in 1..{size}")
+    sources = []
+    for path in texts:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileError(f"cannot count {path}: {error}") from None
+        sources.append(ranking.counted([model.tokenizer.encode(text)], size))
+    for domain in domains:
+        documents = corpus.documents(domain, _DOCUMENT_BYTES)
+        encoded = (model.tokenizer.encode(text) for text in tqdm(documents, domain, disable=None))
+        sources.append(ranking.counted(encoded, size))
+        if written:
+            shards = sorted(written.glob(f"{domain}-*.safetensors"))
+            if not shards:
+                raise FileError(f"{written} holds no text of domain {domain}")
+            sources.append(train.Corpus(shards).counts(size))
+    ids = ranking.ranked(ranking.blended(sources))[:budget]
+    if out.suffix == ".pt":
+        ranking.write_token_map(out, ids)
+    else:
+        details = {"domains": " ".join(domains), "texts": " ".join(p.name for p in texts)}
+        ranking.write_ranking(out, ids, model.tokenizer.fingerprint, details)

@@ -1,0 +1,256 @@
+"""Vocabulary files: five kinds of file are read into one `Vocabulary`.
+
+GGUF metadata, a Llama 3 `tokenizer.model`, a tekken JSON and a Hugging Face `tokenizer.json` are
+read here, SentencePiece's `.model` by its own library in `tokenizer`. Knows nothing of how text
+becomes ids beyond the pattern that cuts it. Nothing is ever unpickled.
+"""
+
+import base64
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minispec.errors import FileError, MinispecError
+
+# How text is cut into pieces, by GGUF's names for it: no token ever crosses a cut.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# SmolLM first cuts out every digit and then does as GPT-2 with what lies between. As a single
+# pattern: a digit takes no space along, and white space before a digit is at the end of its text.
+_SMOLLM = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+PATTERNS = {
+    "default": _GPT2,
+    "gpt-2": _GPT2,
+    "llama-bpe": _LLAMA3,
+    "qwen2": _QWEN2,
+    "smollm": _SMOLLM,
+}
+
+# Llama 3's vocabulary file ends before the 256 special tokens; those that Llama 3.1 uses:
+_LLAMA3_NAMES = {0: "begin_of_text", 1: "end_of_text", 4: "finetune_right_pad_id"}
+_LLAMA3_NAMES |= {6: "start_header_id", 7: "end_header_id", 8: "eom_id", 9: "eot_id"}
+_LLAMA3_NAMES |= {10: "python_tag"}
+
+# Byte-level BPE writes each byte as one visible character: those that are visible in Latin-1 as
+# themselves, the others, in order, as the characters from U+0100 on.
+_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF = {chr(byte): byte for byte in _VISIBLE} | {
+    chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(_VISIBLE)))
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a file says of a tokenizer. FileError for special ids that it does not have.
+
+    ``tokens``: the bytes of every id. ``order``: the ids that a text can become, in the order
+    in which merges make them. ``special`` and ``added`` map ids to names: special tokens stand
+    for no text; added ones do, and their whole names are read before a text is cut.
+    ``eos_ids`` end an answer; ``bos_id`` goes before a text, where the file asks for one.
+    """
+
+    source: str
+    tokens: Sequence[bytes]
+    special: Mapping[int, str]
+    order: Sequence[int] = ()
+    pattern: str = ""
+    added: Mapping[int, str] = field(default_factory=dict)
+    eos_ids: Sequence[int] = ()
+    bos_id: int | None = None
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        known = range(len(self.tokens))
+        bos = () if self.bos_id is None else (self.bos_id,)
+        "".join([*self.special.values(), *self.added.values()]).encode()  # names must be text
+        for i in (*self.special, *self.added, *self.eos_ids, *bos):
+            if i not in known:
+                raise FileError(f"{self.source}: id {i!a} is outside its {len(known)} tokens")
+
+
+@contextmanager
+def reading(source: str | Path, wanted: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a file into one line that names it."""
+    try:
+        yield
+    except MinispecError:
+        raise
+    except OSError as error:
+        raise FileError(f"{source}: {error.strerror or error}; give {wanted}") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        detail = ascii(f"{type(error).__name__}: {error}")[1:-1][:200]
+        raise FileError(f"{source} is not {wanted} ({detail})") from None
+
+
+def _json(path: str | Path) -> dict[str, Any]:
+    with reading(path, "a JSON object"):
+        data = json.loads(Path(path).read_bytes())
+        if not isinstance(data, dict):
+            raise TypeError(f"it is a {type(data).__name__}")
+        return data
+
+
+def _from_merges(
+    names: Mapping[int, str], merges: Iterable[Sequence[str]], whole_pieces: bool, **rest: Any
+) -> Vocabulary:
+    """From tokens and merges written in byte-level BPE's alphabet of visible characters.
+
+    With ``whole_pieces`` a piece that is a token stays whole, be there a merge for it or not.
+    """
+    if sorted(names) != list(range(len(names))) or len(set(names.values())) != len(names):
+        raise FileError(f"{rest['source']}: ids must run from 0 without gaps or repeated tokens")
+    ordinary = {
+        name: i for i, name in names.items() if i not in rest["special"] and i not in rest["added"]
+    }
+    tokens = [rest["added"].get(i, "").encode() for i in range(len(names))]
+    for name, i in ordinary.items():
+        tokens[i] = bytes(_BYTE_OF[character] for character in name)
+    order = {i: None for i in ordinary.values() if len(tokens[i]) == 1}  # an ordered set
+    for left, right in merges:
+        if not {left, right, left + right} <= ordinary.keys():
+            raise FileError(
+                f"{rest['source']}: the merge of {left!a} and {right!a} needs a token that is "
+                "not there; the parts and the whole must be tokens"
+            )
+        order.setdefault(ordinary[left + right])
+    if whole_pieces:
+        order |= dict.fromkeys(i for i in ordinary.values() if tokens[i])
+    return Vocabulary(tokens=tokens, order=list(order), **rest)
+
+
+def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
+    """From GGUF metadata as a plain mapping: `tokenizer.ggml.tokens`, `.merges` and so on."""
+    with reading("GGUF metadata", "the vocabulary of a byte-level BPE"):
+        ggml = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+        pre = ggml.get("pre", "default")
+        if ggml["model"] != "gpt2":
+            raise FileError(f"GGUF tokenizer {ggml['model']!a} is not known; known: 'gpt2'")
+        if pre not in PATTERNS:
+            raise FileError(f"GGUF pre-tokenizer {pre!a} is not known; known: {[*PATTERNS]}")
+        names, llama3 = dict(enumerate(ggml["tokens"])), pre == "llama-bpe"
+        # 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused (padding)
+        kinds = ggml.get("token_type", [1] * len(names))
+        return _from_merges(
+            names,
+            [merge.split(" ") for merge in ggml["merges"]],
+            whole_pieces=llama3,
+            source="GGUF metadata",
+            pattern=PATTERNS[pre],
+            special={i: name for i, name in names.items() if kinds[i] in (2, 3, 5)},
+            added={i: name for i, name in names.items() if kinds[i] == 4},
+            eos_ids=[ggml[key] for key in ("eos_token_id", "eot_token_id") if key in ggml],
+            # Llama 3 wants its first token even where the file does not say so.
+            bos_id=ggml.get("bos_token_id") if ggml.get("add_bos_token", llama3) else None,
+            chat_template=metadata.get("tokenizer.chat_template"),
+        )
+
+
+def read_llama3(path: str | Path) -> Vocabulary:
+    """From a Llama 3 `tokenizer.model`: lines of a token in base64 and its rank."""
+    with reading(path, "a Llama 3 tokenizer.model (lines of base64 and rank)"):
+        lines = [line.split() for line in Path(path).read_bytes().splitlines()]
+        ranked = {int(rank): base64.b64decode(token, validate=True) for token, rank in lines}
+        if not ranked or len(set(ranked.values())) != len(lines):
+            raise ValueError("no tokens, or a token twice")
+        first, reserved = len(lines), itertools.count()
+        names = (
+            _LLAMA3_NAMES.get(i) or f"reserved_special_token_{next(reserved)}" for i in range(256)
+        )
+        return Vocabulary(
+            source=str(path),
+            tokens=[ranked[rank] for rank in range(first)] + [b""] * 256,
+            order=range(first),
+            pattern=_LLAMA3,
+            special={first + i: f"<|{name}|>" for i, name in enumerate(names)},
+            bos_id=first,
+        )
+
+
+def read_tekken(path: str | Path) -> Vocabulary:
+    """From Mistral's tekken JSON: special tokens first, then as many ranks as it says."""
+    with reading(path, "a tekken JSON"):
+        data = _json(path)
+        config, vocab = data["config"], data["vocab"]
+        size, count = config["default_vocab_size"], config["default_num_special_tokens"]
+        if not 3 <= count < size <= count + len(vocab) < 2**24:
+            raise ValueError(f"{len(vocab)} tokens and {count} special ones do not make {size}")
+        ranked = {entry["rank"]: base64.b64decode(entry["token_bytes"]) for entry in vocab}
+        special = {i: f"<SPECIAL_{i}>" for i in range(count)}
+        special |= {0: "<unk>", 1: "<s>", 2: "</s>"}  # older files name no others
+        special |= {t["rank"]: t["token_str"] for t in data.get("special_tokens") or ()}
+        return Vocabulary(
+            source=str(path),
+            tokens=[b""] * count + [ranked[rank] for rank in range(size - count)],
+            order=range(count, size),
+            pattern=config["pattern"],
+            special=special,
+            bos_id=1,
+        )
+
+
+def read_hugging_face(path: str | Path) -> Vocabulary:
+    """From a `tokenizer.json`, and from the `tokenizer_config.json` and `chat_template.jinja`
+    beside it. Refused is what would change a text before it is read."""
+    with reading(path, "a Hugging Face tokenizer.json of a byte-level BPE"):
+        path = Path(path)
+        data = _json(path)
+        model, extra = data["model"], data.get("added_tokens", [])
+        options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+        odd = [f"model.{key}" for key in options if model.get(key)]
+        odd += ["normalizer"] if data.get("normalizer") else []
+        odd += [t["content"] for t in extra if t["lstrip"] or t["rstrip"] or t["single_word"]]
+        if model["type"] != "BPE" or odd:
+            raise ValueError(f"not supported: {', '.join(odd or [model['type']])}")
+        names = {i: name for name, i in model["vocab"].items()}
+        names |= {token["id"]: token["content"] for token in extra}
+        beside = path.with_name("tokenizer_config.json")
+        config = _json(beside) if beside.exists() else {}
+        eos = config.get("eos_token")
+        eos = eos["content"] if isinstance(eos, dict) else eos
+        jinja = path.with_name("chat_template.jinja")
+        template = jinja.read_text("utf-8") if jinja.exists() else config.get("chat_template")
+        return _from_merges(
+            names,
+            [m.split(" ") if isinstance(m, str) else m for m in model["merges"]],
+            whole_pieces=model.get("ignore_merges", False),
+            source=str(path),
+            pattern=_hugging_face_pattern(data["pre_tokenizer"]),
+            special={token["id"]: token["content"] for token in extra if token["special"]},
+            added={token["id"]: token["content"] for token in extra if not token["special"]},
+            eos_ids=[i for i, name in names.items() if name == eos],
+            bos_id=_hugging_face_bos(data.get("post_processor") or {}),
+            chat_template=template,
+        )
+
+
+def _hugging_face_pattern(pre: Mapping[str, Any]) -> str:
+    """The one pattern that cuts as a `pre_tokenizer` does; ValueError where none is known."""
+    steps = pre.get("pretokenizers", [pre])
+    kinds, first, last = [step["type"] for step in steps], steps[0], steps[-1]
+    if kinds[-1] == "ByteLevel" and not last["add_prefix_space"]:
+        if not last.get("use_regex", True):
+            isolated = first.get("behavior") == "Isolated" and not first.get("invert")
+            if kinds == ["Split", "ByteLevel"] and isolated:
+                return str(first["pattern"]["Regex"])
+        elif kinds == ["ByteLevel"]:
+            return _GPT2
+        elif kinds == ["Digits", "ByteLevel"] and first["individual_digits"]:
+            return _SMOLLM
+    raise ValueError(f"not supported: pre-tokenizer {' + '.join(kinds)}, or its settings")
+
+
+def _hugging_face_bos(post: Mapping[str, Any]) -> int | None:
+    """The token that a `post_processor` puts before every text."""
+    for step in post.get("processors", [post]):
+        if step.get("type") == "TemplateProcessing" and "SpecialToken" in step["single"][0]:
+            name = step["single"][0]["SpecialToken"]["id"]
+            return int(step["special_tokens"][name]["ids"][0])
+    return None

@@ -1,0 +1,43 @@
+"""What several test files share: the real target, and toys of the same make."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minispec import pretrained
+from minispec.errors import FetchError
+from minispec.model import ModelConfig, Transformer
+
+TOY = ModelConfig(
+    vocabulary_size=50,
+    width=24,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_width=6,
+    mlp_width=32,
+    context_limit=64,
+    tap_layers=(1, 2, 3),
+)
+
+
+def toy_transformer(seed: int = 0, **changes: object) -> Transformer:
+    """A tiny target with random weights, in float64: what should be equal is so to 1e-10."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Transformer(replace(TOY, **changes)).double().eval().requires_grad_(False)
+        for name, weight in model.named_parameters():
+            if "norm" in name:  # all ones from the start, where an error would not show
+                weight.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> pretrained.Pretrained:
+    """The real target in float32, fetched if it is not here yet."""
+    try:
+        pretrained.fetch("smollm2")
+    except FetchError as error:
+        pytest.skip(f"needs the real model: {error}")
+    return pretrained.load("smollm2")
