@@ -14,6 +14,7 @@ from minispec.types import Target
 
 # Relative to max(1, |largest logit|): what rounding in each dtype can amount to.
 NEAR_TIE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2}
+_PREFILL = 512  # as decoding reads a prompt: other chunks would be other last bits
 
 
 def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
@@ -38,11 +39,12 @@ def audited(
     if place == min(len(plain), len(other)):
         return "violation"  # one stopped where the other went on: no choice of ids explains it
     cache = target.new_cache(len(prompt) + place)
-    if len(prompt) > 1:
-        target.step(torch.tensor(prompt[:-1]), cache)
+    for start in range(0, len(prompt) - 1, _PREFILL):
+        target.step(torch.tensor(prompt[start : min(start + _PREFILL, len(prompt) - 1)]), cache)
     for token in (prompt[-1], *plain[:place]):
         features = target.step(torch.tensor([token]), cache)
-    logits = target.head.full(features.hidden[-1]).float()
+    logits = target.head.full(features.hidden)[-1]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     # Stable, so that of two equal logits the lower id counts as the first.
     values, ids = logits.sort(descending=True, stable=True)
     near = values[0] - values[1] <= gap * max(1.0, abs(float(values[0])))

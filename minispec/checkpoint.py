@@ -118,9 +118,10 @@ def check_tensors(
 
 
 def _finite(values: Tensor) -> bool:
-    # One pass without copies, which isfinite() of each element is not; NaN carries through.
-    extremes = values.aminmax() if values.numel() else ()
-    return all(map(math.isfinite, extremes))
+    # One pass and no copies, unlike isfinite(): NaN is carried through to the extremes. (Eight
+    # bits have no extremes in torch.)
+    values = values.float() if values.element_size() == 1 else values
+    return not values.numel() or all(map(math.isfinite, values.aminmax()))
 
 
 @contextmanager

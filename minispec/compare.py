@@ -4,19 +4,13 @@ Each method decodes each prompt once, after a warm-up; which goes first rotates 
 prompt, so that a machine that gets slower slows all of them. Everything that a method could
 remember is reset between prompts. Ratios are paired: prompt by prompt, within this run.
 
-Knows what is compared; ``minispec.report`` knows how it is shown.
+Knows what is compared; ``minispec.measure`` knows how it is counted, ``minispec.report`` how
+it is shown.
 """
 
-import itertools
-import math
-import os
-import platform
-import random
-import resource
-import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +20,23 @@ from tqdm import tqdm
 from minispec import audit, corpus
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError, ContextError
-from minispec.measure import Figures, measured, repeated_4gram_share
-from minispec.methods import Decoder, Method, decoder
+from minispec.measure import (
+    Figures,
+    machine,
+    measured,
+    paired_ratio,
+    peak_mb,
+    pooled,
+    reset_peak,
+    speed,
+)
+from minispec.methods import Decoder, Method, check_gamma, decoder
 from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tokenizer import prompt_ids
 from minispec.types import Draft
 
-_WARM_UP_TOKENS = 16
-_RESAMPLES = 2000
+_WARM_UP_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Settings:
         for name, values in (("method", self.methods), ("gamma", self.gammas)):
             if len(set(values)) != len(values):
                 raise ArgumentError(f"a {name} is named twice")
+        for gamma in self.gammas:
+            check_gamma(gamma)
         if self.max_new_tokens < 1:
             raise ArgumentError(f"max-new-tokens {self.max_new_tokens} must be 1 or above")
 
@@ -74,19 +78,19 @@ class Variant:
     method: Method
     gamma: int | None
 
-    def __str__(self) -> str:
-        return f"{self.method} gamma {self.gamma}" if self.gamma else str(self.method)
-
 
 # By variant, by stream, by prompt.
 Measurements = dict[Variant, dict[str, list[Figures]]]
 
 
 def streams_of(names: Sequence[str], limit: int | None = None) -> list[Stream]:
-    """Streams by the names of domains or of files; the stem of a file names its stream.
+    """Streams by the names of domains or of files; the stem of a file names its stream. With
+    ``limit`` only so many prompts of each.
 
     Raises ArgumentError for a name that is neither or twice, FileError for a bad file.
     """
+    if limit is not None and limit < 1:
+        raise ArgumentError(f"limit {limit} must be 1 or above")
     streams = []
     for name in names:
         if name in corpus.DOMAINS:
@@ -119,8 +123,8 @@ def compare(
         for number, ids in enumerate(stream, 1):
             if len(ids) >= model.target.context_limit:
                 raise ContextError(
-                    f"prompt {number} of {name} has {len(ids)} tokens, "
-                    f"the context holds {model.target.context_limit}"
+                    f"prompt {number} of {name} has {len(ids)} tokens, the context holds "
+                    f"{model.target.context_limit}: shorten it"
                 )
     variants = [
         Variant(method, gamma)
@@ -165,25 +169,6 @@ def compare(
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
-
-
 def _decoded(
     decoders: Mapping[Variant, Mapping[str, Decoder]],
     prompts: Mapping[str, Sequence[Sequence[int]]],
@@ -191,12 +176,10 @@ def _decoded(
 ) -> tuple[Measurements, dict[Variant, float]]:
     """Every variant on every prompt, and the most memory that each was seen to need (MB)."""
     variants = list(decoders)
-    first_stream, first_prompt = next((name, stream[0]) for name, stream in prompts.items())
-    for variant in variants:
-        rounds = decoders[variant][first_stream](first_prompt, SeededRandom(settings.seed))
-        for emitted, _ in enumerate(rounds):
-            if emitted >= _WARM_UP_TOKENS:
-                break
+    name, (ids, *_) = next(iter(prompts.items()))
+    for variant in tqdm(variants, desc="warming up", unit="method", leave=False, disable=None):
+        for _ in islice(decoders[variant][name](ids, SeededRandom(0)), _WARM_UP_ROUNDS):
+            pass
     figures: Measurements = {v: {name: [] for name in prompts} for v in variants}
     peaks = dict.fromkeys(variants, 0.0)
     total = sum(map(len, prompts.values()))
@@ -204,26 +187,13 @@ def _decoded(
         for number, (name, ids) in enumerate((n, ids) for n in prompts for ids in prompts[n]):
             turn = number % len(variants)
             for variant in variants[turn:] + variants[:turn]:
-                _reset_peak()
+                reset_peak()
                 # The same seed for every method: they differ in what they do, not in luck.
                 source = SeededRandom(settings.seed * 1_000_003 + number)
                 figures[variant][name].append(measured(decoders[variant][name](ids, source)))
-                peaks[variant] = max(peaks[variant], _peak_mb())
+                peaks[variant] = max(peaks[variant], peak_mb())
                 bar.update()
     return figures, peaks
-
-
-def _reset_peak() -> None:
-    with suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process
-        Path("/proc/self/clear_refs").write_text("5")  # peak := what is held now
-
-
-def _peak_mb() -> float:
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _audited(
@@ -236,22 +206,20 @@ def _audited(
     """A verdict of ``audit`` for every output, against plain decoding's, which is run for
     this, untimed, if it is not among the methods."""
     plain = next((v for v in figures if v.method.name == "autoregressive"), None)
+    alone = decoder(
+        Method("autoregressive"), model, None, None, gamma=1, sampling=settings.sampling,
+        stop=StopRule(settings.max_new_tokens, eos_ids),
+    )  # fmt: skip
     gap = audit.NEAR_TIE[model.target.embedding.weight.dtype]
     verdicts: dict[Variant, dict[str, list[str]]] = {v: {n: [] for n in prompts} for v in figures}
-    outputs = [(name, place) for name in prompts for place in range(len(prompts[name]))]
-    for name, place in tqdm(outputs, desc="auditing", unit="prompt", disable=None):
+    places = [(name, place) for name in prompts for place in range(len(prompts[name]))]
+    for name, place in tqdm(places, desc="auditing", unit="prompt", disable=None):
         ids = prompts[name][place]
-        if plain:
-            expected = figures[plain][name][place].tokens
-        else:
-            run = decoder(
-                Method("autoregressive"), model, None, None, gamma=1, sampling=settings.sampling,
-                stop=StopRule(settings.max_new_tokens, eos_ids),
-            )  # fmt: skip
-            expected = measured(run(ids, SeededRandom(0))).tokens
+        output = figures[plain][name][place] if plain else measured(alone(ids, SeededRandom(0)))
         for variant in figures:
             other = figures[variant][name][place].tokens
-            verdicts[variant][name].append(audit.audited(model.target, ids, expected, other, gap))
+            verdict = audit.audited(model.target, ids, output.tokens, other, gap)
+            verdicts[variant][name].append(verdict)
     return verdicts
 
 
@@ -263,29 +231,28 @@ def _results(
     names: Sequence[str],
     settings: Settings,
 ) -> list[dict[str, Any]]:
-    pooled = {
-        v: {**each, "all": [f for n in names for f in each[n]]} for v, each in figures.items()
-    }
+    """A row for each variant and stream, and for each method one more at its best gamma."""
+    everything = {v: {**f, "all": [x for n in names for x in f[n]]} for v, f in figures.items()}
     best = {
         method: max(
-            (v for v in figures if v.method == method),
-            key=lambda v: _speed(pooled[v]["all"]),
+            (v for v in figures if v.method == method), key=lambda v: speed(everything[v]["all"])
         )
         for method in settings.methods
     }
-    partner = _partner(settings.methods)
+    partners = {"autoregressive": Method("autoregressive"), "frspec": _partner(settings.methods)}
     rows = []
     for stream in (*names, "all"):
         for variant in figures:
-            row = _row(model, variant, stream, pooled[variant][stream], peaks[variant])
-            row["ratio_to_autoregressive"] = row["ratio_to_frspec"] = None
-            for key, method in (("autoregressive", Method("autoregressive")), ("frspec", partner)):
-                other = next(
-                    (v for v in figures if v.method == method and v.gamma in (None, variant.gamma)),
-                    None,
-                )
-                if other:
-                    row[f"ratio_to_{key}"] = _ratio(pooled[variant][stream], pooled[other][stream])
+            ours = everything[variant][stream]
+            row = {
+                "method": str(variant.method),
+                "stream": stream,
+                "gamma": variant.gamma,
+                "best": False,
+                "budget": variant.method.ids(model.target.head.vocabulary_size),
+                **pooled(ours),
+                "peak_rss_mb": peaks[variant],
+            }
             if lossless is not None:
                 verdicts = [v for n in names if stream in (n, "all") for v in lossless[variant][n]]
                 row["lossless"] = {
@@ -294,25 +261,17 @@ def _results(
                     "near_ties": verdicts.count("near_tie"),
                     "violations": verdicts.count("violation"),
                 }
+            at_best = row | {"best": True}
+            for key, method in partners.items():
+                # Rivals meet at the same gamma, or at their best where one of them has none.
+                rival = best.get(method) if method else None
+                same = next((v for v in figures if v == Variant(method, variant.gamma)), rival)
+                at_best[f"ratio_to_{key}"] = rival and paired_ratio(ours, everything[rival][stream])
+                row[f"ratio_to_{key}"] = same and paired_ratio(ours, everything[same][stream])
             rows.append(row)
-            if len(settings.gammas) > 1 and best[variant.method] == variant and variant.gamma:
-                rows.append(_at_best(row, pooled, best, partner, stream, variant))
+            if len(settings.gammas) > 1 and best[variant.method] == variant:
+                rows.append(at_best)
     return rows
-
-
-def _at_best(
-    row: Mapping[str, Any],
-    pooled: Measurements,
-    best: Mapping[Method, Variant],
-    partner: Method | None,
-    stream: str,
-    variant: Variant,
-) -> dict[str, Any]:
-    """The row of a method at its own best gamma; its rival is at its own best too."""
-    copy = {**row, "best": True}
-    if partner:
-        copy["ratio_to_frspec"] = _ratio(pooled[variant][stream], pooled[best[partner]][stream])
-    return copy
 
 
 def _partner(methods: Sequence[Method]) -> Method | None:
@@ -320,59 +279,3 @@ def _partner(methods: Sequence[Method]) -> Method | None:
     usual = Method.parse("frspec@0.25")
     others = [method for method in methods if method.name == "frspec"]
     return usual if usual in others else next(iter(others), None)
-
-
-def _row(
-    model: Pretrained, variant: Variant, stream: str, figures: Sequence[Figures], peak: float
-) -> dict[str, Any]:
-    tokens = sum(len(f.tokens) for f in figures)
-    passes = sum(f.passes for f in figures)
-    latencies = [1000 * seconds for f in figures for seconds in f.latencies]
-    sizes = [size for f in figures for size in f.shortlist_sizes]
-    phases = sorted({phase for f in figures for phase in f.seconds})
-    accepted = _columns([f.accepted_at for f in figures])
-    proposed = _columns([f.proposed_at for f in figures])
-    return {
-        "method": str(variant.method),
-        "stream": stream,
-        "gamma": variant.gamma,
-        "best": False,
-        "budget": variant.method.ids(model.target.head.vocabulary_size),
-        "prompts": len(figures),
-        "tokens": tokens,
-        "target_passes": passes,
-        "tau": tokens / passes,
-        "accepted_by_position": [a / p for a, p in zip(accepted, proposed, strict=True)],
-        "tokens_per_second": _speed(figures),
-        "latency_ms": {"p50": _quantile(latencies, 0.5), "p95": _quantile(latencies, 0.95)},
-        "peak_rss_mb": peak,
-        "shortlist_mean": statistics.fmean(sizes) if sizes else None,
-        "seconds": {phase: sum(f.seconds.get(phase, 0.0) for f in figures) for phase in phases},
-        "repeated_4gram_share": statistics.fmean(repeated_4gram_share(f.tokens) for f in figures),
-    }
-
-
-def _columns(rows: Sequence[Sequence[int]]) -> list[int]:
-    """Sums by position over rows of different lengths."""
-    return [sum(column) for column in itertools.zip_longest(*rows, fillvalue=0)]
-
-
-def _speed(figures: Sequence[Figures]) -> float:
-    """Pooled tokens over pooled seconds of decoding."""
-    return sum(len(f.tokens) for f in figures) / sum(f.decode_seconds for f in figures)
-
-
-def _ratio(ours: Sequence[Figures], theirs: Sequence[Figures]) -> dict[str, float]:
-    """Geometric mean over prompts of paired speed ratios, with a bootstrapped 95% interval."""
-    logs = [
-        math.log(a.tokens_per_second / b.tokens_per_second)
-        for a, b in zip(ours, theirs, strict=True)
-    ]
-    draws = random.Random(0)
-    means = [statistics.fmean(draws.choices(logs, k=len(logs))) for _ in range(_RESAMPLES)]
-    low, high = _quantile(means, 0.025), _quantile(means, 0.975)
-    return {"value": math.exp(statistics.fmean(logs)), "low": math.exp(low), "high": math.exp(high)}
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    return float(torch.tensor(values, dtype=torch.float64).quantile(share))

@@ -80,7 +80,7 @@ def _config(
         raise FileError("rope scaling in a GGUF file is not supported: use a folder of safetensors")
     width, heads = metadata["llama.embedding_length"], metadata["llama.attention.head_count"]
     layers = metadata["llama.block_count"]
-    head_width = metadata.get("llama.attention.key_length", width // heads)
+    head_width = metadata.get("llama.attention.key_length") or width // heads
     if metadata.get("llama.rope.dimension_count", head_width) != head_width:
         raise FileError("rotary positions on a part of each head are not supported")
     return ModelConfig(

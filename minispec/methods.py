@@ -7,7 +7,7 @@ ones, ``without-own`` (the mix of all domains but that of the prompt), or a file
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minispec import ranking
@@ -22,16 +22,19 @@ from minispec.shortlist.static import StaticList
 from minispec.types import Draft, RandomSource, Round, Shortlist
 
 NAMES = ("autoregressive", "full", "frspec")
+_SHARE, _RANKING = 0.25, "general"  # where a method names none
 Decoder = Callable[[Sequence[int], RandomSource], Iterator[Round]]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method as it was asked for; ``budget`` is a share of V where it is a float."""
+    """A method; ``budget`` is a share of V where it is a float. ``spelled`` is how it was asked
+    for, which is how it is shown, and makes no other method of it."""
 
     name: str
     budget: int | float | None = None
     ranking: str | None = None
+    spelled: str = field(default="", compare=False)
 
     @staticmethod
     def parse(text: str) -> "Method":
@@ -46,13 +49,11 @@ class Method:
             raise ArgumentError(f"method {text!r} names no ranking after the colon")
         if name != "frspec":
             return Method(name)
-        return Method(name, _budget(budget) if at else 0.25, ranking_name or "general")
+        budget_or_share = _budget(budget) if at else _SHARE
+        return Method(name, budget_or_share, ranking_name or _RANKING, spelled=text)
 
     def __str__(self) -> str:
-        if self.name != "frspec":
-            return self.name
-        suffix = "" if self.ranking == "general" else f":{self.ranking}"
-        return f"frspec@{self.budget}{suffix}"
+        return self.spelled or self.name
 
     def ids(self, vocabulary_size: int) -> int | None:
         """The budget as a number of ids, None without one. Raises ArgumentError."""
@@ -74,8 +75,9 @@ class Method:
             return self.ranking
         if domain not in DOMAINS:
             raise ArgumentError(
-                f"{self} needs to know the domain of the prompts: {domain!r} is none of "
-                f"{', '.join(DOMAINS)}"
+                f"method {self} leaves out the domain of the prompts, which is not known of "
+                + (f"stream {domain!r}" if domain else "a single prompt")
+                + f": known are {', '.join(DOMAINS)}"
             )
         return f"without-{domain}"
 
@@ -85,9 +87,25 @@ def _budget(text: str) -> int | float:
         value = float(text) if "." in text or "e" in text.lower() else int(text)
     except ValueError:
         raise ArgumentError(f"budget {text!r} is no number: give ids or a share of V") from None
-    if isinstance(value, float) and not 0 < value <= 1:
-        raise ArgumentError(f"budget {text} must be a share above 0 and at most 1.0, or whole ids")
+    if value < 1 if isinstance(value, int) else not 0 < value <= 1:
+        raise ArgumentError(
+            f"budget {text} must be 1 id or more, or a share of the vocabulary above 0 and at "
+            "most 1.0"
+        )
     return value
+
+
+def check_gamma(gamma: int) -> None:
+    """Raises ArgumentError for a gamma out of range."""
+    if not 1 <= gamma <= MAX_GAMMA:
+        raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
+
+
+def default(model: str, has_draft: bool) -> str:
+    """The fastest method that there is all for: a draft, and the model's own ranking."""
+    if not has_draft:
+        return "autoregressive"
+    return "frspec" if ranking.shipped(model, _RANKING) else "full"
 
 
 def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlist:
@@ -97,9 +115,16 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
     if budget is None or name is None:
         return FullList(size)
     file = Path(name) if Path(name).suffix else ranking.shipped(model.name, name)
+    if file is None:
+        raise ArgumentError(
+            f"no ranking {name!r} for model {model.name}: known are {', '.join(ranking.NAMES)} "
+            "for smollm2; or name a file made by `minispec rank`"
+        )
     ids = ranking.read_ranking(file, model.tokenizer.fingerprint, size)
     if budget > len(ids):
-        raise ArgumentError(f"budget {budget} of {method}: {file} ranks only {len(ids)} ids")
+        raise ArgumentError(
+            f"budget {budget} of {method} is more than the {len(ids)} ids that {file} ranks"
+        )
     return StaticList(ids, budget, model.tokenizer.eos_ids)
 
 
@@ -124,8 +149,7 @@ def decoder(
             target, prompt, sampling=sampling, random=random, stop=stop,
             tokenizer=tokenizer, trace=trace,
         )  # fmt: skip
-    if not 1 <= gamma <= MAX_GAMMA:
-        raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
+    check_gamma(gamma)
     if draft is None:
         raise ArgumentError(
             f"method {method} needs a draft, and none is known for model {model.name}: "

@@ -7,7 +7,7 @@ ranks, since the ids of another one mean nothing, even where there are as many.
 Also reads and writes the token maps of SGLang, which are bare lists of ids.
 """
 
-import pickle
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from minispec.checkpoint import read_metadata, read_tensors, write_tensors, written_aside
 from minispec.corpus import DOMAINS
-from minispec.errors import ArgumentError, FileError, FingerprintError
+from minispec.errors import FileError, FingerprintError
 
 NAMES = ("general", "mix", *(f"without-{domain}" for domain in DOMAINS))
+_WHOLE = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def counted(texts: Iterable[Sequence[int]], vocabulary_size: int) -> Tensor:
@@ -73,16 +74,13 @@ def read_ranking(path: Path, tokenizer: str, vocabulary_size: int) -> Tensor:
     return _checked(ids, vocabulary_size, path)
 
 
-def shipped(model: str, name: str) -> Path:
-    """Where the ranking of a known model lies in the package. Raises ArgumentError."""
-    path = Path(str(resources.files("minispec"))) / "data" / "rankings" / model
-    path = path / f"{name}.safetensors"
-    if not path.is_file():
-        raise ArgumentError(
-            f"no ranking {name!r} for model {model}: known are {', '.join(NAMES)} for smollm2, "
-            "or give a file made by `minispec rank`"
-        )
-    return path
+def shipped(model: str, name: str) -> Path | None:
+    """Where the package keeps a ranking of a known model, None where it has none."""
+    if name not in NAMES or Path(model).name != model:  # a path is no model's name
+        return None
+    folder = Path(str(resources.files("minispec"))) / "data" / "rankings" / model
+    path = folder / f"{name}.safetensors"
+    return path if path.is_file() else None
 
 
 def read_token_map(path: Path, vocabulary_size: int) -> Tensor:
@@ -91,24 +89,27 @@ def read_token_map(path: Path, vocabulary_size: int) -> Tensor:
     Loading is restricted to plain data: a file that asks for code is refused, not run.
     """
     try:
-        value = torch.load(path, weights_only=True)
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(value, list) and all(type(i) is int for i in value):
+            value = torch.tensor(value, dtype=torch.int64)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+    except Exception:  # what is read is anyone's bytes, and torch has no one error for bad ones
         raise FileError(f"{path} is no token map: a list or tensor of ids was expected") from None
-    if isinstance(value, list) and all(type(i) is int for i in value):
-        value = torch.tensor(value, dtype=torch.int64)
     return _checked(value, vocabulary_size, path)
 
 
 def write_token_map(path: Path, ids: Tensor) -> None:
-    """Writes ids (N,) as SGLang reads them: a tensor, sorted as they are."""
+    """Writes ids (N,) as SGLang reads them: a tensor, in the order given."""
+    buffer = io.BytesIO()  # torch, writing files itself, has errors of its own for a full disk
+    torch.save(ids.to(torch.int64), buffer)
     with written_aside(path) as aside:
-        torch.save(ids.to(torch.int64), aside)
+        aside.write_bytes(buffer.getvalue())
 
 
 def _checked(ids: object, vocabulary_size: int, path: Path) -> Tensor:
-    if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.is_floating_point() or not len(ids):
+    listed = isinstance(ids, Tensor) and (ids.layout, ids.device.type) == (torch.strided, "cpu")
+    if not listed or ids.dim() != 1 or ids.dtype not in _WHOLE or not len(ids):
         raise FileError(f"{path} is no ranking: a list of ids was expected")
     if ids.min() < 0 or ids.max() >= vocabulary_size:
         raise FileError(

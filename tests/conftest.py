@@ -4,10 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import settings
 
 from minispec import pretrained
 from minispec.errors import FetchError
 from minispec.model import ModelConfig, Transformer
+
+# Toys are so small that a second thread would mostly be waited for, and on a busy machine long.
+torch.set_num_threads(1)
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("minispec", deadline=None)
+settings.load_profile("minispec")
 
 TOY = ModelConfig(
     vocabulary_size=50,

@@ -1,0 +1,240 @@
+"""The loop: where it stops, what it refuses, what it leaves behind."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from minispec.commit import StopRule
+from minispec.decode import autoregressive, speculative
+from minispec.errors import ArgumentError, ContextError, ShortlistError
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlist.full import FullList
+from minispec.testing import ToyDraft, ToyTarget, random_table
+from minispec.types import Context, Round
+
+V = 8
+TARGET = ToyTarget(V, random_table(V, seed=3))
+DRAFT = ToyDraft(V, random_table(V, seed=3))  # agrees with the target: long accepted runs
+STRANGER = ToyDraft(V, random_table(V, seed=4))
+
+
+class Letters:
+    """A tokenizer of eight tokens, two of which are the halves of one character."""
+
+    vocabulary_size, eos_ids, bos_id, fingerprint = V, (7,), None, "letters"
+    _bytes = (b"a", b"b", b"c", b"ab", b" ", b"\xc3", b"\xa4", b"")
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        return [self._bytes.index(c.encode()) for c in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self._bytes[i] for i in ids).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._bytes[token]
+
+    def chat(self, prompt: str) -> list[int]:
+        return self.encode(prompt)
+
+
+def scripted(script: Sequence[int]) -> ToyTarget:
+    """A target that says just this, whatever was said before."""
+
+    def table(tokens: tuple[int, ...]) -> torch.Tensor:
+        logits = torch.zeros(V, dtype=torch.float64)
+        logits[script[min(len(tokens), len(script)) - 1]] = 9.0
+        return logits
+
+    return ToyTarget(V, table)
+
+
+def run(target: ToyTarget, draft: ToyDraft | None, stop: StopRule, **changes: Any) -> list[Round]:
+    settings: dict[str, Any] = {
+        "sampling": Sampling(), "random": SeededRandom(0), "stop": stop, "tokenizer": Letters(),
+    } | changes  # fmt: skip
+    prompt = settings.pop("prompt", [0])
+    if draft is None:
+        return list(autoregressive(target, prompt, **settings))
+    gamma = settings.pop("gamma", 3)
+    return list(speculative(target, draft, FullList(V), prompt, gamma=gamma, **settings))
+
+
+def tokens_of(rounds: Sequence[Round]) -> tuple[int, ...]:
+    return tuple(token for round in rounds for token in round.tokens)
+
+
+def text_of(rounds: Sequence[Round]) -> str:
+    return "".join(round.text for round in rounds)
+
+
+@pytest.mark.parametrize("draft", [None, "agreeing", "stranger"])
+@pytest.mark.parametrize(
+    ("script", "stop", "tokens", "text", "reason"),
+    [
+        ([0, 1, 2, 7, 0], StopRule(9, (7,)), (0, 1, 2, 7), "abc", "eos"),
+        ([0, 1, 7, 2, 1], StopRule(4, (5, 6)), (0, 1, 7, 2), "abc", "length"),
+        ([0, 1, 2, 0, 1], StopRule(9, (7,), ("ca",)), (0, 1, 2, 0), "ab", "stop_string"),
+        # The stop string begins inside one token and ends inside another.
+        ([2, 3, 3, 1], StopRule(9, (7,), ("ba",)), (2, 3, 3), "ca", "stop_string"),
+        # What could have been a stop string and was not is said in the end.
+        ([0, 1, 1, 7], StopRule(9, (7,), ("bbb",)), (0, 1, 1, 7), "abb", "eos"),
+        # Of two that end at one token, the text ends before the earlier.
+        ([0, 1, 2, 1], StopRule(9, (7,), ("c", "bc")), (0, 1, 2), "a", "stop_string"),
+        # Half a character is shown as such only if the other half never comes.
+        ([5, 6, 5, 7], StopRule(9, (7,)), (5, 6, 5, 7), "\u00e4\ufffd", "eos"),
+        ([0, 1], StopRule(1), (0,), "a", "length"),
+    ],
+)
+def test_everything_stops_where_plain_decoding_stops(
+    draft: str | None,
+    script: list[int],
+    stop: StopRule,
+    tokens: tuple[int, ...],
+    text: str,
+    reason: str,
+) -> None:
+    target = scripted(script)
+    guesser = {
+        None: None,
+        "agreeing": ToyDraft(V, lambda tokens: target._table(tokens)),
+        "stranger": STRANGER,
+    }[draft]
+    rounds = run(target, guesser, stop)
+    assert tokens_of(rounds) == tokens
+    assert text_of(rounds) == text
+    assert rounds[-1].stop == reason and all(r.stop is None for r in rounds[:-1])
+
+
+def test_nothing_is_asked_for_and_nothing_comes() -> None:
+    assert run(TARGET, DRAFT, StopRule(0)) == run(TARGET, None, StopRule(0)) == []
+
+
+@pytest.mark.parametrize("draft", [None, DRAFT, STRANGER], ids=["none", "agreeing", "stranger"])
+def test_the_end_of_the_context_is_a_clean_stop(draft: ToyDraft | None) -> None:
+    target = ToyTarget(V, random_table(V, seed=3), context=10)
+    rounds = run(target, draft, StopRule(50), prompt=[1, 2, 3])
+    assert len(tokens_of(rounds)) == 7 and rounds[-1].stop == "context"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"prompt": []}, ArgumentError, "no tokens"),
+        ({"prompt": [8]}, ArgumentError, "outside 0..7"),
+        ({"prompt": [-1]}, ArgumentError, "outside 0..7"),
+        ({"prompt": [0] * 64}, ContextError, "64 tokens, the context holds 64"),
+        ({"gamma": 0}, ArgumentError, "must lie in 1..16"),
+        ({"gamma": 17}, ArgumentError, "must lie in 1..16"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_at_the_call(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(TARGET, DRAFT, StopRule(3), **changes)
+
+
+def test_stop_rules_are_checked() -> None:
+    with pytest.raises(ArgumentError, match="max-new-tokens -1"):
+        StopRule(-1)
+    with pytest.raises(ArgumentError, match="empty"):
+        StopRule(1, (), ("",))
+    with pytest.raises(ArgumentError, match="need a tokenizer"):
+        run(TARGET, DRAFT, StopRule(1, (), ("a",)), tokenizer=None)
+
+
+class OneList:
+    """A list that says what it is told to."""
+
+    name, budget, per_round = "told", 3, False
+
+    def __init__(self, ids: torch.Tensor) -> None:
+        self.ids = ids
+        self.contexts: list[Context] = []
+        self.seen: list[Round] = []
+        self.resets = 0
+
+    def select(self, context: Context) -> torch.Tensor:
+        self.contexts.append(context)
+        return self.ids
+
+    def observe(self, round: Round) -> None:
+        self.seen.append(round)
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor([2, 1]), "not sorted"),
+        (torch.tensor([1, 1]), "not unique"),
+        (torch.tensor([-1, 1]), "not within 0..7"),
+        (torch.tensor([1, 8]), "not within 0..7"),
+        (torch.tensor([0, 1, 2, 3]), "4 ids, allowed are 1 to 3"),
+        (torch.tensor([], dtype=torch.int64), "0 ids, allowed are 1 to 3"),
+        (torch.tensor([1], dtype=torch.int32), "not int64"),
+        (torch.tensor([[1]]), "not int64"),
+    ],
+    ids=str,
+)
+def test_a_list_is_checked_at_the_door(ids: torch.Tensor, message: str) -> None:
+    with pytest.raises(ShortlistError, match=message):
+        list(speculative(
+            TARGET, DRAFT, OneList(ids), [0], gamma=2, sampling=Sampling(),
+            random=SeededRandom(0), stop=StopRule(4),
+        ))  # fmt: skip
+
+
+def test_what_a_list_is_shown() -> None:
+    shown = OneList(torch.tensor([1, 2, 5]))
+    rounds = list(speculative(
+        TARGET, STRANGER, shown, [0, 1], gamma=2, sampling=Sampling(1.0),
+        random=SeededRandom(1), stop=StopRule(9, (2,)), trace=True,
+    ))  # fmt: skip
+    assert shown.resets == 1
+    emitted: tuple[int, ...] = (0, 1)
+    contexts = iter(shown.contexts)
+    for round, learnt in zip(rounds, shown.seen, strict=True):
+        for depth in range(len(round.shortlist_sizes)):
+            context = next(contexts)
+            assert context.tokens == emitted + round.proposed[:depth] and context.depth == depth
+        emitted += round.tokens
+        assert learnt.evidence is not None and round.evidence is learnt.evidence
+        assert len(learnt.evidence.laws) == len(learnt.tokens) == len(round.tokens)
+        for law, token in zip(learnt.evidence.laws, learnt.tokens, strict=True):
+            assert law.probability(token) > 0
+        if round.stop is None:
+            assert learnt.evidence.next_law is not None
+    assert next(contexts, None) is None
+
+
+def test_evidence_is_kept_back_unless_traced() -> None:
+    assert all(round.evidence is None for round in run(TARGET, DRAFT, StopRule(5)))
+    assert all(round.evidence for round in run(TARGET, DRAFT, StopRule(5), trace=True))
+
+
+def test_an_abandoned_run_leaves_nothing_behind() -> None:
+    full = run(TARGET, STRANGER, StopRule(9), sampling=Sampling(1.0))
+    rounds = speculative(
+        TARGET, STRANGER, FullList(V), [0], gamma=3, sampling=Sampling(1.0),
+        random=SeededRandom(0), stop=StopRule(9),
+    )  # fmt: skip
+    next(rounds)
+    rounds.close()  # type: ignore[attr-defined]
+    again = run(TARGET, STRANGER, StopRule(9), sampling=Sampling(1.0))
+    assert tokens_of(again) == tokens_of(full)
+
+
+def test_a_seed_fixes_a_run() -> None:
+    runs = [
+        tokens_of(
+            run(TARGET, STRANGER, StopRule(20), sampling=Sampling(1.0), random=SeededRandom(s))
+        )
+        for s in (5, 5, 6)
+    ]
+    assert runs[0] == runs[1] != runs[2]

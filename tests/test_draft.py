@@ -1,0 +1,135 @@
+"""The draft's health, which exactness hides: its caches must be those of a fresh pass."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from conftest import toy_transformer
+from hypothesis import given, settings
+
+from minispec import draft as drafts
+from minispec.commit import StopRule
+from minispec.decode import speculative
+from minispec.draft import EagleDraft
+from minispec.errors import FileError, FingerprintError
+from minispec.model import KVCache, Transformer
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlist.full import FullList
+from minispec.shortlist.static import StaticList
+from minispec.types import Shortlist
+
+
+def toy_draft(target: Transformer, seed: int = 0) -> EagleDraft:
+    """An untrained draft that listens to everything it is given."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        draft = drafts.untrained(target).requires_grad_(False)
+        for weight in draft.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    return draft
+
+
+TARGET = toy_transformer()
+DRAFT = toy_draft(TARGET)
+LISTS: dict[str, Callable[[], Shortlist]] = {
+    "full": lambda: FullList(50),
+    "static": lambda: StaticList(torch.arange(49, -1, -1), 12, (0,)),
+}
+
+
+def caches_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[KVCache]:
+    """The caches that the model hands out from now on."""
+    made: list[KVCache] = []
+    original = model.new_cache
+
+    def recorded(*arguments: Any) -> KVCache:
+        made.append(original(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(model, "new_cache", recorded)
+    return made
+
+
+def same(cache: KVCache, fresh: KVCache) -> bool:
+    held = cache.length
+    return held == fresh.length and all(
+        torch.allclose(a[:, :, :held], b[:, :, :held], rtol=0, atol=1e-10)
+        for a, b in ((cache.keys, fresh.keys), (cache.values, fresh.values))
+    )
+
+
+@settings(max_examples=25)
+@given(
+    prompt=st.lists(st.integers(0, 49), min_size=1, max_size=6),
+    gamma=st.integers(1, 5),
+    temperature=st.sampled_from([0.0, 1.0, 3.0]),
+    seed=st.integers(0, 1000),
+    name=st.sampled_from(sorted(LISTS)),
+)
+def test_after_any_round_both_caches_are_those_of_a_fresh_pass(
+    prompt: list[int], gamma: int, temperature: float, seed: int, name: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        target_caches, draft_caches = caches_of(TARGET, patch), caches_of(DRAFT, patch)
+        tokens = list(prompt)
+        rounds = speculative(
+            TARGET, DRAFT, LISTS[name](), prompt, gamma=gamma, sampling=Sampling(temperature),
+            random=SeededRandom(seed), stop=StopRule(12),
+        )  # fmt: skip
+        for round in rounds:
+            tokens += round.tokens
+            if round.stop:
+                break
+            fresh_target, fresh_draft = TARGET.new_cache(64), DRAFT.new_cache(64)
+            ids = torch.tensor(tokens)
+            features = TARGET.step(ids[:-1], fresh_target)
+            DRAFT.step(ids[1:], DRAFT.fuse(features.taps), fresh_draft)
+            assert same(target_caches[0], fresh_target)
+            assert same(draft_caches[0], fresh_draft)
+
+
+def test_a_cache_that_is_not_rebuilt_is_seen() -> None:
+    """The planted defect: the draft keeps the keys of its own guesses."""
+    fresh = DRAFT.new_cache(8)
+    ids = torch.tensor([1, 2, 3])
+    taps = TARGET.step(ids, TARGET.new_cache(8)).taps
+    states = DRAFT.fuse(taps)
+    DRAFT.step(ids, states, fresh)
+    stale = DRAFT.new_cache(8)
+    own = DRAFT.step(ids[:2], states[:2], stale)
+    DRAFT.step(ids[2:], own[1:], stale)  # its own state where the target's is known
+    assert not same(stale, fresh)
+
+
+@given(cuts=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_any_chunking_gives_the_same_states(cuts: list[int]) -> None:
+    ids = torch.arange(sum(cuts)) * 7 % 50
+    states = torch.sin(torch.arange(len(ids) * 24, dtype=torch.float64)).reshape(-1, 24)
+    whole = DRAFT.step(ids, states, DRAFT.new_cache(32))
+    cache, parts, start = DRAFT.new_cache(32), [], 0
+    for cut in cuts:
+        parts.append(DRAFT.step(ids[start : start + cut], states[start : start + cut], cache))
+        start += cut
+    assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-10)
+
+
+def test_a_draft_is_kept_in_bfloat16_and_known_by_its_target(tmp_path: Path) -> None:
+    path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
+    drafts.save(path, DRAFT, fingerprint)
+    loaded = drafts.load(path, TARGET, fingerprint)
+    for name, value in DRAFT.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.bfloat16().double())
+    other = toy_transformer(seed=1).head.fingerprint()
+    with pytest.raises(FingerprintError, match="made for model"):
+        drafts.load(path, TARGET, other)
+
+
+def test_a_draft_of_another_shape_is_refused(tmp_path: Path) -> None:
+    path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
+    narrow = toy_transformer(mlp_width=16)
+    drafts.save(path, drafts.untrained(narrow), fingerprint)
+    with pytest.raises(FileError, match="has shape"):
+        drafts.load(path, TARGET, fingerprint)

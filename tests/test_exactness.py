@@ -1,0 +1,133 @@
+"""Whole generations, every branch walked: production code over models whose law is known.
+
+The walk goes through ``speculative()`` itself: proposals, lists, verification, rollback, end
+ids and limits, several rounds. What comes out is compared, as a law over whole outputs, with
+plain decoding's.
+"""
+
+import pytest
+import torch
+
+from minispec import verify as verification
+from minispec.commit import StopRule
+from minispec.decode import autoregressive, speculative
+from minispec.sampling import Sampling
+from minispec.shortlist.full import FullList
+from minispec.shortlist.static import StaticList
+from minispec.testing import Branching, ToyDraft, ToyTarget, law_of, random_table, total_variation
+from minispec.types import Context, Law, Round, Shortlist
+
+V, EOS = 4, 3
+TARGET = ToyTarget(V, random_table(V, seed=1))
+DRAFT = ToyDraft(V, random_table(V, seed=2))
+PROMPT = [0, 1]
+
+
+class RestlessList:
+    """Another list at every position, and after every round: it learns from rejected drafts."""
+
+    name, budget, per_round = "restless", 3, False
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def select(self, context: Context) -> torch.Tensor:
+        key = hash((context.tokens, context.depth, self._learnt)) % (2**V - 1) + 1
+        return torch.tensor([i for i in range(V) if key >> i & 1][:3])
+
+    def observe(self, round: Round) -> None:
+        assert round.evidence is not None
+        self._learnt = (*self._learnt, round.proposed[len(round.path) :], round.tokens)
+
+    def reset(self) -> None:
+        self._learnt: tuple[object, ...] = ()
+
+
+LISTS: dict[str, Shortlist] = {
+    "full": FullList(V),
+    "static, end id on": StaticList(torch.tensor([2, 1, 0, 3]), 2, (EOS,)),
+    "static, end id off": StaticList(torch.tensor([2, 1, 0, 3]), 2, ()),
+    "one id": StaticList(torch.tensor([1]), 1, ()),
+    "restless": RestlessList(),
+}
+
+
+def output_law(
+    shortlist: Shortlist | None, gamma: int, sampling: Sampling, limit: int, draft: ToyDraft = DRAFT
+) -> dict[object, float]:
+    """The law over whole outputs; without a list, plain decoding's."""
+    stop = StopRule(limit, (EOS,))
+
+    def program(random: Branching) -> tuple[tuple[int, ...], str | None]:
+        if shortlist is None:
+            rounds = autoregressive(TARGET, PROMPT, sampling=sampling, random=random, stop=stop)
+        else:
+            rounds = speculative(
+                TARGET, draft, shortlist, PROMPT,
+                gamma=gamma, sampling=sampling, random=random, stop=stop,
+            )  # fmt: skip
+        done = list(rounds)
+        return tuple(t for r in done for t in r.tokens), done[-1].stop if done else None
+
+    return law_of(program)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("gamma", [1, 2, 3])
+@pytest.mark.parametrize("name", LISTS)
+def test_speculation_keeps_the_law_of_whole_outputs(
+    name: str, gamma: int, temperature: float
+) -> None:
+    sampling = Sampling(temperature)
+    expected = output_law(None, 0, sampling, limit=3)
+    assert abs(sum(expected.values()) - 1) < 1e-12
+    assert total_variation(output_law(LISTS[name], gamma, sampling, limit=3), expected) < 1e-12
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.8, top_k=2), Sampling(1.2, top_p=0.6)], ids=str)
+def test_a_shaped_law_is_kept_at_every_position(sampling: Sampling) -> None:
+    """Top-k and top-p on the bonus token and after a rejection too."""
+    expected = output_law(None, 0, sampling, limit=4)
+    assert total_variation(output_law(LISTS["restless"], 2, sampling, limit=4), expected) < 1e-12
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3])
+def test_a_limit_inside_a_run_keeps_the_law(limit: int) -> None:
+    """None, fewer than gamma, gamma and gamma + 1 tokens."""
+    sampling = Sampling(1.0)
+    expected = output_law(None, 0, sampling, limit)
+    assert total_variation(output_law(LISTS["full"], 2, sampling, limit), expected) < 1e-12
+
+
+def test_a_draft_that_is_the_target_is_always_accepted() -> None:
+    twin = ToyDraft(V, random_table(V, seed=1))
+
+    def program(random: Branching) -> bool:
+        rounds = list(speculative(
+            TARGET, twin, FullList(V), PROMPT,
+            gamma=2, sampling=Sampling(1.0), random=random, stop=StopRule(4, (EOS,)),
+        ))  # fmt: skip
+        accepted = [len(r.path) for r in rounds if r.stop is None]
+        return all(n == len(r.proposed) for n, r in zip(accepted, rounds, strict=False))
+
+    assert law_of(program) == {True: pytest.approx(1.0, abs=1e-12)}
+
+
+def test_a_planted_defect_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The residual's classic mistake: the target's law instead of what the draft left over."""
+
+    def mistaken(p: Law, q: Law) -> Law:
+        return p
+
+    sampling = Sampling(1.0)
+    expected = output_law(None, 0, sampling, limit=3)
+    monkeypatch.setattr(verification, "residual", mistaken)
+    assert total_variation(output_law(LISTS["static, end id on"], 2, sampling, 3), expected) > 0.01
+
+
+def test_a_draft_that_is_led_wrongly_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactness hides a confused draft, so the toy draft checks its cache: without the
+    rollback of rejected tokens it must complain."""
+    monkeypatch.setattr("minispec.testing.ToyCache.truncate", lambda self, length: None)
+    with pytest.raises(AssertionError, match="over a cache of"):
+        output_law(LISTS["full"], 2, Sampling(1.0), limit=4)

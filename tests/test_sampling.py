@@ -1,0 +1,147 @@
+"""Laws from logits, and the production random source at its boundaries."""
+
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from minispec.errors import ArgumentError
+from minispec.sampling import Sampling, SeededRandom
+
+LAST_BELOW_ONE = 1 - 2**-53
+
+
+class FixedRandom(SeededRandom):
+    """The production source with its uniform given."""
+
+    def __init__(self, uniform: float) -> None:
+        self._given = uniform
+
+    def uniform(self) -> float:
+        return self._given
+
+
+def law(logits: list[float], sampling: Sampling) -> list[float]:
+    return sampling.law(torch.tensor(logits), torch.arange(len(logits))).probs.tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "logits", "expected"),
+    [
+        (Sampling(), [1.0, 3.0, 3.0], [0, 1, 0]),  # a tie goes to the lowest id
+        (Sampling(), [-math.inf, -5.0], [0, 1]),
+        (Sampling(1.0), [0.0, 0.0, -math.inf], [0.5, 0.5, 0]),
+        (Sampling(1.0, top_k=2), [1.0, 1.0, 1.0, 0.0], [0.5, 0.5, 0, 0]),  # equal logits
+        (Sampling(1.0, top_k=1), [0.0, 2.0, 2.0], [0, 1, 0]),
+        (Sampling(1.0, top_k=9), [0.0, 0.0], [0.5, 0.5]),
+        (Sampling(1.0, top_p=0.5), [0.0] * 4, [0.5, 0.5, 0, 0]),  # the cut falls in a tie
+        (Sampling(1.0, top_p=1e-9), [0.0, 1.0, 0.0], [0, 1, 0]),  # never empty
+        (Sampling(1.0, top_k=3, top_p=0.6), [0.0] * 4, [0.5, 0.5, 0, 0]),
+        (Sampling(1e-30), [1.0, 1.5, 0.0], [0, 1, 0]),  # colder than float32 can divide by
+    ],
+)
+def test_laws(sampling: Sampling, logits: list[float], expected: list[float]) -> None:
+    assert law(logits, sampling) == pytest.approx(expected, abs=1e-7)
+    # What is left out has probability exactly 0, not almost.
+    assert [p == 0 for p in law(logits, sampling)] == [p == 0 for p in expected]
+
+
+@given(
+    logits=st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40),
+    temperature=st.floats(0.1, 3),
+)
+def test_half_precision_logits_give_the_law_of_their_float64_values(
+    logits: list[float], temperature: float
+) -> None:
+    half = torch.tensor(logits, dtype=torch.bfloat16)
+    got = Sampling(temperature).law(half, torch.arange(len(logits))).probs
+    exact = torch.softmax(half.double() / temperature, dim=0)
+    assert got.dtype == torch.float32 and (got.double() - exact).abs().max() < 1e-6
+
+
+def test_a_law_keeps_its_ids_and_owns_its_probabilities() -> None:
+    logits, ids = torch.tensor([1.0, 2.0]), torch.tensor([7, 9])
+    first = Sampling(1.0).law(logits, ids)
+    before = first.probs.clone()
+    logits.zero_()
+    Sampling(1.0).law(logits, ids)
+    assert torch.equal(first.probs, before) and torch.equal(first.ids, ids)
+
+
+@pytest.mark.parametrize("logits", [[-math.inf] * 3, [math.nan, 1.0], [math.inf, 0.0]])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_without_a_law_are_refused(logits: list[float], temperature: float) -> None:
+    with pytest.raises(ArgumentError, match="not finite"):
+        law(logits, Sampling(temperature))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -0.1},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": math.nan},
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ArgumentError, match="must"):
+        Sampling(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("probability", "uniform", "accepted"),
+    [
+        (0.0, 0.0, False),  # nothing accepts what has probability 0
+        (1.0, LAST_BELOW_ONE, True),  # nothing rejects what is certain
+        (0.5, 0.5, False),
+        (0.5, math.nextafter(0.5, 0), True),
+    ],
+)
+def test_coins_at_their_borders(probability: float, uniform: float, accepted: bool) -> None:
+    assert FixedRandom(uniform).bernoulli(probability) is accepted
+
+
+@given(
+    weights=st.lists(st.sampled_from([0.0, 1e-30, 0.1, 0.3, 1.0]), min_size=1, max_size=8).filter(
+        any
+    ),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_choices_at_every_border_of_the_cumulative_sum(
+    weights: list[float], dtype: torch.dtype
+) -> None:
+    """At u = 0, the last float below 1, and just below, at and above each border: never an
+    id of probability 0, first and last included, and the id whose interval holds u."""
+    probs = torch.tensor(weights, dtype=dtype)
+    borders = np.cumsum(probs.numpy(), dtype=np.float64)
+    shares = borders / borders[-1]
+    around = {near for s in shares for near in (math.nextafter(s, 0), s, math.nextafter(s, 1))}
+    for uniform in sorted({0.0, LAST_BELOW_ONE, *(u for u in around if 0 <= u < 1)}):
+        chosen = FixedRandom(uniform).choose(probs)
+        assert probs[chosen] > 0
+        below = borders[chosen - 1] if chosen else 0.0
+        assert below <= uniform * borders[-1] <= borders[chosen]
+
+
+def test_one_uniform_per_decision_in_a_fixed_order() -> None:
+    class Counting(SeededRandom):
+        spent = 0
+
+        def uniform(self) -> float:
+            self.spent += 1
+            return super().uniform()
+
+    source = Counting(3)
+    source.bernoulli(0.0), source.bernoulli(1.0), source.choose(torch.tensor([0.0, 1.0]))
+    assert source.spent == 3
+    fresh = SeededRandom(3)
+    [fresh.uniform() for _ in range(3)]
+    assert source.uniform() == fresh.uniform()

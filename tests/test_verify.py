@@ -1,0 +1,148 @@
+"""Propose and verify in exact fractions: total variation 0, not small."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import cache
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from minispec.errors import ArgumentError
+from minispec.testing import Branching, fraction_law, law_of, total_variation
+from minispec.types import Law, Proposal, Verdict
+from minispec.verify import acceptance_probability, residual, verify
+
+Verifier = Callable[[Proposal, Sequence[Law], Branching], Verdict]
+LawAfter = Callable[[tuple[int, ...]], Law]
+
+
+def spoken(verifier: Verifier, p: LawAfter, q: LawAfter, gamma: int) -> dict[object, Fraction]:
+    """The law of the first gamma + 1 tokens when a chain is drafted from q, verified against p
+    and, where it was cut short, continued by p itself."""
+
+    def program(random: Branching) -> tuple[int, ...]:
+        tokens: tuple[int, ...] = ()
+        laws = []
+        for _ in range(gamma):
+            laws.append(q(tokens))
+            tokens += (int(laws[-1].ids[random.choose(laws[-1].probs)]),)
+        target_laws = [p(tokens[:i]) for i in range(gamma + 1)]
+        verdict = verifier(Proposal(tokens, tuple(laws)), target_laws, random)
+        output = (*tokens[: len(verdict.path)], verdict.next_token)
+        while len(output) <= gamma:
+            output += (random.choose(p(output).probs),)
+        return output
+
+    return law_of(program)
+
+
+def plain(p: LawAfter, length: int) -> dict[object, Fraction]:
+    def program(random: Branching) -> tuple[int, ...]:
+        output: tuple[int, ...] = ()
+        while len(output) < length:
+            output += (random.choose(p(output).probs),)
+        return output
+
+    return law_of(program)
+
+
+@st.composite
+def tables(draw: st.DrawFn, vocabulary: int, support: bool) -> LawAfter:
+    """An arbitrary law for each prefix; with ``support`` over an arbitrary list of ids."""
+    seed = draw(st.integers(0, 2**32))
+    spread = draw(st.sampled_from([1, 2, 9]))
+
+    @cache
+    def law(tokens: tuple[int, ...]) -> Law:
+        generator = np.random.default_rng([seed, *tokens])
+        size = int(generator.integers(1, vocabulary + 1)) if support else vocabulary
+        ids = sorted(generator.choice(vocabulary, size, replace=False).tolist())
+        weights = generator.integers(0, spread, size, endpoint=True).tolist()
+        return fraction_law(weights if any(weights) else [1] * size, ids)
+
+    return law
+
+
+@given(data=st.data(), vocabulary=st.integers(2, 4), gamma=st.integers(1, 3))
+def test_the_output_has_exactly_the_targets_law(
+    data: st.DataObject, vocabulary: int, gamma: int
+) -> None:
+    """Any p with zeros and ties, any q over any list that changes at every position."""
+    if gamma == 3:
+        vocabulary = min(vocabulary, 3)
+    p = data.draw(tables(vocabulary, support=False))
+    q = data.draw(tables(vocabulary, support=True))
+    assert total_variation(spoken(verify, p, q, gamma), plain(p, gamma + 1)) == 0
+
+
+def forgets_to_subtract(p: Law, q: Law) -> Law:
+    return p
+
+
+def scales_acceptance(p: Law, q: Law, token: int) -> Fraction:
+    return acceptance_probability(p, q, token) * Fraction(9, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "defect"),
+    [("residual", forgets_to_subtract), ("acceptance_probability", scales_acceptance)],
+)
+def test_a_planted_defect_is_seen(
+    name: str, defect: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison above can fail: with p off the list, either defect shifts the law."""
+    monkeypatch.setattr("minispec.verify." + name, defect)
+
+    def p(tokens: tuple[int, ...]) -> Law:
+        return fraction_law([1, 2, 3])
+
+    def q(tokens: tuple[int, ...]) -> Law:
+        return fraction_law([3, 1], ids=[0, 2])
+
+    assert total_variation(spoken(verify, p, q, 1), plain(p, 2)) > Fraction(1, 100)
+
+
+def test_the_residual_of_equal_laws_is_the_law_itself() -> None:
+    """A rejection has probability 0 then; if rounding brings one about, p answers, and
+    neither NaN nor an id that p excludes."""
+    p = Law(torch.arange(4), torch.tensor([0.0, 0.25, 0.75, 0.0]))
+    assert torch.equal(residual(p, p).probs, p.probs)
+
+
+def test_the_residual_gives_back_what_the_list_lacks() -> None:
+    p = fraction_law([1, 1, 2])
+    q = fraction_law([1], ids=[2])
+    assert list(residual(p, q).probs) == [Fraction(1, 2), Fraction(1, 2), 0]
+    assert list(p.probs) == [Fraction(1, 4), Fraction(1, 4), Fraction(1, 2)]  # untouched
+
+
+def test_a_token_that_the_target_excludes_is_never_accepted() -> None:
+    class Eager:
+        """The most accepting source that there can be: a uniform of exactly 0."""
+
+        def bernoulli(self, probability: float) -> bool:
+            return probability > 0.0
+
+        def choose(self, probs: torch.Tensor) -> int:
+            return int(probs.argmax())
+
+    p = Law(torch.arange(2), torch.tensor([0.0, 1.0]))
+    q = Law(torch.tensor([0]), torch.tensor([1.0]))
+    verdict = verify(Proposal((0,), (q,)), [p, p], Eager())
+    assert verdict.path == () and verdict.next_token == 1
+
+
+@pytest.mark.parametrize("laws", [0, 1, 3])
+def test_the_number_of_laws_must_match(laws: int) -> None:
+    law = fraction_law([1, 1])
+    with pytest.raises(ArgumentError, match="need 2 target laws"):
+        verify(Proposal((0,), (law,)), [law] * laws, Branching([]))
+
+
+def test_a_token_that_its_law_excludes_is_refused() -> None:
+    law = fraction_law([1, 1])
+    with pytest.raises(ArgumentError, match="probability 0"):
+        verify(Proposal((1,), (fraction_law([1], ids=[0]),)), [law] * 2, Branching([]))
