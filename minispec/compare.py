@@ -239,7 +239,10 @@ def _results(
         )
         for method in settings.methods
     }
-    partners = {"autoregressive": Method("autoregressive"), "frspec": _partner(settings.methods)}
+    rivals = {
+        "autoregressive": best.get(Method("autoregressive")),
+        "frspec": best.get(_partner(settings.methods)),
+    }
     rows = []
     for stream in (*names, "all"):
         for variant in figures:
@@ -262,20 +265,23 @@ def _results(
                     "violations": verdicts.count("violation"),
                 }
             at_best = row | {"best": True}
-            for key, method in partners.items():
-                # Rivals meet at the same gamma, or at their best where one of them has none.
-                rival = best.get(method) if method else None
-                same = next((v for v in figures if v == Variant(method, variant.gamma)), rival)
-                at_best[f"ratio_to_{key}"] = rival and paired_ratio(ours, everything[rival][stream])
-                row[f"ratio_to_{key}"] = same and paired_ratio(ours, everything[same][stream])
+            for key, rival in rivals.items():
+                row[f"ratio_to_{key}"] = at_best[f"ratio_to_{key}"] = None
+                if rival:
+                    # At the same gamma, or at the rival's best where one of the two has none.
+                    same = Variant(rival.method, variant.gamma)
+                    theirs = everything[same if same in everything else rival][stream]
+                    row[f"ratio_to_{key}"] = paired_ratio(ours, theirs)
+                    theirs = everything[rival][stream]
+                    at_best[f"ratio_to_{key}"] = paired_ratio(ours, theirs)
             rows.append(row)
             if len(settings.gammas) > 1 and best[variant.method] == variant:
                 rows.append(at_best)
     return rows
 
 
-def _partner(methods: Sequence[Method]) -> Method | None:
+def _partner(methods: Sequence[Method]) -> Method:
     """Whom ratios to FR-Spec refer to: frspec@0.25 if it runs, else the first frspec."""
     usual = Method.parse("frspec@0.25")
     others = [method for method in methods if method.name == "frspec"]
-    return usual if usual in others else next(iter(others), None)
+    return usual if usual in others else next(iter(others), usual)

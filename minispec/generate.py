@@ -3,10 +3,12 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
-from minispec.measure import Figures, measured, repeated_4gram_share
+from tqdm import tqdm
+
+from minispec.measure import Figures, measured
 from minispec.types import Round, Tokenizer
 
 # ANSI colours; what they mean is said at the end of a trace.
@@ -21,30 +23,33 @@ def generate(
     as_json: bool,
     details: dict[str, Any],
     started: float,
-    out: TextIO = sys.stdout,
-    err: TextIO = sys.stderr,
+    out: TextIO | None = None,
+    err: TextIO | None = None,
 ) -> None:
-    """Decodes to the end, writing text to ``out`` as soon as it is decided, figures to ``err``;
-    with ``as_json`` nothing but one object to ``out``. ``started``: when the command began, by
-    ``time.perf_counter``; the first token's delay counts from there, loading included."""
+    """Decodes to the end, writing text to ``out`` (stdout) as soon as it is decided, figures to
+    ``err`` (stderr); with ``as_json`` nothing but one object to ``out``, ``details`` in it.
+    ``started``: when the command began, by ``time.perf_counter``; the first token's delay
+    counts from there, loading included."""
+    out, err = out or sys.stdout, err or sys.stderr
     first: list[float] = []
 
     def shown() -> Iterator[Round]:
-        for round in rounds:
-            first.append(time.perf_counter() - started)
-            if trace and not as_json:
-                out.write(coloured(round, tokenizer))
-            elif not as_json:
-                out.write(round.text)
-            out.flush()
-            yield round
+        bar = tqdm(total=1, desc="reading", unit="prompt", leave=False, disable=None, file=err)
+        with bar:
+            for round in rounds:
+                bar.close()  # with the first round the prompt has been read
+                first.append(time.perf_counter() - started)
+                if not as_json:
+                    out.write(coloured(round, tokenizer) if trace else round.text)
+                    out.flush()
+                yield round
 
     figures = measured(shown())
-    report = summary(figures, first[0] if first else None) | details
     if as_json:
-        out.write(json.dumps(report) + "\n")
+        out.write(json.dumps(summary(figures, first[0] if first else None) | details) + "\n")
         return
     out.write("\n")
+    out.flush()
     if trace:
         err.write(
             f"{_ACCEPTED}accepted{_PLAIN} {_REJECTED}rejected{_PLAIN} "
@@ -69,22 +74,25 @@ def summary(figures: Figures, first_token: float | None) -> dict[str, Any]:
         "tokens_per_second": figures.tokens_per_second,
         "seconds_to_first_token": first_token,
         "seconds": figures.seconds,
-        "accepted_by_position": [
-            a / p for a, p in zip(figures.accepted_at, figures.proposed_at, strict=True)
-        ],
-        "repeated_4gram_share": repeated_4gram_share(figures.tokens),
+        "accepted_by_position": figures.acceptance,
+        "repeated_4gram_share": figures.repeated_4gram_share,
     }
 
 
 def coloured(round: Round, tokenizer: Tokenizer) -> str:
     """A round by fate: accepted drafts, then those rejected, then the target's own token.
 
-    Token by token, so a character cut by a token border shows as U+FFFD.
+    Each fate is decoded apart, so a character that is cut by their border shows as U+FFFD.
     """
-    accepted = round.tokens[: len(round.path)]
-    parts = [_ACCEPTED + tokenizer.decode([token]) for token in accepted]
-    rejected = tokenizer.decode(round.proposed[len(round.path) :])
-    if rejected:
-        parts.append(_REJECTED + rejected.replace("\n", "\\n"))
-    parts += [_PLAIN + _OWN + tokenizer.decode(round.tokens[len(round.path) :])]
-    return "".join(parts) + _PLAIN
+    accepted = len(round.path)
+    parts = (
+        (_ACCEPTED, _text(round.tokens[:accepted], tokenizer)),
+        (_REJECTED, _text(round.proposed[accepted:], tokenizer).replace("\n", "\\n")),
+        (_OWN, _text(round.tokens[accepted:], tokenizer)),
+    )
+    return "".join(colour + text + _PLAIN for colour, text in parts if text)
+
+
+def _text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+    # By bytes, since ``decode`` may take a space away that only a text's first token has.
+    return b"".join(map(tokenizer.token_bytes, tokens)).decode(errors="replace")

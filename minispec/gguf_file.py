@@ -114,5 +114,5 @@ def _tensor(name: str, tensor: Any, config: ModelConfig) -> Tensor:
     if heads:
         values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2)
         values = values.reshape(-1, values.shape[-1])
-    # Copied only where it is still the file's own memory, or out of order.
-    return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+    # Copied only where it is still the file's own memory.
+    return torch.from_numpy(np.require(values, np.float32, "W"))

@@ -53,7 +53,9 @@ class Method:
         return Method(name, budget_or_share, ranking_name or _RANKING, spelled=text)
 
     def __str__(self) -> str:
-        return self.spelled or self.name
+        if self.spelled or self.name != "frspec":
+            return self.spelled or self.name
+        return f"frspec@{self.budget}:{self.ranking}"
 
     def ids(self, vocabulary_size: int) -> int | None:
         """The budget as a number of ids, None without one. Raises ArgumentError."""
@@ -114,11 +116,11 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
     budget, name = method.ids(size), method.ranking_for(domain)
     if budget is None or name is None:
         return FullList(size)
-    file = Path(name) if Path(name).suffix else ranking.shipped(model.name, name)
-    if file is None:
+    file = ranking.shipped(model.name, name) or Path(name)
+    if not file.is_file():
         raise ArgumentError(
-            f"no ranking {name!r} for model {model.name}: known are {', '.join(ranking.NAMES)} "
-            "for smollm2; or name a file made by `minispec rank`"
+            f"no ranking {name!r} for model {model.name}: smollm2 has {', '.join(ranking.NAMES)}, "
+            "any model those in files made by `minispec rank`"
         )
     ids = ranking.read_ranking(file, model.tokenizer.fingerprint, size)
     if budget > len(ids):

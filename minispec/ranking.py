@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,14 +65,16 @@ def read_ranking(path: Path, tokenizer: str, vocabulary_size: int) -> Tensor:
     """
     if path.suffix == ".pt":
         return read_token_map(path, vocabulary_size)
-    ids = read_tensors(path).get("ids")
+    tensors = read_tensors(path)
+    if tensors.keys() != {"ids"}:
+        raise FileError(f"{path} is no ranking: give a file made by `minispec rank`")
     made_for = read_metadata(path).get("tokenizer", "none")
     if made_for != tokenizer:
         raise FingerprintError(
             f"{path} ranks the ids of tokenizer {made_for[:12]}, this one is {tokenizer[:12]}: "
             "make its own with `minispec rank`"
         )
-    return _checked(ids, vocabulary_size, path)
+    return _checked(tensors["ids"], vocabulary_size, path)
 
 
 def shipped(model: str, name: str) -> Path | None:
@@ -107,15 +110,17 @@ def write_token_map(path: Path, ids: Tensor) -> None:
         aside.write_bytes(buffer.getvalue())
 
 
-def _checked(ids: object, vocabulary_size: int, path: Path) -> Tensor:
-    listed = isinstance(ids, Tensor) and (ids.layout, ids.device.type) == (torch.strided, "cpu")
-    if not listed or ids.dim() != 1 or ids.dtype not in _WHOLE or not len(ids):
-        raise FileError(f"{path} is no ranking: a list of ids was expected")
+def _checked(ids: Any, vocabulary_size: int, path: Path) -> Tensor:
+    """Whatever was in a file, as ids (N,) int64 of this vocabulary, none of them twice."""
+    plain = isinstance(ids, Tensor) and (ids.layout, ids.device.type) == (torch.strided, "cpu")
+    if not plain or ids.dim() != 1 or ids.dtype not in _WHOLE or not len(ids):
+        raise FileError(f"{path} is no list of ids: one or more whole numbers were expected")
+    ids = ids.to(torch.int64)
     if ids.min() < 0 or ids.max() >= vocabulary_size:
         raise FileError(
             f"{path} has ids {int(ids.min())}..{int(ids.max())}, "
             f"the vocabulary has 0..{vocabulary_size - 1}"
         )
     if len(ids.unique()) != len(ids):
-        raise FileError(f"{path} has {len(ids) - len(ids.unique())} ids twice")
-    return ids.to(torch.int64)
+        raise FileError(f"{path} has {len(ids) - len(ids.unique())} ids more than once")
+    return ids

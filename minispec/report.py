@@ -4,10 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen is needed to draw a file
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from minispec.checkpoint import write_json, written_aside
 
@@ -58,18 +55,25 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
     """Writes ``report.json`` and ``report.png``. Raises FileError."""
     write_json(folder / "report.json", report)
     rows = [row for row in report["results"] if row["stream"] == "all" and not row["best"]]
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 0.6 * len(rows) + 2), layout="constrained")
     names = [row["method"] + (f"\ngamma {row['gamma']}" if row["gamma"] else "") for row in rows]
+    names = [_literal(name) for name in names]
+    figure = Figure(figsize=(13, 0.6 * len(rows) + 2), layout="constrained")
+    axes = figure.subplots(1, 3)
     _bars(axes[0], names, [row["tau"] for row in rows], "tokens per target pass (tau)")
     _bars(axes[1], names, [row["tokens_per_second"] for row in rows], "tokens per second")
     _stack(axes[2], names, rows)
-    figure.suptitle(
+    title = (
         f"{report['model']}, {report['dtype']}, temperature {report['sampling']['temperature']}, "
         f"{report['threads']} threads"
     )
+    figure.suptitle(_literal(title))
     with written_aside(folder / "report.png") as aside:
         figure.savefig(aside, format="png", dpi=120)
-    pyplot.close(figure)
+
+
+def _literal(text: str) -> str:
+    """A file's name may have dollars in it, between which matplotlib would read mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _bars(axis: Any, names: Sequence[str], values: Sequence[float], title: str) -> None:

@@ -35,7 +35,6 @@ from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError
 from minispec.head import LinearHead
 
-_REPORT = 50_000  # tokens between two lines of figures, and two checkpoints
 _BUCKET = 32  # updates that are put together at a time
 
 
@@ -53,6 +52,7 @@ class TrainConfig:
     sequences: int = 2  # an update
     common_ids: int = 6144
     random_ids: int = 1024
+    report: int = 50_000  # tokens between two lines of figures, and two checkpoints
 
 
 class Corpus:
@@ -111,8 +111,8 @@ class Batch:
     learn: Tensor  # (B, m) bool
 
 
-def batch_of(sequences: Sequence[Shard]) -> Batch:
-    """Pads sequences (each of at least three tokens) into one batch."""
+def batch_of(sequences: Sequence[Shard], dtype: torch.dtype = torch.float32) -> Batch:
+    """Pads sequences (each of at least three tokens) into one batch of the draft's dtype."""
 
     def padded(parts: list[Tensor]) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
@@ -120,8 +120,8 @@ def batch_of(sequences: Sequence[Shard]) -> Batch:
     places = [torch.arange(2, len(s.tokens)) >= s.answers for s in sequences]
     return Batch(
         ids=padded([s.tokens[1:-1] for s in sequences]),
-        taps=padded([s.taps[:-2].float() for s in sequences]),
-        hidden=padded([s.hidden[1:-1].float() for s in sequences]),
+        taps=padded([s.taps[:-2].to(dtype) for s in sequences]),
+        hidden=padded([s.hidden[1:-1].to(dtype) for s in sequences]),
         following=padded([s.tokens[2:] for s in sequences]),
         learn=padded(places),
     )
@@ -187,10 +187,11 @@ def written_greedily(sequence: Shard, head: LinearHead) -> bool:
 def replayed_tau(draft: EagleDraft, sequences: Sequence[Shard], gamma: int) -> float:
     """Mean accepted length (tokens per target pass) of greedy drafting over text that the
     target wrote greedily, by replay: the draft's guesses along a text are those that real
-    rounds would make, as long as they are accepted, so rounds can be walked afterwards."""
+    rounds would make, as long as they are accepted, so rounds can be walked afterwards.
+    Prompts have at least two tokens, since the draft has nothing to go on after one."""
     tokens = passes = 0
     for sequence in sequences:
-        batch = batch_of([sequence])
+        batch = batch_of([sequence], draft.fusion.weight.dtype)
         right = torch.zeros(gamma, batch.ids.shape[1], dtype=torch.bool)
         for step, (hidden, begun) in enumerate(unrolled(draft, batch, gamma)):
             guesses = draft.head.full(hidden[begun]).argmax(-1)
@@ -213,7 +214,7 @@ def train(
     config: TrainConfig,
     folder: Path,
 ) -> Iterator[dict[str, float]]:
-    """Trains a draft in place; yields a line of figures about every 50,000 tokens.
+    """Trains a draft in place; yields a line of figures every ``config.report`` tokens.
 
     ``folder`` keeps the checkpoint (weights and optimiser) and the log, ``training.json``; if
     it holds those of this very configuration and data, training goes on from there. Raises
@@ -231,7 +232,7 @@ def train(
         log = run.restore(checkpoint, identity)
     started = time.perf_counter() - (log[-1]["seconds"] if log else 0.0)
     while run.seen < config.tokens:
-        goal = min(run.seen + _REPORT, config.tokens)
+        goal = min(run.seen + config.report, config.tokens)
         losses: list[list[float]] = []
         while run.seen < goal:
             losses.append(run.update())

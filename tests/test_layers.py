@@ -18,6 +18,7 @@ RIVER = [
     ["minispec.errors"],
     ["minispec.types"],
     ["minispec.checkpoint", "minispec.vocabulary", "minispec.head", "minispec.stopwatch"],
+    ["minispec.arguments"],
     ["minispec.tokenizer"],
     ["minispec.model", "minispec.sampling", "minispec.commit"],
     ["minispec.gguf_file", "minispec.hf_folder"],

@@ -1,0 +1,51 @@
+"""What a draft step pays for its LM head: all rows, a packed list, a gathered list.
+
+Physics: one hidden state times K rows of D float32 numbers reads K * D * 4 bytes and does two
+operations on each number, far fewer than a processor could: memory bandwidth is the bound, so
+time should follow K. All sides compute the same kind of logits from the same weights; the
+lists change between calls in the gathered case, as an evolving list would.
+
+Run: make bench
+"""
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from minispec.head import LinearHead, PackedHead
+
+V, D = 49_152, 576  # SmolLM2-135M's
+WEIGHT = torch.randn(V, D, generator=torch.Generator().manual_seed(0))
+HIDDEN = torch.randn(D, generator=torch.Generator().manual_seed(1))
+
+
+def some_ids(size: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(V, generator=generator)[:size].sort().values
+
+
+@pytest.mark.benchmark(group="head")
+def bench_full(benchmark: BenchmarkFixture) -> None:
+    head = LinearHead(WEIGHT)
+    benchmark(head.full, HIDDEN)
+
+
+@pytest.mark.benchmark(group="head")
+@pytest.mark.parametrize("size", [12_288, 4_096, 1_536])
+def bench_packed(benchmark: BenchmarkFixture, size: int) -> None:
+    head, ids = PackedHead(WEIGHT), some_ids(size, 0)
+    head.rows(HIDDEN, ids)
+    benchmark(head.rows, HIDDEN, ids)
+
+
+@pytest.mark.benchmark(group="head")
+@pytest.mark.parametrize("size", [12_288, 4_096, 1_536])
+def bench_gathered(benchmark: BenchmarkFixture, size: int) -> None:
+    head = LinearHead(WEIGHT)
+    lists = iter([some_ids(size, seed) for seed in range(32)] * 10_000)
+    benchmark.pedantic(
+        lambda ids: head.rows(HIDDEN, ids),
+        setup=lambda: ((next(lists),), {}),
+        rounds=200,
+        warmup_rounds=10,
+    )

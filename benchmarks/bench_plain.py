@@ -1,0 +1,77 @@
+"""Plain decoding is no straw man: the same weights, prompts and tokens in transformers.
+
+Both sides decode greedily, in float32, one sequence at a time, with a key-value cache, a fixed
+number of tokens, the prompt's own pass included on both sides. They alternate, prompt by
+prompt, in one process; what is reported is the geometric mean of paired ratios.
+
+Run: python benchmarks/bench_plain.py   (needs the extra "bench")
+"""
+
+import json
+import statistics
+import time
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from minispec import corpus, pretrained
+from minispec.commit import StopRule
+from minispec.decode import autoregressive
+from minispec.sampling import Sampling, SeededRandom
+
+TOKENS = 64
+PROMPTS = 4  # of each domain
+
+
+def main() -> None:
+    path = pretrained.fetch("smollm2")
+    model = pretrained.load("smollm2")
+    logging.set_verbosity_error()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+    def ours(ids: list[int]) -> list[int]:
+        rounds = autoregressive(
+            model.target, ids, sampling=Sampling(), random=SeededRandom(0), stop=StopRule(TOKENS)
+        )
+        return [token for round in rounds for token in round.tokens]
+
+    def transformers(ids: list[int]) -> list[int]:
+        prompt = torch.tensor([ids])
+        output = theirs.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            min_new_tokens=TOKENS,
+            max_new_tokens=TOKENS,
+            pad_token_id=0,
+        )
+        return output[0, len(ids) :].tolist()
+
+    sides = [ours, transformers]
+    texts = [text for domain in corpus.DOMAINS for text in corpus.prompts(domain)[:PROMPTS]]
+    prompts = [model.tokenizer.chat(text) for text in texts]
+    for side in sides:
+        side(prompts[0])
+    ratios = []
+    for number, ids in enumerate(prompts):
+        seconds = {}
+        for side in sides[:: 1 if number % 2 else -1]:
+            start = time.perf_counter()
+            assert len(side(ids)) == TOKENS
+            seconds[side] = time.perf_counter() - start
+        ratios.append(seconds[transformers] / seconds[ours])
+    print(json.dumps({
+        "tokens": TOKENS,
+        "prompts": len(prompts),
+        "threads": torch.get_num_threads(),
+        "speed_over_transformers": round(statistics.geometric_mean(ratios), 3),
+        "lowest": round(min(ratios), 3),
+        "highest": round(max(ratios), 3),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

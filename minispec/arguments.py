@@ -1,0 +1,150 @@
+"""What can be asked for on the command line: commands, options, and their explanation.
+
+Defaults stand in brackets behind each explanation. Knows nothing of how a command is carried
+out, and imports nothing slow, so that `--help` and a mistyped option are answered at once.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from minispec.errors import ArgumentError
+
+_DTYPES = ("float32", "bfloat16")
+_DOMAINS = ("general", "code", "law", "medicine")
+
+
+_EPILOG = """\
+a model is a name (smollm2, after `minispec fetch smollm2`), a GGUF file, or a folder of
+safetensors in Hugging Face layout, of the Llama architecture
+
+a method is NAME[@BUDGET][:RANKING]
+  autoregressive       plain decoding, one token a pass
+  full                 speculation, the draft scores the whole vocabulary
+  frspec@0.25          speculation, the draft scores the most frequent quarter of it (FR-Spec)
+  frspec@4096:mix      the 4096 most frequent ids of another ranking: general, mix, without-code,
+                       ..., without-own (all but the prompts' own domain), or a file
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """With the notes at the end as they stand, and errors that are ours to report."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options)
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(f"{message} (see `{self.prog} --help`)")
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of one command, its name among them as ``command``. Raises ArgumentError."""
+    return _parser().parse_args(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="minispec",
+        description="Exact speculative decoding with a pruned draft vocabulary.",
+        epilog="begin with: minispec fetch smollm2; minispec generate 'Why is the sky blue?'",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    fetch = commands.add_parser("fetch", help="get a model; prints where it is")
+    fetch.add_argument("model", help="smollm2")
+    fetch.set_defaults(command="fetch")
+
+    generate = commands.add_parser("generate", help="answer one prompt", epilog=_EPILOG)
+    generate.add_argument("prompt", help="what to answer; with --raw, text to continue")
+    generate.add_argument(
+        "--method", help="how to decode (frspec, if the model has a draft and a ranking)"
+    )
+    generate.add_argument("--budget", help="ids the draft scores: a number or a share (0.25)")
+    generate.add_argument("--ranking", help="ranking that the budget is cut from (general)")
+    generate.add_argument("--gamma", type=int, default=4, help="tokens drafted a round (4)")
+    _add_decoding(generate, max_new_tokens=256)
+    generate.add_argument(
+        "--stop", action="append", default=[], help="text that ends the answer; may be repeated"
+    )
+    shown = generate.add_mutually_exclusive_group()
+    shown.add_argument("--trace", action="store_true", help="colour tokens by their fate")
+    shown.add_argument("--json", action="store_true", help="text and figures as a JSON object")
+    generate.set_defaults(command="generate")
+
+    compare = commands.add_parser(
+        "compare", help="methods side by side on the same prompts", epilog=_EPILOG
+    )
+    compare.add_argument(
+        "--prompts", nargs="+", default=list(_DOMAINS),
+        help=f"text files with one prompt a line, or our own: {', '.join(_DOMAINS)} (those four)",
+    )  # fmt: skip
+    compare.add_argument(
+        "--methods", default="autoregressive,full,frspec@0.25", metavar="METHOD[,METHOD...]",
+        help="what to compare (%(default)s)",
+    )  # fmt: skip
+    compare.add_argument(
+        "--gamma", default="4", metavar="N[,N...]", help="tokens drafted a round (4)"
+    )
+    _add_decoding(compare, max_new_tokens=96)
+    compare.add_argument("--limit", type=int, help="only so many prompts of each stream (all)")
+    compare.add_argument(
+        "--out", required=True, type=Path, help="folder for report.json and report.png"
+    )
+    compare.set_defaults(command="compare")
+
+    rank = commands.add_parser("rank", help="count text into a ranking of the vocabulary")
+    _add_model(rank)
+    rank.add_argument("--text", nargs="+", default=[], type=Path, help="UTF-8 files to count")
+    rank.add_argument(
+        "--domains", nargs="+", default=[], help=f"installed text to count: {', '.join(_DOMAINS)}"
+    )
+    rank.add_argument("--written", type=Path, help="folder of text that the model wrote on these")
+    rank.add_argument("--budget", type=int, help="how many ids to keep (all)")
+    rank.add_argument(
+        "--out", required=True, type=Path, help="FILE.safetensors, or FILE.pt for SGLang"
+    )
+    rank.set_defaults(command="rank")
+
+    train = commands.add_parser("train", help="train a part").add_subparsers(
+        required=True, metavar="PART", parser_class=_Parser
+    )
+    draft = train.add_parser("draft", help="have the target write text, and train a draft on it")
+    _add_model(draft)
+    draft.add_argument("--tokens", type=int, default=700_000, help="tokens to write (700000)")
+    draft.add_argument("--epochs", type=float, default=2.0, help="how often to see them (2)")
+    draft.add_argument(
+        "--domains", nargs="+", default=list(_DOMAINS), help="what to write about (all four)"
+    )
+    draft.add_argument("--seed", type=int, default=0, help="of what is written and drawn (0)")
+    draft.add_argument("--threads", type=int, help="processor threads (all)")
+    draft.add_argument("--out", required=True, type=Path, help="folder; goes on with what is there")
+    draft.set_defaults(command="train draft")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2", help="smollm2, FILE.gguf or a folder")
+
+
+def _add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    _add_model(parser)
+    parser.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 is greedy, 1 the model's own law (0)"
+    )
+    parser.add_argument("--top-k", type=int, default=0, help="only the likeliest ids, 0: all (0)")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="only the likeliest ids of this mass, 1: all (1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all draws (0)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=max_new_tokens, help="(%(default)s)", metavar="N"
+    )
+    parser.add_argument("--ignore-eos", action="store_true", help="go on where an answer ends")
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="(float32)")
+    parser.add_argument("--threads", type=int, help="processor threads (all)")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt's text, use no chat template"
+    )
