@@ -4,7 +4,7 @@
 
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
-TOKENS ?= 1000000
+TOKENS ?= 700000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -11,11 +11,13 @@ the first shard that is missing. Knows nothing of drafts.
 
 import itertools
 import random
+import signal
+import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
 
 import torch
@@ -28,7 +30,6 @@ from minispec.model import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.types import Tokenizer
 
-_PROMPTS = 512  # a shard
 _ROWS = 96  # decoded at once
 _MESSAGE_TOKENS = 40
 _MESSAGE = Sampling(temperature=1.0, top_p=0.95)
@@ -58,23 +59,40 @@ def shard_path(folder: Path, domain: str, number: int) -> Path:
 
 
 def write_shards(
-    folder: Path, model: str, domains: Sequence[str], tokens: int, seed: int, processes: int
+    folder: Path,
+    model: str,
+    domains: Sequence[str],
+    tokens: int,
+    seed: int,
+    processes: int,
+    shard_prompts: int = 512,
 ) -> Iterator[Path]:
-    """Writes shards round robin over the domains until they hold ``tokens`` answer tokens;
-    yields each path as it is ready, in order, those that exist already at once."""
+    """Writes shards, round robin over the domains, until they hold ``tokens`` answer tokens;
+    yields each path in order, of those that exist already at once. Each process decodes on
+    one thread, which together write faster than one process does on as many threads."""
     written = 0
-    order = ((domain, number) for number in itertools.count() for domain in domains)
-    work = partial(_write_shard, folder, model, seed)
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        ahead = [pool.submit(work, *next(order)) for _ in range(processes + 1)]
-        try:
-            while written < tokens:
-                path = ahead.pop(0).result()
-                written += answer_tokens(path)
-                yield path
-                ahead.append(pool.submit(work, *next(order)))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    shards = ((domain, number) for number in itertools.count() for domain in domains)
+    # Leaving the pool ends its processes, whatever they are at.
+    with get_context("spawn").Pool(processes, _prepare_process) as pool:
+
+        def start() -> AsyncResult[Path]:
+            return pool.apply_async(
+                _write_shard, (folder, model, seed, shard_prompts, *next(shards))
+            )
+
+        ahead = deque(start() for _ in range(processes + 1))
+        while written < tokens:
+            path = ahead.popleft().get()
+            ahead.append(start())
+            written += answer_tokens(path)
+            yield path
+
+
+def _prepare_process() -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C is for the parent, which then ends this process; ending runs what cleans up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 def answer_tokens(path: Path) -> int:
@@ -118,14 +136,16 @@ def messages(
     return kept
 
 
-def _write_shard(folder: Path, model: str, seed: int, domain: str, number: int) -> Path:
+def _write_shard(
+    folder: Path, model: str, seed: int, shard_prompts: int, domain: str, number: int
+) -> Path:
     path = shard_path(folder, domain, number)
     if path.exists():
         return path
     loaded = pretrained.load(model, dtype=torch.bfloat16)
     target, tokenizer = loaded.target, loaded.tokenizer
     name = f"{seed} {domain} {number}"
-    texts = messages(target, tokenizer, domain, _PROMPTS, name)
+    texts = messages(target, tokenizer, domain, shard_prompts, name)
     prompts = [tokenizer.chat(text) for text in texts]
     tokens: list[Tensor] = []
     hidden: list[Tensor] = []

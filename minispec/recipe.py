@@ -27,7 +27,8 @@ def make_draft(
     keeps it as ``draft.safetensors`` beside ``training.json``. Goes on with what it finds."""
     for domain in domains:
         corpus.openers(domain)  # an unknown one is refused before any work
-    pretrained.fetch(model)
+    if model in pretrained.SOURCES:
+        pretrained.fetch(model)
     processes = torch.get_num_threads()
     paths = []
     with tqdm(total=tokens, desc="writing", unit="token", disable=None) as bar:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -155,8 +155,8 @@ GENERATE = {
     "generate hi TINY --method frspec@0.0:RANKING": ["budget 0.0", "above 0"],
     "generate hi TINY --method frspec@nan:RANKING": ["'nan'", "no number"],
     "generate hi TINY --method frspec@1e999:RANKING": ["budget 1e999", "at most 1.0"],
-    "generate hi TINY --method frspec@297:RANKING": ["budget 297", "1 to 296"],
-    "generate hi TINY --method frspec@0.001:RANKING": ["budget 0.001", "1 to 296"],
+    "generate hi TINY --method frspec@321:RANKING": ["budget 321", "1 to 320"],
+    "generate hi TINY --method frspec@0.001:RANKING": ["budget 0.001", "1 to 320"],
     "generate hi TINY --method frspec@:RANKING": ["budget ''", "no number"],
     "generate hi TINY --method frspec@0.5:": ["names no ranking"],
     "generate hi TINY --method full@0.5": ["full takes neither a budget nor a ranking"],
@@ -183,7 +183,7 @@ GENERATE = {
     "generate hi TINY --dtype float8": ["--dtype", "float32", "bfloat16"],
     "generate hi TINY --seed x": ["--seed", "'x'"],
     "generate hi TINY --trace --json": ["--json", "--trace"],
-    "generate hi TINY --loud": ["--loud", "generate --help"],
+    "generate hi TINY --loud": ["--loud", "minispec --help"],
     "generate": ["prompt", "generate --help"],
     "generate hi --model BAD/no-template": ["chat template", "--raw"],
 }
@@ -212,7 +212,7 @@ DAMAGE = {
     "generate hi TINY --ranking BAD/float.pt": ["float.pt", "list of ids"],
     "generate hi TINY --ranking BAD/words.pt": ["words.pt", "list of ids"],
     "generate hi TINY --ranking BAD/twice.pt": ["twice.pt", "more than once"],
-    "generate hi TINY --ranking BAD/range.pt": ["range.pt", "0..10000", "0..295"],
+    "generate hi TINY --ranking BAD/range.pt": ["range.pt", "0..10000", "0..319"],
 }
 OUT = "--out TMP/out"
 COMPARE = {
@@ -222,8 +222,8 @@ COMPARE = {
     f"compare {OUT} TINY --methods full,full": ["method is named twice"],
     f"compare {OUT} TINY --methods frspec,frspec@0.25": ["method is named twice"],
     f"compare {OUT} TINY --methods frspec@0": ["budget 0"],
-    f"compare {OUT} TINY --methods frspec@999:RANKING": ["budget 999", "1 to 296"],
-    f"compare {OUT} TINY --methods frspec@250:BAD/half.pt": ["250", "more than the 100 ids", "half.pt"],
+    f"compare {OUT} TINY --methods frspec@999:RANKING": ["budget 999", "1 to 320"],
+    f"compare {OUT} TINY --methods frspec@250:BAD/half.pt": ["more than the 100 ids"],
     f"compare {OUT} TINY --methods frspec@0.5": ["no ranking 'general'"],
     f"compare {OUT} --model BAD/nan --methods full": ["NaN"],
     f"compare {OUT} --model BAD/elsewhere --methods full": ["needs a draft", "--draft"],
@@ -270,7 +270,7 @@ OTHERS = {
     "rank --out TMP/x.pt --text BAD/latin.txt --model BAD/elsewhere": ["latin.txt", "utf-8"],
     "rank --out TMP/x.pt --text BAD/byte.txt --model BAD/elsewhere": ["0x04", "no token"],
     "rank --out TMP/x.pt --domains cooking --model BAD/elsewhere": ["'cooking'", "medicine"],
-    "rank --out TMP/x.pt --text BAD/good.txt --model BAD/elsewhere --budget 0": ["0", "1..296"],
+    "rank --out TMP/x.pt --text BAD/good.txt --model BAD/elsewhere --budget 0": ["0", "1..320"],
     "rank --out TMP/x.pt --domains law --written TMP --model BAD/elsewhere --budget 999": ["999"],
     "train": ["PART", "train --help"],
     "train draft": ["--out", "train draft --help"],
@@ -342,7 +342,9 @@ def test_a_token_map_that_asks_for_code_is_refused_and_not_run(
     line = f"generate hi TINY --method frspec@2:{path}"
     assert "no token map" in refused(capsys, filled(line, tiny, bad, tmp_path))
     assert not proof.exists()
-    torch.load(path, weights_only=False)  # as it stands, the file does what it is accused of
+    # As it stands, the file does what it is accused of.
+    with suppress(RuntimeError):  # torch wants more of a pickle than what is in this one
+        torch.load(path, weights_only=False)
     assert proof.exists()
 
 
@@ -428,22 +430,20 @@ def test_an_interrupted_download(
     assert [path for path in files(tmp_path) if path.is_file()] == []
 
 
-# ------------------------------------------------------------------ Ctrl-C, pipes, the whole program
+# ------------------------------------------------------------------ the program, and signals to it
 
 
 def program(*arguments: str, code: str = "") -> list[str]:
-    start = ["-c", code] if code else ["-m", "minispec.cli"]
+    start = ["-W", "ignore", "-c", code] if code else ["-m", "minispec.cli"]
     return [sys.executable, *start, *arguments]
 
 
-def test_the_program_itself_refuses_alike(tmp_path: Path) -> None:
-    for arguments, word in [
-        (["generate", "hi", "--model", "nosuch"], "no model 'nosuch'"),
-        (["generate", b"caf\xe9 \xff", "--model", "nosuch"], "no model 'nosuch'"),
-    ]:
-        done = subprocess.run([*program(), *arguments], capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert word in one_line(done.stderr)
+def test_the_program_itself_refuses_alike(tiny: Tiny) -> None:
+    prompt = b"caf\xe9"  # what a terminal sends that is not set to UTF-8
+    command = [*program("generate", "--model", str(tiny.folder)), prompt]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "character 3" in one_line(done.stderr)
 
 
 def test_help_is_quick_and_names_everything() -> None:
@@ -554,7 +554,8 @@ load = pretrained.load
 pretrained.fetch = lambda name: Path(model)
 pretrained.load = lambda name: load(model)
 distill.write_shards = lambda *arguments: iter([Path(shard)])
-train._REPORT = 500
+config = train.TrainConfig
+train.TrainConfig = lambda **options: config(report=500, **options)
 epochs = ["--epochs", "1e6", "--tokens", "1", "--threads", "1"]
 sys.exit(cli.main(["train", "draft", "--out", out, *epochs]))
 """

@@ -20,10 +20,7 @@ from minispec.pretrained import Pretrained
 CONTEXT = 2048
 NO_TOKEN = 0x04  # the one byte that no token stands for
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-MERGES = (
-    "t h|h e|th e|i n|e r|a n|an d|o u|Ġ the|Ġ a|Ġ t|Ġ s|r e|o n|e s|in g|Ġ w|Ġ b|a t|e n|"
-    "s t|o r|i s|Ġ c|Ġ and|Ġ o|l l|Ġ in|Ġ f|e d|Ġ p|i t|ou t|a r|a l|Ġ m|a s|l e"
-).split("|")
+WORDS = "the and in out er ou re on es at en st or is le all ed it ar as ing s a t w b c o f p m"
 TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
     "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
@@ -67,7 +64,7 @@ def make(folder: Path) -> Tiny:
     return tiny
 
 
-def write_model(folder: Path, seed: int = 0, special: tuple[str, ...] = SPECIAL) -> None:
+def write_model(folder: Path, seed: int = 10, special: tuple[str, ...] = SPECIAL) -> None:
     """The model's folder. Other special tokens make another tokenizer, other seeds weights."""
     folder.mkdir(parents=True)
     size = write_tokenizer(folder, special)
@@ -106,7 +103,9 @@ def write_model(folder: Path, seed: int = 0, special: tuple[str, ...] = SPECIAL)
         else torch.ones(shape)
         for name, shape in shapes.items()
     }
-    weights["lm_head.weight"] *= 6  # laws that are sure of some things, as those of real models
+    # Laws that are sure of some things, as those of real models, and seldom half a character.
+    weights["lm_head.weight"] *= 8
+    weights["lm_head.weight"][127 - 1 : 255] *= 0.7
     save_file(weights, folder / "model.safetensors")
 
 
@@ -117,11 +116,18 @@ def write_tokenizer(folder: Path, special: tuple[str, ...] = SPECIAL) -> int:
     names = {byte: chr(byte) for byte in shown}
     names |= {byte: chr(256 + place) for place, byte in enumerate(hidden)}
     tokens = [names[byte] for byte in range(256) if byte != NO_TOKEN]
-    tokens += [merge.replace(" ", "") for merge in MERGES]
+    merges = []
+    for word in WORDS.split():
+        # Each word grows character by character, and is a token with and without a space.
+        for whole in (word, names[ord(" ")] + word):
+            for end in range(1, len(whole)):
+                if whole[: end + 1] not in tokens:
+                    tokens.append(whole[: end + 1])
+                    merges.append(f"{whole[:end]} {whole[end]}")
     plain = {"lstrip": False, "rstrip": False, "single_word": False, "special": True}
     extra = [{"id": len(tokens) + i, "content": s, **plain} for i, s in enumerate(special)]
     tokenizer = {
-        "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": MERGES},
+        "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges},
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
         "added_tokens": extra,
     }

@@ -1,0 +1,79 @@
+"""Text that the target writes: the same from the same seed, and nothing of the evaluation."""
+
+from pathlib import Path
+
+import pytest
+import tiny_model
+import torch
+
+from minispec import corpus, distill, recipe
+from minispec.checkpoint import read_json, read_tensors
+from minispec.draft import load
+from minispec.train import Corpus
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tiny_model.Tiny:
+    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
+
+
+def test_messages_begin_with_openers_and_repeat_nothing(tiny: tiny_model.Tiny) -> None:
+    model = tiny.model
+    texts = distill.messages(model.target, model.tokenizer, "law", 20, "seed")
+    assert len(set(texts)) == 20
+    assert all(text.startswith(tuple(corpus.openers("law"))) for text in texts)
+    assert texts == distill.messages(model.target, model.tokenizer, "law", 20, "seed")
+    assert texts != distill.messages(model.target, model.tokenizer, "law", 20, "other seed")
+
+
+def test_a_message_that_repeats_the_evaluation_is_thrown_away(
+    tiny: tiny_model.Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With evaluation prompts among the openers, none of them comes through."""
+    model, evaluation = tiny.model, corpus.prompts("law")
+    clean = "When does a"
+    monkeypatch.setattr(corpus, "openers", lambda domain: [*evaluation, clean])
+    texts = distill.messages(model.target, model.tokenizer, "law", 5, "seed")
+    assert len(texts) == 5 and all(text.startswith(clean) for text in texts)
+
+
+def test_shards_are_a_function_of_domain_number_and_seed(
+    tiny: tiny_model.Tiny, tmp_path: Path
+) -> None:
+    """Written in other processes, read back in the order of their sequences; a second call
+    finds them done, and a missing one is made again to the last bit."""
+    arguments = (str(tiny.folder), ["code", "general"], 900, 7, 2, 6)
+    paths = list(distill.write_shards(tmp_path, *arguments))
+    names = [path.name for path in paths]
+    assert names[:2] == ["code-0000.safetensors", "general-0000.safetensors"]
+    assert sum(map(distill.answer_tokens, paths)) >= 900
+    before = read_tensors(paths[0])
+    paths[0].unlink()
+    list(distill.write_shards(tmp_path, *arguments))
+    after = read_tensors(paths[0])
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_stored_is_what_the_target_computes(tiny: tiny_model.Tiny, tmp_path: Path) -> None:
+    (path, *_) = distill.write_shards(tmp_path, str(tiny.folder), ["law"], 1, 0, 1, 6)
+    target = tiny.model.target
+    material = Corpus([path])
+    for index in range(len(material.places)):
+        sequence = material.sequence(index)
+        read = sequence.tokens[:-1]
+        fresh = target.step(read, target.new_cache(len(read)))
+        for stored, exact in ((sequence.hidden, fresh.hidden), (sequence.taps, fresh.taps)):
+            # Written by a bfloat16 target, so up to that rounding, which a shift is far above.
+            error = (stored[:-1].float() - exact).norm() / exact.norm()
+            assert error < 0.05
+            assert (stored[1:-1].float() - exact[:-1]).norm() / exact.norm() > 0.2
+            assert not stored[-1].any()
+
+
+def test_the_recipe_makes_a_draft_and_its_log(tiny: tiny_model.Tiny, tmp_path: Path) -> None:
+    path = recipe.make_draft(str(tiny.folder), ["law"], 300, 0.5, 0, tmp_path)
+    log = read_json(tmp_path / "training.json")
+    assert log["log"][-1]["tokens"] >= 0.5 * 300 and log["log"][-1]["tau"] >= 1
+    draft = load(path, tiny.model.target, tiny.model.fingerprint)
+    assert draft.fusion.weight.shape == (tiny_model.WIDTH, 3 * tiny_model.WIDTH)
