@@ -97,7 +97,7 @@ def _generate(options: argparse.Namespace) -> None:
         "budget": method.ids(model.target.head.vocabulary_size),
         "sampling": asdict(sampling),
         "seed": options.seed,
-        "dtype": options.dtype,
+        "dtype": str(model.target.embedding.weight.dtype).removeprefix("torch."),
         "prompt_tokens": len(ids),
     }
     generate(
