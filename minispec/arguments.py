@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     draft = train.add_parser("draft", help="have the target write text, and train a draft on it")
     _add_model(draft)
     draft.add_argument("--tokens", type=int, default=700_000, help="tokens to write (700000)")
-    draft.add_argument("--epochs", type=float, default=2.0, help="how often to see them (2)")
+    draft.add_argument("--epochs", type=float, default=2.5, help="how often to see them (2.5)")
     draft.add_argument(
         "--domains", nargs="+", default=list(_DOMAINS), help="what to write about (all four)"
     )
