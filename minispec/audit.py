@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
+from minispec.decode import read
 from minispec.types import Target
 
 # Relative to max(1, |largest logit|): what rounding in each dtype can amount to.
 NEAR_TIE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2}
-_PREFILL = 512  # as decoding reads a prompt: other chunks would be other last bits
 
 
 def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
@@ -39,8 +39,8 @@ def audited(
     if place == min(len(plain), len(other)):
         return "violation"  # one stopped where the other went on: no choice of ids explains it
     cache = target.new_cache(len(prompt) + place)
-    for start in range(0, len(prompt) - 1, _PREFILL):
-        target.step(torch.tensor(prompt[start : min(start + _PREFILL, len(prompt) - 1)]), cache)
+    for _ in read(target, prompt[:-1], cache):
+        pass
     for token in (prompt[-1], *plain[:place]):
         features = target.step(torch.tensor([token]), cache)
     logits = target.head.full(features.hidden)[-1]

@@ -10,6 +10,7 @@ target has read all of them but the last; the draft has read (by the target's ta
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from minispec.stopwatch import Stopwatch
 from minispec.types import (
     Draft,
     Evidence,
+    Features,
     Proposal,
     RandomSource,
     Round,
@@ -84,6 +86,12 @@ def speculative(
     return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace)
 
 
+def read(target: Target, ids: Sequence[int], cache: Any) -> Iterator[Features]:
+    """Has the target read a text of any length, chunk by chunk: the features of each."""
+    for start in range(0, len(ids), _PREFILL):
+        yield target.step(torch.tensor(ids[start : start + _PREFILL]), cache)
+
+
 def _checked(
     target: Target, prompt: Sequence[int], stop: StopRule, tokenizer: Tokenizer | None
 ) -> Output:
@@ -118,10 +126,9 @@ def _rounds(
     vocabulary = torch.arange(target.head.vocabulary_size)
 
     # The prompt, short of its last token, which the first round reads.
-    for start in range(0, len(tokens) - 1, _PREFILL):
-        end = min(start + _PREFILL, len(tokens) - 1)
-        features = target.step(torch.tensor(tokens[start:end]), cache)
+    for features in read(target, tokens[:-1], cache):
         if drafter:
+            start, end = cache.length - len(features.taps), cache.length
             drafter.absorb(torch.tensor(tokens[start + 1 : end + 1]), features.taps)
     watch.lap("prefill")
 

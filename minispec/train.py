@@ -153,7 +153,7 @@ def unrolled(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tens
 
         states = draft.layer(batch.ids, states, attend)
         # A chain's first token must be the answer's too: its place lies ``step`` earlier.
-        begun = F.pad(batch.learn, (step, 0))[:, :m]
+        begun = F.pad(batch.learn, (step, 0))[:, :m] & batch.learn
         yield draft.norm(states), begun
         states = F.pad(states, (0, 0, 1, 0))[:, :m]  # step j + 1 at t reads step j at t - 1
 
@@ -164,18 +164,20 @@ def loss_of(
     """The loss of a batch over the head's ``rows`` (K, D), and each step's cross-entropy."""
     total = torch.zeros(())
     parts = []
+    goal = batch.hidden[batch.learn]  # (n, D)
     with torch.no_grad():
-        laws = torch.softmax(F.linear(batch.hidden, rows).float(), dim=-1)  # (B, m, K)
-        scale = batch.hidden.square().mean()
-    for step, (hidden, begun) in enumerate(unrolled(draft, batch, config.steps)):
-        hidden, goal = hidden[begun], batch.hidden[begun]  # (places, D)
-        logs = torch.log_softmax(F.linear(hidden, rows).float(), dim=-1)
+        laws = torch.softmax(F.linear(goal, rows).float(), dim=-1)  # (n, K)
+        scale = goal.square().mean()
+    for step, (states, begun) in enumerate(unrolled(draft, batch, config.steps)):
+        hidden = states[batch.learn]  # (n, D)
+        logs = torch.log_softmax(F.linear(hidden, rows).float(), dim=-1)  # (n, K)
+        cross_entropy = -(laws * logs).sum(-1)  # (n,)
+        distance = (hidden.float() - goal).square().mean(-1) / scale
         # Answers of a few tokens have no chain of four: then there is nothing to average.
-        count = max(1, len(goal))
-        cross_entropy = -(laws[begun] * logs).sum() / count
-        distance = (hidden.float() - goal).square().mean(-1).sum() / count / scale
-        total = total + config.step_decay**step * (cross_entropy + config.feature_weight * distance)
-        parts.append(cross_entropy.item())
+        weight = begun[batch.learn] / begun.sum().clamp(min=1)
+        loss = cross_entropy + config.feature_weight * distance
+        total = total + config.step_decay**step * (loss * weight).sum()
+        parts.append((cross_entropy * weight).sum().item())
     return total, parts
 
 
@@ -264,7 +266,10 @@ class _Run:
             draft.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True
         )
         counts = corpus.counts(draft.head.vocabulary_size)
-        self._common = counts.argsort(descending=True, stable=True)[: config.common_ids]
+        common = counts.argsort(descending=True, stable=True)[: config.common_ids]
+        self._is_common = torch.zeros(len(counts), dtype=torch.bool)
+        self._is_common[common] = True
+        self._common_rows = self._rows(common)  # (common_ids, D), the same in every update
         self.seen = self.updates = 0
         self._order = self._sequences()
 
@@ -282,11 +287,12 @@ class _Run:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.updates)
         vocabulary = self.draft.head.vocabulary_size
         others = torch.randint(vocabulary, (self.config.random_ids,), generator=generator)
-        ids = torch.cat((self._common, others, batch.following[batch.learn])).unique()
+        ids = torch.cat((others, batch.following[batch.learn])).unique()
+        rows = torch.cat((self._common_rows, self._rows(ids[~self._is_common[ids]])))  # (K, D)
         with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
             # The norms' weights stay in float32, which costs PyTorch a fused kernel it regrets.
             warnings.filterwarnings("ignore", "Mismatch dtype")
-            loss, parts = loss_of(self.draft, batch, self.draft.head.weight[ids], self.config)
+            loss, parts = loss_of(self.draft, batch, rows, self.config)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.draft.parameters(), 1.0)
         for group in self.optimiser.param_groups:
@@ -296,6 +302,10 @@ class _Run:
         self.updates += 1
         self.seen += int(batch.learn.sum())
         return parts
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """Rows of the head, in the dtype that the products run in."""
+        return self.draft.head.weight[ids].bfloat16()
 
     def _sequences(self) -> Iterator[list[int]]:
         """Which sequences make an update, epoch after epoch; of similar length, since the

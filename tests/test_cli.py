@@ -486,9 +486,14 @@ def test_ctrl_c_while_generating(tiny: Tiny) -> None:
     assert (run.returncode, one_line(error)) == (130, "minispec: interrupted\n")
 
 
+# Output is buffered, as Python does unless it is told otherwise: then it writes once more at its
+# end, and has something to say about a pipe that is closed or a disk that is full.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def test_a_reader_that_has_seen_enough(tiny: Tiny) -> None:
     with subprocess.Popen(
-        program(*endless(tiny)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        program(*endless(tiny)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=BUFFERED
     ) as run:
         assert run.stdout and run.stderr
         assert run.stdout.read(20)
@@ -500,7 +505,9 @@ def test_a_reader_that_has_seen_enough(tiny: Tiny) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
 def test_an_output_that_takes_nothing(tiny: Tiny) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run(program(*endless(tiny)), stdout=full, stderr=-1, text=True)
+        done = subprocess.run(
+            program(*endless(tiny)), stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED
+        )
     assert done.returncode == 2
     assert "No space left on device" in one_line(done.stderr)
 

@@ -653,6 +653,9 @@ def test_of_an_exact_tie_the_lower_id_is_first() -> None:
     tied = toy([0.0, 0.9, 0.9, 0.9])
     for other, verdict in ((1, IDENTICAL), (2, NEAR), (3, VIOLATION), (0, VIOLATION)):
         assert audit.audited(tied, PROMPT, PLAIN, [9, other], 1e-4) == verdict
+    many = ToyTarget(2000, lambda tokens: torch.zeros(2000, dtype=torch.float64))
+    for other, verdict in ((0, IDENTICAL), (1, NEAR), (2, VIOLATION), (1999, VIOLATION)):
+        assert audit.audited(many, PROMPT, [0], [other], 1e-4) == verdict
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_model
@@ -293,6 +294,16 @@ def test_without_a_draft_it_decodes_plainly_and_says_so(tiny: Tiny, ask: Ask) ->
     assert error.count("\n") == 1 and f"no draft is known for {tiny.folder}" in error
     # Asked for, it is nothing to be remarked.
     asked(ask, "--method", "autoregressive")
+
+
+def test_a_file_that_lies_beside_a_model_is_not_its_draft(tmp_path: Path) -> None:
+    tiny_model.write_model(tmp_path / "model")
+    (tmp_path / "model.safetensors").write_text("something else")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        command = ["generate", PROMPT, "--model", str(tmp_path / "model"), "--json"]
+        assert cli.main([*command, "--max-new-tokens", "2"]) == 0
+    assert json.loads(out.getvalue())["method"] == "autoregressive"
 
 
 def test_a_draft_alone_serves_full_speculation(tiny: Tiny, ask: Ask) -> None:
