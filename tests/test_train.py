@@ -132,7 +132,7 @@ def test_training_lowers_the_loss_and_raises_agreement(corpus: Corpus, tmp_path:
     held_out = [corpus.sequence(index) for index in range(3)]
     config = TrainConfig(tokens=2500, steps=3, common_ids=40, random_ids=5, report=500)
     lines = list(train.train(draft, corpus, held_out, config, tmp_path))
-    assert lines[-1]["tokens"] >= 4000
+    assert lines[-1]["tokens"] >= 2500
     for key in ("loss_1", "loss_2", "loss_3"):
         assert lines[-1][key] < lines[0][key] - 0.2
     assert lines[-1]["tau"] > lines[0]["tau"]
@@ -177,6 +177,8 @@ def test_sequences_held_out_are_not_trained_on(corpus: Corpus) -> None:
 
 def test_greedy_text_is_told_from_sampled_text() -> None:
     greedy = written(TARGET, temperature=0.0)
-    sampled = written(TARGET, temperature=3.0)
+    # An answer of a token or two can be the greedy one by chance.
+    sampled = [s for s in written(TARGET, temperature=3.0) if s.ends - s.answers > 4]
+    assert len(sampled) > 2
     assert all(train.written_greedily(s, TARGET.head) for s in greedy)
     assert not any(train.written_greedily(s, TARGET.head) for s in sampled)
