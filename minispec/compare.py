@@ -8,9 +8,9 @@ Knows what is compared; ``minispec.measure`` knows how it is counted, ``minispec
 it is shown.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from minispec import audit, corpus
 from minispec.commit import StopRule
+from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError, ContextError
 from minispec.measure import (
     Figures,
@@ -34,7 +35,6 @@ from minispec.methods import Decoder, Method, check_gamma, decoder
 from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tokenizer import prompt_ids
-from minispec.types import Draft
 
 _WARM_UP_ROUNDS = 16
 
@@ -108,7 +108,7 @@ def streams_of(names: Sequence[str], limit: int | None = None) -> list[Stream]:
 
 
 def compare(
-    model: Pretrained, draft: Draft | None, streams: Sequence[Stream], settings: Settings
+    model: Pretrained, draft: EagleDraft | None, streams: Sequence[Stream], settings: Settings
 ) -> dict[str, Any]:
     """Runs the comparison; returns the report (see ``data/report.schema.json``).
 
@@ -132,9 +132,13 @@ def compare(
         for gamma in (settings.gammas if method.name != "autoregressive" else (None,))
     ]
     eos_ids = () if settings.ignore_eos else model.tokenizer.eos_ids
-    decoders = {
-        variant: {
-            name: decoder(
+    made: dict[tuple[Variant, str | None], Decoder] = {}
+    decoders: dict[Variant, dict[str, Decoder]] = {variant: {} for variant in variants}
+    for variant, name in itertools.product(variants, prompts):
+        # Streams whose lists are the same share one, and the copy of its rows.
+        key = variant, variant.method.ranking_for(name)
+        if key not in made:
+            made[key] = decoder(
                 variant.method,
                 model,
                 draft,
@@ -143,10 +147,7 @@ def compare(
                 sampling=settings.sampling,
                 stop=StopRule(settings.max_new_tokens, eos_ids),
             )
-            for name in prompts
-        }
-        for variant in variants
-    }
+        decoders[variant][name] = made[key]
     figures, peaks = _decoded(decoders, prompts, settings)
     lossless = None
     if settings.sampling.temperature == 0:
@@ -178,7 +179,7 @@ def _decoded(
     variants = list(decoders)
     name, (ids, *_) = next(iter(prompts.items()))
     for variant in tqdm(variants, desc="warming up", unit="method", leave=False, disable=None):
-        for _ in islice(decoders[variant][name](ids, SeededRandom(0)), _WARM_UP_ROUNDS):
+        for _ in itertools.islice(decoders[variant][name](ids, SeededRandom(0)), _WARM_UP_ROUNDS):
             pass
     figures: Measurements = {v: {name: [] for name in prompts} for v in variants}
     peaks = dict.fromkeys(variants, 0.0)

@@ -12,12 +12,11 @@ the first shard that is missing. Knows nothing of drafts.
 import itertools
 import random
 import signal
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
-from multiprocessing.pool import AsyncResult
 from pathlib import Path
 
 import torch
@@ -71,28 +70,38 @@ def write_shards(
     yields each path in order, of those that exist already at once. Each process decodes on
     one thread, which together write faster than one process does on as many threads."""
     written = 0
+    shards: Iterator[tuple[str, int]]
     shards = ((domain, number) for number in itertools.count() for domain in domains)
-    # Leaving the pool ends its processes, whatever they are at.
+    # What is there from an earlier call needs no processes.
+    for domain, number in shards:
+        path = shard_path(folder, domain, number)
+        if written >= tokens or not path.exists():
+            shards = itertools.chain([(domain, number)], shards)
+            break
+        written += answer_tokens(path)
+        yield path
+    if written >= tokens:
+        return
+    work = partial(_write_shard, folder, model, seed, shard_prompts)
     with get_context("spawn").Pool(processes, _prepare_process) as pool:
-
-        def start() -> AsyncResult[Path]:
-            return pool.apply_async(
-                _write_shard, (folder, model, seed, shard_prompts, *next(shards))
-            )
-
-        ahead = deque(start() for _ in range(processes + 1))
-        while written < tokens:
-            path = ahead.popleft().get()
-            ahead.append(start())
-            written += answer_tokens(path)
-            yield path
+        ahead = deque(pool.apply_async(work, next(shards)) for _ in range(processes + 1))
+        try:
+            while written < tokens:
+                path = ahead.popleft().get()
+                ahead.append(pool.apply_async(work, next(shards)))
+                written += answer_tokens(path)
+                yield path
+        finally:
+            # Processes are ended whatever they are at, perhaps in the middle of a file.
+            pool.terminate()
+            pool.join()
+            for unfinished in folder.glob(".*.safetensors.*"):
+                unfinished.unlink(missing_ok=True)
 
 
 def _prepare_process() -> None:
     torch.set_num_threads(1)
-    # Ctrl-C is for the parent, which then ends this process; ending runs what cleans up.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
 
 
 def answer_tokens(path: Path) -> int:

@@ -10,6 +10,7 @@ The draft owns no embedding and no head: it shares the target's. Knows nothing o
 that it may propose are chosen, nor of how it was trained.
 """
 
+import copy
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -68,6 +69,13 @@ class EagleDraft(nn.Module):
         """States (..., D) -> what the LM head's rows are multiplied with (..., D)."""
         return self.norm(states)
 
+    def with_own_head(self) -> "EagleDraft":
+        """The same weights with a head that packs rows for itself: drafts that take turns with
+        lists of their own would otherwise pack them anew at every turn."""
+        twin = copy.copy(self)
+        twin.head = PackedHead(self.head.weight)
+        return twin
+
     def layer(self, ids: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """The layer itself: ids (B, T), states (B, T, D) -> (B, T, D). ``attend`` is the
         attention over whatever the caller keeps of earlier positions."""
@@ -99,6 +107,8 @@ def untrained(target: Transformer) -> EagleDraft:
 
 def shipped(model: str) -> Path | None:
     """Where the package keeps the draft of a known model, None for any other."""
+    if Path(model).name != model:
+        return None  # a path, not a name
     path = Path(str(resources.files("minispec"))) / "data" / "drafts" / f"{model}.safetensors"
     return path if path.is_file() else None
 

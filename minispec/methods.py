@@ -14,12 +14,13 @@ from minispec import ranking
 from minispec.commit import StopRule
 from minispec.corpus import DOMAINS
 from minispec.decode import MAX_GAMMA, autoregressive, speculative
+from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError
 from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList
-from minispec.types import Draft, RandomSource, Round, Shortlist
+from minispec.types import RandomSource, Round, Shortlist
 
 NAMES = ("autoregressive", "full", "frspec")
 _SHARE, _RANKING = 0.25, "general"  # where a method names none
@@ -133,7 +134,7 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
 def decoder(
     method: Method,
     model: Pretrained,
-    draft: Draft | None,
+    draft: EagleDraft | None,
     domain: str | None,
     *,
     gamma: int,
@@ -157,8 +158,8 @@ def decoder(
             f"method {method} needs a draft, and none is known for model {model.name}: "
             "use autoregressive, or train one and give it with --draft"
         )
-    ids = shortlist(method, model, domain)
+    ids, own = shortlist(method, model, domain), draft.with_own_head()
     return lambda prompt, random: speculative(
-        target, draft, ids, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
+        target, own, ids, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
         tokenizer=tokenizer, trace=trace,
     )  # fmt: skip

@@ -48,7 +48,7 @@ def make_draft(
     with tqdm(total=seen, desc="training", unit="token", disable=None) as bar:
         for line in train.train(draft, material, examples, config, folder):
             bar.update(line["tokens"] - bar.n)
-            bar.set_postfix(tau=line["tau"], loss=line["loss_1"])
+            bar.set_postfix(tau=line.get("tau"), loss=line["loss_1"])
     path = folder / "draft.safetensors"
     drafts.save(path, draft, loaded.fingerprint)
     return path

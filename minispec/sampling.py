@@ -58,8 +58,10 @@ class Sampling:
             probs = torch.zeros_like(logits)
             probs[best] = 1
             return Law(ids, probs)
-        # Subtracting the largest first keeps a tiny temperature from overflowing.
-        logits = (logits - logits[best]) / self.temperature
+        # Subtracting the largest first keeps a tiny temperature from overflowing; one that the
+        # dtype rounds to nothing leaves 0 / tiny = 0 for the largest and nothing for the rest.
+        coldest = torch.finfo(logits.dtype).tiny
+        logits = (logits - logits[best]) / max(self.temperature, coldest)
         if 0 < self.top_k < len(ids):
             logits = torch.where(_top_k(logits, self.top_k), logits, -math.inf)
         probs = torch.softmax(logits, dim=-1)

@@ -246,8 +246,9 @@ def train(
             "updates": run.updates,
             "seconds": round(time.perf_counter() - started, 1),
             "rate": run.rate(),
-            "tau": round(replayed_tau(draft, held_out, config.steps), 4),
         }
+        if held_out:
+            line["tau"] = round(replayed_tau(draft, held_out, config.steps), 4)
         means = torch.tensor(losses).mean(0).tolist()
         line |= {f"loss_{step + 1}": round(loss, 4) for step, loss in enumerate(means)}
         log.append(line)

@@ -261,7 +261,7 @@ def test_without_own_leaves_the_streams_domain_out(
 
     monkeypatch.setattr(ranking, "shipped", shipped)
     found = run(tiny, files, tmp_path, "--methods", "frspec@0.25:without-own,frspec@0.25")
-    assert asked == ["without-law", "without-code", "general", "general"]
+    assert asked == ["without-law", "without-code", "general"]
     assert {row["method"] for row in found["results"]} == {
         "frspec@0.25:without-own", "frspec@0.25",
     }  # fmt: skip

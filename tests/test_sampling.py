@@ -40,7 +40,8 @@ def law(logits: list[float], sampling: Sampling) -> list[float]:
         (Sampling(1.0, top_p=0.5), [0.0] * 4, [0.5, 0.5, 0, 0]),  # the cut falls in a tie
         (Sampling(1.0, top_p=1e-9), [0.0, 1.0, 0.0], [0, 1, 0]),  # never empty
         (Sampling(1.0, top_k=3, top_p=0.6), [0.0] * 4, [0.5, 0.5, 0, 0]),
-        (Sampling(1e-30), [1.0, 1.5, 0.0], [0, 1, 0]),  # colder than float32 can divide by
+        (Sampling(1e-30), [1.0, 1.5, 0.0], [0, 1, 0]),
+        (Sampling(1e-300), [1.0, 1.5, 1.5], [0, 0.5, 0.5]),  # colder than float32 can say
     ],
 )
 def test_laws(sampling: Sampling, logits: list[float], expected: list[float]) -> None:
