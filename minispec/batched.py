@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from minispec.cache import KVCache
 from minispec.errors import ArgumentError, ContextError
-from minispec.model import KVCache, Transformer
+from minispec.model import Transformer
 from minispec.sampling import Sampling
 from minispec.types import Features, RandomSource
 

@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minispec.cache import KVCache
 from minispec.checkpoint import read_metadata, read_tensors, write_tensors
 from minispec.errors import FingerprintError
 from minispec.head import PackedHead
-from minispec.model import MLP, Attention, KVCache, ModelConfig, Rope, Transformer
+from minispec.model import MLP, Attention, ModelConfig, Rope, Transformer
 
 
 class EagleDraft(nn.Module):

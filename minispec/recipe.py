@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from minispec import corpus, distill, pretrained, ranking, train
 from minispec import draft as drafts
+from minispec.batches import Corpus, written_greedily
 from minispec.errors import ArgumentError, FileError
 from minispec.pretrained import Pretrained
 
@@ -37,9 +38,9 @@ def make_draft(
             bar.update(distill.answer_tokens(path))
 
     loaded = pretrained.load(model)
-    material = train.Corpus(paths)
+    material = Corpus(paths)
     held_out = material.split(_HELD_OUT)
-    greedy = (s for s in held_out if train.written_greedily(s, loaded.target.head))
+    greedy = (s for s in held_out if written_greedily(s, loaded.target.head))
     examples = list(islice(greedy, _HELD_OUT_MOST))
     seen = math.ceil(epochs * sum(map(material.answer_tokens, range(len(material.places)))))
     torch.manual_seed(seed)
@@ -82,7 +83,7 @@ def rank(
             shards = sorted(written.glob(f"{domain}-*.safetensors"))
             if not shards:
                 raise FileError(f"{written} holds no text of domain {domain}")
-            sources.append(train.Corpus(shards).counts(size))
+            sources.append(Corpus(shards).counts(size))
     ids = ranking.ranked(ranking.blended(sources))[:budget]
     if out.suffix == ".pt":
         ranking.write_token_map(out, ids)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from minispec import batched as module
 from minispec.batched import Written, batched
+from minispec.cache import KVCache
 from minispec.errors import ArgumentError, ContextError
-from minispec.model import KVCache
 from minispec.sampling import Sampling, SeededRandom
 
 MODEL = toy_transformer(seed=1)

@@ -7,9 +7,9 @@ import tiny_model
 import torch
 
 from minispec import corpus, distill, recipe
+from minispec.batches import Corpus
 from minispec.checkpoint import read_json, read_tensors
 from minispec.draft import load
-from minispec.train import Corpus
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ from conftest import toy_transformer
 from hypothesis import given, settings
 
 from minispec import draft as drafts
+from minispec.cache import KVCache
 from minispec.commit import StopRule
 from minispec.decode import speculative
 from minispec.draft import EagleDraft
 from minispec.errors import FileError, FingerprintError
-from minispec.model import KVCache, Transformer
+from minispec.model import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList

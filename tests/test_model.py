@@ -15,8 +15,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from minispec.cache import KVCache
 from minispec.errors import ArgumentError, ContextError
-from minispec.model import KVCache, ModelConfig, Places, Rope, default_taps
+from minispec.model import ModelConfig, Places, Rope, default_taps
 from minispec.types import Features
 
 MODEL = toy_transformer()

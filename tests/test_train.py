@@ -9,6 +9,7 @@ from conftest import toy_transformer
 from minispec import draft as drafts
 from minispec import train
 from minispec.batched import batched
+from minispec.batches import Corpus, batch_of, written_greedily
 from minispec.checkpoint import write_tensors
 from minispec.commit import StopRule
 from minispec.decode import speculative
@@ -19,7 +20,7 @@ from minispec.measure import measured
 from minispec.model import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
-from minispec.train import Corpus, TrainConfig
+from minispec.train import TrainConfig
 
 PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 3], [11, 12], [13, 2]]
 TARGET = toy_transformer().float()
@@ -93,7 +94,7 @@ def test_each_unrolled_step_is_what_drafting_computes() -> None:
     draft = fresh_draft(target, noise=0.1)
     (sequence, *_) = written(target, temperature=1.0)
     ids, taps = sequence.tokens[1:], sequence.taps
-    batch = train.batch_of([sequence], torch.float64)
+    batch = batch_of([sequence], torch.float64)
     with torch.inference_mode():
         steps = [hidden[0] for hidden, _ in train.unrolled(draft, batch, 4)]
     for start in (1, 4, 9):
@@ -180,5 +181,5 @@ def test_greedy_text_is_told_from_sampled_text() -> None:
     # An answer of a token or two can be the greedy one by chance.
     sampled = [s for s in written(TARGET, temperature=20.0) if s.ends - s.answers > 4]
     assert len(sampled) > 2
-    assert all(train.written_greedily(s, TARGET.head) for s in greedy)
-    assert not any(train.written_greedily(s, TARGET.head) for s in sampled)
+    assert all(written_greedily(s, TARGET.head) for s in greedy)
+    assert not any(written_greedily(s, TARGET.head) for s in sampled)
