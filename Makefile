@@ -40,6 +40,7 @@ slow: $(DEV)  ## run the slow tests
 
 bench: $(BENCH)  ## run the benchmarks
 	$(PY) -m pytest benchmarks --benchmark-only
+	$(PY) benchmarks/bench_plain.py
 
 draft: $(INSTALLED)  ## train a draft for smollm2 on TOKENS tokens, into build/draft
 	$(MINISPEC) fetch smollm2

@@ -90,7 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_decoding(compare, max_new_tokens=96)
     compare.add_argument("--limit", type=int, help="only so many prompts of each stream (all)")
     compare.add_argument(
-        "--out", required=True, type=Path, help="folder for report.json and report.png"
+        "--out",
+        default=Path("build/report"),
+        type=Path,
+        help="folder for report.json and report.png (%(default)s)",
     )
     compare.set_defaults(command="compare")
 
@@ -101,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "--domains", nargs="+", default=[], help=f"installed text to count: {', '.join(_DOMAINS)}"
     )
     rank.add_argument("--written", type=Path, help="folder of text that the model wrote on these")
+    rank.add_argument("--ranking", help="a ranking to cut or convert instead: a name or a file")
     rank.add_argument("--budget", type=int, help="how many ids to keep (all)")
     rank.add_argument(
         "--out", required=True, type=Path, help="FILE.safetensors, or FILE.pt for SGLang"
@@ -119,7 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     draft.add_argument("--seed", type=int, default=0, help="of what is written and drawn (0)")
     draft.add_argument("--threads", type=int, help="processor threads (all)")
-    draft.add_argument("--out", required=True, type=Path, help="folder; goes on with what is there")
+    draft.add_argument(
+        "--out", default=Path("build/draft"), type=Path,
+        help="folder; goes on with what is there (%(default)s)",
+    )  # fmt: skip
     draft.set_defaults(command="train draft")
     return parser
 

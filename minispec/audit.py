@@ -48,4 +48,5 @@ def audited(
     # Stable, so that of two equal logits the lower id counts as the first.
     values, ids = logits.sort(descending=True, stable=True)
     near = values[0] - values[1] <= gap * max(1.0, abs(float(values[0])))
-    return "near_tie" if near and ids[1] == other[place] else "violation"
+    first_two = [plain[place], other[place]]
+    return "near_tie" if near and ids[:2].tolist() == first_two else "violation"

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from minispec.checkpoint import opened
 from minispec.distill import Shard
 from minispec.head import LinearHead
 
@@ -20,12 +21,14 @@ class Corpus:
     """The sequences of some shards, read from disk as they are needed."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        """Raises FileError if one is missing or damaged."""
         self.paths = list(paths)
-        self._files = [safe_open(path, framework="pt") for path in self.paths]
         self.places: list[tuple[int, int, int, int]] = []  # file, start, answer, end
-        for file, handle in enumerate(self._files):
-            bounds = [handle.get_tensor(name).tolist() for name in ("starts", "answers", "ends")]
-            self.places += [(file, *each) for each in zip(*bounds, strict=True)]
+        for number, path in enumerate(self.paths):
+            with opened(path) as file:
+                bounds = [file.get_tensor(name).tolist() for name in ("starts", "answers", "ends")]
+            self.places += [(number, *each) for each in zip(*bounds, strict=True)]
+        self._files = [safe_open(path, framework="pt") for path in self.paths]
 
     def split(self, every: int) -> list[Shard]:
         """Takes one sequence in ``every`` out of the corpus, and returns those."""

@@ -1,8 +1,8 @@
 """Files: written aside and renamed, read with suspicion.
 
 A file written here exists whole or not at all, whatever interrupts: it is written under a
-temporary name in the same folder and renamed. A safetensors file read here has exactly the
-tensors that were expected, finite and of the right shape, or is refused in one line.
+temporary name in the same folder and renamed. A safetensors file of which the shapes are known
+has exactly those tensors, all finite, or is refused in one line.
 
 Knows nothing of what the tensors mean.
 """
@@ -92,10 +92,7 @@ def read_tensors(
     Raises FileError: missing, damaged, another set of names, a wrong shape, NaN or infinity.
     """
     with opened(path) as file:
-        try:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise FileError(f"{path} is damaged: {error}") from None
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if shapes is not None:
         check_tensors(tensors, shapes, str(path))
     return tensors
@@ -134,4 +131,7 @@ def opened(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path} is not a safetensors file, or damaged: {error}") from None
     with file:
-        yield file
+        try:
+            yield file
+        except SafetensorError as error:
+            raise FileError(f"{path} is damaged, or holds other tensors: {error}") from None

@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = command_line.parsed(arguments)
         options.started = started
+        if not 0 <= getattr(options, "seed", 0) < 2**31:
+            raise ArgumentError(f"seed {options.seed} must lie in 0..{2**31 - 1}")
         _COMMANDS[options.command](options)
         sys.stdout.flush()
     except MinispecError as error:
@@ -69,8 +71,9 @@ def _fetch(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from minispec.commit import StopRule
+    from minispec.decode import check_gamma
     from minispec.generate import generate
-    from minispec.methods import Method, check_gamma, decoder
+    from minispec.methods import Method, decoder
     from minispec.sampling import SeededRandom
     from minispec.tokenizer import prompt_ids
 
@@ -153,16 +156,19 @@ def _compare(options: argparse.Namespace) -> None:
     _writable(options.out)
     model, draft = _loaded(options, methods)
     figures = compare.compare(model, draft, streams, settings)
-    print(report.table(figures))
+    print(report.samples(figures), report.table(figures), sep="\n\n")
     report.write(figures, options.out)
     print(f"wrote {options.out / 'report.json'} and {options.out / 'report.png'}")
 
 
 def _rank(options: argparse.Namespace) -> None:
-    from minispec import pretrained, recipe
+    from minispec import pretrained, ranking, recipe
 
-    if not options.text and not options.domains:
-        raise ArgumentError("nothing to count: give --text FILE... or --domains NAME...")
+    if bool(options.text or options.domains) == (options.ranking is not None):
+        raise ArgumentError(
+            "give either text to count, --text FILE... or --domains NAME..., or a --ranking to "
+            "cut or convert"
+        )
     if options.written and not options.domains:
         raise ArgumentError("--written counts what was written on some --domains: name them")
     if options.out.suffix not in (".safetensors", ".pt"):
@@ -171,8 +177,21 @@ def _rank(options: argparse.Namespace) -> None:
         raise FileError(f"--out {options.out} is a folder: give a file")
     _writable(options.out.parent)
     model = pretrained.load(options.model)
-    recipe.rank(model, options.text, options.domains, options.written, options.budget, options.out)
+    size = model.target.head.vocabulary_size
+    if options.ranking is None:
+        _check_budget(options.budget, size)
+        ids, details = recipe.count(model, options.text, options.domains, options.written)
+    else:
+        file, details = ranking.find(model.name, options.ranking), {"cut_from": options.ranking}
+        ids = ranking.read_ranking(file, model.tokenizer.fingerprint, size)
+        _check_budget(options.budget, len(ids))
+    recipe.keep_ranking(model, ids, options.budget, details, options.out)
     print(f"wrote {options.out}")
+
+
+def _check_budget(budget: int | None, most: int) -> None:
+    if budget is not None and not 1 <= budget <= most:
+        raise ArgumentError(f"budget {budget} must lie in 1..{most}")
 
 
 def _train_draft(options: argparse.Namespace) -> None:

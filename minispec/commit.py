@@ -51,6 +51,7 @@ class Output:
             raise ArgumentError("stop strings need a tokenizer")
         self._rule = rule
         self._stream = StreamDecoder(tokenizer) if tokenizer else None
+        self._vocabulary_size = tokenizer.vocabulary_size if tokenizer else 0
         self._held = ""  # text in which a stop string may have begun
         self._limit = min(rule.max_new_tokens, room)
         self._limit_name = "length" if rule.max_new_tokens <= room else "context"
@@ -78,7 +79,8 @@ class Output:
 
     def _text_of(self, token: int) -> str | None:
         """Adds a token's text to what is held; says whether a stop string is complete."""
-        if self._stream:
+        # A model may have more rows than its tokenizer has ids: those are silent.
+        if self._stream and token < self._vocabulary_size:
             self._held += self._stream.feed([token])
         return "stop_string" if any(s in self._held for s in self._rule.stop_strings) else None
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from minispec import audit, corpus
 from minispec.commit import StopRule
+from minispec.decode import check_gamma
 from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError, ContextError
 from minispec.measure import (
@@ -31,7 +32,7 @@ from minispec.measure import (
     reset_peak,
     speed,
 )
-from minispec.methods import Decoder, Method, check_gamma, decoder
+from minispec.methods import Decoder, Method, decoder
 from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tokenizer import prompt_ids
@@ -167,7 +168,17 @@ def compare(
         "threads": torch.get_num_threads(),
         "machine": machine(),
         "results": _results(model, figures, peaks, lossless, list(prompts), settings),
+        "samples": [_sample(stream, figures) for stream in streams],
     }
+
+
+def _sample(stream: Stream, figures: Measurements) -> dict[str, Any]:
+    """The first prompt of a stream, and what each method answered; at several gammas, at the
+    first, since at the others a method says the same."""
+    answers: dict[str, str] = {}
+    for variant, measurements in figures.items():
+        answers.setdefault(str(variant.method), measurements[stream.name][0].text)
+    return {"stream": stream.name, "prompt": stream.prompts[0], "answers": answers}
 
 
 def _decoded(
@@ -177,9 +188,10 @@ def _decoded(
 ) -> tuple[Measurements, dict[Variant, float]]:
     """Every variant on every prompt, and the most memory that each was seen to need (MB)."""
     variants = list(decoders)
-    name, (ids, *_) = next(iter(prompts.items()))
-    for variant in tqdm(variants, desc="warming up", unit="method", leave=False, disable=None):
-        for _ in itertools.islice(decoders[variant][name](ids, SeededRandom(0)), _WARM_UP_ROUNDS):
+    ids = next(iter(prompts.values()))[0]
+    distinct = dict.fromkeys(each for streams in decoders.values() for each in streams.values())
+    for decode in tqdm(distinct, desc="warming up", unit="method", leave=False, disable=None):
+        for _ in itertools.islice(decode(ids, SeededRandom(0)), _WARM_UP_ROUNDS):
             pass
     figures: Measurements = {v: {name: [] for name in prompts} for v in variants}
     peaks = dict.fromkeys(variants, 0.0)

@@ -78,12 +78,17 @@ def speculative(
     Spends, in this order: one choice a drafted token, one coin a token examined, one choice.
     Raises as ``autoregressive`` does, and ArgumentError for gamma outside 1..16.
     """
-    if not 1 <= gamma <= MAX_GAMMA:
-        raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
+    check_gamma(gamma)
     output = _checked(target, prompt, stop, tokenizer)
     shortlist.reset()
     drafter = Drafter(draft, shortlist, len(prompt) + output.remaining)
     return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace)
+
+
+def check_gamma(gamma: int) -> None:
+    """Raises ArgumentError for a gamma out of range."""
+    if not 1 <= gamma <= MAX_GAMMA:
+        raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
 
 
 def read(target: Target, ids: Sequence[int], cache: Any) -> Iterator[Features]:

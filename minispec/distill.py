@@ -5,8 +5,8 @@ says. Prompts are made, not taken: an opener (the beginning of a user's message,
 is continued by the target into a whole message, and then answered by it, greedily or sampled.
 A message that shares a run of eight words with an evaluation prompt is thrown away.
 
-Each shard depends on its domain, number and seed alone: work that was interrupted goes on with
-the first shard that is missing. Knows nothing of drafts.
+Each shard depends on the model and on its domain, number and seed alone: work that was
+interrupted goes on with the first shard that is missing. Knows nothing of drafts.
 """
 
 import itertools
@@ -14,9 +14,11 @@ import random
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
@@ -24,7 +26,8 @@ from torch import Tensor
 
 from minispec import corpus, pretrained
 from minispec.batched import batched
-from minispec.checkpoint import opened, write_tensors
+from minispec.checkpoint import opened, read_metadata, write_tensors
+from minispec.errors import ArgumentError, MinispecError
 from minispec.model import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.types import Tokenizer
@@ -78,23 +81,30 @@ def write_shards(
         if written >= tokens or not path.exists():
             shards = itertools.chain([(domain, number)], shards)
             break
+        _check_origin(path, model, seed)
         written += answer_tokens(path)
         yield path
     if written >= tokens:
         return
     work = partial(_write_shard, folder, model, seed, shard_prompts)
-    with get_context("spawn").Pool(processes, _prepare_process) as pool:
-        ahead = deque(pool.apply_async(work, next(shards)) for _ in range(processes + 1))
+    with ProcessPoolExecutor(processes, get_context("spawn"), _prepare_process) as pool:
         try:
+            ahead = deque(pool.submit(work, *next(shards)) for _ in range(processes + 1))
             while written < tokens:
-                path = ahead.popleft().get()
-                ahead.append(pool.apply_async(work, next(shards)))
+                path = ahead.popleft().result()
+                ahead.append(pool.submit(work, *next(shards)))
                 written += answer_tokens(path)
                 yield path
+        except BrokenProcessPool:
+            raise MinispecError(
+                "a process that writes text was killed, perhaps for want of memory: "
+                "use fewer --threads, since each has a process of its own"
+            ) from None
         finally:
             # Processes are ended whatever they are at, perhaps in the middle of a file.
-            pool.terminate()
-            pool.join()
+            for process in active_children():
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
             for unfinished in folder.glob(".*.safetensors.*"):
                 unfinished.unlink(missing_ok=True)
 
@@ -102,6 +112,15 @@ def write_shards(
 def _prepare_process() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+
+
+def _check_origin(path: Path, model: str, seed: int) -> None:
+    metadata = read_metadata(path)
+    if (metadata.get("model"), metadata.get("seed")) != (model, str(seed)):
+        raise ArgumentError(
+            f"{path} was written by model {metadata.get('model')} with seed "
+            f"{metadata.get('seed')}, not by {model} with {seed}: give another folder"
+        )
 
 
 def answer_tokens(path: Path) -> int:
@@ -150,6 +169,7 @@ def _write_shard(
 ) -> Path:
     path = shard_path(folder, domain, number)
     if path.exists():
+        _check_origin(path, model, seed)
         return path
     loaded = pretrained.load(model, dtype=torch.bfloat16)
     target, tokenizer = loaded.target, loaded.tokenizer

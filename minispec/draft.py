@@ -117,7 +117,8 @@ def shipped(model: str) -> Path | None:
 def save(path: Path, draft: EagleDraft, fingerprint: str) -> None:
     """Writes a draft in bfloat16, with the fingerprint of the target that it was made for."""
     weights = {name: value.to(torch.bfloat16) for name, value in draft.state_dict().items()}
-    write_tensors(path, weights, {"model": fingerprint})
+    taps = str(draft.config.tap_layers)
+    write_tensors(path, weights, {"model": fingerprint, "tap_layers": taps})
 
 
 def load(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
@@ -125,12 +126,16 @@ def load(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
 
     Raises FileError for a file that is no draft, FingerprintError for another target's.
     """
-    made_for = read_metadata(path).get("model", "none")
+    metadata = read_metadata(path)
+    made_for = metadata.get("model", "none")
     if made_for != fingerprint:
         raise FingerprintError(
             f"{path} was made for model {made_for[:12]}, this one is {fingerprint[:12]}: "
             "train its own with `minispec train draft`"
         )
+    listens, taps = metadata.get("tap_layers"), str(target.config.tap_layers)
+    if listens != taps:
+        raise FingerprintError(f"{path} listens to layers {listens}, this model shows {taps}")
     draft = _around(target)
     shapes = {name: tuple(value.shape) for name, value in draft.state_dict().items()}
     draft.load_state_dict(read_tensors(path, shapes))

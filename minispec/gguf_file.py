@@ -44,10 +44,8 @@ class _Reader(gguf.GGUFReader):
         return super()._build_fields(offs, count)
 
 
-def load(
-    path: Path, tap_layers: tuple[int, ...] | None = None
-) -> tuple[Transformer, TiktokenTokenizer]:
-    """A float32 Transformer and its tokenizer; without ``tap_layers``, ``default_taps``.
+def load(path: Path) -> tuple[Transformer, TiktokenTokenizer]:
+    """A float32 Transformer and its tokenizer.
 
     Raises FileError: missing, damaged, not GGUF, another architecture than ``llama``.
     """
@@ -57,7 +55,7 @@ def load(
         reader = _Reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
-        config = _config(metadata, tensors, tap_layers)
+        config = _config(metadata, tensors)
         state = {_name(name): _tensor(name, tensors[name], config) for name in tensors}
         tokenizer = TiktokenTokenizer.from_gguf_fields(metadata)
     except FileError as error:
@@ -69,9 +67,7 @@ def load(
     return assembled(config, state, str(path)), tokenizer
 
 
-def _config(
-    metadata: Mapping[str, Any], tensors: Mapping[str, Any], tap_layers: tuple[int, ...] | None
-) -> ModelConfig:
+def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
     architecture = metadata["general.architecture"]
     if architecture != "llama":
         raise FileError(f"architecture {architecture!r} is not supported, only 'llama' is")
@@ -95,7 +91,7 @@ def _config(
         norm_epsilon=metadata["llama.attention.layer_norm_rms_epsilon"],
         rope_base=metadata.get("llama.rope.freq_base", 10_000.0),
         tied_head="output.weight" not in tensors,
-        tap_layers=default_taps(layers) if tap_layers is None else tap_layers,
+        tap_layers=default_taps(layers),
     )
 
 

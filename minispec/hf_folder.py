@@ -35,12 +35,12 @@ _NAMES = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_head": "o
 _ONLY = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, quantization_config=None)
 
 
-def load(path: Path, tap_layers: tuple[int, ...] | None = None) -> tuple[Transformer, Tokenizer]:
-    """A float32 Transformer and its tokenizer; without ``tap_layers``, ``default_taps``.
+def load(path: Path) -> tuple[Transformer, Tokenizer]:
+    """A float32 Transformer and its tokenizer.
 
     Raises FileError: a file missing or damaged, or a model of another kind.
     """
-    config = _config(path / "config.json", tap_layers)
+    config = _config(path / "config.json")
     tokenizer = _tokenizer(path)
     ids, rows = tokenizer.vocabulary_size, config.vocabulary_size
     if ids > rows:  # fewer is common: rows are padded to a round number
@@ -55,7 +55,7 @@ def load(path: Path, tap_layers: tuple[int, ...] | None = None) -> tuple[Transfo
     return assembled(config, state, str(path)), tokenizer
 
 
-def _config(path: Path, tap_layers: tuple[int, ...] | None) -> ModelConfig:
+def _config(path: Path) -> ModelConfig:
     data = read_json(path)
     try:
         names = data.get("architectures") or [data.get("model_type")]
@@ -80,7 +80,7 @@ def _config(path: Path, tap_layers: tuple[int, ...] | None) -> ModelConfig:
             rope_base=float(base),
             rope_scaling=scaling,
             tied_head=bool(data.get("tie_word_embeddings")),
-            tap_layers=default_taps(layers) if tap_layers is None else tap_layers,
+            tap_layers=default_taps(layers),
         )
     except (FileError, ArgumentError) as error:
         raise FileError(f"{path}: {error}") from None

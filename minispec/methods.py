@@ -8,12 +8,11 @@ ones, ``without-own`` (the mix of all domains but that of the prompt), or a file
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from minispec import ranking
 from minispec.commit import StopRule
 from minispec.corpus import DOMAINS
-from minispec.decode import MAX_GAMMA, autoregressive, speculative
+from minispec.decode import autoregressive, check_gamma, speculative
 from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError
 from minispec.pretrained import Pretrained
@@ -98,12 +97,6 @@ def _budget(text: str) -> int | float:
     return value
 
 
-def check_gamma(gamma: int) -> None:
-    """Raises ArgumentError for a gamma out of range."""
-    if not 1 <= gamma <= MAX_GAMMA:
-        raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
-
-
 def default(model: str, has_draft: bool) -> str:
     """The fastest method that there is all for: a draft, and the model's own ranking."""
     if not has_draft:
@@ -117,12 +110,7 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
     budget, name = method.ids(size), method.ranking_for(domain)
     if budget is None or name is None:
         return FullList(size)
-    file = ranking.shipped(model.name, name) or Path(name)
-    if not file.is_file():
-        raise ArgumentError(
-            f"no ranking {name!r} for model {model.name}: smollm2 has {', '.join(ranking.NAMES)}, "
-            "any model those in files made by `minispec rank`"
-        )
+    file = ranking.find(model.name, name)
     ids = ranking.read_ranking(file, model.tokenizer.fingerprint, size)
     if budget > len(ids):
         raise ArgumentError(
@@ -140,7 +128,6 @@ def decoder(
     gamma: int,
     sampling: Sampling,
     stop: StopRule,
-    trace: bool = False,
 ) -> Decoder:
     """A method ready to decode prompts: (ids, random source) -> rounds.
 
@@ -150,7 +137,7 @@ def decoder(
     if method.name == "autoregressive":
         return lambda prompt, random: autoregressive(
             target, prompt, sampling=sampling, random=random, stop=stop,
-            tokenizer=tokenizer, trace=trace,
+            tokenizer=tokenizer,
         )  # fmt: skip
     check_gamma(gamma)
     if draft is None:
@@ -158,8 +145,8 @@ def decoder(
             f"method {method} needs a draft, and none is known for model {model.name}: "
             "use autoregressive, or train one and give it with --draft"
         )
-    ids, own = shortlist(method, model, domain), draft.with_own_head()
+    ids_of, own = shortlist(method, model, domain), draft.with_own_head()
     return lambda prompt, random: speculative(
-        target, own, ids, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
-        tokenizer=tokenizer, trace=trace,
+        target, own, ids_of, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
+        tokenizer=tokenizer,
     )  # fmt: skip

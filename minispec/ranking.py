@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minispec.checkpoint import read_metadata, read_tensors, write_tensors, written_aside
 from minispec.corpus import DOMAINS
-from minispec.errors import FileError, FingerprintError
+from minispec.errors import ArgumentError, FileError, FingerprintError
 
 NAMES = ("general", "mix", *(f"without-{domain}" for domain in DOMAINS))
 _WHOLE = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -42,15 +42,6 @@ def blended(sources: Sequence[Tensor]) -> Tensor:
 def ranked(frequencies: Tensor) -> Tensor:
     """Ids (V,) by descending frequency; of equally frequent ones the lower id first."""
     return frequencies.argsort(descending=True, stable=True)
-
-
-def composition(name: str) -> tuple[str, ...]:
-    """The domains whose text a shipped ranking is counted from."""
-    if name == "general":
-        return ("general",)
-    if name == "mix":
-        return DOMAINS
-    return tuple(domain for domain in DOMAINS if name != f"without-{domain}")
 
 
 def write_ranking(path: Path, ids: Tensor, tokenizer: str, details: Mapping[str, str]) -> None:
@@ -84,6 +75,18 @@ def shipped(model: str, name: str) -> Path | None:
     folder = Path(str(resources.files("minispec"))) / "data" / "rankings" / model
     path = folder / f"{name}.safetensors"
     return path if path.is_file() else None
+
+
+def find(model: str, name: str) -> Path:
+    """The file of a ranking, by the name of one that is shipped or by its path. Raises
+    ArgumentError."""
+    file = shipped(model, name) or Path(name)
+    if not file.is_file():
+        raise ArgumentError(
+            f"no ranking {name!r} for model {model}: smollm2 has {', '.join(NAMES)}, "
+            "any model those in files made by `minispec rank`"
+        )
+    return file
 
 
 def read_token_map(path: Path, vocabulary_size: int) -> Tensor:

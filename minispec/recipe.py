@@ -8,16 +8,19 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from minispec import corpus, distill, pretrained, ranking, train
 from minispec import draft as drafts
 from minispec.batches import Corpus, written_greedily
-from minispec.errors import ArgumentError, FileError
+from minispec.errors import FileError
 from minispec.pretrained import Pretrained
+from minispec.shortlist.static import cut
 
 _HELD_OUT = 40  # one sequence in so many is never trained on
 _HELD_OUT_MOST = 48  # sequences that tau is measured on
+_PROCESSES = 4  # that write text, of some 1.7 GB each
 _DOCUMENT_BYTES = 4_000_000  # of installed text that a ranking counts, for each domain
 
 
@@ -30,7 +33,7 @@ def make_draft(
         corpus.openers(domain)  # an unknown one is refused before any work
     if model in pretrained.SOURCES:
         pretrained.fetch(model)
-    processes = torch.get_num_threads()
+    processes = min(torch.get_num_threads(), _PROCESSES)
     paths = []
     with tqdm(total=tokens, desc="writing", unit="token", disable=None) as bar:
         for path in distill.write_shards(folder, model, domains, tokens, seed, processes):
@@ -47,29 +50,28 @@ def make_draft(
     draft = drafts.untrained(loaded.target)
     config = train.TrainConfig(tokens=seen, seed=seed)
     with tqdm(total=seen, desc="training", unit="token", disable=None) as bar:
-        for line in train.train(draft, material, examples, config, folder):
-            bar.update(line["tokens"] - bar.n)
+
+        def progress(seen: int) -> None:
+            bar.update(seen - bar.n)
+
+        for line in train.train(
+            draft, material, examples, config, folder, loaded.fingerprint, progress
+        ):
             bar.set_postfix(tau=line.get("tau"), loss=line["loss_1"])
     path = folder / "draft.safetensors"
     drafts.save(path, draft, loaded.fingerprint)
     return path
 
 
-def rank(
-    model: Pretrained,
-    texts: Sequence[Path],
-    domains: Sequence[str],
-    written: Path | None,
-    budget: int | None,
-    out: Path,
-) -> None:
-    """Counts text into a ranking: files, installed text of some domains, and what the model
-    itself wrote on them (shards in ``written``), each source weighing the same."""
+def count(
+    model: Pretrained, texts: Sequence[Path], domains: Sequence[str], written: Path | None
+) -> tuple[Tensor, dict[str, str]]:
+    """Counts text into a ranking (V,): files, installed text of some domains, and what the
+    model itself wrote on them (shards in ``written``), each source weighing the same; and says
+    what was counted. Raises FileError for a source that cannot be read."""
     size = model.target.head.vocabulary_size
-    if budget is not None and not 1 <= budget <= size:
-        raise ArgumentError(f"budget {budget} must lie in 1..{size}")
     sources = []
-    for path in texts:
+    for path in tqdm(texts, "counting", unit="file", disable=None):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -84,9 +86,21 @@ def rank(
             if not shards:
                 raise FileError(f"{written} holds no text of domain {domain}")
             sources.append(Corpus(shards).counts(size))
-    ids = ranking.ranked(ranking.blended(sources))[:budget]
+    details = {
+        "domains": " ".join(domains),
+        "texts": " ".join(path.name for path in texts),
+        "tokens": " ".join(str(int(counts.sum())) for counts in sources),
+    }
+    return ranking.ranked(ranking.blended(sources)), details
+
+
+def keep_ranking(
+    model: Pretrained, ids: Tensor, budget: int | None, details: dict[str, str], out: Path
+) -> None:
+    """Writes a ranking, cut to a budget with the end ids in it, as ``.safetensors`` or ``.pt``."""
+    if budget is not None:
+        ids = cut(ids, budget, model.tokenizer.eos_ids)
     if out.suffix == ".pt":
         ranking.write_token_map(out, ids)
     else:
-        details = {"domains": " ".join(domains), "texts": " ".join(p.name for p in texts)}
         ranking.write_ranking(out, ids, model.tokenizer.fingerprint, details)

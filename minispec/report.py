@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -45,6 +46,18 @@ def table(report: Mapping[str, Any]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def samples(report: Mapping[str, Any]) -> str:
+    """One prompt of each stream with its answers; those that are the same stand once."""
+    parts = []
+    for sample in report["samples"]:
+        said: dict[str, list[str]] = {}
+        for method, answer in sample["answers"].items():
+            said.setdefault(answer, []).append(method)
+        parts.append(f"[{sample['stream']}] {sample['prompt']}")
+        parts += [f"  {', '.join(methods)}:\n{indent(t, '    ')}" for t, methods in said.items()]
+    return "\n".join(parts)
 
 
 def _interval(ratio: Mapping[str, float] | None) -> str:

@@ -21,7 +21,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from minispec.batches import Batch, Corpus, batch_of
 from minispec.checkpoint import read_metadata, read_tensors, write_json, write_tensors
 from minispec.distill import Shard
 from minispec.draft import EagleDraft
-from minispec.errors import ArgumentError
+from minispec.errors import ArgumentError, FileError, MinispecError
 
 _BUCKET = 32  # updates that are put together at a time
 
@@ -60,7 +60,7 @@ def unrolled(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tens
     (B, m, D), and at which places a chain has come that far (B, m) bool."""
     m = batch.ids.shape[1]
     places = torch.arange(m)
-    cos, sin = draft.rope.cos[:m, None], draft.rope.sin[:m, None]
+    cos, sin = draft.rope.turns(places, batch.taps.dtype)
     behind = places[:, None] - places  # (m, m): how far a key lies behind a query
     states = draft.fusion(batch.taps)  # (B, m, D)
     keys: list[Tensor] = []
@@ -138,6 +138,8 @@ def train(
     held_out: Sequence[Shard],
     config: TrainConfig,
     folder: Path,
+    fingerprint: str,
+    progress: Callable[[int], object] = lambda seen: None,
 ) -> Iterator[dict[str, float]]:
     """Trains a draft in place; yields a line of figures every ``config.report`` tokens.
 
@@ -146,6 +148,7 @@ def train(
     ArgumentError if they belong to another run.
     """
     identity = {
+        "model": fingerprint,
         "config": asdict(config),
         "shards": [path.name for path in corpus.paths],
         "sequences": len(corpus.places),
@@ -155,12 +158,14 @@ def train(
     checkpoint, log_path = folder / "checkpoint.safetensors", folder / "training.json"
     if checkpoint.exists():
         log = run.restore(checkpoint, identity)
+        write_json(log_path, {**identity, "log": log})  # a kill may have come between the two
     started = time.perf_counter() - (log[-1]["seconds"] if log else 0.0)
     while run.seen < config.tokens:
         goal = min(run.seen + config.report, config.tokens)
         losses: list[list[float]] = []
         while run.seen < goal:
             losses.append(run.update())
+            progress(run.seen)
         line = {
             "tokens": run.seen,
             "updates": run.updates,
@@ -171,6 +176,11 @@ def train(
             line["tau"] = round(replayed_tau(draft, held_out, config.steps), 4)
         means = torch.tensor(losses).mean(0).tolist()
         line |= {f"loss_{step + 1}": round(loss, 4) for step, loss in enumerate(means)}
+        if not all(map(math.isfinite, means)):
+            raise MinispecError(
+                f"training diverged after {run.seen} tokens: the last checkpoint in {folder} is "
+                "sound; train with a lower peak_rate in a new folder"
+            )
         log.append(line)
         run.save(checkpoint, identity, log)
         write_json(log_path, {**identity, "log": log})
@@ -255,12 +265,19 @@ class _Run:
         write_tensors(path, tensors, {"state": json.dumps(state)})
 
     def restore(self, path: Path, identity: dict[str, object]) -> list[dict[str, float]]:
-        state = json.loads(read_metadata(path)["state"])
+        try:
+            state = json.loads(read_metadata(path)["state"])
+        except (KeyError, ValueError):
+            raise FileError(f"{path} is no checkpoint of a training run") from None
         if state["identity"] != identity:
             raise ArgumentError(
                 f"{path.parent} holds another training run: give its settings, or a new folder"
             )
-        tensors = read_tensors(path)
+        shapes = {f"draft.{k}": tuple(v.shape) for k, v in self.draft.state_dict().items()}
+        for name, parameter in self.draft.named_parameters():
+            shapes |= {f"exp_avg.{name}": tuple(parameter.shape), f"step.{name}": ()}
+            shapes |= {f"exp_avg_sq.{name}": tuple(parameter.shape)}
+        tensors = read_tensors(path, shapes)
         self.draft.load_state_dict(
             {k.removeprefix("draft."): v for k, v in tensors.items() if k.startswith("draft.")}
         )

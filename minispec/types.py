@@ -9,7 +9,7 @@ Knows neither models nor text. Every other module speaks to its neighbours in th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -38,8 +38,8 @@ class Context:
     """All that a shortlist may look at before it is asked for ids: the past, nothing else.
 
     ``tokens``: emitted tokens followed by those drafted so far on this path. ``hidden`` (D,):
-    the state that the list's rows of the LM head will be multiplied with. ``depth``: the
-    draft step, 0 for the first token of a round.
+    the draft's state that the list's rows of the LM head will be multiplied with; at depth 0 the
+    draft made it of the target's own. ``depth``: the draft step, 0 for a round's first token.
     """
 
     tokens: tuple[int, ...]
@@ -132,17 +132,6 @@ class RandomSource(Protocol):
         ...
 
 
-class Cache(Protocol):
-    """What a model remembers of the positions it has seen; forgetting is setting a length."""
-
-    @property
-    def length(self) -> int: ...
-
-    def truncate(self, length: int) -> None:
-        """Forget every position from ``length`` on. A rollback is a length, never a copy."""
-        ...
-
-
 class Head(Protocol):
     """The LM head as rows of a (V, D) matrix."""
 
@@ -196,7 +185,6 @@ class Draft(Protocol):
         ...
 
 
-@runtime_checkable
 class Shortlist(Protocol):
     """Which ids the draft may propose. A law of the past alone, so any choice is exact."""
 
@@ -205,7 +193,8 @@ class Shortlist(Protocol):
     per_round: bool
 
     def select(self, context: Context) -> Tensor:
-        """ids (K,): sorted, unique, within [0, V), 1 <= K <= budget. Changes no state."""
+        """ids (K,): sorted, unique, within [0, V), 1 <= K <= budget. Changes no state. The same
+        tensor means the same ids: another list is a new tensor, never an edited one."""
         ...
 
     def observe(self, round: Round) -> None:

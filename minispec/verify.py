@@ -28,8 +28,8 @@ def verify(proposal: Proposal, target_laws: Sequence[Law], random: RandomSource)
 
     ``target_laws``: the target's full laws at the place of each drafted token and at the one
     after the last, len(proposal) + 1 in all. Spends one coin for each token examined and one
-    choice. Raises ArgumentError if the numbers do not match or a recorded law is not the one
-    that its token was drawn from.
+    choice. Raises ArgumentError if the numbers do not match, or if a recorded law excludes the
+    token that is said to be drawn from it.
     """
     if len(target_laws) != len(proposal) + 1:
         raise ArgumentError(

@@ -1,5 +1,6 @@
 """What several test files share: the real target, and toys of the same make."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -47,5 +48,7 @@ def smollm2() -> pretrained.Pretrained:
     try:
         pretrained.fetch("smollm2")
     except FetchError as error:
+        if os.environ.get("CI"):
+            raise  # there, tests that did not run must not look like tests that passed
         pytest.skip(f"needs the real model: {error}")
     return pretrained.load("smollm2")

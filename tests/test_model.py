@@ -119,8 +119,8 @@ def misses_itself(self: Rope, cache: KVCache, new: int) -> Places:
 def starts_again(self: Rope, cache: KVCache, new: int) -> Places:
     """Each chunk is turned as if it stood at the beginning."""
     places = _places(self, cache, new)
-    chunk = slice(0, new)
-    return replace(places, cos=self.cos[None, chunk, None], sin=self.sin[None, chunk, None])
+    cos, sin = self.turns(torch.arange(new)[None], cache.keys.dtype)
+    return replace(places, cos=cos, sin=sin)
 
 
 def sees_the_longest_row(self: Rope, cache: KVCache, new: int) -> Places:

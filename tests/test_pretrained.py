@@ -55,7 +55,6 @@ def wheel(folder: Path, **changes: Any) -> pretrained.Source:
         "wheel_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "member": "toy_model/toy.gguf",
         "member_sha256": hashlib.sha256(content).hexdigest(),
-        "tap_layers": (1,),
     }
     return pretrained.Source(**values | changes)
 

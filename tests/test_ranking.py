@@ -55,17 +55,6 @@ def test_each_source_weighs_the_same_however_long_it_is() -> None:
     assert ranking.blended([torch.zeros(2), torch.tensor([1, 1])]).tolist() == [0.25, 0.25]
 
 
-def test_composition_of_the_shipped_rankings() -> None:
-    assert {name: ranking.composition(name) for name in ranking.NAMES} == {
-        "general": ("general",),
-        "mix": ("general", "code", "law", "medicine"),
-        "without-general": ("code", "law", "medicine"),
-        "without-code": ("general", "law", "medicine"),
-        "without-law": ("general", "code", "medicine"),
-        "without-medicine": ("general", "code", "law"),
-    }
-
-
 def test_rank_counts_text_from_the_command_line(tiny: Tiny, tmp_path: Path) -> None:
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     first.write_text("the the the and" * 50)

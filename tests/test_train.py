@@ -132,7 +132,7 @@ def test_training_lowers_the_loss_and_raises_agreement(corpus: Corpus, tmp_path:
     draft = fresh_draft(TARGET)
     held_out = [corpus.sequence(index) for index in range(3)]
     config = TrainConfig(tokens=2500, steps=3, common_ids=40, random_ids=5, report=500)
-    lines = list(train.train(draft, corpus, held_out, config, tmp_path))
+    lines = list(train.train(draft, corpus, held_out, config, tmp_path, "toy"))
     assert lines[-1]["tokens"] >= 2500
     for key in ("loss_1", "loss_2", "loss_3"):
         assert lines[-1][key] < lines[0][key] - 0.2
@@ -142,15 +142,17 @@ def test_training_lowers_the_loss_and_raises_agreement(corpus: Corpus, tmp_path:
 def test_a_killed_run_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
     config = TrainConfig(tokens=900, steps=2, common_ids=40, random_ids=5, report=200)
     whole = fresh_draft(TARGET)
-    expected = list(train.train(whole, corpus, [corpus.sequence(0)], config, tmp_path / "whole"))
+    expected = list(
+        train.train(whole, corpus, [corpus.sequence(0)], config, tmp_path / "whole", "toy")
+    )
     # Killed after the second line; what is started next knows only the folder.
     killed = train.train(
-        fresh_draft(TARGET), corpus, [corpus.sequence(0)], config, tmp_path / "cut"
+        fresh_draft(TARGET), corpus, [corpus.sequence(0)], config, tmp_path / "cut", "toy"
     )
     first = [next(killed), next(killed)]
     killed.close()  # type: ignore[attr-defined]
     resumed = fresh_draft(TARGET, noise=1.0)
-    rest = list(train.train(resumed, corpus, [corpus.sequence(0)], config, tmp_path / "cut"))
+    rest = list(train.train(resumed, corpus, [corpus.sequence(0)], config, tmp_path / "cut", "toy"))
 
     def figures(lines: list[dict[str, float]]) -> list[dict[str, float]]:
         return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
@@ -162,10 +164,10 @@ def test_a_killed_run_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path) -> Non
 
 def test_another_runs_folder_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     config = TrainConfig(tokens=100, steps=1, common_ids=40, random_ids=5, report=50)
-    list(train.train(fresh_draft(TARGET), corpus, [corpus.sequence(0)], config, tmp_path))
+    list(train.train(fresh_draft(TARGET), corpus, [corpus.sequence(0)], config, tmp_path, "toy"))
     other = TrainConfig(tokens=100, steps=1, common_ids=40, random_ids=5, report=50, seed=1)
     with pytest.raises(ArgumentError, match="another training run"):
-        list(train.train(fresh_draft(TARGET), corpus, [corpus.sequence(0)], other, tmp_path))
+        list(train.train(fresh_draft(TARGET), corpus, [corpus.sequence(0)], other, tmp_path, "toy"))
 
 
 def test_sequences_held_out_are_not_trained_on(corpus: Corpus) -> None:

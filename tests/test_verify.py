@@ -1,5 +1,6 @@
 """Propose and verify in exact fractions: total variation 0, not small."""
 
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
@@ -11,27 +12,68 @@ import torch
 from hypothesis import given
 
 from minispec.errors import ArgumentError
-from minispec.testing import Branching, fraction_law, law_of, total_variation
-from minispec.types import Law, Proposal, Verdict
+from minispec.propose import Drafter
+from minispec.stopwatch import Stopwatch
+from minispec.testing import (
+    Branching,
+    ToyDraft,
+    ToyTarget,
+    fraction_law,
+    law_of,
+    total_variation,
+)
+from minispec.types import Context, Law, Proposal, Verdict
 from minispec.verify import acceptance_probability, residual, verify
 
+PROMPT = (0, 1)
 Verifier = Callable[[Proposal, Sequence[Law], Branching], Verdict]
 LawAfter = Callable[[tuple[int, ...]], Law]
 
 
-def spoken(verifier: Verifier, p: LawAfter, q: LawAfter, gamma: int) -> dict[object, Fraction]:
-    """The law of the first gamma + 1 tokens when a chain is drafted from q, verified against p
-    and, where it was cut short, continued by p itself."""
+class Weights:
+    """In the place of ``Sampling``: logits are whole numbers, read as weights, so that the laws
+    that ``Drafter`` draws from are exact."""
+
+    def law(self, logits: torch.Tensor, ids: torch.Tensor) -> Law:
+        return fraction_law([int(weight) for weight in logits], ids.tolist())
+
+
+class Listed:
+    """The ids of q's own law at each place."""
+
+    name, budget, per_round = "listed", 99, False
+
+    def __init__(self, q: LawAfter) -> None:
+        self.q = q
+
+    def select(self, context: Context) -> torch.Tensor:
+        return torch.tensor(self.q(context.tokens[len(PROMPT) :]).ids)
+
+
+def spoken(
+    verifier: Verifier, p: LawAfter, q: LawAfter, vocabulary: int, gamma: int
+) -> dict[object, Fraction]:
+    """The law of the first gamma + 1 tokens when the production code drafts a chain from q and
+    verifies it against p; where it was cut short, p itself goes on."""
+
+    def weights(tokens: tuple[int, ...]) -> torch.Tensor:
+        row = torch.zeros(vocabulary, dtype=torch.float64)
+        law = q(tokens[len(PROMPT) :])
+        whole = math.lcm(*(share.denominator for share in law.probs))
+        for token, share in zip(law.ids, law.probs, strict=True):
+            row[token] = int(share * whole)
+        return row
+
+    draft, target = ToyDraft(vocabulary, weights), ToyTarget(vocabulary, weights)
+    taps = target.step(torch.tensor(PROMPT[:1]), target.new_cache(1)).taps
 
     def program(random: Branching) -> tuple[int, ...]:
-        tokens: tuple[int, ...] = ()
-        laws = []
-        for _ in range(gamma):
-            laws.append(q(tokens))
-            tokens += (int(laws[-1].ids[random.choose(laws[-1].probs)]),)
-        target_laws = [p(tokens[:i]) for i in range(gamma + 1)]
-        verdict = verifier(Proposal(tokens, tuple(laws)), target_laws, random)
-        output = (*tokens[: len(verdict.path)], verdict.next_token)
+        drafter = Drafter(draft, Listed(q), len(PROMPT) + gamma)
+        drafter.absorb(torch.tensor(PROMPT[1:]), taps)
+        proposal = drafter.propose(PROMPT, gamma, Weights(), random, Stopwatch())
+        target_laws = [p(proposal.tokens[:i]) for i in range(gamma + 1)]
+        verdict = verifier(proposal, target_laws, random)
+        output = (*proposal.tokens[: len(verdict.path)], verdict.next_token)
         while len(output) <= gamma:
             output += (random.choose(p(output).probs),)
         return output
@@ -75,7 +117,7 @@ def test_the_output_has_exactly_the_targets_law(
         vocabulary = min(vocabulary, 3)
     p = data.draw(tables(vocabulary, support=False))
     q = data.draw(tables(vocabulary, support=True))
-    assert total_variation(spoken(verify, p, q, gamma), plain(p, gamma + 1)) == 0
+    assert total_variation(spoken(verify, p, q, vocabulary, gamma), plain(p, gamma + 1)) == 0
 
 
 def forgets_to_subtract(p: Law, q: Law) -> Law:
@@ -102,7 +144,7 @@ def test_a_planted_defect_is_seen(
     def q(tokens: tuple[int, ...]) -> Law:
         return fraction_law([3, 1], ids=[0, 2])
 
-    assert total_variation(spoken(verify, p, q, 1), plain(p, 2)) > Fraction(1, 100)
+    assert total_variation(spoken(verify, p, q, 3, 1), plain(p, 2)) > Fraction(1, 100)
 
 
 def test_the_residual_of_equal_laws_is_the_law_itself() -> None:

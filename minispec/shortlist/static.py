@@ -11,12 +11,17 @@ from torch import Tensor
 from minispec.types import Context, Round
 
 
-class StaticList:
-    """The first ``budget`` ids of a ranking, together with the ids that end an answer.
+def cut(ranking: Tensor, budget: int, eos_ids: tuple[int, ...]) -> Tensor:
+    """The first ``budget`` ids of a ranking (N,), the ids that end an answer among them: a
+    draft that cannot propose the end wastes the last round of every answer. Those that are not
+    frequent enough take the places of the last ids, so the budget holds."""
+    ends = torch.tensor(eos_ids[:budget], dtype=torch.int64)
+    first = ranking[: budget - int((~torch.isin(ends, ranking[:budget])).sum())]
+    return torch.cat((first, ends[~torch.isin(ends, first)]))[:budget]
 
-    The end ids are always in: a draft that cannot propose the end wastes the last round of
-    every answer. They take the place of the least frequent ids, so the budget holds.
-    """
+
+class StaticList:
+    """The same ids at every step: a ranking, cut to a budget."""
 
     name = "frspec"
     per_round = True
@@ -24,10 +29,8 @@ class StaticList:
     def __init__(self, ranking: Tensor, budget: int, eos_ids: tuple[int, ...]) -> None:
         """``ranking`` (N,) ids, most frequent first; 1 <= budget <= N."""
         self.budget = budget
-        ends = torch.tensor(eos_ids[:budget], dtype=torch.int64)
-        others = ranking[~torch.isin(ranking, ends)][: budget - len(ends)]
         # Made once: the head recognises the list by identity and keeps its rows side by side.
-        self._ids = torch.cat((ends, others)).sort().values  # (K,)
+        self._ids = cut(ranking, budget, eos_ids).sort().values  # (K,)
 
     def select(self, context: Context) -> Tensor:
         return self._ids
