@@ -254,7 +254,6 @@ COMPARE = {
     "compare --out BAD/file TINY": ["cannot write into BAD/file"],
     "compare --out BAD/file/deep/out TINY": ["cannot write into BAD/file/deep/out"],
     "compare --out TMP/new/out --model nosuch": ["no model 'nosuch'"],
-    "compare TINY": ["--out", "compare --help"],
 }  # fmt: skip
 OTHERS = {
     "": ["COMMAND", "minispec --help"],
@@ -271,7 +270,6 @@ OTHERS = {
     "rank --out TMP/x.txt --text BAD/good.txt": ["x.txt", ".safetensors or .pt"],
     "rank --out TMP/x.pt --text BAD/good.txt --ranking RANKING": ["either", "--ranking"],
     "rank --out TMP/x.pt --ranking nosuch --model BAD/elsewhere": ["no ranking 'nosuch'"],
-    "rank --out TMP/x.pt --ranking RANKING TINY --budget 321": ["321", "1..320"],
     "generate hi TINY --seed -1": ["seed -1", "0..2147483647"],
     f"generate hi TINY --seed {2**31}": ["seed 2147483648", "0..2147483647"],
     "rank --out BAD/file/x.pt --text BAD/good.txt": ["cannot write into BAD/file"],
@@ -283,7 +281,6 @@ OTHERS = {
     "rank --out TMP/x.pt --text BAD/good.txt --model BAD/elsewhere --budget 0": ["0", "1..320"],
     "rank --out TMP/x.pt --domains law --written TMP --model BAD/elsewhere --budget 999": ["999"],
     "train": ["PART", "train --help"],
-    "train draft": ["--out", "train draft --help"],
     "train draft --out TMP/out --model nosuch": ["no model 'nosuch'"],
     "train draft --out TMP/out --domains cooking": ["'cooking'", "medicine"],
     "train draft --out TMP/out --tokens 0": ["tokens 0", "1 or above"],

@@ -229,8 +229,8 @@ def test_default_taps_are_layers_of_the_model_from_low_to_high():
         taps = default_taps(layers)
         assert taps[0] >= 1 and taps[-1] <= layers, layers
         assert list(taps) == sorted(set(taps)) and len(taps) == min(3, layers), layers
-    assert default_taps(30) == (2, 15, 26)
-    assert default_taps(16) == (2, 8, 12)
+    assert default_taps(30) == (2, 14, 26)
+    assert default_taps(16) == (2, 7, 12)
 
 
 @pytest.mark.parametrize(

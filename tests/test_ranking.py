@@ -14,7 +14,7 @@ from minispec.checkpoint import read_metadata, write_tensors
 from minispec.errors import ArgumentError, FileError, FingerprintError
 from minispec.methods import Method, check_gamma, shortlist
 from minispec.shortlist.full import FullList
-from minispec.shortlist.static import StaticList
+from minispec.shortlist.static import StaticList, cut
 from minispec.types import Context, Shortlist
 
 ANY_PLACE = Context((1, 2), torch.zeros(4), 0)
@@ -76,7 +76,25 @@ def test_rank_counts_text_from_the_command_line(tiny: Tiny, tmp_path: Path) -> N
     assert torch.equal(ids, ranking.ranked(shares))
     assert read_metadata(out)["texts"] == "a.txt b.txt"
     assert cli.main([*command, "--budget", "9", "--out", str(short)]) == 0
-    assert torch.equal(torch.load(short, weights_only=True), ids[:9])
+    kept = torch.load(short, weights_only=True)
+    assert torch.equal(kept[:7], ids[:7])  # and the two that end an answer, seldom as they are
+    assert set(kept[7:].tolist()) == set(tokenizer.eos_ids)
+    for budget in (1, 2, 5, 9):
+        converted = ["rank", "--model", str(tiny.folder), "--ranking", str(out)]
+        assert cli.main([*converted, "--budget", str(budget), "--out", str(short)]) == 0
+        assert torch.equal(
+            torch.load(short, weights_only=True), cut(ids, budget, tokenizer.eos_ids)
+        )
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(1, [7]), (2, [7, 9]), (3, [4, 7, 9]), (4, [4, 7, 2, 9]), (5, [4, 7, 2, 5, 9])],
+)
+def test_a_cut_keeps_the_order_and_the_ends(budget: int, expected: list[int]) -> None:
+    """Of two ends one is frequent, one is not ranked at all; none is lost at any budget."""
+    ids = cut(torch.tensor([4, 7, 2, 5, 3]), budget, (7, 9))
+    assert ids.tolist() == expected
 
 
 # ------------------------------------------------------------------ the files

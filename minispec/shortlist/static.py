@@ -12,12 +12,13 @@ from minispec.types import Context, Round
 
 
 def cut(ranking: Tensor, budget: int, eos_ids: tuple[int, ...]) -> Tensor:
-    """The first ``budget`` ids of a ranking (N,), the ids that end an answer among them: a
-    draft that cannot propose the end wastes the last round of every answer. Those that are not
-    frequent enough take the places of the last ids, so the budget holds."""
+    """The first ``budget`` ids of a ranking (N,), in its order, the ids that end an answer
+    always among them: a draft that cannot propose the end wastes the last round of every
+    answer. They take the places of the least frequent ids, so the budget holds."""
     ends = torch.tensor(eos_ids[:budget], dtype=torch.int64)
-    first = ranking[: budget - int((~torch.isin(ends, ranking[:budget])).sum())]
-    return torch.cat((first, ends[~torch.isin(ends, first)]))[:budget]
+    others = ranking[~torch.isin(ranking, ends)][: budget - len(ends)]
+    ranked = ranking[torch.isin(ranking, torch.cat((others, ends)))]
+    return torch.cat((ranked, ends[~torch.isin(ends, ranking)]))
 
 
 class StaticList:
