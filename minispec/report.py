@@ -70,7 +70,7 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
     rows = [row for row in report["results"] if row["stream"] == "all" and not row["best"]]
     names = [row["method"] + (f"\ngamma {row['gamma']}" if row["gamma"] else "") for row in rows]
     names = [_literal(name) for name in names]
-    figure = Figure(figsize=(13, 0.6 * len(rows) + 2), layout="constrained")
+    figure = Figure(figsize=(15, 0.6 * len(rows) + 2), layout="constrained")
     axes = figure.subplots(1, 3)
     _bars(axes[0], names, [row["tau"] for row in rows], "tokens per target pass (tau)")
     _bars(axes[1], names, [row["tokens_per_second"] for row in rows], "tokens per second")
@@ -92,7 +92,7 @@ def _literal(text: str) -> str:
 def _bars(axis: Any, names: Sequence[str], values: Sequence[float], title: str) -> None:
     axis.barh(names, values, color="tab:blue")
     axis.bar_label(axis.containers[0], fmt="%.2f", padding=3)
-    axis.margins(x=0.15)
+    axis.margins(x=0.25)
     axis.invert_yaxis()
     axis.set_title(title)
 
@@ -106,4 +106,4 @@ def _stack(axis: Any, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -
             left = [a + b for a, b in zip(left, widths, strict=True)]
     axis.invert_yaxis()
     axis.set_title("milliseconds per token, by phase")
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
