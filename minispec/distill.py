@@ -87,6 +87,7 @@ def write_shards(
     if written >= tokens:
         return
     work = partial(_write_shard, folder, model, seed, shard_prompts)
+    others = set(active_children())
     with ProcessPoolExecutor(processes, get_context("spawn"), _prepare_process) as pool:
         try:
             ahead = deque(pool.submit(work, *next(shards)) for _ in range(processes + 1))
@@ -102,7 +103,7 @@ def write_shards(
             ) from None
         finally:
             # Processes are ended whatever they are at, perhaps in the middle of a file.
-            for process in active_children():
+            for process in set(active_children()) - others:
                 process.terminate()
             pool.shutdown(cancel_futures=True)
             for unfinished in folder.glob(".*.safetensors.*"):
