@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from minispec.errors import ArgumentError
 
-_DTYPES = ("float32", "bfloat16")
+_DTYPES = ("float32", "bfloat16", "int8")
+_BACKENDS = ("auto", "reference", "cpu", "compiled", "cuda")
 _DOMAINS = ("general", "code", "law", "medicine")
 
 
@@ -97,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(command="compare")
 
+    doctor = commands.add_parser("doctor", help="what this machine has to decode with")
+    _add_model(doctor)
+    doctor.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
+    doctor.add_argument("--warm", action="store_true", help="compile now what decoding will need")
+    _add_machine(doctor)
+    doctor.set_defaults(command="doctor")
+
     rank = commands.add_parser("rank", help="count text into a ranking of the vocabulary")
     _add_model(rank)
     rank.add_argument("--text", nargs="+", default=[], type=Path, help="UTF-8 files to count")
@@ -135,6 +143,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="smollm2, FILE.gguf or a folder")
 
 
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="(float32)")
+    parser.add_argument("--threads", type=int, help="processor threads (all)")
+
+
 def _add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     _add_model(parser)
     parser.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
@@ -150,8 +163,10 @@ def _add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
         "--max-new-tokens", type=int, default=max_new_tokens, help="(%(default)s)", metavar="N"
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on where an answer ends")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="(float32)")
-    parser.add_argument("--threads", type=int, help="processor threads (all)")
+    parser.add_argument(
+        "--backend", choices=_BACKENDS, default="auto", help="whose arithmetic (auto: the fastest)"
+    )
+    _add_machine(parser)
     parser.add_argument(
         "--raw", action="store_true", help="continue the prompt's text, use no chat template"
     )

@@ -100,7 +100,8 @@ def _generate(options: argparse.Namespace) -> None:
         "budget": method.ids(model.target.head.vocabulary_size),
         "sampling": asdict(sampling),
         "seed": options.seed,
-        "dtype": str(model.target.embedding.weight.dtype).removeprefix("torch."),
+        "dtype": model.dtype,
+        "backend": model.backend,
         "prompt_tokens": len(ids),
     }
     generate(
@@ -138,6 +139,7 @@ def _compare(options: argparse.Namespace) -> None:
     from minispec import compare, report
     from minispec.methods import Method
 
+    _threads(options.threads)
     methods = tuple(Method.parse(text.strip()) for text in options.methods.split(","))
     gammas = tuple(_whole(text, "gamma") for text in options.gamma.split(","))
     settings = compare.Settings(
@@ -159,6 +161,32 @@ def _compare(options: argparse.Namespace) -> None:
     print(report.samples(figures), report.table(figures), sep="\n\n")
     report.write(figures, options.out)
     print(f"wrote {options.out / 'report.json'} and {options.out / 'report.png'}")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    """What this machine has for decoding, and what ``--backend auto`` makes of it."""
+    import torch
+
+    from minispec import backend, draft, pretrained
+
+    _threads(options.threads)
+    threads = torch.get_num_threads()
+    print(f"threads: {threads}, memory reads at {backend.bandwidth() / 1e9:.1f} GB/s")
+    model = pretrained.load(options.model, options.dtype)
+    verdict = backend.chosen(model)
+    for name in backend.NAMES:
+        if name in verdict["milliseconds"]:
+            one, five = verdict["milliseconds"][name]
+            print(f"{name}: {one:.1f} ms a pass over 1 position, {five:.1f} ms over 5")
+        else:
+            print(f"{name}: {backend.hindrance(model, name)}")
+    print(f"auto takes {verdict['backend']}, the fastest for {model.name} in {model.dtype}")
+    path = _draft_path(options)
+    if options.warm and path:
+        # Decoding once compiles all that is needed; the compilers keep it on disk.
+        guesser = draft.load(path, model.reference, model.fingerprint)
+        backend.warm(*backend.placed(model, guesser, "auto"))
+        print("warmed up: nothing is left to compile")
 
 
 def _rank(options: argparse.Namespace) -> None:
@@ -211,11 +239,10 @@ def _train_draft(options: argparse.Namespace) -> None:
 
 
 def _loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, Any]:
-    """The model, and its draft if a method needs one."""
-    import torch
+    """The model on its backend, and its draft if a method needs one."""
     from tqdm import tqdm
 
-    from minispec import draft, pretrained
+    from minispec import backend, draft, pretrained
 
     _threads(options.threads)
     path = _draft_path(options)
@@ -223,10 +250,11 @@ def _loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, A
         raise FileError(f"{path} does not exist: a draft's weights were expected")
     plain = all(method.name == "autoregressive" for method in methods)
     with tqdm(total=1, desc="loading", unit="model", leave=False, disable=None):
-        model = pretrained.load(options.model, getattr(torch, options.dtype))
-        if plain or path is None:
-            return model, None
-        return model, draft.load(path, model.target, model.fingerprint)
+        model = pretrained.load(options.model, options.dtype)
+        guesser = None
+        if path and not plain:
+            guesser = draft.load(path, model.reference, model.fingerprint)
+        return backend.placed(model, guesser, options.backend)
 
 
 def _draft_path(options: argparse.Namespace) -> Path | None:
@@ -280,6 +308,7 @@ _COMMANDS = {
     "fetch": _fetch,
     "generate": _generate,
     "compare": _compare,
+    "doctor": _doctor,
     "rank": _rank,
     "train draft": _train_draft,
 }

@@ -10,7 +10,7 @@ it is shown.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from tqdm import tqdm
 from minispec import audit, corpus
 from minispec.commit import StopRule
 from minispec.decode import check_gamma
-from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError, ContextError
 from minispec.measure import (
     Figures,
@@ -36,6 +35,7 @@ from minispec.methods import Decoder, Method, decoder
 from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tokenizer import prompt_ids
+from minispec.types import Draft
 
 _WARM_UP_ROUNDS = 16
 
@@ -59,6 +59,7 @@ class Settings:
     seed: int
     ignore_eos: bool = False
     raw: bool = False
+    threads: int = field(default_factory=torch.get_num_threads)
 
     def __post_init__(self) -> None:
         if not self.methods or not self.gammas:
@@ -109,7 +110,7 @@ def streams_of(names: Sequence[str], limit: int | None = None) -> list[Stream]:
 
 
 def compare(
-    model: Pretrained, draft: EagleDraft | None, streams: Sequence[Stream], settings: Settings
+    model: Pretrained, draft: Draft | None, streams: Sequence[Stream], settings: Settings
 ) -> dict[str, Any]:
     """Runs the comparison; returns the report (see ``data/report.schema.json``).
 
@@ -155,8 +156,8 @@ def compare(
         lossless = _audited(model, figures, prompts, settings, eos_ids)
     return {
         "model": model.name,
-        "dtype": str(model.target.embedding.weight.dtype).removeprefix("torch."),
-        "backend": "reference",
+        "dtype": model.dtype,
+        "backend": model.backend,
         "gamma": list(settings.gammas),
         "sampling": {
             "temperature": settings.sampling.temperature,
@@ -165,7 +166,7 @@ def compare(
         },
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
-        "threads": torch.get_num_threads(),
+        "threads": settings.threads,
         "machine": machine(),
         "results": _results(model, figures, peaks, lossless, list(prompts), settings),
         "samples": [_sample(stream, figures) for stream in streams],
@@ -223,7 +224,7 @@ def _audited(
         Method("autoregressive"), model, None, None, gamma=1, sampling=settings.sampling,
         stop=StopRule(settings.max_new_tokens, eos_ids),
     )  # fmt: skip
-    gap = audit.NEAR_TIE[model.target.embedding.weight.dtype]
+    gap = audit.NEAR_TIE[model.reference.embedding.weight.dtype]
     verdicts: dict[Variant, dict[str, list[str]]] = {v: {n: [] for n in prompts} for v in figures}
     places = [(name, place) for name in prompts for place in range(len(prompts[name]))]
     for name, place in tqdm(places, desc="auditing", unit="prompt", disable=None):

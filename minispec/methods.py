@@ -13,13 +13,12 @@ from minispec import ranking
 from minispec.commit import StopRule
 from minispec.corpus import DOMAINS
 from minispec.decode import autoregressive, check_gamma, speculative
-from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError
 from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList
-from minispec.types import RandomSource, Round, Shortlist
+from minispec.types import Draft, RandomSource, Round, Shortlist
 
 NAMES = ("autoregressive", "full", "frspec")
 _SHARE, _RANKING = 0.25, "general"  # where a method names none
@@ -122,7 +121,7 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
 def decoder(
     method: Method,
     model: Pretrained,
-    draft: EagleDraft | None,
+    draft: Draft | None,
     domain: str | None,
     *,
     gamma: int,

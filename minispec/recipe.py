@@ -43,11 +43,11 @@ def make_draft(
     loaded = pretrained.load(model)
     material = Corpus(paths)
     held_out = material.split(_HELD_OUT)
-    greedy = (s for s in held_out if written_greedily(s, loaded.target.head))
+    greedy = (s for s in held_out if written_greedily(s, loaded.reference.head))
     examples = list(islice(greedy, _HELD_OUT_MOST))
     seen = math.ceil(epochs * sum(map(material.answer_tokens, range(len(material.places)))))
     torch.manual_seed(seed)
-    draft = drafts.untrained(loaded.target)
+    draft = drafts.untrained(loaded.reference)
     config = train.TrainConfig(tokens=seen, seed=seed)
     with tqdm(total=seen, desc="training", unit="token", disable=None) as bar:
 

@@ -184,6 +184,10 @@ class Draft(Protocol):
         """(..., D) -> (..., D), what the LM head's rows are multiplied with."""
         ...
 
+    def with_own_head(self) -> "Draft":
+        """The same weights with a head that packs rows for itself alone."""
+        ...
+
 
 class Shortlist(Protocol):
     """Which ids the draft may propose. A law of the past alone, so any choice is exact."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from minispec import pretrained
+from minispec import backend, pretrained
 from minispec.errors import FetchError
 from minispec.model import ModelConfig, Transformer
 
@@ -40,6 +40,12 @@ def toy_transformer(seed: int = 0, **changes: object) -> Transformer:
             if "norm" in name:  # all ones from the start, where an error would not show
                 weight.uniform_(0.5, 1.5)
     return model
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _calibrations_of_tests_are_not_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    backend.user_cache_path = lambda name: folder / name  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")

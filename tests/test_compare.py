@@ -75,7 +75,7 @@ def run(tiny: Tiny, files: list[str], out: Path, *options: str) -> dict[str, Any
 def several(tiny: Tiny, files: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A greedy comparison of several methods at several gammas, and where it was written."""
     out = tmp_path_factory.mktemp("several") / "new"
-    options = ["--methods", ",".join(METHODS), "--gamma", "2,4"]
+    options = ["--methods", ",".join(METHODS), "--gamma", "2,4", "--backend", "reference"]
     return SimpleNamespace(report=run(tiny, files, out, *options), out=out)
 
 
