@@ -95,26 +95,31 @@ class Study:
             found = self._replays(lists, texts, gamma, f"replaying {method}")
             points += _points(curve, None, method.budget, found, full)
             if method in own and _explains(lists):
-                fill = {d: self._ranking(method, d)[: method.budget] for d in lists}
                 for name, change in _ALTERED.items():
-                    changed = {d: _Altered(each, fill[d], **change) for d, each in lists.items()}
+                    changed = self._lists(method, texts, change)
                     found = self._replays(changed, texts, gamma, f"{method}, {name}")
                     points += _points(curve, name, method.budget, found, full)
         return {"gamma": gamma, "temperature": TEMPERATURE, "points": points}
 
-    def _lists(self, method: Method, texts: Texts) -> Lists:
-        """The method's list for each domain; domains whose ranking is the same share one."""
+    def _lists(
+        self, method: Method, texts: Texts, change: Mapping[str, Any] | None = None
+    ) -> Lists:
+        """The method's list for each domain, altered or as it is; domains whose ranking is the
+        same share one."""
         made: dict[str | None, Any] = {}
         found = {}
         for domain in {text.domain for text in _flat(texts)}:
             key = method.ranking_for(domain)
             if key not in made:
                 made[key] = methods.shortlist(method, self._model, domain)
+                if change:
+                    ids = self._ranking(str(key))[: method.budget]
+                    made[key] = _Altered(made[key], ids, **change)
             found[domain] = made[key]
         return found
 
-    def _ranking(self, method: Method, domain: str) -> Tensor:
-        file = ranking.find(self._model.name, str(method.ranking_for(domain)))
+    def _ranking(self, name: str) -> Tensor:
+        file = ranking.find(self._model.name, name)
         return ranking.read_ranking(file, self._model.tokenizer.fingerprint, self._size)
 
     def _replays(self, lists: Lists, texts: Texts, gamma: int, title: str) -> Replays:
