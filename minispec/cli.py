@@ -135,7 +135,7 @@ def _spelled(options: argparse.Namespace) -> str:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from minispec import compare, report, streams
+    from minispec import compare, page, report, streams
     from minispec.methods import Method
 
     methods = tuple(Method.parse(text.strip()) for text in options.methods.split(","))
@@ -163,6 +163,7 @@ def _compare(options: argparse.Namespace) -> None:
     figures = compare.compare(model, draft, found, settings)
     print(report.samples(figures), report.table(figures), sep="\n\n")
     report.write(figures, options.out)
+    page.write(figures, options.out)
     print(f"wrote report.json, report.png and report.html into {options.out}")
 
 

@@ -86,12 +86,12 @@ class Study:
         doubled = (_SMALLEST << i for i in range(self._size.bit_length()))
         sweep = [budget for budget in (*doubled, self._size) if budget <= self._size]
         tried = {replace(method, budget=b) for method in own for b in (method.budget, *sweep)}
-        for method in sorted(tried, key=lambda m: (m.name, m.ranking, m.budget)):
+        for method in sorted(tried, key=lambda m: (m.name, m.ranking or "", m.budget)):
             try:
                 lists = self._lists(method, texts)
             except ArgumentError:
                 continue  # a list that cannot be that small or that large
-            curve = f"{method.name}:{method.ranking}"
+            curve = f"{method.name}:{method.ranking}" if method.ranking else method.name
             found = self._replays(lists, texts, gamma, f"replaying {method}")
             points += _points(curve, None, method.budget, found, full)
             if method in own and _explains(lists):

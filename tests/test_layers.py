@@ -41,6 +41,7 @@ RIVER = [
     ["minispec.results", "minispec.study"],
     ["minispec.compare"],
     ["minispec.report"],
+    ["minispec.page"],
     ["minispec"],  # the package's own file, which may gather what lies above
     ["fastpath"],  # so nothing above can import it, and the command line below can
     ["minispec.cli"],

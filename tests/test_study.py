@@ -53,7 +53,7 @@ def followed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compared(tiny: Tiny, names: str, **options: Any) -> Found:
-    options = {"max_new_tokens": 24, "seed": 0, "sampling": Sampling(), "study": True} | options
+    options = {"max_new_tokens": 14, "seed": 0, "sampling": Sampling(), "study": True} | options
     chosen = tuple(Method.parse(name) for name in names.split(","))
     found = compare.compare(tiny.model, tiny.draft, STREAMS, Settings(chosen, (3,), **options))
     found = json.loads(json.dumps(found))
