@@ -142,7 +142,7 @@ def _tabs(rows: Sequence[Row], plot: Callable[[Sequence[Row]], Any]) -> Tabs | N
     """A plot for each stream, all pooled first."""
     names = sorted(dict.fromkeys(r["stream"] for r in rows), key=lambda name: name != "all")
     parts = {name: [r for r in rows if r["stream"] == name] for name in names}
-    panels = [TabPanel(child=plot(part), title=_literal(name)) for name, part in parts.items()]
+    panels = [TabPanel(child=plot(part), title=name) for name, part in parts.items()]
     return Tabs(tabs=panels) if panels else None
 
 
@@ -159,16 +159,9 @@ def _quiet(plot: Any) -> Any:
     return plot
 
 
-def _literal(text: str) -> str:
-    """A file's name may hold what Bokeh would read as the bounds of a formula."""
-    for bound in ("$$", "\\(", "\\["):
-        text = text.replace(bound, "\u200b".join(bound))
-    return text
-
-
 def _named(r: Row) -> str:
     """A method and its gamma."""
-    return _literal(r["method"] + (f", gamma {r['gamma']}" if r["gamma"] else ""))
+    return r["method"] + (f", gamma {r['gamma']}" if r["gamma"] else "")
 
 
 def _bars(rows: Sequence[Row], key: str, title: str) -> Any:
@@ -245,18 +238,18 @@ def _lines(points: Sequence[Row], key: str, title: str) -> Any:
     for colour, name in zip(cycle(Category10_10), curves, strict=False):
         part = [p for p in points if p["curve"] == name]
         source = {"x": [p["budget"] for p in part], "y": [p[key] for p in part]}
-        source |= {"name": [_literal(name)] * len(part)}
+        source |= {"name": [name] * len(part)}
         drawn = [
             plot.line("x", "y", source=source, color=colour, line_width=2),
             plot.scatter("x", "y", source=source, color=colour, size=6),
         ]
-        items.append((_literal(name), drawn))
+        items.append((name, drawn))
     _legend(plot, items)
     return _quiet(plot)
 
 
 def _ablation(points: Sequence[Row], key: str, title: str) -> Any:
-    names = [_literal(f"{p['curve']}@{p['budget']}: {p['altered'] or 'all parts'}") for p in points]
+    names = [f"{p['curve']}@{p['budget']}: {p['altered'] or 'all parts'}" for p in points]
     source = {"name": names, "value": [p[key] for p in points]}
     plot = _figure(names, title, tooltips=[("", "@name"), (title, "@value{0.000}")])
     plot.width = 640

@@ -190,8 +190,7 @@ def test_a_report_without_switch_study_and_origins(show: Show, tmp_path: Path) -
 def test_names_are_names_and_nothing_else(
     show: Show, tmp_path: Path, names: tuple[str, str, str]
 ) -> None:
-    """A file names a stream or a ranking: neither a formula, for which Bokeh would ask a server
-    for a library, nor code."""
+    """A file names a stream or a ranking: neither a formula nor code."""
     stream, ranking, model = names
     text = json.dumps(REPORT).replace('"law"', json.dumps(stream))
     text = text.replace('"evospec@1536"', json.dumps(f"evospec:{ranking}"))
