@@ -161,7 +161,8 @@ def _compare(options: argparse.Namespace) -> None:
     needed = (*methods, Method("full")) if options.study else methods
     model, draft = _loaded(options, needed)
     figures = compare.compare(model, draft, found, settings)
-    print(report.samples(figures), report.table(figures), sep="\n\n")
+    shown = [report.samples(figures), report.table(figures), "\n".join(report.switches(figures))]
+    print("\n\n".join(filter(None, shown)))
     report.write(figures, options.out)
     page.write(figures, options.out)
     print(f"wrote report.json, report.png and report.html into {options.out}")

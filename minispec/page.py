@@ -19,7 +19,7 @@ from bokeh.plotting import figure
 from bokeh.resources import Resources
 
 from minispec.checkpoint import written_aside
-from minispec.report import PHASES, interval, lossless_counts, windows
+from minispec.report import PHASES, interval, lossless_counts, switches, windows
 
 Row = Mapping[str, Any]
 _COLUMNS = (
@@ -114,10 +114,9 @@ def _sections(report: Mapping[str, Any]) -> Iterable[tuple[str, str, Any]]:
         "token, by replay of the method's own answers.", _origins(rows),
     )  # fmt: skip
     curves = [r for r in rows if r.get("switch_curve")]
-    count = curves[0]["switch_curve"]["switches"] if curves else 0
     yield (
-        "Around a switch of topic", f"tau over that of full-vocabulary speculation in windows of "
-        f"tokens around {count} switches, with 95% intervals.", _switches(curves),
+        "Around a switch of topic", "tau over that of full-vocabulary speculation, by window of "
+        f"tokens, with 95% intervals. {'; '.join(switches(report))}.", _switches(curves),
     )  # fmt: skip
     study = report["study"] or {"points": [], "gamma": 0, "temperature": 0}
     swept = [p for p in study["points"] if p["altered"] is None]

@@ -55,6 +55,22 @@ def samples(report: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def switches(report: Mapping[str, Any]) -> list[str]:
+    """What each method lost around the switches of topic, a line for each that can be said of."""
+    lines = []
+    for row in report["results"]:
+        if windows(row) and not row["best"]:
+            curve = row["switch_curve"]
+            first = next((w["ratio_to_full"] for w in windows(row) if w["start"] == 0), None)
+            after = curve["regained_after"]
+            back = "not regained" if after is None else f"regained after {after}"
+            lines.append(
+                f"{row['method']}, gamma {row['gamma']}: {interval(first)} of full's tau in the "
+                f"{curve['window']} tokens after {curve['switches']} switches, 95% {back}"
+            )
+    return lines
+
+
 def lossless_counts(lossless: Mapping[str, int] | None) -> str:
     """The audit in a word or two: prompts with the very ids of plain decoding, and exceptions."""
     if lossless is None:
@@ -100,6 +116,7 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
 
 
 def _named(row: Mapping[str, Any], between: str) -> str:
+    """A method and its gamma, as matplotlib reads it."""
     return _literal(row["method"] + (f"{between}gamma {row['gamma']}" if row["gamma"] else ""))
 
 

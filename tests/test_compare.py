@@ -32,7 +32,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
 from minispec.streams import Stream
 from minispec.testing import ToyTarget
-from minispec.types import Context, Round
+from minispec.types import Context, Evidence, Law, Proposal, Round
 
 SCHEMA = json.loads(resources.files("minispec").joinpath("data/report.schema.json").read_text())
 METHODS = ("autoregressive", "full", "frspec@40", "frspec@0.25", "frspec@0.5:mix")
@@ -204,7 +204,8 @@ def test_the_table_and_the_picture(several: Any, capsys: pytest.CaptureFixture[s
         assert line.startswith(row["method"] + (" (best)" if row["best"] else ""))
         assert f" {row['stream']} " in line and f" {row['tau']:.2f} " in line
         assert line.endswith(f"{row['prompts']}/{row['prompts']}")
-    assert {path.name for path in several.out.iterdir()} == {"report.json", "report.png"}
+    names = {"report.json", "report.png", "report.html"}
+    assert {path.name for path in several.out.iterdir()} == names
     png = (several.out / "report.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n\x1a\n") and len(png) > 10_000
 
@@ -572,6 +573,31 @@ def test_figures_add_up_what_rounds_say() -> None:
     assert row["latency_ms"]["p50"] == pytest.approx(100)
     assert row["shortlist_mean"] == pytest.approx((8 * 12 + 4) / 13)
     assert row["seconds"] == pytest.approx({"prefill": 10.0, "target": 1.4, "draft": 0.4})
+
+
+def test_coverage_is_the_targets_mass_on_the_list() -> None:
+    """At every draft step whose past the target agreed with: up to the first rejection, and no
+    further; where all was accepted, the target's own last token had no list."""
+    ids = torch.arange(4)
+
+    def p(*probs: float) -> Law:
+        return Law(ids, torch.tensor(probs))
+
+    def q(*on: int) -> Law:
+        return Law(torch.tensor(on), torch.ones(len(on)) / len(on))
+
+    def round(tokens: tuple[int, ...], proposed: tuple[int, ...], p: Any, q: Any) -> Round:
+        path = tuple(range(len(tokens) - 1))
+        evidence = Evidence(Proposal(proposed, tuple(q)), tuple(p), (), None)
+        return Round(tokens, "", path, proposed, (), {"target": 1.0}, None, evidence)
+
+    laws = [p(0.5, 0.25, 0.25, 0), p(0, 0, 0.125, 0.875), p(0.25, 0.25, 0.25, 0.25)]
+    rejected = round((1, 3), (1, 2, 0), laws[:2], [q(1, 2), q(2), q(0, 1)])
+    accepted = round((0, 3, 1), (0, 3), laws, [q(0), q(0, 3)])
+    assert measure.measured([rejected]).covered == (0.5, 0.125)
+    assert measure.measured([accepted]).covered == (0.5, 0.875)
+    both = [measure.measured([each]) for each in (rejected, accepted)]
+    assert measure.pooled(both)["coverage"] == 0.5
 
 
 def test_figures_of_nothing() -> None:

@@ -18,7 +18,7 @@ from followers import Follower
 from jinja2 import Template
 from tiny_model import Tiny
 
-from minispec import cli, compare, methods, ranking, switch
+from minispec import audit, cli, compare, methods, ranking, report, switch
 from minispec.compare import Settings
 from minispec.errors import ArgumentError, ContextError
 from minispec.measure import Figures
@@ -211,6 +211,13 @@ def test_switch_is_a_stream_of_its_own_that_all_leaves_out(tiny: Tiny) -> None:
         assert row["lossless"]["violations"] == 0
         assert row["switch_curve"]["switches"] == 6
         assert row["ratio_to_autoregressive"] and row["ratio_to_frspec"]
+        if method == "full":
+            assert row["switch_curve"]["regained_after"] == 0
+    said = report.switches(found)
+    assert [line.split(",")[0] for line in said] == ["full", "frspec@80"]
+    assert "1.00 [1.00, 1.00] of full's tau in the 32 tokens after 6 switches" in said[0]
+    assert said[0].endswith("95% regained after 0")
+    assert report.switches({"results": without}) == []
     assert [sample["stream"] for sample in found["samples"]] == ["law", "code", "sea"]
 
 
@@ -304,8 +311,6 @@ def test_an_answer_is_audited_in_its_own_context(
 ) -> None:
     """A method whose first answer differs goes on from that; what plain decoding would have
     said there is what its next answer is held against."""
-    from minispec import audit
-
     held: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     real = audit.audited
 
