@@ -88,13 +88,20 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--gamma", default="4", metavar="N[,N...]", help="tokens drafted a round (4)"
     )
+    compare.add_argument(
+        "--switch", action="store_true", help="also conversations whose domain changes each turn"
+    )
+    compare.add_argument(
+        "--study", action="store_true",
+        help="also acceptance over the budget and without parts of a list, by replay",
+    )  # fmt: skip
     _add_decoding(compare, max_new_tokens=96)
     compare.add_argument("--limit", type=int, help="only so many prompts of each stream (all)")
     compare.add_argument(
         "--out",
         default=Path("build/report"),
         type=Path,
-        help="folder for report.json and report.png (%(default)s)",
+        help="folder for report.json, report.png and report.html (%(default)s)",
     )
     compare.set_defaults(command="compare")
 

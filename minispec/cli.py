@@ -136,7 +136,7 @@ def _spelled(options: argparse.Namespace) -> str:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from minispec import compare, report
+    from minispec import compare, page, report, streams
     from minispec.methods import Method
 
     _threads(options.threads)
@@ -150,17 +150,24 @@ def _compare(options: argparse.Namespace) -> None:
         seed=options.seed,
         ignore_eos=options.ignore_eos,
         raw=options.raw,
+        switch=options.switch,
+        study=options.study,
     )
-    streams = compare.streams_of(options.prompts, options.limit)
+    found = streams.streams_of(options.prompts, options.limit)
     for method in methods:
-        for stream in streams:
+        for stream in found:
             method.ranking_for(stream.name)
+    if options.switch:
+        streams.conversations(found, options.seed)  # or refuses
     _writable(options.out)
-    model, draft = _loaded(options, methods)
-    figures = compare.compare(model, draft, streams, settings)
-    print(report.samples(figures), report.table(figures), sep="\n\n")
+    needed = (*methods, Method("full")) if options.study else methods
+    model, draft = _loaded(options, needed)
+    figures = compare.compare(model, draft, found, settings)
+    shown = [report.samples(figures), report.table(figures), "\n".join(report.switches(figures))]
+    print("\n\n".join(filter(None, shown)))
     report.write(figures, options.out)
-    print(f"wrote {options.out / 'report.json'} and {options.out / 'report.png'}")
+    page.write(figures, options.out)
+    print(f"wrote report.json, report.png and report.html into {options.out}")
 
 
 def _doctor(options: argparse.Namespace) -> None:

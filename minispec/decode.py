@@ -68,19 +68,23 @@ def speculative(
     stop: StopRule,
     tokenizer: Tokenizer | None = None,
     trace: bool = False,
+    continued: bool = False,
 ) -> Iterator[Round]:
     """Speculative decoding: the same law as ``autoregressive``, several tokens a round.
 
     Each round drafts up to ``gamma`` tokens from ids that ``shortlist`` selects, has the
     target verify them in one pass, and emits the accepted ones and one of the target's own.
-    A chain is cut short where the output may not grow that far. The list is reset first.
+    A chain is cut short where the output may not grow that far. The list is reset first, unless
+    the prompt is ``continued``: the turns so far of a conversation, which the list has followed,
+    and the next. The models read all of it again.
 
     Spends, in this order: one choice a drafted token, one coin a token examined, one choice.
     Raises as ``autoregressive`` does, and ArgumentError for gamma outside 1..16.
     """
     check_gamma(gamma)
     output = _checked(target, prompt, stop, tokenizer)
-    shortlist.reset()
+    if not continued:
+        shortlist.reset()
     drafter = Drafter(draft, shortlist, len(prompt) + output.remaining)
     return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace)
 

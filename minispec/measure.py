@@ -34,7 +34,9 @@ class Figures:
     """What one prompt's decoding did and cost. ``seconds`` by phase, "prefill" among them;
     ``accepted_at`` counts rounds in which the draft's i-th token was accepted, and
     ``proposed_at`` those in which there was one; ``latencies`` are seconds per token, those
-    of a round spread evenly over its tokens."""
+    of a round spread evenly over its tokens. ``emitted``: tokens by round. ``covered``: the mass
+    of the target's law that the list held, for each draft step whose past the target agreed
+    with; known where rounds carry their evidence."""
 
     tokens: tuple[int, ...]
     text: str
@@ -45,6 +47,9 @@ class Figures:
     proposed_at: tuple[int, ...]
     latencies: tuple[float, ...]
     shortlist_sizes: tuple[int, ...]
+    emitted: tuple[int, ...] = ()
+    covered: tuple[float, ...] = ()
+    prompt: tuple[int, ...] = ()
 
     @property
     def decode_seconds(self) -> float:
@@ -71,8 +76,8 @@ class Figures:
         return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def measured(rounds: Iterable[Round]) -> Figures:
-    """Decodes to the end and adds up."""
+def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
+    """Decodes to the end and adds up. What is counted here is counted while no clock runs."""
     tokens: list[int] = []
     text: list[str] = []
     seconds: Counter[str] = Counter()
@@ -80,6 +85,8 @@ def measured(rounds: Iterable[Round]) -> Figures:
     proposed: Counter[int] = Counter()
     latencies: list[float] = []
     sizes: list[int] = []
+    emitted: list[int] = []
+    covered: list[float] = []
     stop, passes = None, 0
     for round in rounds:
         tokens += round.tokens
@@ -90,6 +97,10 @@ def measured(rounds: Iterable[Round]) -> Figures:
         spent = sum(s for phase, s in round.seconds.items() if phase != "prefill")
         latencies += [spent / len(round.tokens)] * len(round.tokens)
         sizes += round.shortlist_sizes
+        emitted.append(len(round.tokens))
+        if round.evidence:
+            pairs = zip(round.evidence.laws, round.evidence.proposal.laws, strict=False)
+            covered += [min(1.0, float(p.probs[q.ids].sum())) for p, q in pairs]
         stop, passes = round.stop, passes + 1
     depth = max(proposed, default=-1) + 1
     return Figures(
@@ -102,6 +113,9 @@ def measured(rounds: Iterable[Round]) -> Figures:
         proposed_at=tuple(proposed[i] for i in range(depth)),
         latencies=tuple(latencies),
         shortlist_sizes=tuple(sizes),
+        emitted=tuple(emitted),
+        covered=tuple(covered),
+        prompt=tuple(prompt),
     )
 
 
@@ -111,6 +125,7 @@ def pooled(figures: Sequence[Figures]) -> dict[str, Any]:
     passes = sum(f.passes for f in figures)
     latencies = [1000 * seconds for f in figures for seconds in f.latencies]
     sizes = [size for f in figures for size in f.shortlist_sizes]
+    covered = [mass for f in figures for mass in f.covered]
     phases = sorted({phase for f in figures for phase in f.seconds})
     accepted = _columns([f.accepted_at for f in figures])
     proposed = _columns([f.proposed_at for f in figures])
@@ -123,6 +138,7 @@ def pooled(figures: Sequence[Figures]) -> dict[str, Any]:
         "tokens_per_second": speed(figures),
         "latency_ms": {"p50": _quantile(latencies, 0.5), "p95": _quantile(latencies, 0.95)},
         "shortlist_mean": statistics.fmean(sizes) if sizes else None,
+        "coverage": statistics.fmean(covered) if covered else None,
         "seconds": {phase: sum(f.seconds.get(phase, 0.0) for f in figures) for phase in phases},
         "repeated_4gram_share": statistics.fmean(f.repeated_4gram_share for f in figures),
     }

@@ -6,8 +6,9 @@ The budget is a number of ids or a share of the vocabulary. The ranking is one o
 ones, ``without-own`` (the mix of all domains but that of the prompt), or a file.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from minispec import ranking
 from minispec.commit import StopRule
@@ -22,7 +23,15 @@ from minispec.types import Draft, RandomSource, Round, Shortlist
 
 NAMES = ("autoregressive", "full", "frspec")
 _SHARE, _RANKING = 0.25, "general"  # where a method names none
-Decoder = Callable[[Sequence[int], RandomSource], Iterator[Round]]
+
+
+class Decoder(Protocol):
+    """A method that is ready to decode; a ``continued`` prompt goes on with the conversation
+    before it (see ``speculative``)."""
+
+    def __call__(
+        self, prompt: Sequence[int], random: RandomSource, *, continued: bool = False
+    ) -> Iterator[Round]: ...
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,7 @@ def decoder(
     gamma: int,
     sampling: Sampling,
     stop: StopRule,
+    trace: bool = False,
 ) -> Decoder:
     """A method ready to decode prompts: (ids, random source) -> rounds.
 
@@ -134,9 +144,9 @@ def decoder(
     """
     target, tokenizer = model.target, model.tokenizer
     if method.name == "autoregressive":
-        return lambda prompt, random: autoregressive(
+        return lambda prompt, random, *, continued=False: autoregressive(
             target, prompt, sampling=sampling, random=random, stop=stop,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer, trace=trace,
         )  # fmt: skip
     check_gamma(gamma)
     if draft is None:
@@ -145,7 +155,7 @@ def decoder(
             "use autoregressive, or train one and give it with --draft"
         )
     ids_of, own = shortlist(method, model, domain), draft.with_own_head()
-    return lambda prompt, random: speculative(
+    return lambda prompt, random, *, continued=False: speculative(
         target, own, ids_of, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer, trace=trace, continued=continued,
     )  # fmt: skip

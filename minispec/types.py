@@ -206,7 +206,8 @@ class Shortlist(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forgets everything learnt since construction: called between prompts."""
+        """Forgets everything learnt since construction: called between prompts, but not between
+        the turns of a conversation."""
         ...
 
 
@@ -230,6 +231,7 @@ class Tokenizer(Protocol):
         """The bytes of one token; b'' for special tokens."""
         ...
 
-    def chat(self, prompt: str) -> list[int]:
-        """Ids of a user's message in the model's own chat template, the answer's turn open."""
+    def chat(self, prompt: str, *, later: bool = False) -> list[int]:
+        """Ids of a user's message in the model's own chat template, the answer's turn open; a
+        ``later`` message begins with what closes the answer before it, its end id included."""
         ...

@@ -43,8 +43,11 @@ RIVER = [
     ["minispec.train"],
     ["minispec.recipe"],
     ["minispec.methods", "minispec.measure"],
-    ["minispec.compare", "minispec.generate"],
+    ["minispec.streams", "minispec.switch", "minispec.replay", "minispec.generate"],
+    ["minispec.results", "minispec.study"],
+    ["minispec.compare"],
     ["minispec.report"],
+    ["minispec.page"],
     ["minispec"],  # the package's own file, which may gather what lies above
     ["fastpath"],  # so nothing above can import it, and the command line below can
     ["fastpath.kernels"],
