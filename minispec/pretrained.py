@@ -45,13 +45,15 @@ SOURCES = {
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A target ready to run, its tokenizer, the name that it was asked for by, and the
-    fingerprint of its head's float32 rows, whatever dtype it now runs in."""
+    """A target ready to run, its tokenizer, the name that it was asked for by, the fingerprint
+    of its head's float32 rows, whatever dtype it now runs in, and where an index of them is, if
+    it is not the package's own."""
 
     name: str
     target: Transformer
     tokenizer: Tokenizer
     fingerprint: str
+    index: Path | None = None
 
 
 def load(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:

@@ -25,6 +25,8 @@ RIVER = [
     ["minispec.gguf_file", "minispec.hf_folder"],
     ["minispec.pretrained"],
     ["minispec.shortlist.full", "minispec.shortlist.static"],
+    ["minispec.shortlist.semantic", "minispec.shortlist.statistical"],
+    ["minispec.shortlist.evolving"],
     ["minispec.shortlist"],
     ["minispec.draft"],
     ["minispec.propose", "minispec.verify"],

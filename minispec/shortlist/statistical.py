@@ -1,0 +1,71 @@
+"""The statistical index: ids that this text has used, and what has followed them.
+
+*Recency*: text repeats itself, so the ids of its last tokens are likely to return; a new topic
+moves in with its first words, and an old one fades as its tokens leave the window. It is read
+off the context itself, the prompt included, and needs no memory.
+
+*Successors*: for each id the last few that came after it, the latest first, wherever in the
+text that was: learnt online, from verified tokens and, behind them, from rejected drafts. A
+follower that is not seen again is pushed out by newer ones.
+
+Memory: 4 * V * S bytes for S successors, allocated once; nothing grows with what is observed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from minispec.types import Round
+
+Ids = npt.NDArray[np.int64]
+_NONE = -1
+
+
+class StatisticalIndex:
+    """Successors of each id, learnt online."""
+
+    def __init__(self, vocabulary_size: int, successors: int = 4) -> None:
+        # (V, S) int32, the latest first, _NONE where there are fewer.
+        self._after = np.full((vocabulary_size, successors), _NONE, np.int32)
+        self._last: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory held, whatever was observed."""
+        return self._after.nbytes
+
+    def successors(self, token: int) -> Ids:
+        """The ids (n,) that followed an id, the latest first."""
+        row = self._after[token]
+        return row[row != _NONE].astype(np.int64)
+
+    def observe(self, round: Round) -> None:
+        """Learns a round's pairs."""
+        before = (self._last, *round.tokens[:-1])
+        kept = len(round.path)
+        if kept < len(round.proposed):  # what the draft said first where it was wrong
+            self._learn(before[kept], round.proposed[kept])
+        for token, follower in zip(before, round.tokens, strict=True):
+            self._learn(token, follower)
+        self._last = round.tokens[-1]
+
+    def _learn(self, token: int | None, follower: int) -> None:
+        if token is None:
+            return
+        row = self._after[token]
+        # Moves to the front what is there already, else pushes out the oldest.
+        places = np.flatnonzero(row == follower)
+        end = int(places[0]) if len(places) else len(row) - 1
+        row[1 : end + 1] = row[:end].copy()
+        row[0] = follower
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._after.fill(_NONE)
+        self._last = None
+
+
+def recent(tokens: Sequence[int], most: int) -> Ids:
+    """The distinct ids (n,) of a window of tokens, the latest first, at most ``most``."""
+    return np.array(list(dict.fromkeys(reversed(tokens)))[:most], np.int64)
