@@ -194,6 +194,17 @@ def _check_budget(budget: int | None, most: int) -> None:
         raise ArgumentError(f"budget {budget} must lie in 1..{most}")
 
 
+def _index_build(options: argparse.Namespace) -> None:
+    from minispec import recipe
+
+    _threads(options.threads)
+    if options.out.suffix != ".safetensors" or options.out.is_dir():
+        raise ArgumentError(f"--out {options.out} must be a file that ends in .safetensors")
+    _writable(options.out.parent)
+    recipe.make_index(options.model, options.clusters, options.seed, options.out)
+    print(f"wrote {options.out}")
+
+
 def _train_draft(options: argparse.Namespace) -> None:
     from minispec import recipe
 
@@ -224,6 +235,7 @@ def _loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, A
     plain = all(method.name == "autoregressive" for method in methods)
     with tqdm(total=1, desc="loading", unit="model", leave=False, disable=None):
         model = pretrained.load(options.model, getattr(torch, options.dtype))
+        model = replace(model, index=options.index)
         if plain or path is None:
             return model, None
         return model, draft.load(path, model.target, model.fingerprint)
@@ -281,6 +293,7 @@ _COMMANDS = {
     "generate": _generate,
     "compare": _compare,
     "rank": _rank,
+    "index build": _index_build,
     "train draft": _train_draft,
 }
 

@@ -21,7 +21,6 @@ from minispec.shortlist import semantic
 from minispec.shortlist.evolving import EvolvingList
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList
-from minispec.shortlist.statistical import StatisticalIndex
 from minispec.types import RandomSource, Round, Shortlist
 
 # Methods, and the share of the vocabulary that they draft from where a budget is not given.
@@ -125,13 +124,9 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
     eos_ids = model.tokenizer.eos_ids
     if method.name == "frspec":
         return StaticList(ids, budget, eos_ids)
-    index = semantic.read_index(
-        semantic.find(model.name, model.index),
-        model.target.head.weight,
-        model.fingerprint,
-        model.tokenizer.fingerprint,
-    )
-    return EvolvingList(ids, budget, eos_ids, index, StatisticalIndex(size))
+    index = semantic.find(model.name, model.index)
+    clusters = semantic.read_index(index, size, model.fingerprint, model.tokenizer.fingerprint)
+    return EvolvingList(ids, budget, eos_ids, clusters, model.target.head.weight)
 
 
 def decoder(

@@ -1,6 +1,6 @@
-"""The whole recipe of a shipped part, from nothing to the file: what ``minispec train draft``
-and ``minispec rank`` do. Each step is elsewhere; here they are put in order, and what came
-out is kept together with the settings and figures that made it."""
+"""The whole recipe of a shipped part, from nothing to the file: what ``minispec train draft``,
+``minispec rank`` and ``minispec index build`` do. Each step is elsewhere; here they are put in
+order, and what came out is kept together with the settings and figures that made it."""
 
 import math
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from minispec import draft as drafts
 from minispec.batches import Corpus, written_greedily
 from minispec.errors import FileError
 from minispec.pretrained import Pretrained
+from minispec.shortlist import semantic
 from minispec.shortlist.static import cut
 
 _HELD_OUT = 40  # one sequence in so many is never trained on
@@ -104,3 +105,11 @@ def keep_ranking(
         ranking.write_token_map(out, ids)
     else:
         ranking.write_ranking(out, ids, model.tokenizer.fingerprint, details)
+
+
+def make_index(model: str, clusters: int, seed: int, out: Path) -> None:
+    """Clusters the rows of a model's head, and writes which id is in which cluster."""
+    loaded, rounds = pretrained.load(model), 20
+    with tqdm(total=rounds, desc="clustering", unit="round", disable=None) as bar:
+        found = semantic.clustered(loaded.target.head.weight, clusters, seed, rounds, bar.update)
+    semantic.write_index(out, found, loaded.fingerprint, loaded.tokenizer.fingerprint)

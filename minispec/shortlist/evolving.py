@@ -1,18 +1,21 @@
 """EvoSpec's evolving shortlist (arXiv 2605.27390): a small core, and what the context asks for.
 
-Four parts, in the order in which they come first to a budget that is never exceeded:
+Four parts share a budget that is never exceeded. What an earlier part brought, a later one
+does not bring again:
 
 1. core: the most frequent ids of some text, a ranking's first, and the ids that end an answer;
-2. recency: the distinct ids of the text's last tokens;
-3. successors: what followed the last token before;
-4. semantic: the members of the clusters whose centroids the state scores highest, whole
-   clusters at a time, until the budget is full.
+2. recency: the distinct ids of the text's last tokens, the latest first;
+3. successors: what came after the last token when it stood in this text before;
+4. semantic: the members of the clusters that the draft's state scores highest.
 
-So the core always stands; the statistical parts have a share that they cannot exceed; the
-semantic part takes all that is left, and gives way where the others grow.
+Who gives way: the core stands always, recency has a share that it cannot exceed, successors
+are a handful, and the semantic part fills what they leave, so it yields where they grow.
 
-The paper's abstract and not its text was at hand: the parts are the paper's, how they are built
-and share the budget is our formulation.
+One list serves a round, by default. A list for each step needs fewer clusters to be as good,
+but its rows must be gathered, and its centroids read, at each step.
+
+Known of the paper are its abstract and these four parts; how they are built and share the
+budget is our formulation.
 """
 
 import numpy as np
@@ -25,8 +28,7 @@ from minispec.shortlist.static import cut
 from minispec.shortlist.statistical import StatisticalIndex, recent
 from minispec.types import Context, Round
 
-_WINDOW = 512  # tokens that recency looks back on
-_PROBES = 64  # clusters looked up at most
+_CORE, _RECENCY = 1 / 4, 1 / 6  # shares of the budget
 
 
 class EvolvingList:
@@ -39,71 +41,60 @@ class EvolvingList:
         ranking: Tensor,
         budget: int,
         eos_ids: tuple[int, ...],
-        semantic: SemanticIndex,
-        statistical: StatisticalIndex,
+        clusters: Tensor,
+        rows: Tensor,
         *,
         core: int | None = None,
         recency: int | None = None,
-        per_round: bool = False,
+        per_round: bool = True,
     ) -> None:
-        """``ranking`` (N,) ids, most frequent first. ``core`` and ``recency`` are numbers of
-        ids (a quarter and a sixth of the budget). Raises ArgumentError."""
-        core = max(1, budget // 4) if core is None else core
+        """``ranking`` (N,) ids, most frequent first; ``clusters`` (V,) of the head's ``rows``
+        (V, D), see ``semantic``; ``core`` and ``recency``: how many ids, a quarter and a sixth
+        of the budget if not given. Raises ArgumentError for a core that is not in 1..budget."""
+        core = max(1, round(_CORE * budget)) if core is None else core
         if not 1 <= core <= budget:
             raise ArgumentError(f"a core of {core} ids does not fit a budget of {budget}")
         self.budget, self.per_round = budget, per_round
-        self._core = np.sort(cut(ranking, core, eos_ids).numpy())
-        self._recency = min(budget // 6 if recency is None else recency, budget - core)
-        self._semantic, self._statistical = semantic, statistical
-        size = len(semantic.clusters)
-        self._in_core = np.zeros(size, bool)  # (V,)
+        self._recency = round(_RECENCY * budget) if recency is None else recency
+        self._core: Ids = cut(ranking, core, eos_ids).numpy()
+        self._in_core = np.zeros(len(clusters), bool)  # (V,)
         self._in_core[self._core] = True
-        # The rows of an id that is not ranked come last; the core need not be found again.
-        rank = np.full(size, len(ranking))
-        rank[ranking.numpy()] = np.arange(len(ranking))
-        ranked = rank.argsort(kind="stable")
-        self._members, self._starts = semantic.inverted(ranked[~self._in_core[ranked]])
-        self._window: tuple[int, ...] | None = None
+        unranked = np.setdiff1d(np.arange(len(clusters)), ranking.numpy())
+        whole = np.concatenate((ranking.numpy(), unranked))
+        self.semantic = SemanticIndex(clusters, rows, whole, self._core)
+        self.statistical = StatisticalIndex(len(clusters))
+        # A permutation of all ids (V,): a head whose rows lie in this order has the core, and
+        # what each cluster brings, side by side, and needs no copy of a list's rows.
+        self.layout = torch.from_numpy(np.concatenate((self._core, self.semantic.members)))
+
+    @property
+    def rows_probed(self) -> int:
+        """Rows of D numbers that choosing a list reads, beside those of the list itself."""
+        return len(self.semantic.centroids)
 
     def select(self, context: Context) -> Tensor:
         return torch.from_numpy(np.sort(np.concatenate([*self._parts(context).values()])))
 
     def explain(self, context: Context) -> dict[str, Tensor]:
         """What ``select`` returns, by the part that brought it: disjoint, each sorted."""
-        parts = self._parts(context)
-        return {name: torch.from_numpy(np.sort(ids)) for name, ids in parts.items()}
+        return {name: torch.from_numpy(np.sort(p)) for name, p in self._parts(context).items()}
 
     def _parts(self, context: Context) -> dict[str, Ids]:
-        emitted = len(context.tokens) - context.depth
-        window = context.tokens[max(0, emitted - _WINDOW) : emitted]
-        if window != self._window:  # kept for the rest of the round
-            ids = recent(window, _WINDOW)
-            self._recent = ids[~self._in_core[ids]][: self._recency]
-            self._taken = self._in_core.copy()
-            self._taken[self._recent] = True
-            self._window = window
-        left = self.budget - len(self._core) - len(self._recent)
-        after = self._statistical.successors(context.tokens[-1])
-        after = after[~self._taken[after]][:left]
-        left -= len(after)
-        near = self._near(context.hidden, left, after)
-        return {"core": self._core, "recency": self._recent, "successor": after, "semantic": near}
+        taken, room = self._in_core.copy(), self.budget - len(self._core)
 
-    def _near(self, hidden: Tensor, most: int, after: Ids) -> Ids:
-        """At most so many ids of the clusters nearest to a state, none of them taken."""
-        best = self._semantic.probe(hidden, _PROBES)
-        begin, end = self._starts[best], self._starts[best + 1]
-        # Of the members up to so many may be on the list already.
-        needed = int(np.searchsorted((end - begin).cumsum(), most + len(self._recent) + len(after)))
-        runs = [self._members[b:e] for b, e in zip(begin[: needed + 1], end, strict=False)]
-        ids = np.concatenate(runs)
-        fresh = ~self._taken[ids]
-        for token in after:
-            fresh &= ids != token
-        return ids[fresh][:most]
+        def fresh(ids: Ids, most: int) -> Ids:
+            ids = ids[~taken[ids]][:most]
+            taken[ids] = True
+            return ids
+
+        latest = fresh(recent(context.tokens), min(room, self._recency))
+        after = fresh(self.statistical.successors(context.tokens[-1]), room - len(latest))
+        near = self.semantic.near(context.hidden, room)
+        near = fresh(near, room - len(latest) - len(after))
+        return {"core": self._core, "recency": latest, "successor": after, "semantic": near}
 
     def observe(self, round: Round) -> None:
-        self._statistical.observe(round)
+        self.statistical.observe(round)
 
     def reset(self) -> None:
-        self._statistical.reset()
+        self.statistical.reset()

@@ -1,15 +1,16 @@
 """The semantic index: which ids have LM head rows that point where the state points.
 
 The head's rows are clustered once per model. A state is then compared with each cluster's mean
-row before any member's row is read, as in an inverted file (IVF) of a vector search, so that
-ids which no one has counted on are found by what the draft is about to say.
+row before any member's row is read, as in an inverted file of a vector search, so that ids
+which no one has counted on are found by what the draft is about to say.
 
-Cost, in numbers read from memory: C * D for the centroids and K * D for a list's rows, beside
-V * D for the whole head. At V = 49,152, C = 512 and K = 1,536 that is 4% of it.
+Cost, in numbers read from memory: C * D for the centroids, once for each list, and K * D for
+the list's rows, at each draft step, beside V * D for the whole head. A list that serves a round
+of gamma steps can so afford gamma times the clusters of one that serves a step.
 
 Clusters are of rows scaled to unit length (spherical k-means), since by plain distance the
-longest rows, which are of the rarest ids, get clusters of their own. They are scored by the
-mean of their *raw* rows, which is the mean logit of their members.
+longest rows get clusters of their own. They are scored by the mean of their *raw* rows, which
+is the mean logit of their members.
 
 Knows nothing of budgets and of the other parts of a list.
 """
@@ -63,27 +64,37 @@ def clustered(
 
 
 class SemanticIndex:
-    """Clusters of ids, each by descending rank, and what a state is compared with."""
+    """Inverted lists: clusters of ids, and the mean row that a state is compared with."""
 
-    def __init__(self, clusters: Tensor, rows: Tensor) -> None:
-        """``clusters`` (V,) int64, none empty; ``rows`` (V, D): the head's, whose dtype the
-        centroids are kept in."""
-        self.clusters = clusters.numpy()  # (V,)
-        sizes = torch.bincount(clusters)
-        sums = torch.zeros(len(sizes), rows.shape[1]).index_add_(0, clusters, rows.float())
-        self.centroids = (sums / sizes[:, None]).to(rows.dtype)  # (C, D)
+    def __init__(self, clusters: Tensor, rows: Tensor, ranking: Ids, without: Ids) -> None:
+        """``clusters`` (V,) int64 of the head's ``rows`` (V, D); ``ranking`` (V,) all ids, most
+        frequent first; ``without``: ids that need not be found, being on the list anyway.
 
-    def inverted(self, ranking: Ids) -> tuple[Ids, Ids]:
-        """Ids (N,) in descending rank -> the same cluster by cluster, ranked within each, and
-        where each cluster begins and the last one ends (C + 1,)."""
-        clusters = self.clusters[ranking]
-        sizes = np.bincount(clusters, minlength=len(self.centroids))
-        return ranking[clusters.argsort(kind="stable")], np.concatenate(([0], sizes.cumsum()))
+        Means are weighted by one over an id's rank, which is its frequency by Zipf's law.
+        """
+        indexed = ~np.isin(ranking, without)
+        ids = ranking[indexed]  # (N,)
+        _, cluster = np.unique(clusters.numpy()[ids], return_inverse=True)
+        sizes = np.bincount(cluster)
+        self.members = ids[cluster.argsort(kind="stable")]  # (N,), ranked within each cluster
+        self.starts = np.concatenate(([0], sizes.cumsum()))  # (C + 1,)
+        weights = 1 / (1 + np.flatnonzero(indexed))
+        weights /= np.bincount(cluster, weights)[cluster]
+        means = torch.zeros(len(sizes), rows.shape[1])
+        for block in torch.arange(len(ids)).split(_BLOCK):
+            weighted = rows[ids[block]].float() * torch.from_numpy(weights[block])[:, None].float()
+            means.index_add_(0, torch.from_numpy(cluster[block]), weighted)
+        self.centroids = means.to(rows.dtype)  # (C, D)
 
-    def probe(self, hidden: Tensor, most: int) -> Ids:
-        """hidden (D,) -> the clusters of highest mean logit, best first, at most ``most``."""
-        scores = torch.mv(self.centroids, hidden)  # (C,)
-        return scores.topk(min(most, len(scores))).indices.numpy()
+    def near(self, hidden: Tensor, least: int) -> Ids:
+        """hidden (D,) -> the members of the clusters of highest mean logit, whole clusters,
+        best first: at least so many ids where there are as many."""
+        scores = torch.mv(self.centroids, hidden).float().numpy()  # (C,)
+        best = np.argsort(-scores)
+        starts, ends = self.starts[best], self.starts[best + 1]
+        enough = np.searchsorted((ends - starts).cumsum(), least) + 1
+        runs = zip(starts[:enough].tolist(), ends[:enough].tolist(), strict=True)
+        return np.concatenate([self.members[:0], *(self.members[a:b] for a, b in runs)])
 
 
 def write_index(path: Path, clusters: Tensor, model: str, tokenizer: str) -> None:
@@ -92,8 +103,8 @@ def write_index(path: Path, clusters: Tensor, model: str, tokenizer: str) -> Non
     write_tensors(path, {"clusters": clusters.to(torch.int32)}, metadata)
 
 
-def read_index(path: Path, rows: Tensor, model: str, tokenizer: str) -> SemanticIndex:
-    """The index of a model with these rows (V, D).
+def read_index(path: Path, vocabulary_size: int, model: str, tokenizer: str) -> Tensor:
+    """The cluster of each id (V,) int64.
 
     Raises FileError for a damaged file, FingerprintError for another model's or tokenizer's.
     """
@@ -105,11 +116,10 @@ def read_index(path: Path, rows: Tensor, model: str, tokenizer: str) -> Semantic
                 f"{path} was made for {kind} {made_for[:12]}, this one is {wanted[:12]}: "
                 "make its own with `minispec index build`"
             )
-    clusters = read_tensors(path, {"clusters": (len(rows),)})["clusters"].long()
-    within = clusters.min() >= 0 and clusters.max() < len(rows)
-    if not within or not torch.bincount(clusters).all():
-        raise FileError(f"{path} is no index: its clusters are not numbered 0, 1, 2 and so on")
-    return SemanticIndex(clusters, rows)
+    clusters = read_tensors(path, {"clusters": (vocabulary_size,)})["clusters"]
+    if clusters.dtype != torch.int32 or clusters.min() < 0:
+        raise FileError(f"{path} is no index: the number of each id's cluster was expected")
+    return clusters.long()
 
 
 def shipped(model: str) -> Path | None:

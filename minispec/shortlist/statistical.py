@@ -20,6 +20,7 @@ from minispec.types import Round
 
 Ids = npt.NDArray[np.int64]
 _NONE = -1
+_WINDOW = 512  # tokens that recency looks back on
 
 
 class StatisticalIndex:
@@ -66,6 +67,6 @@ class StatisticalIndex:
         self._last = None
 
 
-def recent(tokens: Sequence[int], most: int) -> Ids:
-    """The distinct ids (n,) of a window of tokens, the latest first, at most ``most``."""
-    return np.array(list(dict.fromkeys(reversed(tokens)))[:most], np.int64)
+def recent(tokens: Sequence[int]) -> Ids:
+    """The distinct ids (n,) of a text's last tokens, the latest first."""
+    return np.array(list(dict.fromkeys(reversed(tokens[-_WINDOW:]))), np.int64)
