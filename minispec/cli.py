@@ -198,10 +198,30 @@ def _index_build(options: argparse.Namespace) -> None:
     from minispec import recipe
 
     _threads(options.threads)
-    if options.out.suffix != ".safetensors" or options.out.is_dir():
-        raise ArgumentError(f"--out {options.out} must be a file that ends in .safetensors")
-    _writable(options.out.parent)
+    _check_out(options.out)
     recipe.make_index(options.model, options.clusters, options.seed, options.out)
+    print(f"wrote {options.out}")
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ArgumentError(f"--out {out} must be a file that ends in .safetensors")
+    _writable(out.parent)
+
+
+def _train_router(options: argparse.Namespace) -> None:
+    from minispec import recipe
+    from minispec.methods import Method
+
+    if options.tokens < 1:
+        raise ArgumentError(f"tokens {options.tokens} must be 1 or above")
+    _check_out(options.out)
+    options.dtype = "float32"
+    draft = _draft_path(options)
+    if draft is None:
+        raise ArgumentError(f"no draft is known for model {options.model}: give it with --draft")
+    model, guesser = _loaded(options, [Method("routed")])
+    recipe.make_router(model, guesser, options.written, options.tokens, options.seed, options.out)
     print(f"wrote {options.out}")
 
 
@@ -295,6 +315,7 @@ _COMMANDS = {
     "rank": _rank,
     "index build": _index_build,
     "train draft": _train_draft,
+    "train router": _train_router,
 }
 
 if __name__ == "__main__":

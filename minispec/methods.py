@@ -20,11 +20,15 @@ from minispec.sampling import Sampling
 from minispec.shortlist import semantic
 from minispec.shortlist.evolving import EvolvingList
 from minispec.shortlist.full import FullList
+from minispec.shortlist.in_context import InContextList
+from minispec.shortlist.routed import RoutedList, router_of
 from minispec.shortlist.static import StaticList
 from minispec.types import RandomSource, Round, Shortlist
 
 # Methods, and the share of the vocabulary that they draft from where a budget is not given.
-_SHARES = {"autoregressive": None, "full": None, "frspec": 0.25, "evospec": 1 / 32}
+_SHARES = {"autoregressive": None, "full": None, "frspec": 0.25} | dict.fromkeys(
+    ("evospec", "in_context", "routed"), 1 / 32
+)
 NAMES = tuple(_SHARES)
 _RANKING = "general"  # where a method names none
 Decoder = Callable[[Sequence[int], RandomSource], Iterator[Round]]
@@ -124,9 +128,16 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
     eos_ids = model.tokenizer.eos_ids
     if method.name == "frspec":
         return StaticList(ids, budget, eos_ids)
-    index = semantic.find(model.name, model.index)
-    clusters = semantic.read_index(index, size, model.fingerprint, model.tokenizer.fingerprint)
-    return EvolvingList(ids, budget, eos_ids, clusters, model.target.head.weight)
+    if method.name == "in_context":
+        return InContextList(ids, budget, eos_ids)
+    rows, file = model.target.head.weight, semantic.find(model.name, model.index)
+    clusters, router = semantic.read_index(
+        file, size, model.fingerprint, model.tokenizer.fingerprint
+    )
+    if method.name == "evospec":
+        return EvolvingList(ids, budget, eos_ids, clusters, rows)
+    trained = router_of(router, rows.shape[1], int(clusters.max()) + 1, str(file))
+    return RoutedList(ids, budget, eos_ids, clusters, trained.to(rows.dtype))
 
 
 def decoder(

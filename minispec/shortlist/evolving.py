@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from minispec.errors import ArgumentError
-from minispec.shortlist.semantic import Ids, SemanticIndex
+from minispec.shortlist.semantic import Ids, SemanticIndex, whole
 from minispec.shortlist.static import cut
 from minispec.shortlist.statistical import StatisticalIndex, recent
 from minispec.types import Context, Round
@@ -59,13 +59,12 @@ class EvolvingList:
         self._core: Ids = cut(ranking, core, eos_ids).numpy()
         self._in_core = np.zeros(len(clusters), bool)  # (V,)
         self._in_core[self._core] = True
-        unranked = np.setdiff1d(np.arange(len(clusters)), ranking.numpy())
-        whole = np.concatenate((ranking.numpy(), unranked))
-        self.semantic = SemanticIndex(clusters, rows, whole, self._core)
+        everything = whole(ranking, len(clusters))
+        self.semantic = SemanticIndex(clusters, rows, everything, self._core)
         self.statistical = StatisticalIndex(len(clusters))
         # A permutation of all ids (V,): a head whose rows lie in this order has the core, and
         # what each cluster brings, side by side, and needs no copy of a list's rows.
-        self.layout = torch.from_numpy(np.concatenate((self._core, self.semantic.members)))
+        self.layout = torch.from_numpy(np.concatenate((self._core, self.semantic.lists.members)))
 
     @property
     def rows_probed(self) -> int:

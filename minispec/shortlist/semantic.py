@@ -15,7 +15,7 @@ is the mean logit of their members.
 Knows nothing of budgets and of the other parts of a list.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -25,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minispec.checkpoint import read_metadata, read_tensors, write_tensors
+from minispec.checkpoint import check_tensors, read_metadata, read_tensors, write_tensors
 from minispec.errors import ArgumentError, FileError, FingerprintError
 
 _BLOCK = 8192  # rows compared with all centroids at once
+_ROUTER = "router."  # what a router's tensors are called in the file
 Ids = npt.NDArray[np.int64]
 
 
@@ -63,33 +64,21 @@ def clustered(
     return nearest
 
 
-class SemanticIndex:
-    """Inverted lists: clusters of ids, and the mean row that a state is compared with."""
+class Inverted:
+    """Inverted lists: for each cluster its members, by descending rank."""
 
-    def __init__(self, clusters: Tensor, rows: Tensor, ranking: Ids, without: Ids) -> None:
-        """``clusters`` (V,) int64 of the head's ``rows`` (V, D); ``ranking`` (V,) all ids, most
-        frequent first; ``without``: ids that need not be found, being on the list anyway.
+    def __init__(self, clusters: Tensor, ranking: Ids, without: Ids) -> None:
+        """``clusters`` (V,) int64; ``ranking`` (V,) all ids, most frequent first; ``without``:
+        ids that need not be found, being on the list anyway."""
+        ids = ranking[~np.isin(ranking, without)]
+        # The numbers (C,) of the clusters that have members, in the order of everything here.
+        self.numbers, cluster = np.unique(clusters.numpy()[ids], return_inverse=True)
+        self.members = ids[cluster.argsort(kind="stable")]  # (N,)
+        self.starts = np.concatenate(([0], np.bincount(cluster).cumsum()))  # (C + 1,)
 
-        Means are weighted by one over an id's rank, which is its frequency by Zipf's law.
-        """
-        indexed = ~np.isin(ranking, without)
-        ids = ranking[indexed]  # (N,)
-        _, cluster = np.unique(clusters.numpy()[ids], return_inverse=True)
-        sizes = np.bincount(cluster)
-        self.members = ids[cluster.argsort(kind="stable")]  # (N,), ranked within each cluster
-        self.starts = np.concatenate(([0], sizes.cumsum()))  # (C + 1,)
-        weights = 1 / (1 + np.flatnonzero(indexed))
-        weights /= np.bincount(cluster, weights)[cluster]
-        means = torch.zeros(len(sizes), rows.shape[1])
-        for block in torch.arange(len(ids)).split(_BLOCK):
-            weighted = rows[ids[block]].float() * torch.from_numpy(weights[block])[:, None].float()
-            means.index_add_(0, torch.from_numpy(cluster[block]), weighted)
-        self.centroids = means.to(rows.dtype)  # (C, D)
-
-    def near(self, hidden: Tensor, least: int) -> Ids:
-        """hidden (D,) -> the members of the clusters of highest mean logit, whole clusters,
-        best first: at least so many ids where there are as many."""
-        scores = torch.mv(self.centroids, hidden).float().numpy()  # (C,)
+    def best(self, scores: npt.NDArray[np.float32], least: int) -> Ids:
+        """scores (C,) -> the members of the clusters of highest score, whole clusters, best
+        first: at least so many ids where there are as many."""
         best = np.argsort(-scores)
         starts, ends = self.starts[best], self.starts[best + 1]
         enough = np.searchsorted((ends - starts).cumsum(), least) + 1
@@ -97,14 +86,50 @@ class SemanticIndex:
         return np.concatenate([self.members[:0], *(self.members[a:b] for a, b in runs)])
 
 
-def write_index(path: Path, clusters: Tensor, model: str, tokenizer: str) -> None:
-    """Writes the cluster of each id (V,), with the fingerprints that it was made for."""
-    metadata = {"model": model, "tokenizer": tokenizer}
-    write_tensors(path, {"clusters": clusters.to(torch.int32)}, metadata)
+class SemanticIndex:
+    """Inverted lists, and for each cluster the mean row that a state is compared with."""
+
+    def __init__(self, clusters: Tensor, rows: Tensor, ranking: Ids, without: Ids) -> None:
+        """``rows`` (V, D): the head's; the others as for ``Inverted``. Means are weighted by
+        one over an id's rank, which is its frequency by Zipf's law."""
+        self.lists = Inverted(clusters, ranking, without)
+        members, sizes = self.lists.members, np.diff(self.lists.starts)
+        cluster = np.repeat(np.arange(len(sizes)), sizes)
+        weights = 1 / (1 + ranking.argsort()[members])
+        weights /= np.bincount(cluster, weights)[cluster]
+        means = torch.zeros(len(sizes), rows.shape[1])
+        for block in torch.arange(len(members)).split(_BLOCK):
+            share = torch.from_numpy(weights[block]).float()[:, None]
+            means.index_add_(
+                0, torch.from_numpy(cluster[block]), share * rows[members[block]].float()
+            )
+        self.centroids = means.to(rows.dtype)  # (C, D)
+
+    def near(self, hidden: Tensor, least: int) -> Ids:
+        """hidden (D,) -> at least so many ids, those of highest mean logit first."""
+        return self.lists.best(torch.mv(self.centroids, hidden).float().numpy(), least)
 
 
-def read_index(path: Path, vocabulary_size: int, model: str, tokenizer: str) -> Tensor:
-    """The cluster of each id (V,) int64.
+def whole(ranking: Tensor, vocabulary_size: int) -> Ids:
+    """All ids (V,): those of a ranking (N,) in its order, then the others."""
+    rest = np.setdiff1d(np.arange(vocabulary_size), ranking.numpy())
+    return np.concatenate((ranking.numpy(), rest))
+
+
+def write_index(
+    path: Path, clusters: Tensor, router: Mapping[str, Tensor], model: str, tokenizer: str
+) -> None:
+    """Writes the cluster of each id (V,), and a router to them if there is one (see
+    ``routed``), with the fingerprints that they were made for."""
+    tensors = {"clusters": clusters.to(torch.int32)}
+    tensors |= {_ROUTER + name: value.to(torch.bfloat16) for name, value in router.items()}
+    write_tensors(path, tensors, {"model": model, "tokenizer": tokenizer})
+
+
+def read_index(
+    path: Path, vocabulary_size: int, model: str, tokenizer: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The cluster of each id (V,) int64, and the router's weights, {} without one.
 
     Raises FileError for a damaged file, FingerprintError for another model's or tokenizer's.
     """
@@ -116,10 +141,13 @@ def read_index(path: Path, vocabulary_size: int, model: str, tokenizer: str) -> 
                 f"{path} was made for {kind} {made_for[:12]}, this one is {wanted[:12]}: "
                 "make its own with `minispec index build`"
             )
-    clusters = read_tensors(path, {"clusters": (vocabulary_size,)})["clusters"]
+    tensors = read_tensors(path)
+    router = {n: tensors.pop(n) for n in [*tensors] if n.startswith(_ROUTER)}
+    check_tensors(tensors, {"clusters": (vocabulary_size,)}, str(path))
+    clusters = tensors["clusters"]
     if clusters.dtype != torch.int32 or clusters.min() < 0:
         raise FileError(f"{path} is no index: the number of each id's cluster was expected")
-    return clusters.long()
+    return clusters.long(), {n.removeprefix(_ROUTER): value for n, value in router.items()}
 
 
 def shipped(model: str) -> Path | None:

@@ -9,13 +9,21 @@ text that was: learnt online, from verified tokens and, behind them, from reject
 follower that is not seen again is pushed out by newer ones.
 
 Memory: 4 * V * S bytes for S successors, allocated once; nothing grows with what is observed.
+
+Seeding the successors from the text that the core was counted on brought nothing beside the
+semantic index, so they begin empty.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from minispec.checkpoint import check_tensors, read_metadata, read_tensors, write_tensors
+from minispec.errors import FileError, FingerprintError
 from minispec.types import Round
 
 Ids = npt.NDArray[np.int64]
@@ -65,6 +73,41 @@ class StatisticalIndex:
         """Forgets everything."""
         self._after.fill(_NONE)
         self._last = None
+
+    def state(self) -> dict[str, Tensor]:
+        """What was learnt, to be restored later."""
+        last = _NONE if self._last is None else self._last
+        return {"after": torch.from_numpy(self._after.copy()), "last": torch.tensor([last])}
+
+    def restore(self, state: Mapping[str, Tensor], origin: str = "state") -> None:
+        """Takes up a state. Raises FileError for one of another shape, and keeps its own."""
+        shapes = {name: tuple(value.shape) for name, value in self.state().items()}
+        check_tensors(state, shapes, origin)
+        values = torch.cat([value.flatten().long() for value in state.values()])
+        if values.min() < _NONE or values.max() >= len(self._after):
+            raise FileError(f"{origin} has ids outside 0..{len(self._after) - 1}")
+        self._after[:] = state["after"].numpy()
+        last = int(state["last"])
+        self._last = None if last == _NONE else last
+
+
+def write_state(path: Path, index: StatisticalIndex, tokenizer: str) -> None:
+    """Writes what an index has learnt, with the fingerprint of the tokenizer of its ids."""
+    write_tensors(path, index.state(), {"tokenizer": tokenizer})
+
+
+def read_state(path: Path, index: StatisticalIndex, tokenizer: str) -> None:
+    """Has an index take up what was written; on any error it keeps what it has.
+
+    Raises FileError for a damaged file, FingerprintError for another tokenizer's.
+    """
+    made_for = read_metadata(path).get("tokenizer", "none")
+    if made_for != tokenizer:
+        raise FingerprintError(
+            f"{path} is the state of tokenizer {made_for[:12]}, this one is {tokenizer[:12]}: "
+            "begin without it"
+        )
+    index.restore(read_tensors(path), str(path))
 
 
 def recent(tokens: Sequence[int]) -> Ids:
