@@ -51,7 +51,8 @@ class EvolvingList:
         """``ranking`` (N,) ids, most frequent first; ``clusters`` (V,) of the head's ``rows``
         (V, D), see ``semantic``; ``core`` and ``recency``: how many ids, a quarter and a sixth
         of the budget if not given. Raises ArgumentError for a core that is not in 1..budget."""
-        core = max(1, round(_CORE * budget)) if core is None else core
+        if core is None:
+            core = min(budget, max(1, len(eos_ids), round(_CORE * budget)))
         if not 1 <= core <= budget:
             raise ArgumentError(f"a core of {core} ids does not fit a budget of {budget}")
         self.budget, self.per_round = budget, per_round

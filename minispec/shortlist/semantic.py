@@ -98,11 +98,11 @@ class SemanticIndex:
         weights = 1 / (1 + ranking.argsort()[members])
         weights /= np.bincount(cluster, weights)[cluster]
         means = torch.zeros(len(sizes), rows.shape[1])
-        for block in torch.arange(len(members)).split(_BLOCK):
+        for start in range(0, len(members), _BLOCK):
+            block = slice(start, start + _BLOCK)
             share = torch.from_numpy(weights[block]).float()[:, None]
-            means.index_add_(
-                0, torch.from_numpy(cluster[block]), share * rows[members[block]].float()
-            )
+            weighted = share * rows[torch.from_numpy(members[block])].float()
+            means.index_add_(0, torch.from_numpy(cluster[block]), weighted)
         self.centroids = means.to(rows.dtype)  # (C, D)
 
     def near(self, hidden: Tensor, least: int) -> Ids:
