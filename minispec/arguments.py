@@ -26,6 +26,9 @@ a method is NAME[@BUDGET][:RANKING]
   frspec@0.25          speculation, the draft scores the most frequent quarter of it (FR-Spec)
   frspec@4096:mix      the 4096 most frequent ids of another ranking: general, mix, without-code,
                        ..., without-own (all but the prompts' own domain), or a file
+  evospec@1536         speculation, the draft scores 1536 ids that follow the text (EvoSpec)
+  in_context@1536      ... the ids of the text so far, then frequent ones (MicroSpec)
+  routed@1536          ... the clusters that a trained router names (DynaSpec)
 """
 
 
@@ -126,9 +129,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     rank.set_defaults(command="rank")
 
+    index = commands.add_parser("index", help="cluster the rows of a model's head")
+    build = index.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser).add_parser(
+        "build", help="make the index that an evolving list searches"
+    )
+    _add_model(build)
+    build.add_argument("--clusters", type=int, default=2048, help="how many (2048)")
+    build.add_argument("--seed", type=int, default=0, help="of the first centroids (0)")
+    build.add_argument("--threads", type=int, help="processor threads (all)")
+    build.add_argument("--out", required=True, type=Path, help="FILE.safetensors")
+    build.set_defaults(command="index build")
+
     train = commands.add_parser("train", help="train a part").add_subparsers(
         required=True, metavar="PART", parser_class=_Parser
     )
+    router = train.add_parser("router", help="add a router to an index, for the method routed")
+    _add_model(router)
+    router.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
+    router.add_argument("--index", type=Path, help="index made by `minispec index build` (ours)")
+    router.add_argument(
+        "--written", required=True, type=Path, help="folder of text that the model wrote"
+    )
+    router.add_argument("--tokens", type=int, default=300_000, help="to learn from (300000)")
+    router.add_argument("--seed", type=int, default=0, help="of first weights and order (0)")
+    router.add_argument("--threads", type=int, help="processor threads (all)")
+    router.add_argument("--out", required=True, type=Path, help="FILE.safetensors")
+    router.set_defaults(command="train router")
+
     draft = train.add_parser("draft", help="have the target write text, and train a draft on it")
     _add_model(draft)
     draft.add_argument("--tokens", type=int, default=700_000, help="tokens to write (700000)")
@@ -158,6 +185,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 def _add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     _add_model(parser)
     parser.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
+    parser.add_argument("--index", type=Path, help="index made by `minispec index build` (ours)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0 is greedy, 1 the model's own law (0)"
     )

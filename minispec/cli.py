@@ -229,6 +229,37 @@ def _check_budget(budget: int | None, most: int) -> None:
         raise ArgumentError(f"budget {budget} must lie in 1..{most}")
 
 
+def _index_build(options: argparse.Namespace) -> None:
+    from minispec import recipe
+
+    _threads(options.threads)
+    _check_out(options.out)
+    recipe.make_index(options.model, options.clusters, options.seed, options.out)
+    print(f"wrote {options.out}")
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ArgumentError(f"--out {out} must be a file that ends in .safetensors")
+    _writable(out.parent)
+
+
+def _train_router(options: argparse.Namespace) -> None:
+    from minispec import recipe
+    from minispec.methods import Method
+
+    if options.tokens < 1:
+        raise ArgumentError(f"tokens {options.tokens} must be 1 or above")
+    _check_out(options.out)
+    options.dtype = "float32"
+    draft = _draft_path(options)
+    if draft is None:
+        raise ArgumentError(f"no draft is known for model {options.model}: give it with --draft")
+    model, guesser = _loaded(options, [Method("routed")])
+    recipe.make_router(model, guesser, options.written, options.tokens, options.seed, options.out)
+    print(f"wrote {options.out}")
+
+
 def _train_draft(options: argparse.Namespace) -> None:
     from minispec import recipe
 
@@ -258,6 +289,7 @@ def _loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, A
     plain = all(method.name == "autoregressive" for method in methods)
     with tqdm(total=1, desc="loading", unit="model", leave=False, disable=None):
         model = pretrained.load(options.model, options.dtype)
+        model = replace(model, index=options.index)
         guesser = None
         if path and not plain:
             guesser = draft.load(path, model.reference, model.fingerprint)
@@ -317,7 +349,9 @@ _COMMANDS = {
     "compare": _compare,
     "doctor": _doctor,
     "rank": _rank,
+    "index build": _index_build,
     "train draft": _train_draft,
+    "train router": _train_router,
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Methods by name: how a way of decoding is spelled, and how it is put together.
 
-    NAME[@BUDGET][:RANKING]     autoregressive  full  frspec@0.25  frspec@4096:mix
+    NAME[@BUDGET][:RANKING]     autoregressive  full  frspec@0.25  evospec@1536  frspec@4096:mix
 
 The budget is a number of ids or a share of the vocabulary. The ranking is one of the shipped
 ones, ``without-own`` (the mix of all domains but that of the prompt), or a file.
@@ -17,12 +17,20 @@ from minispec.decode import autoregressive, check_gamma, speculative
 from minispec.errors import ArgumentError
 from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling
+from minispec.shortlist import semantic
+from minispec.shortlist.evolving import EvolvingList
 from minispec.shortlist.full import FullList
+from minispec.shortlist.in_context import InContextList
+from minispec.shortlist.routed import RoutedList, router_of
 from minispec.shortlist.static import StaticList
 from minispec.types import Draft, RandomSource, Round, Shortlist
 
-NAMES = ("autoregressive", "full", "frspec")
-_SHARE, _RANKING = 0.25, "general"  # where a method names none
+# Methods, and the share of the vocabulary that they draft from where a budget is not given.
+_SHARES = {"autoregressive": None, "full": None, "frspec": 0.25} | dict.fromkeys(
+    ("evospec", "in_context", "routed"), 1 / 32
+)
+NAMES = tuple(_SHARES)
+_RANKING = "general"  # where a method names none
 
 
 class Decoder(Protocol):
@@ -51,19 +59,20 @@ class Method:
         name, at, budget = head.partition("@")
         if name not in NAMES:
             raise ArgumentError(f"unknown method {name!r}: known are {', '.join(NAMES)}")
-        if name != "frspec" and (at or colon):
+        share = _SHARES[name]
+        if share is None and (at or colon):
             raise ArgumentError(f"method {name} takes neither a budget nor a ranking: {text!r}")
         if colon and not ranking_name:
             raise ArgumentError(f"method {text!r} names no ranking after the colon")
-        if name != "frspec":
+        if share is None:
             return Method(name)
-        budget_or_share = _budget(budget) if at else _SHARE
+        budget_or_share = _budget(budget) if at else share
         return Method(name, budget_or_share, ranking_name or _RANKING, spelled=text)
 
     def __str__(self) -> str:
-        if self.spelled or self.name != "frspec":
+        if self.spelled or self.budget is None:
             return self.spelled or self.name
-        return f"frspec@{self.budget}:{self.ranking}"
+        return f"{self.name}@{self.budget}:{self.ranking}"
 
     def ids(self, vocabulary_size: int) -> int | None:
         """The budget as a number of ids, None without one. Raises ArgumentError."""
@@ -124,7 +133,19 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
         raise ArgumentError(
             f"budget {budget} of {method} is more than the {len(ids)} ids that {file} ranks"
         )
-    return StaticList(ids, budget, model.tokenizer.eos_ids)
+    eos_ids = model.tokenizer.eos_ids
+    if method.name == "frspec":
+        return StaticList(ids, budget, eos_ids)
+    if method.name == "in_context":
+        return InContextList(ids, budget, eos_ids)
+    rows, file = model.reference.head.weight, semantic.find(model.name, model.index)
+    clusters, router = semantic.read_index(
+        file, size, model.fingerprint, model.tokenizer.fingerprint
+    )
+    if method.name == "evospec":
+        return EvolvingList(ids, budget, eos_ids, clusters, rows)
+    trained = router_of(router, rows.shape[1], int(clusters.max()) + 1, str(file))
+    return RoutedList(ids, budget, eos_ids, clusters, trained.to(rows.dtype))
 
 
 def decoder(

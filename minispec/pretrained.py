@@ -51,7 +51,8 @@ class Pretrained:
     """A model ready to run, under the name that it was asked for by.
 
     ``reference``: its weights in our own arithmetic; ``target``: what decodes, the same or a
-    backend's; ``fingerprint``: of its head's float32 rows, whatever ``dtype`` it now runs in.
+    backend's; ``fingerprint``: of its head's float32 rows, whatever ``dtype`` it now runs in;
+    ``index``: a file of clusters of these rows, if not the package's own.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Pretrained:
     fingerprint: str
     dtype: str = "float32"
     backend: str = "reference"
+    index: Path | None = None
 
 
 def load(name: str, dtype: str = "float32") -> Pretrained:
