@@ -25,7 +25,16 @@ def gathered(rows, scales, ids, states, out, threads):
     for thread in prange(threads):
         last = (thread + 1) * size // threads
         for place in range(thread * size // threads, last):
-            meet(rows, ids[place], ids[min(place + AHEAD, last - 1)], states, out, place)
+            meet(
+                rows,
+                ids[place],
+                ids[min(place + AHEAD, last - 1)],
+                states,
+                out,
+                place,
+                0,
+                rows.shape[1],
+            )
             for state in range(len(states)):
                 out[state, place] *= scales[ids[place]]
 
@@ -36,7 +45,7 @@ def streamed(rows, scales, places, states, out, threads):
     size = len(places)
     for thread in prange(threads):
         for slot in range(thread * size // threads, (thread + 1) * size // threads):
-            meet(rows, slot, slot + AHEAD, states, out, places[slot])
+            meet(rows, slot, slot + AHEAD, states, out, places[slot], 0, rows.shape[1])
             for state in range(len(states)):
                 out[state, places[slot]] *= scales[slot]
 

@@ -8,11 +8,48 @@ side. Shapes: ``T`` new positions, ``D`` width, ``S`` positions of the cache, ``
 """
 
 import math
+from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
 
-from fastpath.kernels import product, span
+from fastpath.kernels import product, room, span
+
+
+def _as_float(typingctx, bits):
+    """The float32 with the bits of an int32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+as_float: Any = intrinsic(_as_float)
+
+
+@njit(cache=True)
+def exponential(x):
+    """e^x in float32 to 3e-7 relative, for x up to 88; below -87 it is 0 to rounding.
+
+    e^x = 2^n e^r with |r| <= log(2) / 2, where the series of e^r ends after r^7 / 7!. The
+    library's own exponential takes one number at a time, this one is made into vectors.
+    """
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    # log(2) in two parts, the first with few digits, so that n times it is exact.
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    series = np.float32(1 / 5040)
+    series = series * r + np.float32(1 / 720)
+    series = series * r + np.float32(1 / 120)
+    series = series * r + np.float32(1 / 24)
+    series = series * r + np.float32(1 / 6)
+    series = series * r + np.float32(1 / 2)
+    series = series * r + np.float32(1)
+    series = series * r + np.float32(1)
+    return series * as_float(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
@@ -52,12 +89,13 @@ def attended(query, keys, values, seen, head, scores, out):
         scores[s] = score * scale
         largest = max(largest, scores[s])
     total = np.float32(0)
+    for s in range(seen):
+        scores[s] = exponential(scores[s] - largest)
+        total += scores[s]
     out[:] = 0
     for s in range(seen):
-        weight = np.exp(scores[s] - largest)
-        total += weight
         for d in range(width):
-            out[d] += weight * values[s, head, d]
+            out[d] += scores[s] * values[s, head, d]
     for d in range(width):
         out[d] /= total
 
@@ -90,7 +128,7 @@ def gated(gate_up, scales, states, both, out, threads):
         for t in range(new):
             for i in range(first, last):
                 gate = both[t, i]
-                out[t, i] = gate / (np.float32(1) + np.exp(-gate)) * both[t, inner + i]
+                out[t, i] = gate / (np.float32(1) + exponential(-gate)) * both[t, inner + i]
 
 
 @njit(cache=True)
@@ -109,7 +147,7 @@ def layer(x, read, weights, scales, mlp_norm, epsilon, cos, sin, keys, values, s
     kv_heads, head_width = keys.shape[1], keys.shape[2]
     heads = output.shape[1] // head_width
 
-    projected = np.empty((new, len(projections)), np.float32)
+    projected = room(new, len(projections))
     product(projections, projections_scale, read, projected, threads)
     split = projected.reshape(new, heads + 2 * kv_heads, head_width)
     for t in range(new):
@@ -117,16 +155,16 @@ def layer(x, read, weights, scales, mlp_norm, epsilon, cos, sin, keys, values, s
             turned(split[t, head], cos[t], sin[t])
         keys[start + t] = split[t, heads : heads + kv_heads]
         values[start + t] = split[t, heads + kv_heads :]
-    mixed = np.empty((new, heads, head_width), np.float32)
-    attention(split, keys, values, start, mixed, threads)
-    added = np.empty((new, width), np.float32)
-    product(output, output_scale, mixed.reshape(new, heads * head_width), added, threads)
+    mixed = room(new, heads * head_width)
+    attention(split, keys, values, start, mixed.reshape(new, heads, head_width), threads)
+    added = room(new, width)
+    product(output, output_scale, mixed, added, threads)
     x += added
 
-    quiet = np.empty((new, width), np.float32)
+    quiet = room(new, width)
     normed(x, mlp_norm, epsilon, quiet, 0)
-    inner = np.empty((new, down.shape[1]), np.float32)
-    gated(gate_up, gate_up_scale, quiet, np.empty((new, len(gate_up)), np.float32), inner, threads)
+    inner = room(new, down.shape[1])
+    gated(gate_up, gate_up_scale, quiet, room(new, len(gate_up)), inner, threads)
     product(down, down_scale, inner, added, threads)
     x += added
 
@@ -141,8 +179,8 @@ def target_pass(
     """
     attention_norms, mlp_norms, last_norm = norms
     new, width = x.shape
-    quiet = np.empty((new, width), np.float32)
-    taps = np.empty((new, len(tap_layers) * width), np.float32)
+    quiet = room(new, width)
+    taps = room(new, len(tap_layers) * width)
     tap = 0
     projections, output, gate_up, down = weights
     projections_scale, output_scale, gate_up_scale, down_scale = scales
@@ -182,9 +220,10 @@ def draft_pass(
     (T, D). ``norms``: of the embedding, the state and the MLP (D,). keys, values (S, kv, hw)."""
     embedding_norm, state_norm, mlp_norm = norms
     new, width = states.shape
-    read = np.empty((new, 2 * width), np.float32)
+    read = room(new, 2 * width)
     normed(embedded, embedding_norm, epsilon, read, 0)
     normed(states, state_norm, epsilon, read, width)
-    x = states.copy()
+    x = room(new, width)
+    x[:] = states
     layer(x, read, weights, scales, mlp_norm, epsilon, cos, sin, keys, values, start, threads)
     return x
