@@ -101,7 +101,8 @@ class Graphs:
         except Exception as error:  # before anything ran: a graph is whole or not at all
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            self._give_up(str(error).strip().splitlines()[0])
+            cause = getattr(error, "inner_exception", error)
+            self._give_up(str(cause).strip().partition("\n")[0] or type(cause).__name__)
             return self._whole(*arguments)
         self.seconds += time.perf_counter() - start
         self._compiled[shape] = compiled

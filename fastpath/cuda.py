@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastpath.cuda_head import DeviceRows, PackedRows
-from fastpath.device import available, home
+from fastpath.cuda_head import DeviceRows, PackedRows, Scores
+from fastpath.device import available, fetched, home
 from fastpath.static import (
     StaticCache,
     StaticDraft,
@@ -44,14 +44,13 @@ class DeviceHead:
 
     def full(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits of every id (..., V)."""
-        logits = self.table.scores(_states(hidden)).logits
-        return logits.cpu().unflatten(0, hidden.shape[:-1])
+        return _shaped(self.table.scores(_states(hidden)), hidden)
 
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """(..., D), ids (K,) sorted and unique -> logits (..., K). A new list moves the rows
         that came; the same tensor means the same list."""
         self.pack(ids)
-        return self.packed.scores(_states(hidden)).logits.cpu().unflatten(0, hidden.shape[:-1])
+        return _shaped(self.packed.scores(_states(hidden)), hidden)
 
     def pack(self, ids: Tensor) -> None:
         """Makes ``ids`` the list whose rows lie side by side."""
@@ -75,7 +74,7 @@ class DeviceDraft(StaticDraft):
         return self._draft.fuse(taps.to(home()))
 
     def hidden(self, states: Tensor) -> Tensor:
-        return self.on_device(states).cpu()
+        return fetched(self.on_device(states))
 
     def on_device(self, states: Tensor) -> Tensor:
         """What ``hidden`` is before it comes back."""
@@ -126,6 +125,11 @@ def _seen(cache: StaticCache, rows: int) -> int:
 
 def _states(hidden: Tensor) -> Tensor:
     return hidden.to(home()).reshape(-1, hidden.shape[-1])
+
+
+def _shaped(scores: Scores, hidden: Tensor) -> Tensor:
+    """Logits (H, K) on the host, shaped as hidden (..., D) is."""
+    return fetched(scores.logits).reshape(*hidden.shape[:-1], -1)
 
 
 def _check() -> None:

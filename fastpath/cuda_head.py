@@ -18,7 +18,7 @@ from minispec.errors import ArgumentError, ShortlistError
 
 STATES = 8  # hidden states that one pass over the rows may serve
 TOP = 8
-_SMALL = Plan(lanes=4, groups=2, each=2)  # the simulator's threads are threads of Python
+_SMALL = Plan(lanes=2, groups=2, each=2)  # the simulator's threads are threads of Python
 PLAN = _SMALL if SIMULATED else Plan()
 
 

@@ -46,6 +46,12 @@ class Plan:
 
 
 @cuda.jit(device=True)
+def smaller(i: int, j: int) -> int:
+    """min(i, j), which not every version of Numba compiles for a GPU."""
+    return i if i < j else j
+
+
+@cuda.jit(device=True)
 def beats(a: float, i: int, b: float, j: int) -> bool:
     """Whether value ``a`` at place ``i`` ranks before ``b`` at ``j``: the larger value, of equals
     the lower place, and NaN first, as in PyTorch, so that it is not overlooked."""
@@ -103,7 +109,7 @@ def scorer(dtype: torch.dtype, states: int, top: int, listed: bool, plan: Plan) 
             first = number * tile
             for r in range(each):
                 # Behind the end the last row is read again and not counted: no branch, no harm.
-                place = min(first + r * groups + group, count - 1)
+                place = smaller(first + r * groups + group, count - 1)
                 row_of[r] = slots[place] if listed else place
             for i in range(dots):
                 dot[i] = float32(0)
@@ -153,7 +159,7 @@ def scorer(dtype: torch.dtype, states: int, top: int, listed: bool, plan: Plan) 
                     total = 0.0
                     if sums[s] > 0.0:
                         total = sums[s] * math.exp((best[side, s, 0] - largest) / heat)
-                    for i in range(min(tile, count - first)):
+                    for i in range(smaller(tile, count - first)):
                         total += math.exp((scores[s, i] - largest) / heat)
                     sums[s] = total
             side = 1 - side

@@ -17,6 +17,7 @@ from numba import cuda, float32, float64, int64
 from torch import Tensor
 
 from fastpath.cuda_head import PLAN, Scores
+from fastpath.cuda_kernels import smaller
 from fastpath.device import launch
 
 _THREADS = PLAN.threads
@@ -42,8 +43,8 @@ def chosen(probs, uniform, sums, found):  # type: ignore[no-untyped-def]
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     count = probs.shape[0]
     stretch = (count + threads - 1) // threads
-    start = min(thread * stretch, count)
-    end = min(start + stretch, count)
+    start = smaller(thread * stretch, count)
+    end = smaller(start + stretch, count)
     mine = float64(0)
     for i in range(start, end):
         mine += probs[i]
@@ -103,7 +104,9 @@ def _verify(  # type: ignore[no-untyped-def]
         if not proposed > 0:
             passed, fault = node, 1
             break
-        ratio = min(p[node, tokens[node]] / proposed, 1.0)
+        ratio = float64(p[node, tokens[node]] / proposed)  # divided in p's dtype, as there
+        if ratio > 1:
+            ratio = float64(1)
         if thread == 0:
             acceptance[node] = ratio
         if not uniforms[node] < ratio:  # strict: a ratio of 0 is never accepted
@@ -133,7 +136,7 @@ def _verify(  # type: ignore[no-untyped-def]
             # Without an excess the rejection was rounding's, which p itself answers.
             law[i] = law[i] / mass if mass > 0 else p[passed, i]
     cuda.syncthreads()
-    index = chosen(law, uniforms[min(passed + 1, length)], sums, found)
+    index = chosen(law, uniforms[smaller(passed + 1, length)], sums, found)
     if thread == 0:
         outcome[_PASSED], outcome[_TOKEN], outcome[_FAULT] = passed, index, fault
 

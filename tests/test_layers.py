@@ -40,6 +40,11 @@ RIVER = [
     ["minispec.compare", "minispec.generate"],
     ["minispec.report"],
     ["minispec"],  # the package's own file, which may gather what lies above
+    ["fastpath.static", "fastpath.device"],
+    ["fastpath.compiled", "fastpath.cuda_kernels"],
+    ["fastpath.cuda_head"],
+    ["fastpath.cuda_verify", "fastpath.cuda"],
+    ["fastpath.cuda_round"],
     ["fastpath"],  # so nothing above can import it, and the command line below can
     ["minispec.cli"],
     ["minispec.testing"],  # for users and for our tests: nothing that ships relies on it
