@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor import config as inductor
 
 from fastpath.static import (
     ROWS,
@@ -95,9 +96,12 @@ class Graphs:
         if self._given_up:
             return self._whole(*arguments)
         start = time.perf_counter()
-        compiled = _alone(self._whole, self._frozen)
+        compiled = _alone(self._whole)
         try:
-            outputs = compiled(*arguments)
+            # Set while the graph is captured: as an option of one compilation it comes too late,
+            # when weights have become inputs, and freezes nothing.
+            with inductor.patch(freezing=self._frozen):
+                outputs = compiled(*arguments)
         except Exception as error:  # before anything ran: a graph is whole or not at all
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
@@ -114,7 +118,7 @@ class Graphs:
         warnings.warn(text, RuntimeWarning, stacklevel=5)
 
 
-def _alone(run: Callable[..., Any], frozen: bool) -> Callable[..., Any]:
+def _alone(run: Callable[..., Any]) -> Callable[..., Any]:
     """A function compiled for the one shape that it will be called with."""
     # The compiler keeps what it made under the code object: all shapes and all models of a
     # process together, tried one by one at every call, and after eight it gives up in silence.
@@ -122,4 +126,4 @@ def _alone(run: Callable[..., Any], frozen: bool) -> Callable[..., Any]:
     own = types.FunctionType(
         run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__
     )
-    return torch.compile(own, fullgraph=True, dynamic=False, options={"freezing": frozen})
+    return torch.compile(own, fullgraph=True, dynamic=False)
