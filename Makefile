@@ -60,7 +60,7 @@ clean:  ## remove .venv, the caches and build/, a draft trained there included
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list what make can do
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=/path/to/python   use that environment as it is, and make none"
 	@echo "TORCH='$(TORCH)'   what pip is asked for if .venv has no PyTorch that will do"

@@ -8,6 +8,7 @@ on tensors of the CPU, and the load is NumPy.
 Knows nothing of heads and laws.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 from llvmlite import ir
 from numba import config, cuda, types
 from torch import Tensor
+
+# Some kernels have one block by design; Numba would say at each launch that it could be more.
+warnings.filterwarnings("ignore", message="Grid size .* under-utilization")
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 _BYTES = 16
