@@ -21,7 +21,7 @@ from fastpath.cuda_verify import Outcome, choose, laws, verify
 from fastpath.device import fetched, sent
 from minispec.commit import Output, StopRule
 from minispec.decode import check_gamma, checked, read
-from minispec.errors import ArgumentError
+from minispec.errors import ArgumentError, ShortlistError
 from minispec.sampling import Sampling, SeededRandom
 from minispec.stopwatch import Stopwatch
 from minispec.types import Context, Evidence, Law, Proposal, Round, Shortlist, Tokenizer
@@ -83,7 +83,9 @@ def _rounds(
         if hidden is not None and length:
             ids = shortlist.select(Context(tuple(tokens), hidden, 0))
             if len(ids) > shortlist.budget:
-                raise ArgumentError(f"{shortlist.name}: {len(ids)} ids, {shortlist.budget} allowed")
+                raise ShortlistError(
+                    f"{shortlist.name}: {len(ids)} ids, {shortlist.budget} allowed"
+                )
         watch.lap("shortlist")
         uniforms += [random.uniform() for _ in range(2 * length + 1 - len(uniforms))]
         pending = queue.round(tokens[-1], length, ids, torch.tensor(uniforms, dtype=torch.float64))
