@@ -8,7 +8,7 @@ TOKENS ?= 700000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test slow bench draft lint clean help python FORCE
+.PHONY: demo test slow bench bench-gpu draft lint clean help python FORCE
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -42,6 +42,9 @@ bench: $(BENCH)  ## run the benchmarks
 	$(PY) -m pytest benchmarks --benchmark-only
 	$(PY) benchmarks/bench_plain.py
 
+bench-gpu: $(BENCH)  ## run the benchmarks of the CUDA kernels, where there is a GPU
+	$(PY) -m benchmarks.bench_gpu
+
 draft: $(INSTALLED)  ## train a draft for smollm2 on TOKENS tokens, into build/draft
 	$(MINISPEC) fetch smollm2
 	$(MINISPEC) train draft --model smollm2 --tokens $(TOKENS) --out build/draft
@@ -57,7 +60,7 @@ clean:  ## remove .venv, the caches and build/, a draft trained there included
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list what make can do
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=/path/to/python   use that environment as it is, and make none"
 	@echo "TORCH='$(TORCH)'   what pip is asked for if .venv has no PyTorch that will do"

@@ -39,14 +39,14 @@ def unfit(model: Transformer) -> str | None:
 def target(model: Transformer) -> "CpuTarget":
     """A target of the reference's, on this backend, with as many threads as torch has. They
     are taken from torch, whose own pool would spin beside ours for the same processors."""
-    set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
     torch.set_num_threads(1)
     return CpuTarget(model)
 
 
-def draft(draft: EagleDraft) -> "CpuDraft":
-    """A draft of the reference's, on this backend."""
-    return CpuDraft(draft)
+def draft(draft: EagleDraft, target: "CpuTarget") -> "CpuDraft":
+    """A draft of the reference's, on this backend, which shares the target's head rows."""
+    return CpuDraft(draft, target.head)
 
 
 class CpuTarget:
@@ -94,7 +94,7 @@ class CpuTarget:
 class CpuDraft:
     """See ``minispec.types.Draft``."""
 
-    def __init__(self, draft: EagleDraft) -> None:
+    def __init__(self, draft: EagleDraft, head: CpuHead) -> None:
         self._config, self._embedding = draft.config, draft.embedding.detach()
         (weights, scales) = _stacked([draft.attention], [draft.mlp], False)
         self._stacks = tuple(w[0] for w in weights), tuple(s[0] for s in scales)
@@ -105,7 +105,7 @@ class CpuDraft:
         )
         self._norm = _floats(draft.norm.weight)
         self._turns = _turns(draft.rope, draft.config)
-        self.head = CpuHead(*_rows(draft.head.weight, draft.config.int8_rows))
+        self.head = head.twin()
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most ``capacity`` positions, in float32."""

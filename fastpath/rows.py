@@ -21,7 +21,7 @@ _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: se
 @njit(parallel=True, cache=True)
 def gathered(rows, scales, ids, states, out, threads):
     """rows (V, D), ids (K,), states (T, D) -> out (T, K), the rows read where they lie."""
-    size = len(ids)
+    size, width = len(ids), rows.shape[1]
     for thread in prange(threads):
         last = (thread + 1) * size // threads
         for place in range(thread * size // threads, last):

@@ -45,7 +45,7 @@ def placed(
     if reason := module.unfit(model.reference):
         raise ArgumentError(f"backend {name} cannot run {model.name}: {reason}")
     target = module.target(model.reference)
-    return replace(model, target=target, backend=name), draft and module.draft(draft)
+    return replace(model, target=target, backend=name), draft and module.draft(draft, target)
 
 
 def chosen(model: Pretrained) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def autoregressive(
     that fills the context, both before any work. Where the context ends before
     ``stop.max_new_tokens``, the last round's ``stop`` is "context".
     """
-    output = _checked(target, prompt, stop, tokenizer)
+    output = checked(target, prompt, stop, tokenizer)
     return _rounds(target, None, 0, list(prompt), sampling, random, output, trace)
 
 
@@ -82,7 +82,7 @@ def speculative(
     Raises as ``autoregressive`` does, and ArgumentError for gamma outside 1..16.
     """
     check_gamma(gamma)
-    output = _checked(target, prompt, stop, tokenizer)
+    output = checked(target, prompt, stop, tokenizer)
     if not continued:
         shortlist.reset()
     drafter = Drafter(draft, shortlist, len(prompt) + output.remaining)
@@ -101,9 +101,10 @@ def read(target: Target, ids: Sequence[int], cache: Any) -> Iterator[Features]:
         yield target.step(torch.tensor(ids[start : start + _PREFILL]), cache)
 
 
-def _checked(
+def checked(
     target: Target, prompt: Sequence[int], stop: StopRule, tokenizer: Tokenizer | None
 ) -> Output:
+    """The output of a prompt that can be decoded. Raises as ``autoregressive``."""
     if not prompt:
         raise ArgumentError("the prompt has no tokens: at least one is needed")
     size = target.head.vocabulary_size

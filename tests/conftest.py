@@ -1,11 +1,20 @@
 """What several test files share: the real target, and toys of the same make."""
 
 import os
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():
+    # CUDA kernels then run in Numba's simulator. It is chosen when Numba is first imported, so
+    # before any test file is; compiled CPU code does not mind.
+    os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+    # There each CUDA thread is a thread of Python, and a barrier waits for all of them to have
+    # had their turn: shorter turns make it several times as fast.
+    sys.setswitchinterval(0.0005)
 
 from minispec import backend, pretrained
 from minispec.errors import FetchError

@@ -164,7 +164,8 @@ def test_target_and_draft_equal_the_reference_in_any_chunks(cuts, seed):
     guessed = guesser.step(ids, states, guesser.new_cache(len(ids)))
     logits = guesser.head.full(guesser.hidden(guessed))
 
-    fast, runner = cpu.target(model), cpu.draft(guesser)
+    fast = cpu.target(model)
+    runner = cpu.draft(guesser, fast)
     cache, own = fast.new_cache(64), runner.new_cache(64)
     start = 0
     for cut in cuts:
@@ -184,9 +185,9 @@ def test_target_and_draft_equal_the_reference_in_any_chunks(cuts, seed):
 
 
 def test_the_reference_shares_the_stacked_weights():
-    _, guesser = toy_pair()
+    model, guesser = toy_pair()
     ids, states = torch.tensor([3, 4]), torch.randn(2, 24)
-    runner = cpu.draft(guesser)
+    runner = cpu.draft(guesser, cpu.target(model))
     before = runner.step(ids, states, runner.new_cache(8))
     guesser.mlp.down.weight.mul_(2)  # as an update of a draft that learns does it
     after = runner.step(ids, states, runner.new_cache(8))
@@ -196,7 +197,8 @@ def test_the_reference_shares_the_stacked_weights():
 
 def test_a_full_cache_is_refused_before_anything_changes():
     model, guesser = toy_pair()
-    fast, runner = cpu.target(model), cpu.draft(guesser)
+    fast = cpu.target(model)
+    runner = cpu.draft(guesser, fast)
     cache, own = fast.new_cache(3), runner.new_cache(1)
     fast.step(torch.tensor([1, 2]), cache)
     with pytest.raises(ContextError, match="2 \\+ 2 positions do not fit a cache of 3"):
@@ -226,7 +228,8 @@ def test_greedy_output_is_that_of_the_reference(smollm2, kind):
     texts = [prompts("general")[0], prompts("code")[0]]
     inputs = [model.tokenizer.chat(text) for text in texts]
     plain = [decoded(model.reference, ids) for ids in inputs]
-    fast, runner = cpu.target(model.reference), cpu.draft(guesser)
+    fast = cpu.target(model.reference)
+    runner = cpu.draft(guesser, fast)
     assert fast.step(torch.tensor([1]), fast.new_cache(1)).hidden.dtype == torch.float32
     size = fast.head.vocabulary_size
     half = StaticList(torch.arange(size), size // 2, model.tokenizer.eos_ids)

@@ -51,10 +51,12 @@ RIVER = [
     ["minispec.report"],
     ["minispec.page"],
     ["minispec"],  # the package's own file, which may gather what lies above
+    ["fastpath.static", "fastpath.device", "fastpath.kernels"],
+    ["fastpath.compiled", "fastpath.cuda_kernels", "fastpath.rows", "fastpath.steps"],
+    ["fastpath.cuda_head", "fastpath.cpu"],
+    ["fastpath.cuda_verify", "fastpath.cuda"],
+    ["fastpath.cuda_round"],
     ["fastpath"],  # so nothing above can import it, and the command line below can
-    ["fastpath.kernels"],
-    ["fastpath.rows", "fastpath.steps"],
-    ["fastpath.cpu"],
     ["minispec.backend"],  # which loads them by name
     ["minispec.cli"],
     ["minispec.testing"],  # for users and for our tests: nothing that ships relies on it
