@@ -40,7 +40,9 @@ slow: $(DEV)  ## run the slow tests
 
 bench: $(BENCH)  ## run the benchmarks
 	$(PY) -m pytest benchmarks --benchmark-only
-	$(PY) benchmarks/bench_plain.py
+	$(PY) benchmarks/bench_plain.py --backend reference
+	$(PY) benchmarks/bench_plain.py --backend cpu
+	$(PY) -m benchmarks.head --json build/head.json
 
 bench-gpu: $(BENCH)  ## run the benchmarks of the CUDA kernels, where there is a GPU
 	$(PY) -m benchmarks.bench_gpu

@@ -11,6 +11,7 @@ takes the place of Numba's own. Knows nothing of decoding.
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastpath.cuda_head import DeviceRows, PackedRows, Scores

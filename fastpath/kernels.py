@@ -150,6 +150,32 @@ def _dots(typingctx, rows, row, ahead, states, out, place, begin, end, count):
 dots: Any = intrinsic(prefer_literal=True)(_dots)
 
 
+def _asked(typingctx, rows, row, column):
+    """Asks memory for the cache line of rows[row, column], of a contiguous array (N, D)."""
+
+    def codegen(context, builder, signature, args):
+        matrix = context.make_array(rows)(context, builder, args[0])
+        width = builder.extract_value(matrix.shape, 1)
+        index = builder.add(builder.mul(args[1], width), args[2])
+        place = builder.gep(matrix.data, [index], source_etype=_ELEMENTS[rows.dtype])
+        kind = ir.FunctionType(ir.VoidType(), [place.type, _i32, _i32, _i32])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(prefetch, [place, _i32(0), _i32(3), _i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, types.intp), codegen
+
+
+asked: Any = intrinsic(_asked)
+
+
+@njit(cache=True)
+def ask(rows, row):
+    """Asks memory for a whole row that will be read soon."""
+    for column in range(0, rows.shape[1], 64 // rows.itemsize):
+        asked(rows, row, column)
+
+
 @njit(cache=True)
 def room(rows, width):
     """An uninitialised float32 array (rows, width) that begins at a cache line: a vector of

@@ -8,13 +8,17 @@ its rows lie (``gathered``), since a row copied costs several rows streamed.
 Knows nothing of models, nor of why an id is on a list.
 """
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from numba import get_num_threads, njit, prange
 from torch import Tensor
 
-from fastpath.kernels import AHEAD, meet, product
+from fastpath.kernels import AHEAD, ask, meet, product
 
+Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
 
 
@@ -39,62 +43,95 @@ def gathered(rows, scales, ids, states, out, threads):
                 out[state, place] *= scales[ids[place]]
 
 
+@njit(cache=True)
+def _streamed(rows, scales, places, states, out, first, last):
+    width = rows.shape[1]
+    for slot in range(first, last):
+        meet(rows, slot, slot + AHEAD, states, out, places[slot], 0, width)
+        for state in range(len(states)):
+            out[state, places[slot]] *= scales[slot]
+
+
 @njit(parallel=True, cache=True)
-def streamed(rows, scales, places, states, out, threads):
-    """rows (>= K, D), one after the other -> out (T, K), row ``slot`` at ``places[slot]``."""
+def _shared_out(rows, scales, places, states, out, threads):
     size = len(places)
     for thread in prange(threads):
-        for slot in range(thread * size // threads, (thread + 1) * size // threads):
-            meet(rows, slot, slot + AHEAD, states, out, places[slot], 0, rows.shape[1])
-            for state in range(len(states)):
-                out[state, places[slot]] *= scales[slot]
+        first, last = thread * size // threads, (thread + 1) * size // threads
+        _streamed(rows, scales, places, states, out, first, last)
+
+
+def streamed(rows: Rows, scales: Rows, places: Rows, states: Rows, out: Rows, threads: int) -> None:
+    """rows (>= K, D), one after the other -> out (T, K), row ``slot`` at ``places[slot]``."""
+    if threads == 1:  # a list is short: calling the threads together would cost a fifth of it
+        _streamed(rows, scales, places, states, out, 0, len(places))
+    else:
+        _shared_out(rows, scales, places, states, out, threads)
+
+
+@njit(parallel=True, cache=True)
+def runs(rows, scales, starts, lengths, states, out, threads):
+    """Runs of rows, where rows that are asked for together lie together: rows (V, D) from
+    ``starts`` (R,), ``lengths`` (R,) of each -> out (T, sum of lengths), one after the other."""
+    places = np.zeros(len(starts) + 1, np.int64)
+    places[1:] = np.cumsum(lengths)
+    width = rows.shape[1]
+    for thread in prange(threads):
+        for run in range(thread * len(starts) // threads, (thread + 1) * len(starts) // threads):
+            for row in range(starts[run], starts[run] + lengths[run]):
+                place = places[run] + row - starts[run]
+                meet(rows, row, row + AHEAD, states, out, place, 0, width)
+                for state in range(len(states)):
+                    out[state, place] *= scales[row]
 
 
 @njit(cache=True)
-def compared(old, slots, new, new_slots):
+def compared(old, slots, new, new_slots, rows, packed):
     """Walks two sorted lists side by side: ``new_slots`` takes the slots (K,) of ids that
-    stay, -1 for those that came; returns the slots of those that went, and how many came."""
-    went = np.empty(len(old), np.int64)
-    gone = came = position = 0
+    stay. Returns the places of those that came, and the slots of those that went. The rows
+    that will have to be copied, and those to be overwritten, are asked for on the way."""
+    went, came = np.empty(len(old), np.int64), np.empty(len(new), np.int64)
+    gone = found = position = 0
     for place in range(len(new)):
         while position < len(old) and old[position] < new[place]:
             went[gone] = slots[position]
+            ask(packed, went[gone])
             gone += 1
             position += 1
         if position < len(old) and old[position] == new[place]:
             new_slots[place] = slots[position]
             position += 1
         else:
-            new_slots[place] = -1
-            came += 1
+            came[found] = place
+            found += 1
+            ask(rows, new[place])
     while position < len(old):
         went[gone] = slots[position]
         gone += 1
         position += 1
-    return went[:gone], came
+    return came[:found], went[:gone]
 
 
 @njit(cache=True)
-def exchanged(rows, scales, ids, slots, went, before, packed, packed_scales, places):
-    """Copies the rows of ids (K,) without a slot into slots that became free, and fills what
-    is still empty, so that the slots in use are again 0..K-1; ``places`` (K,) is their order.
+def exchanged(rows, scales, ids, slots, came, went, before, packed, packed_scales, places):
+    """Copies the rows of ids (K,) that came into slots that became free, and fills what is
+    still empty, so that the slots in use are again 0..K-1; ``places`` (K,) is their order.
     ``before``: how many slots were in use."""
     size, free, end = len(ids), len(went), before
-    for place in range(size):
-        if slots[place] < 0:
-            if free:
-                free -= 1
-                slots[place] = went[free]
-            else:
-                slots[place] = end
-                end += 1
-            packed[slots[place]] = rows[ids[place]]
-            packed_scales[slots[place]] = scales[ids[place]]
+    for place in came:
+        if free:
+            free -= 1
+            slot = went[free]
+        else:
+            slot = end
+            end += 1
+        slots[place] = slot
+        packed[slot] = rows[ids[place]]
+        packed_scales[slot] = scales[ids[place]]
     for place in range(size):
         if slots[place] >= size:  # the list shrank: a row from beyond moves into a hole
-            while went[free - 1] >= size:
-                free -= 1
             free -= 1
+            while went[free] >= size:
+                free -= 1
             packed[went[free]] = packed[slots[place]]
             packed_scales[went[free]] = packed_scales[slots[place]]
             slots[place] = went[free]
@@ -117,14 +154,14 @@ class PackedRows:
         """Makes ids (K,), sorted and unique, the list that is packed, unless more than a
         share ``churn`` of them is new; says whether it did."""
         slots = np.empty_like(ids)
-        went, came = compared(self._ids, self._slots, ids, slots)
-        if came > churn * len(ids):
+        came, went = compared(self._ids, self._slots, ids, slots, self._rows, self._packed)
+        if len(came) > churn * len(ids):
             return False
         if len(ids) > len(self._packed):
             self._grow(len(ids))
         places = np.empty_like(ids)
         exchanged(
-            self._rows, self._scales, ids, slots, went, len(self._ids),
+            self._rows, self._scales, ids, slots, came, went, len(self._ids),
             self._packed, self._packed_scales, places,
         )  # fmt: skip
         self._ids, self._slots, self._places = ids, slots, places
