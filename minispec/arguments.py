@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     router.add_argument(
         "--written", required=True, type=Path, help="folder of text that the model wrote"
     )
-    router.add_argument("--tokens", type=int, default=300_000, help="to learn from (300000)")
+    router.add_argument("--tokens", type=int, default=600_000, help="to learn from (600000)")
     router.add_argument("--seed", type=int, default=0, help="of first weights and order (0)")
     router.add_argument("--threads", type=int, help="processor threads (all)")
     router.add_argument("--out", required=True, type=Path, help="FILE.safetensors")

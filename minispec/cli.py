@@ -206,11 +206,7 @@ def _rank(options: argparse.Namespace) -> None:
         )
     if options.written and not options.domains:
         raise ArgumentError("--written counts what was written on some --domains: name them")
-    if options.out.suffix not in (".safetensors", ".pt"):
-        raise ArgumentError(f"--out {options.out} must end in .safetensors or .pt")
-    if options.out.is_dir():
-        raise FileError(f"--out {options.out} is a folder: give a file")
-    _writable(options.out.parent)
+    _check_out(options.out, ".safetensors", ".pt")
     model = pretrained.load(options.model)
     size = model.target.head.vocabulary_size
     if options.ranking is None:
@@ -233,15 +229,9 @@ def _index_build(options: argparse.Namespace) -> None:
     from minispec import recipe
 
     _threads(options.threads)
-    _check_out(options.out)
+    _check_out(options.out, ".safetensors")
     recipe.make_index(options.model, options.clusters, options.seed, options.out)
     print(f"wrote {options.out}")
-
-
-def _check_out(out: Path) -> None:
-    if out.suffix != ".safetensors" or out.is_dir():
-        raise ArgumentError(f"--out {out} must be a file that ends in .safetensors")
-    _writable(out.parent)
 
 
 def _train_router(options: argparse.Namespace) -> None:
@@ -250,13 +240,12 @@ def _train_router(options: argparse.Namespace) -> None:
 
     if options.tokens < 1:
         raise ArgumentError(f"tokens {options.tokens} must be 1 or above")
-    _check_out(options.out)
-    options.dtype = "float32"
-    draft = _draft_path(options)
+    _check_out(options.out, ".safetensors")
+    options.dtype = "float32"  # of a model to learn from there is no choice
+    model, draft = _loaded(options, [Method("routed")])
     if draft is None:
-        raise ArgumentError(f"no draft is known for model {options.model}: give it with --draft")
-    model, guesser = _loaded(options, [Method("routed")])
-    recipe.make_router(model, guesser, options.written, options.tokens, options.seed, options.out)
+        raise ArgumentError(f"no draft is known for model {model.name}: give it with --draft")
+    recipe.make_router(model, draft, options.written, options.tokens, options.seed, options.out)
     print(f"wrote {options.out}")
 
 
@@ -325,6 +314,14 @@ def _whole(text: str, name: str) -> int:
         return int(text)
     except ValueError:
         raise ArgumentError(f"{name} {text!r} is no whole number") from None
+
+
+def _check_out(out: Path, *suffixes: str) -> None:
+    if out.suffix not in suffixes:
+        raise ArgumentError(f"--out {out} must end in {' or '.join(suffixes)}")
+    if out.is_dir():
+        raise FileError(f"--out {out} is a folder: give a file")
+    _writable(out.parent)
 
 
 def _writable(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Lists that follow the text: their contract, what each part brings, what they learn and hold."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny_model import Tiny
 from torch import Tensor
 
 from minispec import cli
+from minispec.checkpoint import read_metadata, write_tensors
 from minispec.errors import ArgumentError, FileError, FingerprintError
 from minispec.methods import Method, shortlist
 from minispec.shortlist import semantic, statistical
@@ -22,8 +24,6 @@ from minispec.shortlist.in_context import InContextList
 from minispec.shortlist.routed import RoutedList, Router
 from minispec.shortlist.static import StaticList
 from minispec.types import Context, Round, Shortlist
-
-NAMES = ("full", "frspec", "evospec", "in_context", "routed")
 
 
 @pytest.fixture(scope="module")
@@ -264,8 +264,6 @@ def test_near_clusters_come_first_and_whole() -> None:
 
 def damaged(index: Path, tmp_path: Path, clusters: Tensor) -> Path:
     path = tmp_path / "damaged.safetensors"
-    from minispec.checkpoint import read_metadata, write_tensors
-
     write_tensors(path, {"clusters": clusters}, read_metadata(index))
     return path
 
@@ -303,7 +301,7 @@ def test_an_index_that_is_not_this_models_is_refused(
     [
         ("--clusters 0 --out OUT/x.safetensors", "clusters 0 must lie in 1..320"),
         ("--clusters 321 --out OUT/x.safetensors", "clusters 321"),
-        ("--out OUT/x.bin", "must be a file that ends in .safetensors"),
+        ("--out OUT/x.bin", "must end in .safetensors"),
         ("--out /proc/none/x.safetensors", "cannot write into"),
     ],
 )
@@ -314,6 +312,42 @@ def test_what_index_build_refuses(
     assert cli.main([*command, *options.replace("OUT", str(tmp_path)).split()]) == 2
     assert reason in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_router_is_trained_and_routes(
+    tiny: Tiny, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the cluster of what follows: after some hundred tokens better than by chance."""
+    shard, out = tmp_path / "general-0000.safetensors", tmp_path / "routed.safetensors"
+    generator, width, sequences, length = torch.Generator().manual_seed(0), 32, 24, 30
+    steps = torch.arange(sequences * length)
+    tokens = 100 + steps % 7  # an easy text: seven ids in a circle
+    write_tensors(
+        shard,
+        {
+            "tokens": tokens,
+            "hidden": torch.zeros(len(steps), width, dtype=torch.bfloat16),
+            "taps": torch.randn(len(steps), 3 * width, generator=generator).bfloat16(),
+            "starts": steps[::length],
+            "answers": steps[::length] + 4,
+            "ends": steps[::length] + length,
+        },
+        {},
+    )
+    command = ["train", "router", "--model", str(tiny.folder), "--draft", str(tiny.draft_path)]
+    command += ["--index", str(index), "--out", str(out), "--tokens", "3000"]
+    assert cli.main([*command, "--written", str(tmp_path / "none")]) == 2
+    assert "holds no text" in capsys.readouterr().err
+    assert cli.main([*command, "--written", str(tmp_path)]) == 0
+    model = replace(tiny.model, index=out)
+    chosen = shortlist(Method.parse(f"routed@60:{tiny.ranking('general')}"), model, None)
+    got = chosen.select(Context((1, 2), torch.randn(width, generator=generator), 0))
+    # Of those seven ids, chance would bring one or two.
+    assert len(got) == 60 and len(set(range(100, 107)) & set(got.tolist())) >= 4
+    # What the index is for besides is as it was.
+    prints = (model.fingerprint, model.tokenizer.fingerprint)
+    ours, theirs = (semantic.read_index(path, 320, *prints)[0] for path in (out, index))
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("method", ["evospec@40", "evospec@0.1", "in_context@40", "evospec"])
@@ -336,7 +370,7 @@ def test_budgets_by_share() -> None:
 
 
 def test_the_shipped_index_serves(smollm2: object) -> None:
-    for name in ("evospec", "in_context"):
+    for name in ("evospec", "in_context", "routed"):
         chosen = shortlist(Method.parse(name), smollm2, None)  # type: ignore[arg-type]
         ids = chosen.select(Context((1, 2, 3), torch.randn(576), 0))
         assert len(ids) == 1536 == chosen.budget

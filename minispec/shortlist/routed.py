@@ -4,10 +4,10 @@ Theirs: the LM head's ids are partitioned into coarse clusters; a light classifi
 what follows in text, routes each context to a few of them, and their union is the list, while
 the target verifies over the whole vocabulary; on a GPU routing runs beside the draft.
 
-Ours: the clusters are those of the semantic index, filled in by descending score up to a budget
-instead of a fixed number of whole ones; the classifier (one hidden layer) reads the state that
-the list's rows will be multiplied with, which theirs does not wait for; it learns the mass that
-the target's law gives to each cluster; ids that end an answer are always on the list.
+Ours: the clusters are those of the semantic index, filled in up to a budget instead of a fixed
+number of whole ones, those first whose probability is highest for each row that they cost; the
+classifier (one hidden layer) reads the state that the list's rows will be multiplied with, which
+theirs does not wait for; ids that end an answer are always on the list.
 
 Cost, in numbers read from memory: (D + C) * H for a hidden layer of H units, at each step.
 """
@@ -68,11 +68,13 @@ class RoutedList:
         self.budget, self._router = budget, router
         self._ends = np.array(eos_ids[:budget], np.int64)
         self._lists = Inverted(clusters, whole(ranking, len(clusters)), self._ends)
+        self._log_sizes = np.log(np.diff(self._lists.starts))
 
     @torch.inference_mode()
     def select(self, context: Context) -> Tensor:
         scores = self._router(context.hidden.to(self._router.inner.weight.dtype)).float()
-        found = self._lists.best(scores.numpy()[self._lists.numbers], self.budget)
+        worth = scores.numpy()[self._lists.numbers] - self._log_sizes
+        found = self._lists.best(worth, self.budget)
         ids = np.concatenate((self._ends, found))[: self.budget]
         return torch.from_numpy(np.sort(ids))
 

@@ -76,7 +76,7 @@ class Inverted:
         self.members = ids[cluster.argsort(kind="stable")]  # (N,)
         self.starts = np.concatenate(([0], np.bincount(cluster).cumsum()))  # (C + 1,)
 
-    def best(self, scores: npt.NDArray[np.float32], least: int) -> Ids:
+    def best(self, scores: npt.NDArray[np.floating], least: int) -> Ids:
         """scores (C,) -> the members of the clusters of highest score, whole clusters, best
         first: at least so many ids where there are as many."""
         best = np.argsort(-scores)
