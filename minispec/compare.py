@@ -59,6 +59,7 @@ class Settings:
     seed: int
     ignore_eos: bool = False
     raw: bool = False
+    verifier: str = "token"
 
     def __post_init__(self) -> None:
         if not self.methods or not self.gammas:
@@ -147,6 +148,7 @@ def compare(
                 gamma=variant.gamma or 1,
                 sampling=settings.sampling,
                 stop=StopRule(settings.max_new_tokens, eos_ids),
+                verifier=settings.verifier,
             )
         decoders[variant][name] = made[key]
     figures, peaks = _decoded(decoders, prompts, settings)
@@ -163,6 +165,7 @@ def compare(
             "top_k": settings.sampling.top_k,
             "top_p": settings.sampling.top_p,
         },
+        "verifier": settings.verifier,
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         "threads": torch.get_num_threads(),

@@ -30,7 +30,7 @@ from minispec.types import (
     Target,
     Tokenizer,
 )
-from minispec.verify import verify
+from minispec.verify import Verifier, verify
 
 MAX_GAMMA = 16
 _PREFILL = 512  # positions read at once: a whole long prompt's attention mask would be large
@@ -68,6 +68,7 @@ def speculative(
     stop: StopRule,
     tokenizer: Tokenizer | None = None,
     trace: bool = False,
+    verifier: Verifier = verify,
 ) -> Iterator[Round]:
     """Speculative decoding: the same law as ``autoregressive``, several tokens a round.
 
@@ -75,14 +76,15 @@ def speculative(
     target verify them in one pass, and emits the accepted ones and one of the target's own.
     A chain is cut short where the output may not grow that far. The list is reset first.
 
-    Spends, in this order: one choice a drafted token, one coin a token examined, one choice.
+    Spends, in this order: one choice a drafted token, one coin a token examined (by
+    ``verify_block``: a prefix, from the longest), one choice.
     Raises as ``autoregressive`` does, and ArgumentError for gamma outside 1..16.
     """
     check_gamma(gamma)
     output = _checked(target, prompt, stop, tokenizer)
     shortlist.reset()
     drafter = Drafter(draft, shortlist, len(prompt) + output.remaining)
-    return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace)
+    return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace, verifier)
 
 
 def check_gamma(gamma: int) -> None:
@@ -123,6 +125,7 @@ def _rounds(
     random: RandomSource,
     output: Output,
     trace: bool,
+    verifier: Verifier = verify,
 ) -> Iterator[Round]:
     if output.remaining == 0:
         return
@@ -153,7 +156,7 @@ def _rounds(
 
         # 3) Verify.
         laws = [sampling.law(row, vocabulary) for row in logits]
-        verdict = verify(proposal, laws, random)
+        verdict = verifier(proposal, laws, random)
         accepted = [proposal.tokens[node] for node in verdict.path]
         watch.lap("verify")
 
@@ -177,7 +180,7 @@ def _rounds(
         evidence = Evidence(
             proposal,
             tuple(laws[: len(kept)]),
-            verdict.acceptance[: len(kept)],
+            verdict.acceptance[: len(proposal)],
             verdict.next_law if complete else None,
         )
         round = Round(

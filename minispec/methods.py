@@ -20,6 +20,7 @@ from minispec.sampling import Sampling
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList
 from minispec.types import RandomSource, Round, Shortlist
+from minispec.verify import VERIFIERS
 
 NAMES = ("autoregressive", "full", "frspec")
 _SHARE, _RANKING = 0.25, "general"  # where a method names none
@@ -128,10 +129,12 @@ def decoder(
     gamma: int,
     sampling: Sampling,
     stop: StopRule,
+    verifier: str = "token",
 ) -> Decoder:
     """A method ready to decode prompts: (ids, random source) -> rounds.
 
-    Raises as ``shortlist``, and ArgumentError for gamma out of range or a missing draft.
+    Raises as ``shortlist``, and ArgumentError for gamma out of range, an unknown verifier or a
+    missing draft.
     """
     target, tokenizer = model.target, model.tokenizer
     if method.name == "autoregressive":
@@ -140,6 +143,8 @@ def decoder(
             tokenizer=tokenizer,
         )  # fmt: skip
     check_gamma(gamma)
+    if verifier not in VERIFIERS:
+        raise ArgumentError(f"unknown verifier {verifier!r}: known are {', '.join(VERIFIERS)}")
     if draft is None:
         raise ArgumentError(
             f"method {method} needs a draft, and none is known for model {model.name}: "
@@ -148,5 +153,5 @@ def decoder(
     ids_of, own = shortlist(method, model, domain), draft.with_own_head()
     return lambda prompt, random: speculative(
         target, own, ids_of, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer, verifier=VERIFIERS[verifier],
     )  # fmt: skip

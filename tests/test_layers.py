@@ -43,6 +43,7 @@ RIVER = [
     ["fastpath"],  # so nothing above can import it, and the command line below can
     ["minispec.cli"],
     ["minispec.testing"],  # for users and for our tests: nothing that ships relies on it
+    ["minispec.certify"],
 ]
 
 
