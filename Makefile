@@ -47,10 +47,10 @@ bench: $(BENCH)  ## run the benchmarks
 
 # As JSON into CERTIFICATE, with EXAMPLES drawn for each property.
 exactness: $(DEV)  ## walk every branch of every verifier and list, and certify their laws
-	PYTHONPATH=.:$$PYTHONPATH $(PY) tests/exactness/certificate.py --examples $(EXAMPLES) $(CERTIFICATE)
+	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/certificate.py --examples $(EXAMPLES) $(CERTIFICATE)
 
 mutants: $(DEV)  ## change the law-bearing code in every small way, and see the tests notice
-	PYTHONPATH=.:$$PYTHONPATH $(PY) tests/exactness/mutants.py
+	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/mutants.py
 
 draft: $(INSTALLED)  ## train a draft for smollm2 on TOKENS tokens, into build/draft
 	$(MINISPEC) fetch smollm2

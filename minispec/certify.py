@@ -35,7 +35,7 @@ from minispec.types import Head, Law, RandomSource, Round, Shortlist
 from minispec.verify import Verifier, excess, verify
 
 _NOTHING = -1e4  # the logit of weight 0: its probability is exactly 0 in every dtype
-_KINDS = ("settled", "alike", "near", "other", "other", "apart")
+_KINDS = ("settled", "alike", "near", "apart", "other", "other", "other", "other")
 
 SAMPLINGS = (
     Sampling(0.0), Sampling(0.5), Sampling(1.0), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.87),
@@ -59,21 +59,21 @@ class Case:
 
     @property
     def stop(self) -> StopRule:
-        """One end id or two, the last ones of the vocabulary."""
-        ends = 1 + (self.vocabulary > 3 and self.seed % 2)
+        """No end id, one, or two, which are the last ones of the vocabulary."""
+        ends = self.seed % 3 if self.vocabulary > 3 else self.seed % 2
         return StopRule(self.limit, tuple(range(self.vocabulary - ends, self.vocabulary)))
 
     def weights(self, tokens: Sequence[int]) -> tuple[list[int], list[int]]:
         """Of the target and of the draft after ``tokens``: whole numbers (V,), some of them 0."""
         luck = random.Random(f"{self.seed} {tuple(tokens)}")
         # Most cases begin where draft and target disagree, so that much is rejected.
-        first = self.seed % 8 and len(tokens) == len(self.prompt)
+        first = self.seed % 16 and len(tokens) == len(self.prompt)
         kind, size = "other" if first else luck.choice(_KINDS), self.vocabulary
         if kind == "settled":
             weights = [0] * size
             weights[luck.randrange(size)] = 1
             return weights, weights
-        draw = [luck.choice((1, 2, 3, 5) if first else (0, 0, 1, 1, 2, 3, 5)) for _ in range(size)]
+        draw = [luck.choice((1, 2, 3, 5) if first else (0, 1, 1, 2, 3, 5)) for _ in range(size)]
         target = draw if any(draw) else [1] * size
         if kind == "alike":
             return target, target
@@ -81,7 +81,7 @@ class Case:
             return target, [w + (i == size // 2) for i, w in enumerate(target)]
         if kind == "apart" and not all(target):
             return target, [int(w == 0) for w in target]
-        return target, [luck.choice((0, 1, 1, 4)) for _ in range(size)]
+        return target, [luck.choice((0, 1, 1, 2, 4)) for _ in range(size)]
 
 
 # Vocabulary, gamma, limit: long chains over few ids, short ones over more.

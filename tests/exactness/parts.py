@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable
+from functools import cache
 
 import torch
 
@@ -82,9 +83,12 @@ LISTS: dict[str, ListOf] = {
 def candidates(shortlist: ListOf) -> Decoding:
     """Two candidates for the next token in the place of a chain: the first level of a tree."""
 
+    made = cache(shortlist)
+
     def decode(toys: Toys, source: RandomSource) -> Iterable[Round]:
         case, sampling, head = toys.case, toys.sampling, toys.target.head
-        vocabulary, listed = torch.arange(case.vocabulary), shortlist(case.vocabulary)
+        vocabulary, listed = torch.arange(case.vocabulary), made(case.vocabulary)
+        listed.reset()
         output, tokens, stop = Output(case.stop, None, case.limit), list(case.prompt), None
 
         def law(*following: int):  # type: ignore[no-untyped-def]
