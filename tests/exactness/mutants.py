@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
+NO_ANSWER = "no answer"
 CPU_SECONDS = 90  # more than any selection takes: beyond, a mutant runs in circles, and is seen
 LAWS = ["exactness/test_grid.py", "exactness/test_properties.py"]
 LOOP = ["test_decode.py", "test_exactness.py", "exactness/test_health.py"]
@@ -202,8 +203,8 @@ class _First:
             self.name = f"import of {report.nodeid}"
 
 
-def _prepared(mutant: Mutant | None) -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+def _prepared(mutant: Mutant | None, seconds: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "exactness")]
     os.environ["EXAMPLES"] = "10"
@@ -214,7 +215,7 @@ def _prepared(mutant: Mutant | None) -> None:
 def _tested(mutant: Mutant | None, tests: list[str], answer: Connection) -> None:
     import pytest
 
-    _prepared(mutant)
+    _prepared(mutant, CPU_SECONDS)
     first = _First()
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--hypothesis-seed=0"]
     options += ["--deselect", "tests/exactness/test_properties.py::test_a_planted_defect_is_seen"]
@@ -224,8 +225,7 @@ def _tested(mutant: Mutant | None, tests: list[str], answer: Connection) -> None
 
 
 def _digested(mutant: Mutant | None, answer: Connection) -> None:
-    _prepared(mutant)
-    resource.setrlimit(resource.RLIMIT_CPU, (900, 905))
+    _prepared(mutant, 10 * CPU_SECONDS)
     answer.send(_digest())
 
 
@@ -256,7 +256,7 @@ def _digest() -> str:
 
 
 def _apart(target: Any, *arguments: Any) -> Any:
-    """What a forked process answers; "no answer" where it died or ran in circles."""
+    """What a forked process answers; ``NO_ANSWER`` where it died or ran in circles."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(*arguments, theirs))
@@ -265,7 +265,7 @@ def _apart(target: Any, *arguments: Any) -> Any:
     try:
         answer = ours.recv()
     except EOFError:
-        answer = "no answer"
+        answer = NO_ANSWER
     process.join()
     return answer
 
@@ -296,6 +296,7 @@ def main() -> int:
             verdict = "killed"
             if killer is None:
                 digest = digest or _apart(_digested, None)
+                assert digest != NO_ANSWER, "the grid cannot be walked without any change"
                 same = _apart(_digested, mutant) == digest
                 verdict = "equivalent" if same else "survived"
                 print(f"{verdict}: minispec/{file}.py:{mutant.line}  {mutant.change}", flush=True)
