@@ -44,6 +44,7 @@ slow: $(DEV)  ## run the slow tests
 bench: $(BENCH)  ## run the benchmarks
 	$(PY) -m pytest benchmarks --benchmark-only
 	$(PY) benchmarks/bench_plain.py
+	$(PY) benchmarks/bench_block.py
 
 # As JSON into CERTIFICATE, with EXAMPLES drawn for each property.
 exactness: $(DEV)  ## walk every branch of every verifier and list, and certify their laws

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
+from minispec.errors import ArgumentError
 from minispec.head import LinearHead
 from minispec.sampling import Sampling
 from minispec.testing import ToyDraft, ToyTarget, every_branch, total_variation
@@ -94,11 +95,16 @@ GRID = tuple(Case(seed, *SHAPES[seed % len(SHAPES)]) for seed in range(3 * len(S
 
 class ExactSampling:
     """``Sampling`` in fractions: logits are read as weights, so that a temperature of 1/n is
-    the n-th power. The rules for ties are the same."""
+    the n-th power. The rules for ties are the same. Raises ArgumentError for other ones."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._power = round(1 / sampling.temperature) if sampling.temperature else 0
+        if sampling.temperature and self._power * sampling.temperature != 1:
+            raise ArgumentError(
+                f"temperature {sampling.temperature} has no exact powers: in fractions it must be "
+                "0 or 1/n; use Backend('float64') for others"
+            )
 
     def law(self, logits: Tensor, ids: Tensor) -> Law:
         """Whole-number weights (K,), ids (K,) sorted -> the law over just those ids."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from parts import ARITHMETICS, BACKENDS, LISTS, SAMPLING, VERIFIERS, backend_of, impossible, static
 
 from minispec.certify import GRID, Certificate, ExactSampling, certify, speculation
+from minispec.errors import ArgumentError
 from minispec.sampling import Sampling
 from minispec.types import Law, Proposal, RandomSource, Verdict
 from minispec.verify import verify
@@ -96,3 +97,9 @@ def test_the_two_samplings_are_one(weights: list[int], sampling: Sampling) -> No
     law = sampling.law(logits, ids).probs
     assert sum(exact) == 1
     assert torch.allclose(law, torch.tensor([float(share) for share in exact], dtype=law.dtype))
+
+
+@pytest.mark.parametrize("temperature", [0.8, 3.0])
+def test_a_temperature_without_exact_powers_is_refused(temperature: float) -> None:
+    with pytest.raises(ArgumentError, match="0 or 1/n"):
+        certify(speculation(static), Sampling(temperature), PART)
