@@ -279,6 +279,7 @@ def main() -> int:
     import numpy  # noqa: F401
     import pytest  # noqa: F401
     import torch
+    from tqdm import tqdm
 
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
@@ -290,7 +291,8 @@ def main() -> int:
             print(f"{file}: {broken} fails without any change", file=sys.stderr)
             return 1
         source = (ROOT / "minispec" / f"{file}.py").read_text("utf-8")
-        for mutant in mutants(file, source):
+        made = list(mutants(file, source))
+        for mutant in tqdm(made, desc=file, unit="mutant", disable=None):
             started = time.perf_counter()
             killer = _apart(_tested, mutant, tests)
             verdict = "killed"
