@@ -214,7 +214,12 @@ def _prepared(mutant: Mutant | None, seconds: int) -> None:
 
 def _tested(mutant: Mutant | None, tests: list[str], answer: Connection) -> None:
     import pytest
+    from hypothesis import Phase, settings
 
+    # Whether an example fails is all that is asked: it need not be made small.
+    phases = (Phase.explicit, Phase.generate)
+    settings.register_profile("mutants", deadline=None, phases=phases, max_examples=30)
+    os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     _prepared(mutant, CPU_SECONDS)
     first = _First()
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--hypothesis-seed=0"]
