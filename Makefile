@@ -6,9 +6,12 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 TOKENS ?= 700000
 
+CERTIFICATE ?= build/certificate.json
+EXAMPLES    ?= 100
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test slow bench bench-gpu draft lint clean help python FORCE
+.PHONY: demo test slow bench bench-gpu exactness mutants draft lint clean help python FORCE
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -43,9 +46,17 @@ bench: $(BENCH)  ## run the benchmarks
 	$(PY) benchmarks/bench_plain.py --backend reference
 	$(PY) benchmarks/bench_plain.py --backend cpu
 	$(PY) -m benchmarks.head --json build/head.json
+	$(PY) benchmarks/bench_block.py
 
 bench-gpu: $(BENCH)  ## run the benchmarks of the CUDA kernels, where there is a GPU
 	$(PY) -m benchmarks.bench_gpu
+
+# As JSON into CERTIFICATE, with EXAMPLES drawn for each property.
+exactness: $(DEV)  ## walk every branch of every verifier and list, and certify their laws
+	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/certificate.py --examples $(EXAMPLES) $(CERTIFICATE)
+
+mutants: $(DEV)  ## change the law-bearing code in every small way, and see the tests notice
+	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/mutants.py
 
 draft: $(INSTALLED)  ## train a draft for smollm2 on TOKENS tokens, into build/draft
 	$(MINISPEC) fetch smollm2

@@ -29,16 +29,8 @@ def gathered(rows, scales, ids, states, out, threads):
     for thread in prange(threads):
         last = (thread + 1) * size // threads
         for place in range(thread * size // threads, last):
-            meet(
-                rows,
-                ids[place],
-                ids[min(place + AHEAD, last - 1)],
-                states,
-                out,
-                place,
-                0,
-                rows.shape[1],
-            )
+            coming = ids[min(place + AHEAD, last - 1)]
+            meet(rows, ids[place], coming, states, out, place, 0, width)
             for state in range(len(states)):
                 out[state, place] *= scales[ids[place]]
 

@@ -193,6 +193,10 @@ def _add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     parser.add_argument(
         "--top-p", type=float, default=1.0, help="only the likeliest ids of this mass, 1: all (1)"
     )
+    parser.add_argument(
+        "--verifier", choices=("token", "block"), default="token",
+        help="judge drafted tokens one by one, or as a block, which keeps more (token)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of all draws (0)")
     parser.add_argument(
         "--max-new-tokens", type=int, default=max_new_tokens, help="(%(default)s)", metavar="N"

@@ -87,7 +87,10 @@ def _generate(options: argparse.Namespace) -> None:
     if not options.ignore_eos:
         rule = replace(rule, eos_ids=model.tokenizer.eos_ids)
     ids = prompt_ids(model.tokenizer, options.prompt, options.raw)
-    run = decoder(method, model, draft, None, gamma=options.gamma, sampling=sampling, stop=rule)
+    run = decoder(
+        method, model, draft, None, gamma=options.gamma, sampling=sampling, stop=rule,
+        verifier=options.verifier,
+    )  # fmt: skip
     rounds = run(ids, SeededRandom(options.seed))
     plain = method.name == "autoregressive"
     if plain and options.method is None:
@@ -99,6 +102,7 @@ def _generate(options: argparse.Namespace) -> None:
         "gamma": None if plain else options.gamma,
         "budget": method.ids(model.target.head.vocabulary_size),
         "sampling": asdict(sampling),
+        "verifier": None if plain else options.verifier,
         "seed": options.seed,
         "dtype": model.dtype,
         "backend": model.backend,
@@ -152,6 +156,7 @@ def _compare(options: argparse.Namespace) -> None:
         raw=options.raw,
         switch=options.switch,
         study=options.study,
+        verifier=options.verifier,
     )
     found = streams.streams_of(options.prompts, options.limit)
     for method in methods:

@@ -46,6 +46,7 @@ class Settings:
     threads: int = field(default_factory=torch.get_num_threads)
     switch: bool = False  # also the stream that switches between the others
     study: bool = False  # also the sweep of budgets and of what is left out, by replay
+    verifier: str = "token"
 
     def __post_init__(self) -> None:
         if not self.methods or not self.gammas:
@@ -98,6 +99,7 @@ def compare(
                 sampling=settings.sampling,
                 stop=stop,
                 trace=True,
+                verifier=settings.verifier,
             )
         decoders[variant][stream.name] = made[key]
     talks, peaks = _decoded(decoders, plan, settings, model.tokenizer.eos_ids)
@@ -125,6 +127,7 @@ def compare(
             "top_k": settings.sampling.top_k,
             "top_p": settings.sampling.top_p,
         },
+        "verifier": settings.verifier,
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         "threads": settings.threads,

@@ -30,7 +30,7 @@ from minispec.types import (
     Target,
     Tokenizer,
 )
-from minispec.verify import verify
+from minispec.verify import Verifier, verify
 
 MAX_GAMMA = 16
 _PREFILL = 512  # positions read at once: a whole long prompt's attention mask would be large
@@ -69,6 +69,7 @@ def speculative(
     tokenizer: Tokenizer | None = None,
     trace: bool = False,
     continued: bool = False,
+    verifier: Verifier = verify,
 ) -> Iterator[Round]:
     """Speculative decoding: the same law as ``autoregressive``, several tokens a round.
 
@@ -78,7 +79,8 @@ def speculative(
     the prompt is ``continued``: the turns so far of a conversation, which the list has followed,
     and the next. The models read all of it again.
 
-    Spends, in this order: one choice a drafted token, one coin a token examined, one choice.
+    Spends, in this order: one choice a drafted token, one coin a token examined (by
+    ``verify_block``: a prefix, from the longest), one choice.
     Raises as ``autoregressive`` does, and ArgumentError for gamma outside 1..16.
     """
     check_gamma(gamma)
@@ -86,7 +88,7 @@ def speculative(
     if not continued:
         shortlist.reset()
     drafter = Drafter(draft, shortlist, len(prompt) + output.remaining)
-    return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace)
+    return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace, verifier)
 
 
 def check_gamma(gamma: int) -> None:
@@ -128,6 +130,7 @@ def _rounds(
     random: RandomSource,
     output: Output,
     trace: bool,
+    verifier: Verifier = verify,
 ) -> Iterator[Round]:
     if output.remaining == 0:
         return
@@ -158,7 +161,7 @@ def _rounds(
 
         # 3) Verify.
         laws = [sampling.law(row, vocabulary) for row in logits]
-        verdict = verify(proposal, laws, random)
+        verdict = verifier(proposal, laws, random)
         accepted = [proposal.tokens[node] for node in verdict.path]
         watch.lap("verify")
 
@@ -182,7 +185,7 @@ def _rounds(
         evidence = Evidence(
             proposal,
             tuple(laws[: len(kept)]),
-            verdict.acceptance[: len(kept)],
+            verdict.acceptance[: len(proposal)],
             verdict.next_law if complete else None,
         )
         round = Round(

@@ -24,6 +24,7 @@ from minispec.shortlist.in_context import InContextList
 from minispec.shortlist.routed import RoutedList, router_of
 from minispec.shortlist.static import StaticList
 from minispec.types import Draft, RandomSource, Round, Shortlist
+from minispec.verify import VERIFIERS
 
 # Methods, and the share of the vocabulary that they draft from where a budget is not given.
 _SHARES = {"autoregressive": None, "full": None, "frspec": 0.25} | dict.fromkeys(
@@ -158,10 +159,12 @@ def decoder(
     sampling: Sampling,
     stop: StopRule,
     trace: bool = False,
+    verifier: str = "token",
 ) -> Decoder:
     """A method ready to decode prompts: (ids, random source) -> rounds.
 
-    Raises as ``shortlist``, and ArgumentError for gamma out of range or a missing draft.
+    Raises as ``shortlist``, and ArgumentError for gamma out of range, an unknown verifier or a
+    missing draft.
     """
     target, tokenizer = model.target, model.tokenizer
     if method.name == "autoregressive":
@@ -170,6 +173,8 @@ def decoder(
             tokenizer=tokenizer, trace=trace,
         )  # fmt: skip
     check_gamma(gamma)
+    if verifier not in VERIFIERS:
+        raise ArgumentError(f"unknown verifier {verifier!r}: known are {', '.join(VERIFIERS)}")
     if draft is None:
         raise ArgumentError(
             f"method {method} needs a draft, and none is known for model {model.name}: "
@@ -178,5 +183,5 @@ def decoder(
     ids_of, own = shortlist(method, model, domain), draft.with_own_head()
     return lambda prompt, random, *, continued=False: speculative(
         target, own, ids_of, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
-        tokenizer=tokenizer, trace=trace, continued=continued,
+        tokenizer=tokenizer, trace=trace, continued=continued, verifier=VERIFIERS[verifier],
     )  # fmt: skip

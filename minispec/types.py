@@ -64,8 +64,9 @@ class Verdict:
 
     ``path``: indices of the accepted nodes (for a chain 0..n-1). ``next_token``: drawn by the
     target itself, from ``next_law``: the residual after a rejection, else the target's law
-    after the last accepted token (the *bonus token*). ``acceptance``: the probability with
-    which each examined node was to be accepted, in the order of examination.
+    after the last accepted token (the *bonus token*). ``acceptance``: for each examined node,
+    in the proposal's order, the probability that it was to be accepted; token by token this
+    is given that those before it were, in a block it is given only which they are.
     """
 
     path: tuple[int, ...]

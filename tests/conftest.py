@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("minispec", deadline=None)
-settings.load_profile("minispec")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "minispec"))
 
 TOY = ModelConfig(
     vocabulary_size=50,

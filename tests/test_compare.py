@@ -196,6 +196,19 @@ def test_drawn_text_is_not_audited_and_follows_the_seed(
     assert drawn("1") == drawn("1") != drawn("2")
 
 
+def test_the_verifier_is_said_and_used(tiny: Tiny, files: list[str], tmp_path: Path) -> None:
+    options = ["--methods", "full", "--temperature", "2", "--verifier"]
+    found = {v: run(tiny, files, tmp_path, *options, v) for v in ("token", "block")}
+    assert {v: report["verifier"] for v, report in found.items()} == {v: v for v in found}
+    passes = [only(report, stream="all")["target_passes"] for report in found.values()]
+    assert passes[0] != passes[1]
+
+
+def test_an_unknown_verifier_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ArgumentError, match="unknown verifier 'tree': known are token, block"):
+        compared(tiny, "full", verifier="tree")
+
+
 def test_the_table_and_the_picture(several: Any, capsys: pytest.CaptureFixture[str]) -> None:
     lines = report.table(several.report).splitlines()
     assert len(lines) == 1 + len(several.report["results"])

@@ -60,6 +60,7 @@ RIVER = [
     ["minispec.backend"],  # which loads them by name
     ["minispec.cli"],
     ["minispec.testing"],  # for users and for our tests: nothing that ships relies on it
+    ["minispec.certify"],
 ]
 
 
