@@ -16,7 +16,7 @@ from numba import get_num_threads, set_num_threads
 from torch import Tensor, nn
 
 from fastpath.kernels import product
-from fastpath.rows import CpuHead
+from fastpath.rows import CpuHead, home
 from fastpath.steps import draft_pass, normed, target_pass
 from minispec.cache import KVCache
 from minispec.draft import EagleDraft
@@ -45,15 +45,20 @@ def target(model: Transformer) -> "CpuTarget":
 
 
 def draft(draft: EagleDraft, target: "CpuTarget") -> "CpuDraft":
-    """A draft of the reference's, on this backend, which shares the target's head rows."""
-    return CpuDraft(draft, target.head)
+    """A draft of the reference's, on this backend, which shares the target's embedding and head
+    rows."""
+    return CpuDraft(draft, target)
 
 
 class CpuTarget:
     """See ``minispec.types.Target``."""
 
     def __init__(self, model: Transformer) -> None:
-        self._config, self._embedding = model.config, model.embedding.weight.detach()
+        self._config = model.config
+        head = model.embedding if model.config.tied_head else model.output
+        rows = home(head.weight.shape, head.weight.dtype)
+        head.weight.data = rows.copy_(head.weight.detach())
+        self.embedding = model.embedding.weight.detach()
         self.context_limit = model.config.context_limit
         layers = [layer for layer in model.layers if isinstance(layer, Layer)]
         self._stacks = _stacked(
@@ -82,7 +87,7 @@ class CpuTarget:
         start, end = _places(cache, len(ids))
         cos, sin = self._turns
         hidden, taps = target_pass(
-            self._embedding[ids].float().numpy(), *self._stacks, self._norms,
+            self.embedding[ids].float().numpy(), *self._stacks, self._norms,
             self._config.norm_epsilon, cos[start:end], sin[start:end],
             cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], start, self._taps,
             get_num_threads(),
@@ -94,8 +99,8 @@ class CpuTarget:
 class CpuDraft:
     """See ``minispec.types.Draft``."""
 
-    def __init__(self, draft: EagleDraft, head: CpuHead) -> None:
-        self._config, self._embedding = draft.config, draft.embedding.detach()
+    def __init__(self, draft: EagleDraft, target: CpuTarget) -> None:
+        self._config, self._embedding = draft.config, target.embedding
         (weights, scales) = _stacked([draft.attention], [draft.mlp], False)
         self._stacks = tuple(w[0] for w in weights), tuple(s[0] for s in scales)
         self._fusion = _rows(_joined([[draft.fusion]])[0], False)
@@ -105,7 +110,7 @@ class CpuDraft:
         )
         self._norm = _floats(draft.norm.weight)
         self._turns = _turns(draft.rope, draft.config)
-        self.head = head.twin()
+        self.head = target.head.twin()
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most ``capacity`` positions, in float32."""
@@ -188,7 +193,11 @@ def _stacked(attentions: Sequence[Attention], mlps: Sequence[MLP], int8: bool) -
 
 def _joined(layers: Sequence[Sequence[nn.Linear]]) -> Tensor:
     """Weights (L, N, D) of some projections in each layer, of which they become views."""
-    stack = torch.stack([torch.cat([p.weight.detach() for p in layer]) for layer in layers])
+    first = [projection.weight for projection in layers[0]]
+    shape = len(layers), sum(map(len, first)), first[0].shape[1]
+    stack = home(shape, first[0].dtype)
+    for rows, layer in zip(stack, layers, strict=True):
+        torch.cat([projection.weight.detach() for projection in layer], out=rows)
     for rows, layer in zip(stack, layers, strict=True):
         parts = rows.split([len(p.weight) for p in layer])
         for projection, part in zip(layer, parts, strict=True):

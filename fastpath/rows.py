@@ -8,6 +8,8 @@ its rows lie (``gathered``), since a row copied costs several rows streamed.
 Knows nothing of models, nor of why an id is on a list.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,15 @@ from fastpath.kernels import AHEAD, ask, meet, product
 
 Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
+
+
+def home(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory for rows: it begins at a cache line, and numpy asks the system for
+    large pages, without which finding out where a row lies costs a tenth of reading it."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    first = -memory.ctypes.data % 64
+    return torch.from_numpy(memory[first : first + size]).view(dtype).view(*shape)
 
 
 @njit(parallel=True, cache=True)
@@ -130,6 +141,19 @@ def exchanged(rows, scales, ids, slots, came, went, before, packed, packed_scale
         places[slots[place]] = place
 
 
+@njit(cache=True)
+def followed(rows, scales, old, slots, new, packed, packed_scales, churn):
+    """Brings packed rows from the list ``old`` to the list ``new``: slots and places (K,) as
+    they are then, or none where more than a share ``churn`` of the ids would have to be copied.
+    """
+    new_slots, places = np.empty(len(new), np.int64), np.empty(len(new), np.int64)
+    came, went = compared(old, slots, new, new_slots, rows, packed)
+    if len(came) > churn * len(new):
+        return new_slots[:0], places[:0]
+    exchanged(rows, scales, new, new_slots, came, went, len(old), packed, packed_scales, places)
+    return new_slots, places
+
+
 class PackedRows:
     """The rows of the list asked for last, side by side and kept up to date.
 
@@ -145,17 +169,14 @@ class PackedRows:
     def update(self, ids: np.ndarray, churn: float = 1.0) -> bool:
         """Makes ids (K,), sorted and unique, the list that is packed, unless more than a
         share ``churn`` of them is new; says whether it did."""
-        slots = np.empty_like(ids)
-        came, went = compared(self._ids, self._slots, ids, slots, self._rows, self._packed)
-        if len(came) > churn * len(ids):
-            return False
         if len(ids) > len(self._packed):
             self._grow(len(ids))
-        places = np.empty_like(ids)
-        exchanged(
-            self._rows, self._scales, ids, slots, came, went, len(self._ids),
-            self._packed, self._packed_scales, places,
+        slots, places = followed(
+            self._rows, self._scales, self._ids, self._slots, ids,
+            self._packed, self._packed_scales, churn,
         )  # fmt: skip
+        if not len(places):
+            return False
         self._ids, self._slots, self._places = ids, slots, places
         return True
 
@@ -164,9 +185,7 @@ class PackedRows:
         streamed(self._packed, self._packed_scales, self._places, states, out, get_num_threads())
 
     def _grow(self, size: int) -> None:
-        # torch's memory begins at a cache line, numpy's does not: reading is faster for it.
-        kind = torch.from_numpy(self._packed).dtype
-        packed = torch.empty(size, self._rows.shape[1], dtype=kind).numpy()
+        packed = home((size, self._rows.shape[1]), torch.from_numpy(self._rows).dtype).numpy()
         packed[: len(self._packed)] = self._packed
         scales = np.empty(size, np.float32)
         scales[: len(self._packed_scales)] = self._packed_scales
@@ -179,7 +198,8 @@ class CpuHead:
     def __init__(self, rows: np.ndarray, scales: np.ndarray) -> None:
         self._rows, self._scales = rows, scales
         self._packed = PackedRows(rows, scales)
-        self._list: Tensor | None = None
+        self._list: Tensor | None = None  # that was asked for last
+        self._packed_list: Tensor | None = None
 
     @property
     def vocabulary_size(self) -> int:
@@ -198,13 +218,15 @@ class CpuHead:
         states, out = self._room(hidden, len(ids))
         # The same tensor means the same ids (``types.Shortlist``). A list that comes a second
         # time will come again.
-        seen = ids is self._list
-        self._list = ids
-        numbers = ids.numpy()
-        if self._packed.update(numbers, 1.0 if seen else _CHURN):
+        seen, self._list = ids is self._list, ids
+        if ids is not self._packed_list and self._packed.update(
+            ids.numpy(), 1.0 if seen else _CHURN
+        ):
+            self._packed_list = ids
+        if ids is self._packed_list:
             self._packed.product(states, out.numpy())
         else:
-            gathered(self._rows, self._scales, numbers, states, out.numpy(), get_num_threads())
+            gathered(self._rows, self._scales, ids.numpy(), states, out.numpy(), get_num_threads())
         return out.view(*hidden.shape[:-1], -1)
 
     def twin(self) -> "CpuHead":

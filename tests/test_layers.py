@@ -58,6 +58,8 @@ RIVER = [
     ["fastpath.cuda_round"],
     ["fastpath"],  # so nothing above can import it, and the command line below can
     ["minispec.backend"],  # which loads them by name
+    ["minispec.prepare"],
+    ["minispec.commands_run", "minispec.commands_make"],
     ["minispec.cli"],
     ["minispec.testing"],  # for users and for our tests: nothing that ships relies on it
     ["minispec.certify"],
