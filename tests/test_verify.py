@@ -25,6 +25,7 @@ from minispec.testing import (
 from minispec.types import Context, Law, Proposal, Verdict
 from minispec.verify import (
     acceptance_probability,
+    excess,
     residual,
     verify,
     verify_block,
@@ -245,3 +246,32 @@ def test_a_block_by_hand() -> None:
     assert asked == [Fraction(1, 6), Fraction(1, 5)]
     assert verdict.path == (0,) and verdict.next_token == 1
     assert list(verdict.next_law.probs) == [0, 1]
+
+
+@pytest.mark.parametrize("verifier", [verify, verify_block, verify_siblings])
+def test_a_token_without_a_law_is_refused(verifier: Verifier) -> None:
+    law = fraction_law([1, 1])
+    with pytest.raises(ValueError, match="zip"):
+        verifier(Proposal((0,), ()), [law] * 2, Branching([]))
+
+
+def test_a_block_of_equal_laws_may_be_rejected_by_rounding_alone() -> None:
+    """No prefix is then kept, since nothing is left that could follow it, and p answers."""
+    law = fraction_law([1, 1])
+
+    class Stubborn:
+        def bernoulli(self, probability: Fraction) -> bool:
+            return False
+
+        def choose(self, probs: object) -> int:
+            return 1
+
+    verdict = verify_block(Proposal((0, 1), (law, law)), [law] * 3, Stubborn())
+    assert verdict.path == () and verdict.next_law is law
+
+
+def test_what_p_exceeds_q_by() -> None:
+    p, q = fraction_law([1, 1, 2]), fraction_law([1, 1], ids=[0, 2])
+    assert list(excess(p, q)) == [0, Fraction(1, 4), 0]
+    assert list(residual(p, q).probs) == [0, 1, 0]
+    assert list(excess(p, q, Fraction(1, 2))) == [0, Fraction(1, 8), 0]

@@ -279,6 +279,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("files", nargs="*", default=list(SELECTION), help=", ".join(SELECTION))
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants.json")
+    parser.add_argument("--resume", action="store_true", help="trust what --out says was killed")
+    parser.add_argument("--unwalked", action="store_true", help="call no survivor equivalent")
     options = parser.parse_args()
     import hypothesis  # noqa: F401  loaded once, for all that are forked from here
     import numpy  # noqa: F401
@@ -288,6 +290,8 @@ def main() -> int:
 
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
+    known = json.loads(options.out.read_text("utf-8")) if options.resume else []
+    done = {row["sha256"]: row for row in known if row["verdict"] == "killed"}
     digest, failed = "", False
     for file in options.files:
         tests = SELECTION[file]
@@ -298,28 +302,32 @@ def main() -> int:
         source = (ROOT / "minispec" / f"{file}.py").read_text("utf-8")
         made = list(mutants(file, source))
         for mutant in tqdm(made, desc=file, unit="mutant", disable=None):
-            started = time.perf_counter()
-            killer = _apart(_tested, mutant, tests)
-            verdict = "killed"
-            if killer is None:
-                digest = digest or _apart(_digested, None)
-                assert digest != NO_ANSWER, "the grid cannot be walked without any change"
-                same = _apart(_digested, mutant) == digest
-                verdict = "equivalent" if same else "survived"
-                print(f"{verdict}: minispec/{file}.py:{mutant.line}  {mutant.change}", flush=True)
-            found.append({
-                "file": f"minispec/{file}.py", "line": mutant.line, "change": mutant.change,
-                "verdict": verdict, "killer": killer,
-                "seconds": round(time.perf_counter() - started, 1),
-            })  # fmt: skip
+            sha256 = hashlib.sha256(mutant.source.encode()).hexdigest()
+            if sha256 not in done:
+                started = time.perf_counter()
+                killer = _apart(_tested, mutant, tests)
+                verdict = "killed" if killer else "survived"
+                if not killer and not options.unwalked:
+                    digest = digest or _apart(_digested, None)
+                    assert digest != NO_ANSWER, "the grid cannot be walked without any change"
+                    same = _apart(_digested, mutant) == digest
+                    verdict = "equivalent" if same else "survived"
+                if not killer:
+                    print(f"{verdict}: minispec/{file}.py:{mutant.line}  {mutant.change}")
+                done[sha256] = {
+                    "file": f"minispec/{file}.py", "line": mutant.line, "change": mutant.change,
+                    "sha256": sha256, "verdict": verdict, "killer": killer,
+                    "seconds": round(time.perf_counter() - started, 1),
+                }  # fmt: skip
+            found.append(done[sha256])
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         counts = Counter(row["verdict"] for row in found if row["file"] == f"minispec/{file}.py")
         total = counts.total()
         score = counts["killed"] / max(1, total - counts["equivalent"])
         wanted = 1.0 if file in LAW_BEARING else 0.9
         failed |= score < wanted or counts["equivalent"] > 0.05 * total
         print(f"minispec/{file}.py: {dict(counts)}, {100 * score:.1f}% killed", flush=True)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return int(failed)
 
 
