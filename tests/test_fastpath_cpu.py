@@ -7,6 +7,7 @@ its largest term; the bound used here is 2^-24 * 4 * sqrt(D) * |x| |w|, row by r
 import numpy as np
 import pytest
 import torch
+from conftest import toy_transformer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,6 @@ from minispec.quantised import rounded, scales, steps
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList
-from tests.conftest import toy_transformer
 
 KINDS = ("float32", "bfloat16", "int8")
 
