@@ -146,3 +146,8 @@ def test_one_uniform_per_decision_in_a_fixed_order() -> None:
     fresh = SeededRandom(3)
     [fresh.uniform() for _ in range(3)]
     assert source.uniform() == fresh.uniform()
+
+
+def test_a_top_p_of_one_leaves_nothing_out() -> None:
+    """Not even what comes after shares that already round to one in float32."""
+    assert law([0.0, -17.0], Sampling(1.0))[1] > 0
