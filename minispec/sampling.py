@@ -84,8 +84,7 @@ def _top_p(probs: Tensor, mass: float) -> Tensor:
     order = probs.argsort(descending=True, stable=True)
     before = probs[order].double().cumsum(0) - probs[order]  # mass of all that rank higher
     keep = torch.empty_like(probs, dtype=torch.bool)
-    keep[order] = before < mass
-    keep[order[0]] = True
+    keep[order] = before < mass  # the first one always: nothing is before it
     return keep
 
 

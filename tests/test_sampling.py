@@ -35,6 +35,7 @@ def law(logits: list[float], sampling: Sampling) -> list[float]:
         (Sampling(), [-math.inf, -5.0], [0, 1]),
         (Sampling(1.0), [0.0, 0.0, -math.inf], [0.5, 0.5, 0]),
         (Sampling(1.0, top_k=2), [1.0, 1.0, 1.0, 0.0], [0.5, 0.5, 0, 0]),  # equal logits
+        (Sampling(1.0, top_k=2), [math.log(3), 0.0, 0.0, 0.0], [0.75, 0.25, 0, 0]),
         (Sampling(1.0, top_k=1), [0.0, 2.0, 2.0], [0, 1, 0]),
         (Sampling(1.0, top_k=9), [0.0, 0.0], [0.5, 0.5]),
         (Sampling(1.0, top_p=0.5), [0.0] * 4, [0.5, 0.5, 0, 0]),  # the cut falls in a tie
@@ -42,6 +43,7 @@ def law(logits: list[float], sampling: Sampling) -> list[float]:
         (Sampling(1.0, top_k=3, top_p=0.6), [0.0] * 4, [0.5, 0.5, 0, 0]),
         (Sampling(1e-30), [1.0, 1.5, 0.0], [0, 1, 0]),
         (Sampling(1e-300), [1.0, 1.5, 1.5], [0, 0.5, 0.5]),  # colder than float32 can say
+        (Sampling(1e-300), [10.0, 15.0, 15.0], [0, 0.5, 0.5]),  # and hot enough to overflow
     ],
 )
 def test_laws(sampling: Sampling, logits: list[float], expected: list[float]) -> None:
@@ -146,3 +148,8 @@ def test_one_uniform_per_decision_in_a_fixed_order() -> None:
     fresh = SeededRandom(3)
     [fresh.uniform() for _ in range(3)]
     assert source.uniform() == fresh.uniform()
+
+
+def test_a_top_p_of_one_leaves_nothing_out() -> None:
+    """Not even what comes after shares that already round to one in float32."""
+    assert law([0.0, -17.0], Sampling(1.0))[1] > 0
