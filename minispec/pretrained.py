@@ -23,7 +23,7 @@ from minispec.model import Transformer
 from minispec.quantised import rounded
 from minispec.types import Target, Tokenizer
 
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPES = ("float64", "float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)

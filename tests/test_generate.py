@@ -135,7 +135,7 @@ def test_text_is_streamed_round_by_round_and_adds_up(tiny: Tiny, name: str) -> N
 KEYS = {
     "text", "ids", "tokens", "stop", "target_passes", "tau", "tokens_per_second",
     "seconds_to_first_token", "seconds", "accepted_by_position", "repeated_4gram_share",
-    "model", "method", "gamma", "budget", "sampling", "seed", "dtype", "prompt_tokens",
+    "model", "method", "gamma", "budget", "sampling", "seed", "dtype", "backend", "prompt_tokens",
     "verifier",
 }  # fmt: skip
 

@@ -85,7 +85,7 @@ def test_metadata(installed: Path) -> None:
     assert (about["Name"], about["Version"]) == ("minispec", "0.1.0")
     assert about["Requires-Python"] == ">=3.11"
     assert "Apache-2.0" in (about["License-Expression"], about["License"])
-    assert set(about.get_all("Provides-Extra", [])) == {"dev", "bench", "docs"}
+    assert set(about.get_all("Provides-Extra", [])) == {"dev", "bench", "cuda", "docs"}
     requirements = {wants.name: wants for wants in map(Requirement, found.requires or ())}
     assert requirements["torch"].specifier.contains("2.13.0")
 

@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="module")
 def model(tiny: Tiny) -> Pretrained:
     """In float64, where a pass over many positions and one over few agree on every choice."""
-    return pretrained.load(str(tiny.folder), torch.float64)
+    return pretrained.load(str(tiny.folder), "float64")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def toys() -> tuple[ToyTarget, ToyDraft]:
     """A target and a draft that often agrees with it, and that checks its own cache."""
     table, other = random_table(V, seed=1), random_table(V, seed=2)
     close = lambda tokens: table(tokens) + 0.4 * other(tokens)  # noqa: E731
-    return ToyTarget(V, table, context=200), ToyDraft(V, close, context=200)
+    return ToyTarget(V, table, context=200), ToyDraft(V, close)
 
 
 @pytest.mark.parametrize("name", list(lists()))
