@@ -23,6 +23,7 @@ from minispec.types import (
     Draft,
     Evidence,
     Features,
+    Learner,
     Proposal,
     RandomSource,
     Round,
@@ -68,12 +69,14 @@ def speculative(
     stop: StopRule,
     tokenizer: Tokenizer | None = None,
     trace: bool = False,
+    learner: Learner | None = None,
 ) -> Iterator[Round]:
     """Speculative decoding: the same law as ``autoregressive``, several tokens a round.
 
     Each round drafts up to ``gamma`` tokens from ids that ``shortlist`` selects, has the
     target verify them in one pass, and emits the accepted ones and one of the target's own.
-    A chain is cut short where the output may not grow that far. The list is reset first.
+    A chain is cut short where the output may not grow that far. The list is reset first. With a
+    ``learner``, whose ``draft`` is then the one to hand in, the draft learns between rounds.
 
     Spends, in this order: one choice a drafted token, one coin a token examined, one choice.
     Raises as ``autoregressive`` does, and ArgumentError for gamma outside 1..16.
@@ -81,7 +84,9 @@ def speculative(
     check_gamma(gamma)
     output = _checked(target, prompt, stop, tokenizer)
     shortlist.reset()
-    drafter = Drafter(draft, shortlist, len(prompt) + output.remaining)
+    if learner:
+        learner.begin()
+    drafter = Drafter(draft, shortlist, len(prompt) + output.remaining, learner)
     return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace)
 
 
@@ -170,7 +175,7 @@ def _rounds(
             drafter.absorb(torch.tensor(kept), features.taps[: len(kept)])
             watch.lap("draft")
 
-        # 6) The list learns from the round, of which nothing lies past a stop.
+        # 6) The list, and perhaps the draft, learns from the round, of which nothing lies past a stop.
         if stopped:
             proposal = Proposal(proposal.tokens[: len(kept)], proposal.laws[: len(kept)])
         complete = len(kept) == len(accepted) + 1
@@ -193,6 +198,8 @@ def _rounds(
         if drafter:
             drafter.shortlist.observe(round)
             watch.lap("observe")
+            round = replace(round, events=drafter.learn(round))
+            watch.lap("learn")
 
         # 7) Hand it out. Time that passes until the next round is asked for is not ours.
         yield replace(round, seconds=watch.collect(), evidence=evidence if trace else None)

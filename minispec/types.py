@@ -98,7 +98,8 @@ class Round:
     accepted proposals that were kept. ``proposed``: the drafted tokens. ``shortlist_sizes``:
     ids scored at each draft step. ``seconds``: wall time by phase. ``stop``: why decoding
     ended with this round, or None. ``evidence`` is always there for ``observe`` and is
-    handed to the caller only when tracing, since it holds (gamma + 1) * V numbers.
+    handed to the caller only when tracing, since it holds (gamma + 1) * V numbers. ``events``:
+    what a learning draft did with it, counted by name.
     """
 
     tokens: tuple[int, ...]
@@ -109,6 +110,7 @@ class Round:
     seconds: Mapping[str, float]
     stop: str | None
     evidence: Evidence | None = field(default=None, repr=False)
+    events: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +205,31 @@ class Shortlist(Protocol):
 
     def reset(self) -> None:
         """Forgets everything learnt since construction: called between prompts."""
+        ...
+
+
+class Learner(Protocol):
+    """How a draft learns while it serves. It may change the draft's laws in any way that looks
+    at the past alone; within a round nothing that it knows changes."""
+
+    draft: Any
+    reaches_cache: bool  # whether keys and values are made with what it changes
+
+    def begin(self) -> None:
+        """A new text: called before its prompt is read."""
+        ...
+
+    def read(self, ids: Tensor, taps: Tensor, hidden: Tensor) -> None:
+        """The draft has read ids (T,) with taps (T, n_taps * D) and made hidden (T, D) of it."""
+        ...
+
+    def advise(self, logits: Tensor, ids: Tensor, context: Context, sampling: Any) -> Tensor:
+        """Logits (K,) over ids (K,) to draw from in place of the draft's own."""
+        ...
+
+    def observe(self, round: Round) -> Mapping[str, int]:
+        """Learns from a finished round, and says what happened; "changed" among it means that
+        the draft's weights are others from now on."""
         ...
 
 
