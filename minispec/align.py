@@ -42,12 +42,12 @@ class AdaptConfig:
     """
 
     rank: int = 8
-    targets: tuple[str, ...] = ("attention.output", "mlp.gate", "mlp.up", "mlp.down")
+    targets: tuple[str, ...] = ("attention.output", "mlp.down")
     rate: float = 5e-4
     objective: str = "mixture"
     interval: int = 128
     window: int = 64
-    windows: int = 16
+    windows: int = 8
     largest: int = 8
     others: int = 512
     curriculum: bool = True

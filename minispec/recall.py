@@ -38,11 +38,15 @@ def recalled(logits: Tensor, hidden: Tensor, ids: Tensor, trail: Tensor, rows: R
     best, places = scores.topk(min(_NEIGHBOURS, len(scores)))
     weights = ((best - 1) / _WARMTH).exp()  # (n,)
     total = weights.sum()
-    votes = (weights / total)[:, None] * rows.probs[places]  # (n, m)
-    voted = rows.ids[places]
-    at = torch.searchsorted(ids, voted).clamp(max=len(ids) - 1)
-    votes = torch.where(ids[at] == voted, votes, 0).to(logits.dtype)
+    votes = ((weights / total)[:, None] * rows.probs[places]).flatten()  # (n * m,)
+    voted = rows.ids[places].flatten()
+    at = torch.searchsorted(ids, voted).clamp_(max=len(ids) - 1)
+    votes = torch.where(ids[at] == voted, votes, 0)
+    votes = votes.new_zeros(len(ids)).index_add_(0, at, votes)[at]  # those for one id together
+    # In logits, where a constant does not matter, only the ids voted for change:
+    # log(q + t / (1 - t) v) of them, with q as it stands.
     trust = _MOST * total / (total + _DOUBT)
-    law = (1 - trust).to(logits.dtype) * torch.softmax(logits, dim=-1)
-    law.index_add_(0, at.flatten(), trust.to(logits.dtype) * votes.flatten())
-    return law.log()
+    added = (votes * trust / (1 - trust)).log().to(logits.dtype) + logits.logsumexp(0)
+    mixed = logits.clone()
+    mixed[at] = torch.logaddexp(logits[at], added)
+    return mixed
