@@ -14,6 +14,7 @@ refused. How much is learnt is counted in positions for each token, not in time,
 reproduces a run.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -161,13 +162,13 @@ class Aligner:
         events: Counter[str] = Counter()
         evidence = round.evidence
         assert evidence is not None  # always there for those who learn
-        overlaps = [_overlap(p, q) for p, q in zip(evidence.laws, evidence.proposal.laws)]
-        for value in overlaps:
-            if value == value:  # not NaN
-                self._acceptance += (value - self._acceptance) / 64
-        if self._laws and evidence.laws:
+        pairs = zip(evidence.laws, evidence.proposal.laws, strict=False)  # the bonus has no q
+        overlaps = [_overlap(p, q) for p, q in pairs]
+        for value in filter(math.isfinite, overlaps):
+            self._acceptance += (value - self._acceptance) / 64
+        if self._laws:
             plain, mixed = (_overlap(evidence.laws[0], law) for law in self._laws)
-            if mixed - plain == mixed - plain and self._recall_floor.record(mixed - plain):
+            if math.isfinite(mixed - plain) and self._recall_floor.record(mixed - plain):
                 events["recall_switched_off"] += 1
         self._laws = None
         self._keep(round, overlaps, events)

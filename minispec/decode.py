@@ -175,7 +175,7 @@ def _rounds(
             drafter.absorb(torch.tensor(kept), features.taps[: len(kept)])
             watch.lap("draft")
 
-        # 6) The list, and perhaps the draft, learns from the round, of which nothing lies past a stop.
+        # 6) List and draft learn from the round, of which nothing lies past a stop.
         if stopped:
             proposal = Proposal(proposal.tokens[: len(kept)], proposal.laws[: len(kept)])
         complete = len(kept) == len(accepted) + 1

@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Figures:
     """What one prompt's decoding did and cost. ``seconds`` by phase, "prefill" among them;
     ``accepted_at`` counts rounds in which the draft's i-th token was accepted, and
     ``proposed_at`` those in which there was one; ``latencies`` are seconds per token, those
-    of a round spread evenly over its tokens."""
+    of a round spread evenly over its tokens; ``events`` are a learning draft's, by name."""
 
     tokens: tuple[int, ...]
     text: str
@@ -45,6 +45,7 @@ class Figures:
     proposed_at: tuple[int, ...]
     latencies: tuple[float, ...]
     shortlist_sizes: tuple[int, ...]
+    events: dict[str, int] = field(default_factory=dict)
 
     @property
     def decode_seconds(self) -> float:
@@ -80,6 +81,7 @@ def measured(rounds: Iterable[Round]) -> Figures:
     proposed: Counter[int] = Counter()
     latencies: list[float] = []
     sizes: list[int] = []
+    events: Counter[str] = Counter()
     stop, passes = None, 0
     for round in rounds:
         tokens += round.tokens
@@ -90,6 +92,7 @@ def measured(rounds: Iterable[Round]) -> Figures:
         spent = sum(s for phase, s in round.seconds.items() if phase != "prefill")
         latencies += [spent / len(round.tokens)] * len(round.tokens)
         sizes += round.shortlist_sizes
+        events.update(round.events)
         stop, passes = round.stop, passes + 1
     depth = max(proposed, default=-1) + 1
     return Figures(
@@ -102,6 +105,7 @@ def measured(rounds: Iterable[Round]) -> Figures:
         proposed_at=tuple(proposed[i] for i in range(depth)),
         latencies=tuple(latencies),
         shortlist_sizes=tuple(sizes),
+        events=dict(events),
     )
 
 
@@ -125,6 +129,7 @@ def pooled(figures: Sequence[Figures]) -> dict[str, Any]:
         "shortlist_mean": statistics.fmean(sizes) if sizes else None,
         "seconds": {phase: sum(f.seconds.get(phase, 0.0) for f in figures) for phase in phases},
         "repeated_4gram_share": statistics.fmean(f.repeated_4gram_share for f in figures),
+        "learning": dict(sum((Counter(f.events) for f in figures), Counter())),
     }
 
 

@@ -1,15 +1,17 @@
 """Methods by name: how a way of decoding is spelled, and how it is put together.
 
-    NAME[@BUDGET][:RANKING]     autoregressive  full  frspec@0.25  frspec@4096:mix
+    NAME[@BUDGET][:RANKING][+adapt]     autoregressive  full  frspec@0.25  frspec@4096:mix
 
 The budget is a number of ids or a share of the vocabulary. The ranking is one of the shipped
-ones, ``without-own`` (the mix of all domains but that of the prompt), or a file.
+ones, ``without-own`` (the mix of all domains but that of the prompt), or a file. With ``+adapt``
+the draft learns while it serves, from each prompt anew.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from minispec import ranking
+from minispec.align import Aligner
 from minispec.commit import StopRule
 from minispec.corpus import DOMAINS
 from minispec.decode import autoregressive, check_gamma, speculative
@@ -35,10 +37,16 @@ class Method:
     budget: int | float | None = None
     ranking: str | None = None
     spelled: str = field(default="", compare=False)
+    adapt: bool = False
 
     @staticmethod
     def parse(text: str) -> "Method":
-        """Reads NAME[@BUDGET][:RANKING]. Raises ArgumentError."""
+        """Reads NAME[@BUDGET][:RANKING][+adapt]. Raises ArgumentError."""
+        if text.endswith("+adapt"):
+            frozen = Method.parse(text.removesuffix("+adapt"))
+            if frozen.name == "autoregressive":
+                raise ArgumentError(f"method {text!r}: plain decoding has no draft to adapt")
+            return replace(frozen, spelled=text, adapt=True)
         head, colon, ranking_name = text.partition(":")
         name, at, budget = head.partition("@")
         if name not in NAMES:
@@ -146,7 +154,9 @@ def decoder(
             "use autoregressive, or train one and give it with --draft"
         )
     ids_of, own = shortlist(method, model, domain), draft.with_own_head()
+    learner = Aligner(own) if method.adapt else None
+    own = learner.draft if learner else own
     return lambda prompt, random: speculative(
         target, own, ids_of, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer, learner=learner,
     )  # fmt: skip

@@ -58,9 +58,9 @@ def _mixture(logs: Tensor, probs: Tensor, places: Tensor) -> Tensor:
 OBJECTIVES = {"kl": _kl, "reverse_kl": _reverse_kl, "tv": _tv, "mixture": _mixture}
 
 
-def support(laws: Tensor, others: int, vocabulary_size: int, generator: torch.Generator) -> tuple[
-    Tensor, Tensor
-]:
+def support(
+    laws: Tensor, others: int, vocabulary_size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Ids (K,), sorted, that q is computed over, and what to add to their logits (K,).
 
     All of ``laws``, and ``others`` more at random: these stand for every id that is not here,

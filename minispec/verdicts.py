@@ -34,7 +34,7 @@ class Rows:
     difficulty: Tensor  # (...) float32
     sequence: Tensor  # (...) int64: which text, -1 for a row that was never written
 
-    def at(self, index: Tensor) -> "Rows":
+    def at(self, index: Tensor | slice) -> "Rows":
         return Rows(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
