@@ -179,6 +179,18 @@ class Aligner:
             self._update(events)
         return events
 
+    def tensors(self) -> Mapping[str, list[Tensor]]:
+        """All that alignment holds beyond plain speculative decoding, by kind: what its memory
+        is counted from."""
+        parameters = [p for m in lora.adapters(self.draft).values() for p in m.parameters(False)]
+        optimiser = self._optimiser.state.values() if self._optimiser else ()
+        return {
+            "weights": [p.data for p in parameters],
+            "gradients": [p.grad for p in parameters if p.grad is not None],
+            "optimiser": [v for s in optimiser for v in s.values() if isinstance(v, Tensor)],
+            "buffer": [getattr(self.verdicts.rows, n) for n in Rows.__dataclass_fields__],
+        }
+
     def _keep(self, round: Round, overlaps: list[float], events: Counter[str]) -> None:
         """Stores what was read with the law that followed it. The draft has read all emitted
         tokens but, after a stop, this round's; the law after the last is not known yet."""

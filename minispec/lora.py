@@ -61,9 +61,9 @@ def adapted(draft: EagleDraft, targets: Sequence[str], rank: int, seed: int) -> 
     if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(TARGETS):
         raise ArgumentError(f"LoRA targets {targets} must be some of {TARGETS}, each once")
     # What is shared is called a copy of itself; modules and the packed head's choice are copied.
-    shared = [*draft.parameters(), draft.embedding, draft.head.weight]
-    own_head = draft.with_own_head()
-    twin = copy.deepcopy(own_head, {id(tensor): tensor for tensor in shared})
+    own = draft.with_own_head()
+    shared = [*own.parameters(), own.embedding, own.head.weight]
+    twin = copy.deepcopy(own, {id(tensor): tensor for tensor in shared})
     generator = torch.Generator().manual_seed(seed)
     for name in targets:
         parent, _, leaf = name.rpartition(".")
