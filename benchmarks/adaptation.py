@@ -39,7 +39,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.types import Learner, Shortlist
 
 CONTROL = ("general", "code")
-RIVAL = AdaptConfig(rate=2e-5, recall=False, floor=False, curriculum=False)
+RIVAL = AdaptConfig(rate=2e-5)
 Played = list[tuple[Figures, Figures]]  # frozen and learning, prompt by prompt
 
 

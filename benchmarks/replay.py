@@ -41,7 +41,8 @@ class RecordedHead:
         self.vocabulary_size = vocabulary_size
 
     def full(self, hidden: Tensor) -> Tensor:
-        return torch.zeros(len(hidden), self.vocabulary_size).scatter_(1, hidden.long(), 1.0)
+        logits = torch.zeros(len(hidden), self.vocabulary_size, dtype=hidden.dtype)
+        return logits.scatter_(1, hidden.long(), 1.0)
 
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         return self.full(hidden)[..., ids]
@@ -55,7 +56,9 @@ class RecordedTarget:
         self.head, self.context_limit = RecordedHead(vocabulary_size), context_limit
         self._taps = recording.taps
         following = [*recording.prompt[1:], *recording.answer]
-        self._following = torch.tensor(following)[:, None].double()  # (T, 1)
+        self._following = torch.tensor(following)[:, None]
+        # In the draft's dtype, in which laws are compared: whole numbers up to 2^24 stay exact.
+        self._following = self._following.to(recording.taps.dtype)  # (T, 1)
 
     def new_cache(self, capacity: int) -> Length:
         return Length()

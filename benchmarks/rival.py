@@ -6,6 +6,7 @@ are those of ``minispec.align``, so that only the way of learning differs."""
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class Rival(Aligner):
     trained in place: hand in a copy."""
 
     def __init__(self, draft: EagleDraft, config: AdaptConfig, *, full_laws: bool = False):
-        super().__init__(draft, config, carry=True)
+        super().__init__(draft, replace(config, recall=False, floor=False), carry=True)
         self.draft = draft.requires_grad_(True)
         self.reaches_cache = True  # everything changes
         # The same buffer, but for the directions, which only recall needs.
@@ -65,7 +66,7 @@ class Rival(Aligner):
         index = torch.stack([newest] if old is None else [newest, old])
         batch = self.verdicts.rows.at(index)
         with torch.inference_mode(False), torch.enable_grad():
-            hidden = reread(self.draft, batch)
+            hidden = reread(self.draft, batch) / self._temperature
             if isinstance(self.verdicts, FullVerdicts):
                 logs = torch.log_softmax(self.draft.head.full(hidden).float(), dim=-1)
                 laws = self.verdicts.laws[index.flatten()].float()

@@ -101,6 +101,7 @@ class Aligner:
     ) -> None:
         self.config = config = config or AdaptConfig()
         self.draft = lora.adapted(draft, config.targets, config.rank, config.seed)
+        self._untaught = lora.state(self.draft)
         self.reaches_cache = bool(set(config.targets) & set(lora.CACHED))
         self._frozen, self._carry = draft, carry
         shape = draft.config
@@ -113,11 +114,11 @@ class Aligner:
 
     def reset(self) -> None:
         """Forgets everything, as if just made."""
-        lora.restore(self.draft, None)
+        lora.restore(self.draft, self._untaught)
         self.verdicts.clear()
         self._optimiser: torch.optim.Optimizer | None = None
         self._generator = torch.Generator().manual_seed(self.config.seed)
-        self._acceptance, self._since = 0.0, 0
+        self._acceptance, self._since, self._temperature = 0.0, 0, 1.0
         self._recall_floor, self._lora_floor = Floor(64, 0.02), Floor(3, 0.01)
 
     def begin(self) -> None:
@@ -141,10 +142,11 @@ class Aligner:
     def advise(self, logits: Tensor, ids: Tensor, context: Context, sampling: Sampling) -> Tensor:
         """The draft's logits (K,) over ids (K,), changed by what is recalled."""
         self._laws = None if context.depth == 0 else self._laws
+        self._temperature = sampling.temperature or 1.0  # greedy text is learnt from as it is
         rows = self._rows()
         if rows is None or (self._recall_floor.acts and context.depth):
             return logits
-        scale = sampling.temperature or 1.0
+        scale = self._temperature
         trail = torch.tensor([*context.tokens[: -TRAIL - 1 : -1], *[-1] * TRAIL][:TRAIL])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         advised = recalled(logits / scale, context.hidden, ids, trail, rows) * scale
@@ -162,6 +164,11 @@ class Aligner:
         events: Counter[str] = Counter()
         evidence = round.evidence
         assert evidence is not None  # always there for those who learn
+        told = zip(evidence.laws, round.tokens, strict=True)
+        if not all(float(law.probs[token]) > 0 for law, token in told):
+            # Not finite, or not the law that the token was drawn from: nothing here is true.
+            self._read, self._laws = self._read[-1:], None
+            return {"refused_verdicts": len(round.tokens)}
         pairs = zip(evidence.laws, evidence.proposal.laws, strict=False)  # the bonus has no q
         overlaps = [_overlap(p, q) for p, q in pairs]
         for value in filter(math.isfinite, overlaps):
@@ -223,12 +230,12 @@ class Aligner:
         rows = self.draft.head.weight[ids]  # (K, D)
         places, probs = torch.searchsorted(ids, batch.ids).flatten(0, 1), batch.probs.flatten(0, 1)
         with torch.inference_mode(False), torch.enable_grad():
-            logs = log_law(reread(self.draft, batch), rows, raised)  # (N, K)
+            logs = log_law(reread(self.draft, batch) / self._temperature, rows, raised)  # (N, K)
             if self.config.floor and self._hurts(batch, logs, rows, raised, places, probs):
                 events["adapter_switched_off"] += 1
                 events["changed"] += 1
                 self._optimiser = None
-                lora.restore(self.draft, None)
+                lora.restore(self.draft, self._untaught)
                 return
             weights = torch.ones(len(probs))
             if self.config.curriculum:
@@ -270,7 +277,8 @@ class Aligner:
             return False
         new = slice(0, self.config.window)
         with torch.no_grad():
-            frozen = log_law(reread(self._frozen, batch.at(slice(0, 1))), rows, raised)
+            hidden = reread(self._frozen, batch.at(slice(0, 1))) / self._temperature
+            frozen = log_law(hidden, rows, raised)
             ours, theirs = (overlap(q[new], probs[new], places[new]) for q in (logs, frozen))
             return self._lora_floor.record(float((ours - theirs).mean()))
 

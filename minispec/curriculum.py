@@ -1,8 +1,10 @@
 """The curriculum: easy positions first, harder ones as the draft gets better.
 
-Competence-based (after Platanios et al., arXiv 1903.09848): a position counts when its
-difficulty is within the draft's competence. Both cost nothing to know. The difficulty is what
-verification has just seen; competence follows measured acceptance. Pure functions.
+Competence-based (after Platanios et al., arXiv 1903.09848): a position counts in full when its
+difficulty is within the draft's competence, and less the further it lies above; never nothing,
+since greedy verdicts know only right and wrong, and a draft that is always wrong must begin
+somewhere. Both cost nothing to know: the difficulty is what verification has just seen, and
+competence follows measured acceptance. Pure functions.
 """
 
 import torch
@@ -28,5 +30,5 @@ def competence(acceptance: float) -> float:
 
 
 def weights(difficulties: Tensor, competence: float) -> Tensor:
-    """1 where a position is within the competence, falling linearly to 0 over 0.2 above."""
-    return ((competence + 0.2 - difficulties) / 0.2).clamp(0, 1).to(torch.float32)
+    """1 where a position is within the competence, less by as much as it lies above."""
+    return (1 + competence - difficulties).clamp(0, 1).to(torch.float32)

@@ -87,15 +87,12 @@ def state(draft: EagleDraft) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore(draft: EagleDraft, weights: Mapping[str, Tensor] | None) -> None:
-    """Puts a ``state`` back, or with None takes away all that was learnt, exactly. Caches that
-    the draft has filled are stale after this, if ``CACHED`` matrices are adapted."""
+def restore(draft: EagleDraft, weights: Mapping[str, Tensor]) -> None:
+    """Puts a ``state`` back, exactly; with the first one all that was learnt is gone. Caches
+    that the draft has filled are stale after this, if ``CACHED`` matrices are adapted."""
     for name, module in adapters(draft).items():
-        if weights is None:
-            module.up.zero_()
-        else:
-            module.down.copy_(weights[f"{name}.down"])
-            module.up.copy_(weights[f"{name}.up"])
+        module.down.copy_(weights[f"{name}.down"])
+        module.up.copy_(weights[f"{name}.up"])
     draft.version += 1
 
 
