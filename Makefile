@@ -6,9 +6,12 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 TOKENS ?= 700000
 
+CERTIFICATE ?= build/certificate.json
+EXAMPLES    ?= 100
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test slow bench draft lint clean help python FORCE
+.PHONY: demo test slow bench bench-gpu exactness mutants draft lint clean help python FORCE
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -40,7 +43,20 @@ slow: $(DEV)  ## run the slow tests
 
 bench: $(BENCH)  ## run the benchmarks
 	$(PY) -m pytest benchmarks --benchmark-only
-	$(PY) benchmarks/bench_plain.py
+	$(PY) benchmarks/bench_plain.py --backend reference
+	$(PY) benchmarks/bench_plain.py --backend cpu
+	$(PY) -m benchmarks.head --json build/head.json
+	$(PY) benchmarks/bench_block.py
+
+bench-gpu: $(BENCH)  ## run the benchmarks of the CUDA kernels, where there is a GPU
+	$(PY) -m benchmarks.bench_gpu
+
+# As JSON into CERTIFICATE, with EXAMPLES drawn for each property.
+exactness: $(DEV)  ## walk every branch of every verifier and list, and certify their laws
+	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/certificate.py --examples $(EXAMPLES) $(CERTIFICATE)
+
+mutants: $(DEV)  ## change the law-bearing code in every small way, and see the tests notice
+	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/mutants.py
 
 draft: $(INSTALLED)  ## train a draft for smollm2 on TOKENS tokens, into build/draft
 	$(MINISPEC) fetch smollm2
@@ -57,7 +73,7 @@ clean:  ## remove .venv, the caches and build/, a draft trained there included
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list what make can do
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=/path/to/python   use that environment as it is, and make none"
 	@echo "TORCH='$(TORCH)'   what pip is asked for if .venv has no PyTorch that will do"

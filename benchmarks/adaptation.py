@@ -30,12 +30,12 @@ from minispec import methods, pretrained
 from minispec.align import AdaptConfig, Aligner
 from minispec.checkpoint import write_json
 from minispec.commit import StopRule
-from minispec.compare import Stream, streams_of
 from minispec.decode import speculative
 from minispec.draft import EagleDraft
 from minispec.errors import MinispecError
 from minispec.measure import Figures, machine, measured
 from minispec.sampling import Sampling, SeededRandom
+from minispec.streams import Stream, streams_of
 from minispec.types import Learner, Shortlist
 
 CONTROL = ("general", "code")
@@ -52,7 +52,7 @@ class Bench:
         path = drafts.shipped(name[options.draft])
         if path is None:
             raise MinispecError(f"no draft {options.draft} of {options.model} is shipped")
-        self.draft = drafts.load(path, self.model.target, self.model.fingerprint)
+        self.draft = drafts.load(path, self.model.reference, self.model.fingerprint)
         self.method = methods.Method.parse(options.method)
         self.gamma, self.tokens, self.answer = options.gamma, options.tokens, options.answer
         self._lists: dict[str | None, Shortlist] = {}
@@ -81,7 +81,7 @@ class Bench:
         """One answer again, by the frozen draft or by a learner's. A learner's text is kept in
         one stream by the learner itself."""
         target = RecordedTarget(
-            recording, self.model.target.config.vocabulary_size, self.model.target.context_limit
+            recording, self.model.target.head.vocabulary_size, self.model.target.context_limit
         )
         figures = measured(
             speculative(

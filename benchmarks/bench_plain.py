@@ -4,9 +4,13 @@ Both sides decode greedily, in float32, one sequence at a time, with a key-value
 number of tokens, the prompt's own pass included on both sides. They alternate, prompt by
 prompt, in one process; what is reported is the geometric mean of paired ratios.
 
-Run: make bench
+The CPU backend takes torch's threads and gives them to its own kernels, so each side gets them
+back, all of them, before its turn.
+
+Run: make bench, or python benchmarks/bench_plain.py --backend reference|cpu
 """
 
+import argparse
 import json
 import statistics
 import time
@@ -15,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from minispec import corpus, pretrained
+from minispec import backend, corpus, pretrained
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.sampling import Sampling, SeededRandom
@@ -25,8 +29,11 @@ PROMPTS = 4  # of each domain
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", choices=("reference", "cpu"), default="cpu")
+    name, threads = parser.parse_args().backend, torch.get_num_threads()
     path = pretrained.fetch("smollm2")
-    model = pretrained.load("smollm2")
+    model = backend.placed(pretrained.load("smollm2"), None, name)[0]
     logging.set_verbosity_error()
     theirs = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
@@ -34,12 +41,14 @@ def main() -> None:
     theirs.generation_config.eos_token_id = None  # both sides go on past the end of an answer
 
     def ours(ids: list[int]) -> list[int]:
+        torch.set_num_threads(1 if name == "cpu" else threads)
         rounds = autoregressive(
             model.target, ids, sampling=Sampling(), random=SeededRandom(0), stop=StopRule(TOKENS)
         )
         return [token for round in rounds for token in round.tokens]
 
     def transformers(ids: list[int]) -> list[int]:
+        torch.set_num_threads(threads)
         prompt = torch.tensor([ids])
         output = theirs.generate(
             prompt,
@@ -66,7 +75,8 @@ def main() -> None:
     print(json.dumps({
         "tokens": TOKENS,
         "prompts": len(prompts),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
+        "backend": name,
         "speed_over_transformers": round(statistics.geometric_mean(ratios), 3),
         "lowest": round(min(ratios), 3),
         "highest": round(max(ratios), 3),

@@ -76,7 +76,7 @@ def record(
     """The greedy answers to some prompts; those that end at once are left out."""
     found: dict[int, Recording] = {}
     for row in batched(
-        model.target, prompts, [Sampling()] * len(prompts), [SeededRandom(0) for _ in prompts],
+        model.reference, prompts, [Sampling()] * len(prompts), [SeededRandom(0) for _ in prompts],
         rows=rows, max_new_tokens=max_new_tokens, eos_ids=model.tokenizer.eos_ids,
         keep_features=True,
     ):  # fmt: skip

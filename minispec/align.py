@@ -121,9 +121,10 @@ class Aligner:
         self._acceptance, self._since, self._temperature = 0.0, 0, 1.0
         self._recall_floor, self._lora_floor = Floor(64, 0.02), Floor(3, 0.01)
 
-    def begin(self) -> None:
-        """A new text; what was learnt from others is forgotten unless it is carried over."""
-        if not self._carry:
+    def begin(self, continued: bool = False) -> None:
+        """A new text; what was learnt from others is forgotten unless it is carried over, or
+        the text goes on with the conversation before it."""
+        if not (self._carry or continued):
             self.reset()
         self._text += 1
         self._read: list[tuple[Tensor, Tensor, Tensor]] = []  # taps, direction, trail

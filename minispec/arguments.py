@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from minispec.errors import ArgumentError
 
-_DTYPES = ("float32", "bfloat16")
+_DTYPES = ("float32", "bfloat16", "int8")
+_BACKENDS = ("auto", "reference", "cpu", "compiled", "cuda")
 _DOMAINS = ("general", "code", "law", "medicine")
 
 
@@ -25,7 +26,10 @@ a method is NAME[@BUDGET][:RANKING][+adapt]
   frspec@0.25          speculation, the draft scores the most frequent quarter of it (FR-Spec)
   frspec@4096:mix      the 4096 most frequent ids of another ranking: general, mix, without-code,
                        ..., without-own (all but the prompts' own domain), or a file
-  frspec@0.25+adapt    ... and the draft learns from what verification reveals
+  evospec@1536         speculation, the draft scores 1536 ids that follow the text (EvoSpec)
+  in_context@1536      ... the ids of the text so far, then frequent ones (MicroSpec)
+  routed@1536          ... the clusters that a trained router names (DynaSpec)
+  evospec@1536+adapt   ... and the draft learns from what verification reveals
 """
 
 
@@ -89,15 +93,29 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--gamma", default="4", metavar="N[,N...]", help="tokens drafted a round (4)"
     )
+    compare.add_argument(
+        "--switch", action="store_true", help="also conversations whose domain changes each turn"
+    )
+    compare.add_argument(
+        "--study", action="store_true",
+        help="also acceptance over the budget and without parts of a list, by replay",
+    )  # fmt: skip
     _add_decoding(compare, max_new_tokens=96)
     compare.add_argument("--limit", type=int, help="only so many prompts of each stream (all)")
     compare.add_argument(
         "--out",
         default=Path("build/report"),
         type=Path,
-        help="folder for report.json and report.png (%(default)s)",
+        help="folder for report.json, report.png and report.html (%(default)s)",
     )
     compare.set_defaults(command="compare")
+
+    doctor = commands.add_parser("doctor", help="what this machine has to decode with")
+    _add_model(doctor)
+    doctor.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
+    doctor.add_argument("--warm", action="store_true", help="compile now what decoding will need")
+    _add_machine(doctor)
+    doctor.set_defaults(command="doctor")
 
     rank = commands.add_parser("rank", help="count text into a ranking of the vocabulary")
     _add_model(rank)
@@ -113,9 +131,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     rank.set_defaults(command="rank")
 
+    index = commands.add_parser("index", help="cluster the rows of a model's head")
+    build = index.add_subparsers(required=True, metavar="ACTION", parser_class=_Parser).add_parser(
+        "build", help="make the index that an evolving list searches"
+    )
+    _add_model(build)
+    build.add_argument("--clusters", type=int, default=2048, help="how many (2048)")
+    build.add_argument("--seed", type=int, default=0, help="of the first centroids (0)")
+    build.add_argument("--threads", type=int, help="processor threads (all)")
+    build.add_argument("--out", required=True, type=Path, help="FILE.safetensors")
+    build.set_defaults(command="index build")
+
     train = commands.add_parser("train", help="train a part").add_subparsers(
         required=True, metavar="PART", parser_class=_Parser
     )
+    router = train.add_parser("router", help="add a router to an index, for the method routed")
+    _add_model(router)
+    router.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
+    router.add_argument("--index", type=Path, help="index made by `minispec index build` (ours)")
+    router.add_argument(
+        "--written", required=True, type=Path, help="folder of text that the model wrote"
+    )
+    router.add_argument("--tokens", type=int, default=600_000, help="to learn from (600000)")
+    router.add_argument("--seed", type=int, default=0, help="of first weights and order (0)")
+    router.add_argument("--threads", type=int, help="processor threads (all)")
+    router.add_argument("--out", required=True, type=Path, help="FILE.safetensors")
+    router.set_defaults(command="train router")
+
     draft = train.add_parser("draft", help="have the target write text, and train a draft on it")
     _add_model(draft)
     draft.add_argument("--tokens", type=int, default=700_000, help="tokens to write (700000)")
@@ -137,9 +179,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2", help="smollm2, FILE.gguf or a folder")
 
 
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="(float32)")
+    parser.add_argument("--threads", type=int, help="processor threads (all)")
+
+
 def _add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     _add_model(parser)
     parser.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
+    parser.add_argument("--index", type=Path, help="index made by `minispec index build` (ours)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0 is greedy, 1 the model's own law (0)"
     )
@@ -147,13 +195,19 @@ def _add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
     parser.add_argument(
         "--top-p", type=float, default=1.0, help="only the likeliest ids of this mass, 1: all (1)"
     )
+    parser.add_argument(
+        "--verifier", choices=("token", "block"), default="token",
+        help="judge drafted tokens one by one, or as a block, which keeps more (token)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of all draws (0)")
     parser.add_argument(
         "--max-new-tokens", type=int, default=max_new_tokens, help="(%(default)s)", metavar="N"
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on where an answer ends")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="(float32)")
-    parser.add_argument("--threads", type=int, help="processor threads (all)")
+    parser.add_argument(
+        "--backend", choices=_BACKENDS, default="auto", help="whose arithmetic (auto: the fastest)"
+    )
+    _add_machine(parser)
     parser.add_argument(
         "--raw", action="store_true", help="continue the prompt's text, use no chat template"
     )

@@ -10,42 +10,26 @@ it is shown.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from minispec import audit, corpus
+from minispec import audit
 from minispec.commit import StopRule
 from minispec.decode import check_gamma
-from minispec.draft import EagleDraft
-from minispec.errors import ArgumentError, ContextError
-from minispec.measure import (
-    Figures,
-    machine,
-    measured,
-    paired_ratio,
-    peak_mb,
-    pooled,
-    reset_peak,
-    speed,
-)
+from minispec.errors import ArgumentError
+from minispec.measure import Figures, machine, measured, peak_mb, reset_peak
 from minispec.methods import Decoder, Method, decoder
 from minispec.pretrained import Pretrained
+from minispec.results import Talks, Variant, flat, rows
 from minispec.sampling import Sampling, SeededRandom
-from minispec.tokenizer import prompt_ids
+from minispec.streams import Plan, Stream, planned, so_far
+from minispec.study import Study, Text
+from minispec.types import Draft
 
 _WARM_UP_ROUNDS = 16
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Prompts of one kind; the name of one of the project's domains says which."""
-
-    name: str
-    prompts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,6 +43,10 @@ class Settings:
     seed: int
     ignore_eos: bool = False
     raw: bool = False
+    threads: int = field(default_factory=torch.get_num_threads)
+    switch: bool = False  # also the stream that switches between the others
+    study: bool = False  # also the sweep of budgets and of what is left out, by replay
+    verifier: str = "token"
 
     def __post_init__(self) -> None:
         if not self.methods or not self.gammas:
@@ -72,229 +60,194 @@ class Settings:
             raise ArgumentError(f"max-new-tokens {self.max_new_tokens} must be 1 or above")
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A method at one gamma; plain decoding has none."""
-
-    method: Method
-    gamma: int | None
-
-
-# By variant, by stream, by prompt.
-Measurements = dict[Variant, dict[str, list[Figures]]]
-
-
-def streams_of(names: Sequence[str], limit: int | None = None) -> list[Stream]:
-    """Streams by the names of domains or of files; the stem of a file names its stream. With
-    ``limit`` only so many prompts of each.
-
-    Raises ArgumentError for a name that is neither or twice, FileError for a bad file.
-    """
-    if limit is not None and limit < 1:
-        raise ArgumentError(f"limit {limit} must be 1 or above")
-    streams = []
-    for name in names:
-        if name in corpus.DOMAINS:
-            streams.append(Stream(name, tuple(corpus.prompts(name)[:limit])))
-        elif Path(name).suffix or Path(name).exists():
-            streams.append(Stream(Path(name).stem, tuple(corpus.read_prompts(name)[:limit])))
-        else:
-            raise ArgumentError(
-                f"prompts {name!r} are neither a file nor one of {', '.join(corpus.DOMAINS)}"
-            )
-    stems = [stream.name for stream in streams]
-    if len(set(stems)) != len(stems) or "all" in stems:
-        raise ArgumentError(f"streams {', '.join(stems)}: names must differ, and none be 'all'")
-    return streams
-
-
 def compare(
-    model: Pretrained, draft: EagleDraft | None, streams: Sequence[Stream], settings: Settings
+    model: Pretrained, draft: Draft | None, streams: Sequence[Stream], settings: Settings
 ) -> dict[str, Any]:
     """Runs the comparison; returns the report (see ``data/report.schema.json``).
 
     All prompts and methods are checked before anything is decoded. Raises ArgumentError,
     TextError, ContextError, FileError, FingerprintError.
     """
-    prompts = {
-        stream.name: [prompt_ids(model.tokenizer, text, settings.raw) for text in stream.prompts]
-        for stream in streams
-    }
-    for name, stream in prompts.items():
-        for number, ids in enumerate(stream, 1):
-            if len(ids) >= model.target.context_limit:
-                raise ContextError(
-                    f"prompt {number} of {name} has {len(ids)} tokens, the context holds "
-                    f"{model.target.context_limit}: shorten it"
-                )
+    if settings.study and draft is None:
+        raise ArgumentError(f"a study needs a draft, and none is known for model {model.name}")
+    plan = planned(
+        model,
+        streams,
+        switching=settings.switch,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        raw=settings.raw,
+    )
     variants = [
         Variant(method, gamma)
         for method in settings.methods
         for gamma in (settings.gammas if method.name != "autoregressive" else (None,))
     ]
-    eos_ids = () if settings.ignore_eos else model.tokenizer.eos_ids
+    stop = StopRule(settings.max_new_tokens, () if settings.ignore_eos else model.tokenizer.eos_ids)
     made: dict[tuple[Variant, str | None], Decoder] = {}
     decoders: dict[Variant, dict[str, Decoder]] = {variant: {} for variant in variants}
-    for variant, name in itertools.product(variants, prompts):
+    for variant, stream in itertools.product(variants, streams):
         # Streams whose lists are the same share one, and the copy of its rows.
-        key = variant, variant.method.ranking_for(name)
+        key = variant, variant.method.ranking_for(stream.name)
         if key not in made:
             made[key] = decoder(
                 variant.method,
                 model,
                 draft,
-                name,
+                stream.name,
                 gamma=variant.gamma or 1,
                 sampling=settings.sampling,
-                stop=StopRule(settings.max_new_tokens, eos_ids),
+                stop=stop,
+                trace=True,
+                verifier=settings.verifier,
             )
-        decoders[variant][name] = made[key]
-    figures, peaks = _decoded(decoders, prompts, settings)
-    lossless = None
-    if settings.sampling.temperature == 0:
-        lossless = _audited(model, figures, prompts, settings, eos_ids)
+        decoders[variant][stream.name] = made[key]
+    talks, peaks = _decoded(decoders, plan, settings, model.tokenizer.eos_ids)
+    plain = _Plain(model, talks, stop, settings.sampling)
+    lossless = _audited(model, talks, plain) if plain.greedy else None
+    origin: dict[Variant, dict[str, dict[str, float]]] = {}
+    studied = None
+    if draft is not None:
+        study = Study(model, draft, stop)
+        for variant in talks if plain.greedy else ():
+            if variant.gamma and variant.method.budget is not None:
+                texts = _texts(plan, talks[variant])
+                origin[variant] = study.origin(variant.method, texts, variant.gamma)
+        if settings.study:
+            texts = plain.texts(plan, model.tokenizer.eos_ids)
+            studied = study.report(settings.methods, texts, settings.gammas[0])
+    size = model.target.head.vocabulary_size
     return {
         "model": model.name,
-        "dtype": str(model.target.embedding.weight.dtype).removeprefix("torch."),
-        "backend": "reference",
+        "dtype": model.dtype,
+        "backend": model.backend,
         "gamma": list(settings.gammas),
         "sampling": {
             "temperature": settings.sampling.temperature,
             "top_k": settings.sampling.top_k,
             "top_p": settings.sampling.top_p,
         },
+        "verifier": settings.verifier,
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
-        "threads": torch.get_num_threads(),
+        "threads": settings.threads,
         "machine": machine(),
-        "results": _results(model, figures, peaks, lossless, list(prompts), settings),
-        "samples": [_sample(stream, figures) for stream in streams],
+        "results": rows(talks, peaks, lossless, origin, size),
+        "samples": [_sample(stream, talks) for stream in streams],
+        "study": studied,
     }
 
 
-def _sample(stream: Stream, figures: Measurements) -> dict[str, Any]:
+def _sample(stream: Stream, talks: Mapping[Variant, Talks]) -> dict[str, Any]:
     """The first prompt of a stream, and what each method answered; at several gammas, at the
     first, since at the others a method says the same."""
     answers: dict[str, str] = {}
-    for variant, measurements in figures.items():
-        answers.setdefault(str(variant.method), measurements[stream.name][0].text)
+    for variant in talks:
+        answers.setdefault(str(variant.method), talks[variant][stream.name][0][0].text)
     return {"stream": stream.name, "prompt": stream.prompts[0], "answers": answers}
 
 
 def _decoded(
     decoders: Mapping[Variant, Mapping[str, Decoder]],
-    prompts: Mapping[str, Sequence[Sequence[int]]],
+    plan: Plan,
     settings: Settings,
-) -> tuple[Measurements, dict[Variant, float]]:
+    eos_ids: Sequence[int],
+) -> tuple[dict[Variant, dict[str, list[list[Figures]]]], dict[Variant, float]]:
     """Every variant on every prompt, and the most memory that each was seen to need (MB)."""
     variants = list(decoders)
-    ids = next(iter(prompts.values()))[0]
+    ids = next(iter(plan.values()))[0][0].ids
     distinct = dict.fromkeys(each for streams in decoders.values() for each in streams.values())
     for decode in tqdm(distinct, desc="warming up", unit="method", leave=False, disable=None):
         for _ in itertools.islice(decode(ids, SeededRandom(0)), _WARM_UP_ROUNDS):
             pass
-    figures: Measurements = {v: {name: [] for name in prompts} for v in variants}
+    talks: dict[Variant, dict[str, list[list[Figures]]]] = {v: {} for v in variants}
     peaks = dict.fromkeys(variants, 0.0)
-    total = sum(map(len, prompts.values()))
-    with tqdm(total=total * len(variants), desc="decoding", unit="prompt", disable=None) as bar:
-        for number, (name, ids) in enumerate((n, ids) for n in prompts for ids in prompts[n]):
-            turn = number % len(variants)
-            for variant in variants[turn:] + variants[:turn]:
-                reset_peak()
-                # The same seed for every method: they differ in what they do, not in luck.
-                source = SeededRandom(settings.seed * 1_000_003 + number)
-                figures[variant][name].append(measured(decoders[variant][name](ids, source)))
-                peaks[variant] = max(peaks[variant], peak_mb())
-                bar.update()
-    return figures, peaks
+    asked = [(name, turns) for name in plan for turns in plan[name]]
+    total = sum(len(turns) for _, turns in asked) * len(variants)
+    number = 0
+    with tqdm(total=total, desc="decoding", unit="prompt", disable=None) as bar:
+        for name, turns in asked:
+            for variant in variants:
+                talks[variant].setdefault(name, []).append([])
+            for place, turn in enumerate(turns):
+                first = number % len(variants)
+                for variant in variants[first:] + variants[:first]:
+                    talk, decode = talks[variant][name][-1], decoders[variant][turn.domain]
+                    # Each method goes on from its own answers, and with the list that followed
+                    # them; a list for another ranking has not, and begins anew.
+                    ids = so_far(talk, turn, eos_ids)
+                    goes_on = place > 0 and decode is decoders[variant][turns[place - 1].domain]
+                    # The same seed for every method: they differ in what they do, not in luck.
+                    source = SeededRandom(settings.seed * 1_000_003 + number)
+                    reset_peak()
+                    talk.append(measured(decode(ids, source, continued=goes_on), ids))
+                    peaks[variant] = max(peaks[variant], peak_mb())
+                    bar.update()
+                number += 1
+    return talks, peaks
+
+
+class _Plain:
+    """Greedy plain decoding of any prompt: what it said when it was measured, else it is run
+    for this, untimed. ``greedy``: whether that is what the methods do too."""
+
+    def __init__(
+        self,
+        model: Pretrained,
+        talks: Mapping[Variant, Talks],
+        stop: StopRule,
+        sampling: Sampling,
+    ) -> None:
+        self.greedy = sampling.temperature == 0
+        self._known = {
+            figures.prompt: figures.tokens
+            for variant in talks
+            if self.greedy and variant.method.name == "autoregressive"
+            for stream in talks[variant]
+            for figures in flat(talks[variant], stream)
+        }
+        self._decode = decoder(
+            Method("autoregressive"), model, None, None, gamma=1, sampling=Sampling(), stop=stop
+        )
+
+    def __call__(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        if prompt not in self._known:
+            self._known[prompt] = measured(self._decode(prompt, SeededRandom(0))).tokens
+        return self._known[prompt]
+
+    def texts(self, plan: Plan, eos_ids: Sequence[int]) -> dict[str, list[list[Text]]]:
+        """Its own answers to all prompts, each conversation going on from them."""
+        found: dict[str, list[list[Text]]] = {name: [] for name in plan}
+        asked = [(name, turns) for name in plan for turns in plan[name]]
+        for name, turns in tqdm(asked, desc="recording", unit="conversation", disable=None):
+            talk: list[Text] = []
+            for turn in turns:
+                prompt = so_far(talk, turn, eos_ids)
+                talk.append(Text(turn.domain, prompt, self(prompt)))
+            found[name].append(talk)
+        return found
+
+
+def _texts(plan: Plan, talks: Talks) -> dict[str, list[list[Text]]]:
+    """What a method was asked and answered."""
+    return {
+        name: [
+            [Text(turn.domain, f.prompt, f.tokens) for turn, f in zip(turns, talk, strict=True)]
+            for turns, talk in zip(plan[name], talks[name], strict=True)
+        ]
+        for name in plan
+    }
 
 
 def _audited(
-    model: Pretrained,
-    figures: Measurements,
-    prompts: Mapping[str, Sequence[Sequence[int]]],
-    settings: Settings,
-    eos_ids: tuple[int, ...],
+    model: Pretrained, talks: Mapping[Variant, Talks], plain: _Plain
 ) -> dict[Variant, dict[str, list[str]]]:
-    """A verdict of ``audit`` for every output, against plain decoding's, which is run for
-    this, untimed, if it is not among the methods."""
-    plain = next((v for v in figures if v.method.name == "autoregressive"), None)
-    alone = decoder(
-        Method("autoregressive"), model, None, None, gamma=1, sampling=settings.sampling,
-        stop=StopRule(settings.max_new_tokens, eos_ids),
-    )  # fmt: skip
-    gap = audit.NEAR_TIE[model.target.embedding.weight.dtype]
-    verdicts: dict[Variant, dict[str, list[str]]] = {v: {n: [] for n in prompts} for v in figures}
-    places = [(name, place) for name in prompts for place in range(len(prompts[name]))]
-    for name, place in tqdm(places, desc="auditing", unit="prompt", disable=None):
-        ids = prompts[name][place]
-        output = figures[plain][name][place] if plain else measured(alone(ids, SeededRandom(0)))
-        for variant in figures:
-            other = figures[variant][name][place].tokens
-            verdict = audit.audited(model.target, ids, output.tokens, other, gap)
-            verdicts[variant][name].append(verdict)
+    """A verdict of ``audit`` for every output, against plain decoding's of the same prompt."""
+    gap = audit.NEAR_TIE[model.reference.embedding.weight.dtype]
+    verdicts: dict[Variant, dict[str, list[str]]] = {v: {n: [] for n in talks[v]} for v in talks}
+    places = [(v, name, f) for v in talks for name in talks[v] for f in flat(talks[v], name)]
+    for variant, name, figures in tqdm(places, desc="auditing", unit="answer", disable=None):
+        output = plain(figures.prompt)
+        verdict = audit.audited(model.target, figures.prompt, output, figures.tokens, gap)
+        verdicts[variant][name].append(verdict)
     return verdicts
-
-
-def _results(
-    model: Pretrained,
-    figures: Measurements,
-    peaks: Mapping[Variant, float],
-    lossless: Mapping[Variant, Mapping[str, Sequence[str]]] | None,
-    names: Sequence[str],
-    settings: Settings,
-) -> list[dict[str, Any]]:
-    """A row for each variant and stream, and for each method one more at its best gamma."""
-    everything = {v: {**f, "all": [x for n in names for x in f[n]]} for v, f in figures.items()}
-    best = {
-        method: max(
-            (v for v in figures if v.method == method), key=lambda v: speed(everything[v]["all"])
-        )
-        for method in settings.methods
-    }
-    rivals = {
-        "autoregressive": best.get(Method("autoregressive")),
-        "frspec": best.get(_partner(settings.methods)),
-    }
-    rows = []
-    for stream in (*names, "all"):
-        for variant in figures:
-            ours = everything[variant][stream]
-            row = {
-                "method": str(variant.method),
-                "stream": stream,
-                "gamma": variant.gamma,
-                "best": False,
-                "budget": variant.method.ids(model.target.head.vocabulary_size),
-                **pooled(ours),
-                "peak_rss_mb": peaks[variant],
-            }
-            if lossless is not None:
-                verdicts = [v for n in names if stream in (n, "all") for v in lossless[variant][n]]
-                row["lossless"] = {
-                    "checked": len(verdicts),
-                    "identical": verdicts.count("identical"),
-                    "near_ties": verdicts.count("near_tie"),
-                    "violations": verdicts.count("violation"),
-                }
-            at_best = row | {"best": True}
-            for key, rival in rivals.items():
-                row[f"ratio_to_{key}"] = at_best[f"ratio_to_{key}"] = None
-                if rival:
-                    # At the same gamma, or at the rival's best where one of the two has none.
-                    same = Variant(rival.method, variant.gamma)
-                    theirs = everything[same if same in everything else rival][stream]
-                    row[f"ratio_to_{key}"] = paired_ratio(ours, theirs)
-                    theirs = everything[rival][stream]
-                    at_best[f"ratio_to_{key}"] = paired_ratio(ours, theirs)
-            rows.append(row)
-            if len(settings.gammas) > 1 and best[variant.method] == variant:
-                rows.append(at_best)
-    return rows
-
-
-def _partner(methods: Sequence[Method]) -> Method:
-    """Whom ratios to FR-Spec refer to: frspec@0.25 if it runs, else the first frspec."""
-    usual = Method.parse("frspec@0.25")
-    others = [method for method in methods if method.name == "frspec" and not method.adapt]
-    return usual if usual in others else next(iter(others), usual)

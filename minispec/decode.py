@@ -31,7 +31,7 @@ from minispec.types import (
     Target,
     Tokenizer,
 )
-from minispec.verify import verify
+from minispec.verify import Verifier, verify
 
 MAX_GAMMA = 16
 _PREFILL = 512  # positions read at once: a whole long prompt's attention mask would be large
@@ -53,7 +53,7 @@ def autoregressive(
     that fills the context, both before any work. Where the context ends before
     ``stop.max_new_tokens``, the last round's ``stop`` is "context".
     """
-    output = _checked(target, prompt, stop, tokenizer)
+    output = checked(target, prompt, stop, tokenizer)
     return _rounds(target, None, 0, list(prompt), sampling, random, output, trace)
 
 
@@ -69,25 +69,31 @@ def speculative(
     stop: StopRule,
     tokenizer: Tokenizer | None = None,
     trace: bool = False,
+    continued: bool = False,
+    verifier: Verifier = verify,
     learner: Learner | None = None,
 ) -> Iterator[Round]:
     """Speculative decoding: the same law as ``autoregressive``, several tokens a round.
 
     Each round drafts up to ``gamma`` tokens from ids that ``shortlist`` selects, has the
     target verify them in one pass, and emits the accepted ones and one of the target's own.
-    A chain is cut short where the output may not grow that far. The list is reset first. With a
-    ``learner``, whose ``draft`` is then the one to hand in, the draft learns between rounds.
+    A chain is cut short where the output may not grow that far. The list is reset first, unless
+    the prompt is ``continued``: the turns so far of a conversation, which the list has followed,
+    and the next. The models read all of it again. With a ``learner``, whose ``draft`` is then
+    the one to hand in, the draft learns between rounds.
 
-    Spends, in this order: one choice a drafted token, one coin a token examined, one choice.
+    Spends, in this order: one choice a drafted token, one coin a token examined (by
+    ``verify_block``: a prefix, from the longest), one choice.
     Raises as ``autoregressive`` does, and ArgumentError for gamma outside 1..16.
     """
     check_gamma(gamma)
-    output = _checked(target, prompt, stop, tokenizer)
-    shortlist.reset()
+    output = checked(target, prompt, stop, tokenizer)
+    if not continued:
+        shortlist.reset()
     if learner:
-        learner.begin()
+        learner.begin(continued)
     drafter = Drafter(draft, shortlist, len(prompt) + output.remaining, learner)
-    return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace)
+    return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace, verifier)
 
 
 def check_gamma(gamma: int) -> None:
@@ -102,9 +108,10 @@ def read(target: Target, ids: Sequence[int], cache: Any) -> Iterator[Features]:
         yield target.step(torch.tensor(ids[start : start + _PREFILL]), cache)
 
 
-def _checked(
+def checked(
     target: Target, prompt: Sequence[int], stop: StopRule, tokenizer: Tokenizer | None
 ) -> Output:
+    """The output of a prompt that can be decoded. Raises as ``autoregressive``."""
     if not prompt:
         raise ArgumentError("the prompt has no tokens: at least one is needed")
     size = target.head.vocabulary_size
@@ -128,6 +135,7 @@ def _rounds(
     random: RandomSource,
     output: Output,
     trace: bool,
+    verifier: Verifier = verify,
 ) -> Iterator[Round]:
     if output.remaining == 0:
         return
@@ -158,7 +166,7 @@ def _rounds(
 
         # 3) Verify.
         laws = [sampling.law(row, vocabulary) for row in logits]
-        verdict = verify(proposal, laws, random)
+        verdict = verifier(proposal, laws, random)
         accepted = [proposal.tokens[node] for node in verdict.path]
         watch.lap("verify")
 
@@ -182,7 +190,7 @@ def _rounds(
         evidence = Evidence(
             proposal,
             tuple(laws[: len(kept)]),
-            verdict.acceptance[: len(kept)],
+            verdict.acceptance[: len(proposal)],
             verdict.next_law if complete else None,
         )
         round = Round(

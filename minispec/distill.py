@@ -172,8 +172,8 @@ def _write_shard(
     if path.exists():
         _check_origin(path, model, seed)
         return path
-    loaded = pretrained.load(model, dtype=torch.bfloat16)
-    target, tokenizer = loaded.target, loaded.tokenizer
+    loaded = pretrained.load(model, "bfloat16")
+    target, tokenizer = loaded.reference, loaded.tokenizer
     name = f"{seed} {domain} {number}"
     texts = messages(target, tokenizer, domain, shard_prompts, name)
     prompts = [tokenizer.chat(text) for text in texts]

@@ -34,7 +34,9 @@ class Figures:
     """What one prompt's decoding did and cost. ``seconds`` by phase, "prefill" among them;
     ``accepted_at`` counts rounds in which the draft's i-th token was accepted, and
     ``proposed_at`` those in which there was one; ``latencies`` are seconds per token, those
-    of a round spread evenly over its tokens; ``events`` are a learning draft's, by name."""
+    of a round spread evenly over its tokens. ``emitted``: tokens by round. ``covered``: the mass
+    of the target's law that the list held, for each draft step whose past the target agreed
+    with; known where rounds carry their evidence. ``events``: a learning draft's, by name."""
 
     tokens: tuple[int, ...]
     text: str
@@ -45,6 +47,9 @@ class Figures:
     proposed_at: tuple[int, ...]
     latencies: tuple[float, ...]
     shortlist_sizes: tuple[int, ...]
+    emitted: tuple[int, ...] = ()
+    covered: tuple[float, ...] = ()
+    prompt: tuple[int, ...] = ()
     events: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -72,8 +77,8 @@ class Figures:
         return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def measured(rounds: Iterable[Round]) -> Figures:
-    """Decodes to the end and adds up."""
+def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
+    """Decodes to the end and adds up. What is counted here is counted while no clock runs."""
     tokens: list[int] = []
     text: list[str] = []
     seconds: Counter[str] = Counter()
@@ -81,6 +86,8 @@ def measured(rounds: Iterable[Round]) -> Figures:
     proposed: Counter[int] = Counter()
     latencies: list[float] = []
     sizes: list[int] = []
+    emitted: list[int] = []
+    covered: list[float] = []
     events: Counter[str] = Counter()
     stop, passes = None, 0
     for round in rounds:
@@ -93,6 +100,10 @@ def measured(rounds: Iterable[Round]) -> Figures:
         latencies += [spent / len(round.tokens)] * len(round.tokens)
         sizes += round.shortlist_sizes
         events.update(round.events)
+        emitted.append(len(round.tokens))
+        if round.evidence:
+            pairs = zip(round.evidence.laws, round.evidence.proposal.laws, strict=False)
+            covered += [min(1.0, float(p.probs[q.ids].sum())) for p, q in pairs]
         stop, passes = round.stop, passes + 1
     depth = max(proposed, default=-1) + 1
     return Figures(
@@ -105,6 +116,9 @@ def measured(rounds: Iterable[Round]) -> Figures:
         proposed_at=tuple(proposed[i] for i in range(depth)),
         latencies=tuple(latencies),
         shortlist_sizes=tuple(sizes),
+        emitted=tuple(emitted),
+        covered=tuple(covered),
+        prompt=tuple(prompt),
         events=dict(events),
     )
 
@@ -115,6 +129,7 @@ def pooled(figures: Sequence[Figures]) -> dict[str, Any]:
     passes = sum(f.passes for f in figures)
     latencies = [1000 * seconds for f in figures for seconds in f.latencies]
     sizes = [size for f in figures for size in f.shortlist_sizes]
+    covered = [mass for f in figures for mass in f.covered]
     phases = sorted({phase for f in figures for phase in f.seconds})
     accepted = _columns([f.accepted_at for f in figures])
     proposed = _columns([f.proposed_at for f in figures])
@@ -127,6 +142,7 @@ def pooled(figures: Sequence[Figures]) -> dict[str, Any]:
         "tokens_per_second": speed(figures),
         "latency_ms": {"p50": _quantile(latencies, 0.5), "p95": _quantile(latencies, 0.95)},
         "shortlist_mean": statistics.fmean(sizes) if sizes else None,
+        "coverage": statistics.fmean(covered) if covered else None,
         "seconds": {phase: sum(f.seconds.get(phase, 0.0) for f in figures) for phase in phases},
         "repeated_4gram_share": statistics.fmean(f.repeated_4gram_share for f in figures),
         "learning": dict(sum((Counter(f.events) for f in figures), Counter())),

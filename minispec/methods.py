@@ -1,14 +1,15 @@
 """Methods by name: how a way of decoding is spelled, and how it is put together.
 
-    NAME[@BUDGET][:RANKING][+adapt]     autoregressive  full  frspec@0.25  frspec@4096:mix
+    NAME[@BUDGET][:RANKING][+adapt]   autoregressive  frspec@0.25  evospec@1536+adapt
 
 The budget is a number of ids or a share of the vocabulary. The ranking is one of the shipped
 ones, ``without-own`` (the mix of all domains but that of the prompt), or a file. With ``+adapt``
-the draft learns while it serves, from each prompt anew.
+the draft learns while it serves, from each prompt or conversation anew.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from minispec import ranking
 from minispec.align import Aligner
@@ -19,13 +20,30 @@ from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError
 from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling
+from minispec.shortlist import semantic
+from minispec.shortlist.evolving import EvolvingList
 from minispec.shortlist.full import FullList
+from minispec.shortlist.in_context import InContextList
+from minispec.shortlist.routed import RoutedList, router_of
 from minispec.shortlist.static import StaticList
-from minispec.types import RandomSource, Round, Shortlist
+from minispec.types import Draft, RandomSource, Round, Shortlist
+from minispec.verify import VERIFIERS
 
-NAMES = ("autoregressive", "full", "frspec")
-_SHARE, _RANKING = 0.25, "general"  # where a method names none
-Decoder = Callable[[Sequence[int], RandomSource], Iterator[Round]]
+# Methods, and the share of the vocabulary that they draft from where a budget is not given.
+_SHARES = {"autoregressive": None, "full": None, "frspec": 0.25} | dict.fromkeys(
+    ("evospec", "in_context", "routed"), 1 / 32
+)
+NAMES = tuple(_SHARES)
+_RANKING = "general"  # where a method names none
+
+
+class Decoder(Protocol):
+    """A method that is ready to decode; a ``continued`` prompt goes on with the conversation
+    before it (see ``speculative``)."""
+
+    def __call__(
+        self, prompt: Sequence[int], random: RandomSource, *, continued: bool = False
+    ) -> Iterator[Round]: ...
 
 
 @dataclass(frozen=True)
@@ -51,19 +69,20 @@ class Method:
         name, at, budget = head.partition("@")
         if name not in NAMES:
             raise ArgumentError(f"unknown method {name!r}: known are {', '.join(NAMES)}")
-        if name != "frspec" and (at or colon):
+        share = _SHARES[name]
+        if share is None and (at or colon):
             raise ArgumentError(f"method {name} takes neither a budget nor a ranking: {text!r}")
         if colon and not ranking_name:
             raise ArgumentError(f"method {text!r} names no ranking after the colon")
-        if name != "frspec":
+        if share is None:
             return Method(name)
-        budget_or_share = _budget(budget) if at else _SHARE
+        budget_or_share = _budget(budget) if at else share
         return Method(name, budget_or_share, ranking_name or _RANKING, spelled=text)
 
     def __str__(self) -> str:
-        if self.spelled or self.name != "frspec":
+        if self.spelled or self.budget is None:
             return self.spelled or self.name
-        return f"frspec@{self.budget}:{self.ranking}"
+        return f"{self.name}@{self.budget}:{self.ranking}"
 
     def ids(self, vocabulary_size: int) -> int | None:
         """The budget as a number of ids, None without one. Raises ArgumentError."""
@@ -124,39 +143,61 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
         raise ArgumentError(
             f"budget {budget} of {method} is more than the {len(ids)} ids that {file} ranks"
         )
-    return StaticList(ids, budget, model.tokenizer.eos_ids)
+    eos_ids = model.tokenizer.eos_ids
+    if method.name == "frspec":
+        return StaticList(ids, budget, eos_ids)
+    if method.name == "in_context":
+        return InContextList(ids, budget, eos_ids)
+    rows, file = model.reference.head.weight, semantic.find(model.name, model.index)
+    clusters, router = semantic.read_index(
+        file, size, model.fingerprint, model.tokenizer.fingerprint
+    )
+    if method.name == "evospec":
+        return EvolvingList(ids, budget, eos_ids, clusters, rows)
+    trained = router_of(router, rows.shape[1], int(clusters.max()) + 1, str(file))
+    return RoutedList(ids, budget, eos_ids, clusters, trained.to(rows.dtype))
 
 
 def decoder(
     method: Method,
     model: Pretrained,
-    draft: EagleDraft | None,
+    draft: Draft | None,
     domain: str | None,
     *,
     gamma: int,
     sampling: Sampling,
     stop: StopRule,
+    trace: bool = False,
+    verifier: str = "token",
 ) -> Decoder:
     """A method ready to decode prompts: (ids, random source) -> rounds.
 
-    Raises as ``shortlist``, and ArgumentError for gamma out of range or a missing draft.
+    Raises as ``shortlist``, and ArgumentError for gamma out of range, an unknown verifier or a
+    missing draft.
     """
     target, tokenizer = model.target, model.tokenizer
     if method.name == "autoregressive":
-        return lambda prompt, random: autoregressive(
+        return lambda prompt, random, *, continued=False: autoregressive(
             target, prompt, sampling=sampling, random=random, stop=stop,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer, trace=trace,
         )  # fmt: skip
     check_gamma(gamma)
+    if verifier not in VERIFIERS:
+        raise ArgumentError(f"unknown verifier {verifier!r}: known are {', '.join(VERIFIERS)}")
     if draft is None:
         raise ArgumentError(
             f"method {method} needs a draft, and none is known for model {model.name}: "
             "use autoregressive, or train one and give it with --draft"
         )
     ids_of, own = shortlist(method, model, domain), draft.with_own_head()
-    learner = Aligner(own) if method.adapt else None
-    own = learner.draft if learner else own
-    return lambda prompt, random: speculative(
+    learner = None
+    if method.adapt:
+        if not isinstance(own, EagleDraft):
+            raise ArgumentError(f"method {method} learns on the reference backend alone")
+        learner = Aligner(own)
+        own = learner.draft
+    return lambda prompt, random, *, continued=False: speculative(
         target, own, ids_of, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
-        tokenizer=tokenizer, learner=learner,
+        tokenizer=tokenizer, trace=trace, continued=continued, verifier=VERIFIERS[verifier],
+        learner=learner,
     )  # fmt: skip

@@ -53,6 +53,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     tied_head: bool = True
     tap_layers: tuple[int, ...] = ()
+    int8_rows: bool = False  # each row of a matrix lies on a grid of 255 steps (``quantised``)
 
     def __post_init__(self) -> None:
         sizes = ("vocabulary_size", "width", "layers", "heads", "kv_heads", "head_width")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,10 @@ from minispec import gguf_file, hf_folder
 from minispec.checkpoint import written_aside
 from minispec.errors import ArgumentError, FetchError, FileError
 from minispec.model import Transformer
-from minispec.types import Tokenizer
+from minispec.quantised import rounded
+from minispec.types import Target, Tokenizer
+
+DTYPES = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,31 @@ SOURCES = {
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A target ready to run, its tokenizer, the name that it was asked for by, and the
-    fingerprint of its head's float32 rows, whatever dtype it now runs in."""
+    """A model ready to run, under the name that it was asked for by.
+
+    ``reference``: its weights in our own arithmetic; ``target``: what decodes, the same or a
+    backend's; ``fingerprint``: of its head's float32 rows, whatever ``dtype`` it now runs in;
+    ``index``: a file of clusters of these rows, if not the package's own.
+    """
 
     name: str
-    target: Transformer
+    reference: Transformer
+    target: Target
     tokenizer: Tokenizer
     fingerprint: str
+    dtype: str = "float32"
+    backend: str = "reference"
+    index: Path | None = None
 
 
-def load(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
+def load(name: str, dtype: str = "float32") -> Pretrained:
     """A model by name (fetched before), or the path of a GGUF file or of a folder of
-    safetensors in Hugging Face layout.
+    safetensors in Hugging Face layout; ``dtype`` is one of ``DTYPES``.
 
     Raises ArgumentError for an unknown name, FileError for files that are not such a model.
     """
-    target: Transformer
+    if dtype not in DTYPES:
+        raise ArgumentError(f"no dtype {dtype!r}: known are {', '.join(DTYPES)}")
     tokenizer: Tokenizer
     if name in SOURCES:
         path = cached(name)
@@ -76,7 +88,18 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Pretrained:
             f"no model {name!r}: give {', '.join(SOURCES)}, a .gguf file or a folder of safetensors"
         )
     fingerprint = target.head.fingerprint()
-    return Pretrained(name, target.to(dtype), tokenizer, fingerprint)
+    target = _in_dtype(target, dtype)
+    return Pretrained(name, target, target, tokenizer, fingerprint, dtype)
+
+
+def _in_dtype(model: Transformer, dtype: str) -> Transformer:
+    if dtype != "int8":
+        return model.to(getattr(torch, dtype))
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            weight.data = rounded(weight.data)
+    model.config = replace(model.config, int8_rows=True)
+    return model
 
 
 def cached(name: str) -> Path:

@@ -12,6 +12,7 @@ Knows nothing of verification.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,3 +112,13 @@ class Drafter:
         if not (ids[1:] > ids[:-1]).all():
             raise ShortlistError(f"{name}: ids are not sorted or not unique")
         return ids
+
+
+def likeliest(law: Law, count: int) -> Proposal:
+    """The ``count`` likeliest ids of a draft's law as candidates for one and the same place,
+    ties to the lower id. Nothing is drawn, so each comes from the law that is all on it."""
+    order = np.argsort(-np.asarray(law.probs), kind="stable")[:count].tolist()
+    laws = [Law(law.ids, law.probs * 0) for _ in order]
+    for i, point in zip(order, laws, strict=True):
+        point.probs[i] = 1
+    return Proposal(tuple(int(law.ids[i]) for i in order), tuple(laws))

@@ -1,6 +1,6 @@
-"""The whole recipe of a shipped part, from nothing to the file: what ``minispec train draft``
-and ``minispec rank`` do. Each step is elsewhere; here they are put in order, and what came
-out is kept together with the settings and figures that made it."""
+"""The whole recipe of a shipped part, from nothing to the file: what ``minispec train draft``,
+``minispec rank`` and ``minispec index build`` do. Each step is elsewhere; here they are put in
+order, and what came out is kept together with the settings and figures that made it."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minispec import corpus, distill, pretrained, ranking, train
+from minispec import corpus, distill, pretrained, ranking, routing, train
 from minispec import draft as drafts
 from minispec.batches import Corpus, written_greedily
+from minispec.draft import EagleDraft
 from minispec.errors import FileError
 from minispec.pretrained import Pretrained
+from minispec.shortlist import semantic
+from minispec.shortlist.routed import Router
 from minispec.shortlist.static import cut
 
 _HELD_OUT = 40  # one sequence in so many is never trained on
@@ -43,11 +46,11 @@ def make_draft(
     loaded = pretrained.load(model)
     material = Corpus(paths)
     held_out = material.split(_HELD_OUT)
-    greedy = (s for s in held_out if written_greedily(s, loaded.target.head))
+    greedy = (s for s in held_out if written_greedily(s, loaded.reference.head))
     examples = list(islice(greedy, _HELD_OUT_MOST))
     seen = math.ceil(epochs * sum(map(material.answer_tokens, range(len(material.places)))))
     torch.manual_seed(seed)
-    draft = drafts.untrained(loaded.target)
+    draft = drafts.untrained(loaded.reference)
     config = train.TrainConfig(tokens=seen, seed=seed)
     with tqdm(total=seen, desc="training", unit="token", disable=None) as bar:
 
@@ -104,3 +107,31 @@ def keep_ranking(
         ranking.write_token_map(out, ids)
     else:
         ranking.write_ranking(out, ids, model.tokenizer.fingerprint, details)
+
+
+def make_index(model: str, clusters: int, seed: int, out: Path) -> None:
+    """Clusters the rows of a model's head, and writes which id is in which cluster."""
+    loaded, rounds = pretrained.load(model), 20
+    with tqdm(total=rounds, desc="clustering", unit="round", disable=None) as bar:
+        found = semantic.clustered(loaded.reference.head.weight, clusters, seed, rounds, bar.update)
+    semantic.write_index(out, found, {}, loaded.fingerprint, loaded.tokenizer.fingerprint)
+
+
+def make_router(
+    model: Pretrained, draft: EagleDraft, written: Path, tokens: int, seed: int, out: Path
+) -> None:
+    """Trains a router to the clusters of the model's index on text that the model wrote, and
+    writes the index with it. Raises ArgumentError, FileError, FingerprintError."""
+    identity = model.fingerprint, model.tokenizer.fingerprint
+    index = semantic.find(model.name, model.index)
+    clusters, _ = semantic.read_index(index, model.target.head.vocabulary_size, *identity)
+    shards = sorted(written.glob("*-*.safetensors"))
+    if not shards:
+        raise FileError(f"{written} holds no text: give a folder made by `minispec train draft`")
+    torch.manual_seed(seed)
+    router, material = Router(draft.config.width, int(clusters.max()) + 1), Corpus(shards)
+    with tqdm(total=tokens, desc="training", unit="token", disable=None) as bar:
+        for seen, loss in routing.train(router, draft, material, clusters, tokens, seed):
+            bar.update(seen - bar.n)
+            bar.set_postfix(loss=loss)
+    semantic.write_index(out, clusters, router.state_dict(), *identity)

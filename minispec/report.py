@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from minispec.checkpoint import write_json, written_aside
 
-_PHASES = (
+PHASES = (
     ("target", "target pass"),
     ("verify", "laws and verification"),
     ("draft", "draft layer"),
@@ -25,7 +25,6 @@ def table(report: Mapping[str, Any]) -> str:
     """The report as aligned text, one line for each method and stream."""
     lines = [["method", "stream", "gamma", "tau", "tokens/s", "vs plain", "vs FR-Spec", "lossless"]]
     for row in report["results"]:
-        lossless = row.get("lossless")
         lines.append(
             [
                 row["method"] + (" (best)" if row["best"] else ""),
@@ -33,13 +32,9 @@ def table(report: Mapping[str, Any]) -> str:
                 str(row["gamma"] or "-"),
                 f"{row['tau']:.2f}",
                 f"{row['tokens_per_second']:.1f}",
-                _interval(row["ratio_to_autoregressive"]),
-                _interval(row["ratio_to_frspec"]),
-                "-"
-                if lossless is None
-                else f"{lossless['identical']}/{lossless['checked']}"
-                + (f" +{lossless['near_ties']} near ties" if lossless["near_ties"] else "")
-                + (f" {lossless['violations']} VIOLATIONS" if lossless["violations"] else ""),
+                interval(row["ratio_to_autoregressive"]),
+                interval(row["ratio_to_frspec"]),
+                lossless_counts(row.get("lossless")),
             ]
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
@@ -61,21 +56,57 @@ def samples(report: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _interval(ratio: Mapping[str, float] | None) -> str:
+def switches(report: Mapping[str, Any]) -> list[str]:
+    """What each method lost around the switches of topic, a line for each that can be said of."""
+    lines = []
+    for row in report["results"]:
+        if windows(row) and not row["best"]:
+            curve = row["switch_curve"]
+            first = next((w["ratio_to_full"] for w in windows(row) if w["start"] == 0), None)
+            after = curve["regained_after"]
+            back = "not regained" if after is None else f"regained after {after}"
+            lines.append(
+                f"{row['method']}, gamma {row['gamma']}: {interval(first)} of full's tau in the "
+                f"{curve['window']} tokens after {curve['switches']} switches, 95% {back}"
+            )
+    return lines
+
+
+def lossless_counts(lossless: Mapping[str, int] | None) -> str:
+    """The audit in a word or two: prompts with the very ids of plain decoding, and exceptions."""
+    if lossless is None:
+        return "-"
+    return (
+        f"{lossless['identical']}/{lossless['checked']}"
+        + (f" +{lossless['near_ties']} near ties" if lossless["near_ties"] else "")
+        + (f" {lossless['violations']} VIOLATIONS" if lossless["violations"] else "")
+    )
+
+
+def interval(ratio: Mapping[str, float] | None) -> str:
+    """A ratio and its 95% interval."""
     return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-"
 
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
     """Writes ``report.json`` and ``report.png``. Raises FileError."""
     write_json(folder / "report.json", report)
-    rows = [row for row in report["results"] if row["stream"] == "all" and not row["best"]]
-    names = [row["method"] + (f"\ngamma {row['gamma']}" if row["gamma"] else "") for row in rows]
-    names = [_literal(name) for name in names]
-    figure = Figure(figsize=(15, 0.6 * len(rows) + 2), layout="constrained")
-    axes = figure.subplots(1, 3)
-    _bars(axes[0], names, [row["tau"] for row in rows], "tokens per target pass (tau)")
-    _bars(axes[1], names, [row["tokens_per_second"] for row in rows], "tokens per second")
-    _stack(axes[2], names, rows)
+    ordinary = [row for row in report["results"] if not row["best"]]
+    rows = [row for row in ordinary if row["stream"] == "all"]
+    names = [_named(row, "\n") for row in rows]
+    curves = [row for row in ordinary if windows(row)]
+    points = [p for p in (report["study"] or {"points": ()})["points"] if p["stream"] == "all"]
+    high = 1 + bool(curves or points)
+    figure = Figure(figsize=(15, 0.6 * len(rows) + 2 + 4 * (high - 1)), layout="constrained")
+    ratios = [0.6 * len(rows) + 2, 4][:high]
+    axes = figure.subplots(high, 3, squeeze=False, height_ratios=ratios)
+    _bars(axes[0, 0], names, [row["tau"] for row in rows], "tokens per target pass (tau)")
+    _bars(axes[0, 1], names, [row["tokens_per_second"] for row in rows], "tokens per second")
+    _stack(axes[0, 2], names, rows)
+    if high == 2:
+        _switches(axes[1, 0], curves)
+        _over_budget(axes[1, 1], points, "tau_to_full", "tau over full, by budget")
+        _over_budget(axes[1, 2], points, "coverage", "coverage, by budget")
     title = (
         f"{report['model']}, {report['dtype']}, temperature {report['sampling']['temperature']}, "
         f"{report['threads']} threads"
@@ -83,6 +114,53 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
     figure.suptitle(_literal(title))
     with written_aside(folder / "report.png") as aside:
         figure.savefig(aside, format="png", dpi=120)
+
+
+def _named(row: Mapping[str, Any], between: str) -> str:
+    """A method and its gamma, as matplotlib reads it."""
+    return _literal(row["method"] + (f"{between}gamma {row['gamma']}" if row["gamma"] else ""))
+
+
+def windows(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The windows around a switch in which a row can be set against full."""
+    return [w for w in row.get("switch_curve", {"windows": ()})["windows"] if w["ratio_to_full"]]
+
+
+def _switches(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        axis.set_axis_off()
+        return
+    for colour, row in enumerate(rows):
+        for side in (False, True):  # no line across the switch: what lies between is neither
+            part = [w for w in windows(row) if (w["start"] >= 0) == side]
+            starts = [w["start"] for w in part]
+            low, value, high = (
+                [w["ratio_to_full"][key] for w in part] for key in ("low", "value", "high")
+            )
+            label = _named(row, ", ") if side else None
+            axis.plot(starts, value, "o-", color=f"C{colour}", markersize=3, label=label)
+            axis.fill_between(starts, low, high, color=f"C{colour}", alpha=0.12)
+    axis.axvline(0, color="gray", linestyle="dashed")
+    count = rows[0]["switch_curve"]["switches"]
+    axis.set_title(f"tau over full around {count} switches")
+    axis.set_xlabel("first token of the window")
+    axis.legend(fontsize="small")
+
+
+def _over_budget(axis: Any, points: Sequence[Mapping[str, Any]], key: str, title: str) -> None:
+    """A line for each list of the study, whole lists only."""
+    if not points:
+        axis.set_axis_off()
+        return
+    for curve in dict.fromkeys(p["curve"] for p in points):
+        part = [p for p in points if p["curve"] == curve and p["altered"] is None]
+        axis.plot(
+            [p["budget"] for p in part], [p[key] for p in part], "o-", markersize=3,
+            label=_literal(curve),
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_title(title)
+    axis.legend(fontsize="small")
 
 
 def _literal(text: str) -> str:
@@ -100,7 +178,7 @@ def _bars(axis: Any, names: Sequence[str], values: Sequence[float], title: str) 
 
 def _stack(axis: Any, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     left = [0.0] * len(rows)
-    for phase, label in _PHASES:
+    for phase, label in PHASES:
         widths = [1000 * row["seconds"].get(phase, 0.0) / row["tokens"] for row in rows]
         if any(widths):
             axis.barh(names, widths, left=left, label=label)

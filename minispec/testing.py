@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minispec.errors import ContextError
 from minispec.head import LinearHead
-from minispec.types import Features, Law
+from minispec.types import Features, Head, Law
 
 
 class Branching:
@@ -121,11 +121,15 @@ class ToyTarget:
     """
 
     def __init__(
-        self, vocabulary_size: int, table: Callable[[tuple[int, ...]], Tensor], context: int = 64
+        self,
+        vocabulary_size: int,
+        table: Callable[[tuple[int, ...]], Tensor],
+        context: int = 64,
+        head: Head | None = None,
     ) -> None:
-        self.head = LinearHead(torch.eye(vocabulary_size, dtype=torch.float64))
+        self.head = head or LinearHead(torch.eye(vocabulary_size, dtype=torch.float64))
         self.context_limit = context
-        self._table = table
+        self.after = table
 
     def new_cache(self, capacity: int) -> ToyCache:
         return ToyCache(capacity)
@@ -134,7 +138,7 @@ class ToyTarget:
         start = cache.length
         cache.extend(ids.tolist())
         read = [tuple(cache.read[: start + i + 1]) for i in range(len(ids))]
-        hidden = torch.stack([self._table(tokens) for tokens in read])  # (T, V)
+        hidden = torch.stack([self.after(tokens) for tokens in read])  # (T, V)
         taps = torch.zeros(len(ids), self.context_limit, dtype=torch.float64)
         for row, tokens in enumerate(read):
             taps[row, : len(tokens)] = torch.tensor(tokens) + 1.0
@@ -149,13 +153,19 @@ class ToyDraft:
     """
 
     def __init__(
-        self, vocabulary_size: int, table: Callable[[tuple[int, ...]], Tensor], context: int = 64
+        self,
+        vocabulary_size: int,
+        table: Callable[[tuple[int, ...]], Tensor],
+        head: Head | None = None,
     ) -> None:
-        self.head = LinearHead(torch.eye(vocabulary_size, dtype=torch.float64))
-        self._table, self._context = table, context
+        self.head = head or LinearHead(torch.eye(vocabulary_size, dtype=torch.float64))
+        self.after = table
 
     def new_cache(self, capacity: int) -> ToyCache:
         return ToyCache(capacity)
+
+    def with_own_head(self) -> "ToyDraft":
+        return self  # its head packs nothing
 
     def fuse(self, taps: Tensor) -> Tensor:
         return taps
@@ -174,7 +184,7 @@ class ToyDraft:
         return outputs
 
     def hidden(self, states: Tensor) -> Tensor:
-        return self._table(_tokens_of(states))
+        return self.after(_tokens_of(states))
 
 
 def _tokens_of(state: Tensor) -> tuple[int, ...]:

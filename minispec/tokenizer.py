@@ -156,8 +156,9 @@ class _TableTokenizer:
             raise TextError(f"id {token} is no token; ids are 0 to {self.vocabulary_size - 1}")
         return self._bytes[token]
 
-    def chat(self, prompt: str) -> list[int]:
-        """Ids of a user's message in the model's own chat template, the answer's turn open.
+    def chat(self, prompt: str, *, later: bool = False) -> list[int]:
+        """Ids of a user's message in the model's own chat template, the answer's turn open; a
+        ``later`` message begins with what closes the answer before it, its end id included.
 
         TextError where that template is not known here, and as in ``encode``.
         """
@@ -173,8 +174,9 @@ class _TableTokenizer:
             # Role and content are cut as one text, as the template renders them.
             return [start, *self.encode(f"{role}\n{content}"), end, *self.encode("\n")]
 
-        system = [] if self._chatml.system is None else turn("system", self._chatml.system)
-        return system + turn("user", prompt) + [start, *self.encode("assistant\n")]
+        before = [] if self._chatml.system is None else turn("system", self._chatml.system)
+        before = [end, *self.encode("\n")] if later else before
+        return before + turn("user", prompt) + [start, *self.encode("assistant\n")]
 
 
 class TiktokenTokenizer(_TableTokenizer):

@@ -64,8 +64,9 @@ class Verdict:
 
     ``path``: indices of the accepted nodes (for a chain 0..n-1). ``next_token``: drawn by the
     target itself, from ``next_law``: the residual after a rejection, else the target's law
-    after the last accepted token (the *bonus token*). ``acceptance``: the probability with
-    which each examined node was to be accepted, in the order of examination.
+    after the last accepted token (the *bonus token*). ``acceptance``: for each examined node,
+    in the proposal's order, the probability that it was to be accepted; token by token this
+    is given that those before it were, in a block it is given only which they are.
     """
 
     path: tuple[int, ...]
@@ -186,6 +187,10 @@ class Draft(Protocol):
         """(..., D) -> (..., D), what the LM head's rows are multiplied with."""
         ...
 
+    def with_own_head(self) -> "Draft":
+        """The same weights with a head that packs rows for itself alone."""
+        ...
+
 
 class Shortlist(Protocol):
     """Which ids the draft may propose. A law of the past alone, so any choice is exact."""
@@ -204,7 +209,8 @@ class Shortlist(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forgets everything learnt since construction: called between prompts."""
+        """Forgets everything learnt since construction: called between prompts, but not between
+        the turns of a conversation."""
         ...
 
 
@@ -215,8 +221,8 @@ class Learner(Protocol):
     draft: Any
     reaches_cache: bool  # whether keys and values are made with what it changes
 
-    def begin(self) -> None:
-        """A new text: called before its prompt is read."""
+    def begin(self, continued: bool) -> None:
+        """A new text, or more of a conversation: called before the prompt is read."""
         ...
 
     def read(self, ids: Tensor, taps: Tensor, hidden: Tensor) -> None:
@@ -253,6 +259,7 @@ class Tokenizer(Protocol):
         """The bytes of one token; b'' for special tokens."""
         ...
 
-    def chat(self, prompt: str) -> list[int]:
-        """Ids of a user's message in the model's own chat template, the answer's turn open."""
+    def chat(self, prompt: str, *, later: bool = False) -> list[int]:
+        """Ids of a user's message in the model's own chat template, the answer's turn open; a
+        ``later`` message begins with what closes the answer before it, its end id included."""
         ...

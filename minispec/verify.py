@@ -1,8 +1,8 @@
 """Verification: what makes speculative decoding exact.
 
-A drafted token x ~ q is accepted with probability min(1, p(x) / q(x)); after a rejection the
-next token is drawn from the *residual*, the normalised positive part of p - q (Leviathan et
-al., arXiv 2211.17192; Chen et al., arXiv 2302.01318). Together:
+**Token by token** (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318): a
+drafted token x ~ q is accepted with probability min(1, p(x) / q(x)); after a rejection the next
+token is drawn from the *residual*, the normalised positive part of p - q. Together:
 
     P(x) = q(x) min(1, p(x)/q(x)) + P(reject) * (p(x) - q(x))+ / sum_y (p(y) - q(y))+
          = min(p(x), q(x))        + (p(x) - q(x))+
@@ -12,15 +12,26 @@ since P(reject) = 1 - sum_y min(p(y), q(y)) = sum_y (p(y) - q(y))+. Nothing is a
 may be zero on most of the vocabulary (a shortlist), and may have come about in any way that
 does not look at x itself, at later draws or at the randomness spent here.
 
+**As a block** (Sun et al., arXiv 2403.10444, Algorithm 2): a chain is judged from its end. With
+
+    w_0 = 1,    w_i = min(1, w_(i-1) p(x_i) / q(x_i)),    R_i = sum_y (w_i p(y) - q(y))+,
+
+p and q those after x_1..x_i, the longest prefix whose own coin falls is accepted; the coin of
+the whole chain has probability w_n, that of i < n tokens R_i / (R_i + 1 - w_i), and the next
+token comes from the normalised (w_i p - q)+. This keeps at least i tokens with probability w_i,
+which the token-level product of min(1, p/q) never exceeds; docs/exactness.md has the proof.
+
 The arithmetic uses only operators, indexing and sums, so that the same lines run on tensors
 and, for a proof, on arrays of fractions. Knows no model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minispec.errors import ArgumentError
 from minispec.types import Law, Proposal, RandomSource, Verdict
+
+Verifier = Callable[[Proposal, Sequence[Law], RandomSource], Verdict]
 
 
 def verify(proposal: Proposal, target_laws: Sequence[Law], random: RandomSource) -> Verdict:
@@ -31,42 +42,102 @@ def verify(proposal: Proposal, target_laws: Sequence[Law], random: RandomSource)
     choice. Raises ArgumentError if the numbers do not match, or if a recorded law excludes the
     token that is said to be drawn from it.
     """
-    if len(target_laws) != len(proposal) + 1:
-        raise ArgumentError(
-            f"{len(proposal)} drafted tokens need {len(proposal) + 1} target laws, "
-            f"got {len(target_laws)}"
-        )
+    _check(proposal, target_laws)
     acceptance = []
     for node, (token, q) in enumerate(zip(proposal.tokens, proposal.laws, strict=True)):
         p = target_laws[node]
         acceptance.append(acceptance_probability(p, q, token))
         if not random.bernoulli(acceptance[-1]):
-            return _verdict(node, residual(p, q), acceptance, random)
-    return _verdict(len(proposal), target_laws[-1], acceptance, random)
+            return _verdict(range(node), residual(p, q), acceptance, random)
+    return _verdict(range(len(proposal)), target_laws[-1], acceptance, random)
 
 
-def acceptance_probability(p: Law, q: Law, token: int) -> Any:
-    """min(1, p(x) / q(x)) for x drawn from q; its mean over q is sum_x min(p(x), q(x))."""
+def verify_block(proposal: Proposal, target_laws: Sequence[Law], random: RandomSource) -> Verdict:
+    """Decides about a chain as a whole, from its end: never fewer tokens, in the mean, than
+    ``verify`` accepts. Arguments and errors are the same. Spends one coin for each prefix
+    examined, the longest first, and one choice."""
+    _check(proposal, target_laws)
+    reach: list[Any] = [1]  # w_i, the probability that at least i tokens are kept
+    for token, p, q in zip(proposal.tokens, target_laws[:-1], proposal.laws, strict=True):
+        reach.append(acceptance_probability(p, q, token, reach[-1]))
+    kept = len(proposal)
+    while kept > 0 and not random.bernoulli(_settling(kept, proposal, target_laws, reach[kept])):
+        kept -= 1
+    law = target_laws[-1]
+    if kept < len(proposal):
+        law = residual(target_laws[kept], proposal.laws[kept], reach[kept])
+    return _verdict(range(kept), law, reach[1:], random)
+
+
+def verify_siblings(
+    siblings: Proposal, target_laws: Sequence[Law], random: RandomSource
+) -> Verdict:
+    """Decides about several candidates for one and the same place; at most one is accepted.
+
+    Each is judged against what its rejected elders left of p, so that p is kept for any q_i
+    that may know the elders: a point mass for a candidate that was picked and not drawn
+    (``propose.likeliest``), the same q again, or q without the elders. ``target_laws[0]`` is
+    the law at that place, ``target_laws[1 + i]`` the one after sibling i. Otherwise as ``verify``.
+    """
+    _check(siblings, target_laws)
+    p, acceptance = target_laws[0], []
+    for node, (token, q) in enumerate(zip(siblings.tokens, siblings.laws, strict=True)):
+        acceptance.append(acceptance_probability(p, q, token))
+        if random.bernoulli(acceptance[-1]):
+            return _verdict([node], target_laws[1 + node], acceptance, random)
+        p = residual(p, q)
+    return _verdict([], p, acceptance, random)
+
+
+def acceptance_probability(p: Law, q: Law, token: int, weight: Any = 1) -> Any:
+    """min(1, w p(x) / q(x)) for x drawn from q; at w = 1 its mean is sum_x min(p(x), q(x))."""
     proposed = q.probability(token)
     if not proposed > 0:
         raise ArgumentError(f"token {token} has probability 0 in the law it is said to come from")
-    return min(1, p.probability(token) / proposed)
+    return min(1, weight * p.probability(token) / proposed)
 
 
-def residual(p: Law, q: Law) -> Law:
-    """The law of the next token after a rejection: (p - q)+ / sum (p - q)+.
+def residual(p: Law, q: Law, weight: Any = 1) -> Law:
+    """The law of the next token after a rejection: (w p - q)+ / sum (w p - q)+.
 
-    ``p`` is a full law, so that an id is its own index; ``q`` may know only some ids, which
-    are unique. Where p = q nothing is left; the rejection had probability 0 then, and can
-    only be due to rounding, which p itself answers exactly.
+    Where p = q nothing is left; the rejection had probability 0 then, and can only be due to
+    rounding, which p itself answers exactly.
     """
-    excess = p.probs + 0  # (V,), a copy for tensors and arrays alike
-    excess[q.ids] = excess[q.ids] - q.probs
-    excess = excess * (excess > 0)
-    mass = excess.sum()
-    return Law(p.ids, excess / mass) if mass > 0 else p
+    left = excess(p, q, weight)
+    mass = left.sum()
+    return Law(p.ids, left / mass) if mass > 0 else p
 
 
-def _verdict(accepted: int, law: Law, acceptance: list[Any], random: RandomSource) -> Verdict:
+def excess(p: Law, q: Law, weight: Any = 1) -> Any:
+    """(w p - q)+ (V,). ``p`` is a full law, so that an id is its own index; ``q`` may know
+    only some ids, which are unique."""
+    left = p.probs * weight  # a copy, for tensors and arrays alike
+    left[q.ids] = left[q.ids] - q.probs
+    return left * (left > 0)
+
+
+def _settling(kept: int, proposal: Proposal, target_laws: Sequence[Law], reach: Any) -> Any:
+    """The probability of keeping just these, where no more were: R / (R + 1 - w)."""
+    if kept == len(proposal):
+        return reach
+    left = excess(target_laws[kept], proposal.laws[kept], reach).sum()
+    # Where nothing is left to draw from, such a prefix only comes with more behind it.
+    return left / (left + 1 - reach) if left > 0 else 0
+
+
+def _check(proposal: Proposal, target_laws: Sequence[Law]) -> None:
+    if len(target_laws) != len(proposal) + 1:
+        raise ArgumentError(
+            f"{len(proposal)} drafted tokens need {len(proposal) + 1} target laws, "
+            f"got {len(target_laws)}"
+        )
+
+
+def _verdict(
+    path: Sequence[int], law: Law, acceptance: Sequence[Any], random: RandomSource
+) -> Verdict:
     token = int(law.ids[random.choose(law.probs)])
-    return Verdict(tuple(range(accepted)), token, law, tuple(acceptance))
+    return Verdict(tuple(path), token, law, tuple(acceptance))
+
+
+VERIFIERS: dict[str, Verifier] = {"token": verify, "block": verify_block}

@@ -1,13 +1,22 @@
 """What several test files share: the real target, and toys of the same make."""
 
 import os
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import settings
 
-from minispec import pretrained
+if not torch.cuda.is_available():
+    # CUDA kernels then run in Numba's simulator. It is chosen when Numba is first imported, so
+    # before any test file is; compiled CPU code does not mind.
+    os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+    # There each CUDA thread is a thread of Python, and a barrier waits for all of them to have
+    # had their turn: shorter turns make it several times as fast.
+    sys.setswitchinterval(0.0005)
+
+from minispec import backend, pretrained
 from minispec.errors import FetchError
 from minispec.model import ModelConfig, Transformer
 
@@ -16,7 +25,7 @@ torch.set_num_threads(1)
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("minispec", deadline=None)
-settings.load_profile("minispec")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "minispec"))
 
 TOY = ModelConfig(
     vocabulary_size=50,
@@ -40,6 +49,12 @@ def toy_transformer(seed: int = 0, **changes: object) -> Transformer:
             if "norm" in name:  # all ones from the start, where an error would not show
                 weight.uniform_(0.5, 1.5)
     return model
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _calibrations_of_tests_are_not_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("cache")
+    backend.user_cache_path = lambda name: folder / name  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")

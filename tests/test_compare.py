@@ -21,17 +21,18 @@ import torch
 from tiny_model import Tiny
 from torch import Tensor
 
-from minispec import audit, cli, compare, corpus, measure, methods, ranking, report
+from minispec import audit, cli, compare, corpus, measure, methods, ranking, report, streams
 from minispec.commit import StopRule
-from minispec.compare import Settings, Stream
+from minispec.compare import Settings
 from minispec.decode import autoregressive
 from minispec.errors import ArgumentError, ContextError, FileError, TextError
 from minispec.measure import Figures
 from minispec.methods import Method
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
+from minispec.streams import Stream
 from minispec.testing import ToyTarget
-from minispec.types import Context, Round
+from minispec.types import Context, Evidence, Law, Proposal, Round
 
 SCHEMA = json.loads(resources.files("minispec").joinpath("data/report.schema.json").read_text())
 METHODS = ("autoregressive", "full", "frspec@40", "frspec@0.25", "frspec@0.5:mix")
@@ -75,7 +76,7 @@ def run(tiny: Tiny, files: list[str], out: Path, *options: str) -> dict[str, Any
 def several(tiny: Tiny, files: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A greedy comparison of several methods at several gammas, and where it was written."""
     out = tmp_path_factory.mktemp("several") / "new"
-    options = ["--methods", ",".join(METHODS), "--gamma", "2,4"]
+    options = ["--methods", ",".join(METHODS), "--gamma", "2,4", "--backend", "reference"]
     return SimpleNamespace(report=run(tiny, files, out, *options), out=out)
 
 
@@ -195,6 +196,19 @@ def test_drawn_text_is_not_audited_and_follows_the_seed(
     assert drawn("1") == drawn("1") != drawn("2")
 
 
+def test_the_verifier_is_said_and_used(tiny: Tiny, files: list[str], tmp_path: Path) -> None:
+    options = ["--methods", "full", "--temperature", "2", "--verifier"]
+    found = {v: run(tiny, files, tmp_path, *options, v) for v in ("token", "block")}
+    assert {v: report["verifier"] for v, report in found.items()} == {v: v for v in found}
+    passes = [only(report, stream="all")["target_passes"] for report in found.values()]
+    assert passes[0] != passes[1]
+
+
+def test_an_unknown_verifier_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ArgumentError, match="unknown verifier 'tree': known are token, block"):
+        compared(tiny, "full", verifier="tree")
+
+
 def test_the_table_and_the_picture(several: Any, capsys: pytest.CaptureFixture[str]) -> None:
     lines = report.table(several.report).splitlines()
     assert len(lines) == 1 + len(several.report["results"])
@@ -203,7 +217,8 @@ def test_the_table_and_the_picture(several: Any, capsys: pytest.CaptureFixture[s
         assert line.startswith(row["method"] + (" (best)" if row["best"] else ""))
         assert f" {row['stream']} " in line and f" {row['tau']:.2f} " in line
         assert line.endswith(f"{row['prompts']}/{row['prompts']}")
-    assert {path.name for path in several.out.iterdir()} == {"report.json", "report.png"}
+    names = {"report.json", "report.png", "report.html"}
+    assert {path.name for path in several.out.iterdir()} == names
     png = (several.out / "report.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n\x1a\n") and len(png) > 10_000
 
@@ -227,14 +242,14 @@ def test_names_with_dollars_are_no_formulas(several: Any, tmp_path: Path) -> Non
 
 
 def test_streams_of_files_and_of_domains(files: list[str], tmp_path: Path) -> None:
-    assert compare.streams_of(files) == [Stream(n, tuple(p)) for n, p in STREAMS.items()]
-    (general,) = compare.streams_of(["general"])
+    assert streams.streams_of(files) == [Stream(n, tuple(p)) for n, p in STREAMS.items()]
+    (general,) = streams.streams_of(["general"])
     assert general.name == "general" and len(general.prompts) >= 24
-    assert compare.streams_of(["general"], 3)[0].prompts == general.prompts[:3]
+    assert streams.streams_of(["general"], 3)[0].prompts == general.prompts[:3]
     bare = tmp_path / "bare"
     bare.write_bytes("\ufeffone\r\n\r\n  two \r\n".encode())
-    assert compare.streams_of([str(bare)]) == [Stream("bare", ("one", "two"))]
-    assert [s.name for s in compare.streams_of(corpus.DOMAINS)] == list(corpus.DOMAINS)
+    assert streams.streams_of([str(bare)]) == [Stream("bare", ("one", "two"))]
+    assert [s.name for s in streams.streams_of(corpus.DOMAINS)] == list(corpus.DOMAINS)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +262,7 @@ def test_streams_of_files_and_of_domains(files: list[str], tmp_path: Path) -> No
 )
 def test_streams_that_are_refused(names: list[str], kind: type, reason: str) -> None:
     with pytest.raises(kind, match=reason):
-        compare.streams_of(names)
+        streams.streams_of(names)
 
 
 def test_without_own_leaves_the_streams_domain_out(
@@ -261,7 +276,7 @@ def test_without_own_leaves_the_streams_domain_out(
 
     monkeypatch.setattr(ranking, "shipped", shipped)
     found = run(tiny, files, tmp_path, "--methods", "frspec@0.25:without-own,frspec@0.25")
-    assert asked == ["without-law", "without-code", "general"]
+    assert asked[:3] == ["without-law", "without-code", "general"]
     assert {row["method"] for row in found["results"]} == {
         "frspec@0.25:without-own", "frspec@0.25",
     }  # fmt: skip
@@ -285,7 +300,9 @@ class FakeDecoders:
     def __call__(
         self, method: Method, model: Any, draft: Any, domain: str, *, gamma: int, **rest: Any
     ) -> methods.Decoder:
-        def decode(prompt: Sequence[int], source: Any) -> Iterator[Round]:
+        def decode(
+            prompt: Sequence[int], source: Any, *, continued: bool = False
+        ) -> Iterator[Round]:
             self.log.append((str(method), gamma, tuple(prompt), source.uniform()))
             seconds = {"prefill": 99.0, "target": self.seconds(str(method), gamma, prompt)}
             yield Round(self.tokens(str(method), prompt), "", (), (), (), seconds, "length")
@@ -297,7 +314,7 @@ def compared(
     tiny: Tiny,
     names: str,
     gammas: tuple[int, ...] = (4,),
-    streams: dict[str, list[str]] = STREAMS,
+    prompts: dict[str, list[str]] = STREAMS,
     temperature: float = 1.0,
     **options: Any,
 ) -> dict[str, Any]:
@@ -305,8 +322,8 @@ def compared(
         tuple(Method.parse(name) for name in names.split(",")), gammas, Sampling(temperature),
         max_new_tokens=8, seed=3, **options,
     )  # fmt: skip
-    prompts = [Stream(name, tuple(texts)) for name, texts in streams.items()]
-    return compare.compare(tiny.model, tiny.draft, prompts, settings)
+    found = [Stream(name, tuple(texts)) for name, texts in prompts.items()]
+    return compare.compare(tiny.model, tiny.draft, found, settings)
 
 
 def test_the_order_rotates_and_all_have_the_same_luck(
@@ -363,7 +380,9 @@ def test_every_prompt_begins_with_nothing_learnt(
 
     monkeypatch.setattr(methods, "shortlist", shortlist)
     found = compared(tiny, "full,frspec", temperature=0.0)
-    # Two methods, each with one list for both streams; once a prompt, and once to warm up.
+    # Two methods, each with one list for both streams; once a prompt, and once to warm up. A
+    # list that was only asked whether it can explain itself was never reset.
+    learners = [learner for learner in learners if learner.resets]
     assert [learner.resets for learner in learners] == [len(prompts) + 1] * 2
     assert all(learner.seen_at_start == [0] * learner.resets for learner in learners)
     assert all(learner.seen > 0 for learner in learners)  # it did observe, and kept it
@@ -372,9 +391,9 @@ def test_every_prompt_begins_with_nothing_learnt(
 
 def test_a_prompt_is_decoded_alike_whatever_came_before(tiny: Tiny) -> None:
     """Passes, not only tokens: something remembered would first show in what is accepted."""
-    once = compared(tiny, "full,frspec", streams={"law": ["The sea"]}, temperature=0.0)
+    once = compared(tiny, "full,frspec", prompts={"law": ["The sea"]}, temperature=0.0)
     late = compared(
-        tiny, "full,frspec", streams={"code": ["The wind", "A tree"], "law": ["The sea"]},
+        tiny, "full,frspec", prompts={"code": ["The wind", "A tree"], "law": ["The sea"]},
         temperature=0.0,
     )  # fmt: skip
     for method in ("full", "frspec"):
@@ -395,12 +414,12 @@ def test_everything_is_checked_before_anything_is_decoded(
         (
             ContextError,
             "prompt 2 of code",
-            {"streams": {"law": good, "code": ["a", "the " * 3000]}},
+            {"prompts": {"law": good, "code": ["a", "the " * 3000]}},
         ),
-        (TextError, "0x04", {"streams": {"law": good, "code": ["a", "\x04"]}}),
+        (TextError, "0x04", {"prompts": {"law": good, "code": ["a", "\x04"]}}),
         (ArgumentError, "budget 999", {"names": "full,frspec@999"}),
         (ArgumentError, "no ranking", {"names": "full,frspec@9:nosuch.pt"}),
-        (ArgumentError, "'mine'", {"names": "frspec:without-own", "streams": {"mine": good}}),
+        (ArgumentError, "'mine'", {"names": "frspec:without-own", "prompts": {"mine": good}}),
         (ArgumentError, "gamma 17", {"gammas": (1, 17)}),
     ]:
         with pytest.raises(kind, match=words):
@@ -567,6 +586,31 @@ def test_figures_add_up_what_rounds_say() -> None:
     assert row["latency_ms"]["p50"] == pytest.approx(100)
     assert row["shortlist_mean"] == pytest.approx((8 * 12 + 4) / 13)
     assert row["seconds"] == pytest.approx({"prefill": 10.0, "target": 1.4, "draft": 0.4})
+
+
+def test_coverage_is_the_targets_mass_on_the_list() -> None:
+    """At every draft step whose past the target agreed with: up to the first rejection, and no
+    further; where all was accepted, the target's own last token had no list."""
+    ids = torch.arange(4)
+
+    def p(*probs: float) -> Law:
+        return Law(ids, torch.tensor(probs))
+
+    def q(*on: int) -> Law:
+        return Law(torch.tensor(on), torch.ones(len(on)) / len(on))
+
+    def round(tokens: tuple[int, ...], proposed: tuple[int, ...], p: Any, q: Any) -> Round:
+        path = tuple(range(len(tokens) - 1))
+        evidence = Evidence(Proposal(proposed, tuple(q)), tuple(p), (), None)
+        return Round(tokens, "", path, proposed, (), {"target": 1.0}, None, evidence)
+
+    laws = [p(0.5, 0.25, 0.25, 0), p(0, 0, 0.125, 0.875), p(0.25, 0.25, 0.25, 0.25)]
+    rejected = round((1, 3), (1, 2, 0), laws[:2], [q(1, 2), q(2), q(0, 1)])
+    accepted = round((0, 3, 1), (0, 3), laws, [q(0), q(0, 3)])
+    assert measure.measured([rejected]).covered == (0.5, 0.125)
+    assert measure.measured([accepted]).covered == (0.5, 0.875)
+    both = [measure.measured([each]) for each in (rejected, accepted)]
+    assert measure.pooled(both)["coverage"] == 0.5
 
 
 def test_figures_of_nothing() -> None:

@@ -98,7 +98,7 @@ def test_everything_stops_where_plain_decoding_stops(
     target = scripted(script)
     guesser = {
         None: None,
-        "agreeing": ToyDraft(V, lambda tokens: target._table(tokens)),
+        "agreeing": ToyDraft(V, lambda tokens: target.after(tokens)),
         "stranger": STRANGER,
     }[draft]
     rounds = run(target, guesser, stop)

@@ -12,7 +12,10 @@ from minispec import verify as verification
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.sampling import Sampling
+from minispec.shortlist.evolving import EvolvingList
 from minispec.shortlist.full import FullList
+from minispec.shortlist.in_context import InContextList
+from minispec.shortlist.routed import RoutedList, Router
 from minispec.shortlist.static import StaticList
 from minispec.testing import Branching, ToyDraft, ToyTarget, law_of, random_table, total_variation
 from minispec.types import Context, Law, Round, Shortlist
@@ -43,12 +46,33 @@ class RestlessList:
         self._learnt: tuple[object, ...] = ()
 
 
+def evolving(per_round: bool) -> EvolvingList:
+    """One id of the core, one recent, and one of successors or clusters."""
+    return EvolvingList(
+        torch.tensor([3, 0, 1, 2]), 3, (EOS,), torch.tensor([0, 1, 1, 0]), torch.eye(V).double(),
+        core=1, recency=1, per_round=per_round,
+    )  # fmt: skip
+
+
+def routed() -> RoutedList:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        router = Router(V, 3).double().requires_grad_(False)
+    return RoutedList(torch.arange(V), 2, (), torch.tensor([0, 1, 2, 1]), router)
+
+
 LISTS: dict[str, Shortlist] = {
     "full": FullList(V),
     "static, end id on": StaticList(torch.tensor([2, 1, 0, 3]), 2, (EOS,)),
     "static, end id off": StaticList(torch.tensor([2, 1, 0, 3]), 2, ()),
     "one id": StaticList(torch.tensor([1]), 1, ()),
     "restless": RestlessList(),
+}
+DYNAMIC: dict[str, Shortlist] = {
+    "evolving, a step": evolving(per_round=False),
+    "evolving, a round": evolving(per_round=True),
+    "in context": InContextList(torch.arange(V), 2, ()),
+    "routed": routed(),
 }
 
 
@@ -82,6 +106,46 @@ def test_speculation_keeps_the_law_of_whole_outputs(
     expected = output_law(None, 0, sampling, limit=3)
     assert abs(sum(expected.values()) - 1) < 1e-12
     assert total_variation(output_law(LISTS[name], gamma, sampling, limit=3), expected) < 1e-12
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_lists_that_follow_the_text_keep_the_law(name: str) -> None:
+    sampling = Sampling(1.0)
+    expected = output_law(None, 0, sampling, limit=3)
+    assert total_variation(output_law(DYNAMIC[name], 2, sampling, limit=3), expected) < 1e-12
+
+
+def test_a_list_that_learns_from_rejected_drafts_keeps_the_law() -> None:
+    """Over several rounds; and it does learn: the same text with other drafts refused on the
+    way leads to other lists, without which the walk would prove nothing."""
+    few, stop, sampling = 3, StopRule(5, (2,)), Sampling(1.0)
+    target = ToyTarget(few, random_table(few, seed=5))
+    draft = ToyDraft(few, random_table(few, seed=39))
+    lists: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+
+    class Spied(EvolvingList):
+        def select(self, context: Context) -> torch.Tensor:
+            ids = super().select(context)
+            lists.setdefault(context.tokens, set()).add(tuple(ids.tolist()))
+            return ids
+
+    shortlist = Spied(
+        torch.tensor([1, 0, 2]), 2, (), torch.arange(few), torch.eye(few).double(),
+        core=1, recency=0, per_round=False,
+    )  # fmt: skip
+
+    def speculated(random: Branching) -> tuple[int, ...]:
+        rounds = speculative(
+            target, draft, shortlist, [0, 1], gamma=1, sampling=sampling, random=random, stop=stop
+        )
+        return tuple(t for round in rounds for t in round.tokens)
+
+    def plain(random: Branching) -> tuple[int, ...]:
+        rounds = autoregressive(target, [0, 1], sampling=sampling, random=random, stop=stop)
+        return tuple(t for round in rounds for t in round.tokens)
+
+    assert total_variation(law_of(speculated), law_of(plain)) < 1e-12
+    assert any(len(found) > 1 for found in lists.values())
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])

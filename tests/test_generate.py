@@ -136,6 +136,7 @@ KEYS = {
     "text", "ids", "tokens", "stop", "target_passes", "tau", "tokens_per_second",
     "seconds_to_first_token", "seconds", "accepted_by_position", "repeated_4gram_share",
     "model", "method", "gamma", "budget", "sampling", "seed", "dtype", "prompt_tokens",
+    "verifier",
 }  # fmt: skip
 
 
@@ -162,9 +163,19 @@ def test_speed_is_of_decoding_alone(ask: Ask) -> None:
     assert answer["seconds_to_first_token"] > answer["seconds"]["prefill"] > 0
 
 
+def test_a_verifier_may_be_chosen(ask: Ask) -> None:
+    """Drawn from the same seed, the two verifiers part; greedily they say the same."""
+    drawn = ["--method", "full", "--temperature", "2", "--gamma", "4"]
+    by = {v: asked(ask, *drawn, "--verifier", v) for v in ("token", "block")}
+    assert {v: answer["verifier"] for v, answer in by.items()} == {v: v for v in by}
+    assert asked(ask, *drawn)["ids"] == by["token"]["ids"] != by["block"]["ids"]
+    greedy = [asked(ask, "--method", "full", "--verifier", v)["ids"] for v in by]
+    assert greedy[0] == greedy[1]
+
+
 def test_plain_decoding_has_neither_gamma_nor_budget(ask: Ask) -> None:
     answer = asked(ask, "--method", "autoregressive", "--gamma", "3")
-    assert answer["gamma"] is answer["budget"] is None
+    assert answer["gamma"] is answer["budget"] is answer["verifier"] is None
     assert answer["accepted_by_position"] == [] and answer["tau"] == 1
 
 

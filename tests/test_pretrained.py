@@ -279,7 +279,7 @@ def test_quantised_weights_are_what_the_format_says(tmp_path, kind):
 def test_the_model_runs_in_the_dtype_that_is_asked_for(tmp_path):
     write_gguf(tmp_path / "x.gguf", small_target())
     plain = pretrained.load(str(tmp_path / "x.gguf"))
-    half = pretrained.load(str(tmp_path / "x.gguf"), torch.bfloat16)
+    half = pretrained.load(str(tmp_path / "x.gguf"), "bfloat16")
     assert logits(half.target).dtype == torch.bfloat16
     assert half.fingerprint == plain.fingerprint  # it is of the float32 rows
 

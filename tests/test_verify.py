@@ -23,7 +23,14 @@ from minispec.testing import (
     total_variation,
 )
 from minispec.types import Context, Law, Proposal, Verdict
-from minispec.verify import acceptance_probability, residual, verify
+from minispec.verify import (
+    acceptance_probability,
+    excess,
+    residual,
+    verify,
+    verify_block,
+    verify_siblings,
+)
 
 PROMPT = (0, 1)
 Verifier = Callable[[Proposal, Sequence[Law], Branching], Verdict]
@@ -177,14 +184,94 @@ def test_a_token_that_the_target_excludes_is_never_accepted() -> None:
     assert verdict.path == () and verdict.next_token == 1
 
 
+@pytest.mark.parametrize("verifier", [verify, verify_block, verify_siblings])
 @pytest.mark.parametrize("laws", [0, 1, 3])
-def test_the_number_of_laws_must_match(laws: int) -> None:
+def test_the_number_of_laws_must_match(laws: int, verifier: Verifier) -> None:
     law = fraction_law([1, 1])
     with pytest.raises(ArgumentError, match="need 2 target laws"):
-        verify(Proposal((0,), (law,)), [law] * laws, Branching([]))
+        verifier(Proposal((0,), (law,)), [law] * laws, Branching([]))
 
 
-def test_a_token_that_its_law_excludes_is_refused() -> None:
+@pytest.mark.parametrize("verifier", [verify, verify_block, verify_siblings])
+def test_a_token_that_its_law_excludes_is_refused(verifier: Verifier) -> None:
     law = fraction_law([1, 1])
     with pytest.raises(ArgumentError, match="probability 0"):
-        verify(Proposal((1,), (fraction_law([1], ids=[0]),)), [law] * 2, Branching([]))
+        verifier(Proposal((1,), (fraction_law([1], ids=[0]),)), [law] * 2, Branching([]))
+
+
+def test_acceptance_is_said_for_each_examined_node() -> None:
+    """p/q is 1/2 at both places: token by token the second is given the first; as a block not."""
+    p, q = fraction_law([1, 3]), fraction_law([1, 1])
+    chain = Proposal((0, 0), (q, q))
+
+    class Script:
+        def __init__(self, *coins: bool) -> None:
+            self._coins = list(coins)
+
+        def bernoulli(self, probability: Fraction) -> bool:
+            return self._coins.pop(0)
+
+        def choose(self, probs: object) -> int:
+            return 1
+
+    half = Fraction(1, 2)
+    rejected = verify(chain, [p] * 3, Script(False))
+    assert rejected.path == () and rejected.acceptance == (half,)
+    assert verify(chain, [p] * 3, Script(True, False)).acceptance == (half, half)
+    block = verify_block(chain, [p] * 3, Script(False, False))
+    assert block.path == () and block.acceptance == (half, half / 2)
+    assert verify_block(chain, [p] * 3, Script(False, True)).path == (0,)
+    whole = verify_block(chain, [p] * 3, Script(True))
+    assert whole.path == (0, 1) and whole.next_law is p
+    siblings = verify_siblings(chain, [p] * 3, Script(False, True))
+    assert siblings.path == (1,) and siblings.acceptance == (half, 0)
+    assert verify_siblings(chain, [p] * 3, Script(False, False)).path == ()
+
+
+def test_a_block_by_hand() -> None:
+    """w_1 = 1/2, R_1 = (1/2 * 3/4 - 1/4)+ = 1/8: a coin of 1/8 / (1/8 + 1/2) = 1/5."""
+    p1, q1 = fraction_law([1, 1]), fraction_law([1], ids=[0])
+    p2, q2 = fraction_law([1, 3]), fraction_law([3, 1])
+    asked: list[Fraction] = []
+
+    class Asked:
+        def bernoulli(self, probability: Fraction) -> bool:
+            asked.append(probability)
+            return len(asked) == 2
+
+        def choose(self, probs: object) -> int:
+            return int(np.argmax(probs))  # type: ignore[call-overload]
+
+    verdict = verify_block(Proposal((0, 0), (q1, q2)), [p1, p2, p2], Asked())
+    assert asked == [Fraction(1, 6), Fraction(1, 5)]
+    assert verdict.path == (0,) and verdict.next_token == 1
+    assert list(verdict.next_law.probs) == [0, 1]
+
+
+@pytest.mark.parametrize("verifier", [verify, verify_block, verify_siblings])
+def test_a_token_without_a_law_is_refused(verifier: Verifier) -> None:
+    law = fraction_law([1, 1])
+    with pytest.raises(ValueError, match="zip"):
+        verifier(Proposal((0,), ()), [law] * 2, Branching([]))
+
+
+def test_a_block_of_equal_laws_may_be_rejected_by_rounding_alone() -> None:
+    """No prefix is then kept, since nothing is left that could follow it, and p answers."""
+    law = fraction_law([1, 1])
+
+    class Stubborn:
+        def bernoulli(self, probability: Fraction) -> bool:
+            return False
+
+        def choose(self, probs: object) -> int:
+            return 1
+
+    verdict = verify_block(Proposal((0, 1), (law, law)), [law] * 3, Stubborn())
+    assert verdict.path == () and verdict.next_law is law
+
+
+def test_what_p_exceeds_q_by() -> None:
+    p, q = fraction_law([1, 1, 2]), fraction_law([1, 1], ids=[0, 2])
+    assert list(excess(p, q)) == [0, Fraction(1, 4), 0]
+    assert list(residual(p, q).probs) == [0, 1, 0]
+    assert list(excess(p, q, Fraction(1, 2))) == [0, Fraction(1, 8), 0]

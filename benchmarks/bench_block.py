@@ -1,0 +1,89 @@
+"""Block verification against token by token: the same model, draft, list, prompts and seeds.
+
+The two alternate, prompt by prompt, in one process. Beside what happened stands what was to be
+expected of the very same proposals, in a run that is not timed: given a chain, at least i tokens
+are kept with probability w_i as a block and with the product of min(1, p/q) token by token, so
+the luck of the coins drops out of the comparison.
+
+Run: make bench, or python benchmarks/bench_block.py --prompts 6 --tokens 96
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from minispec import corpus, pretrained
+from minispec import draft as drafts
+from minispec.commit import StopRule
+from minispec.decode import speculative
+from minispec.measure import measured, paired_ratio, pooled
+from minispec.methods import Method, shortlist
+from minispec.sampling import Sampling, SeededRandom
+from minispec.types import Law, Proposal, RandomSource, Verdict
+from minispec.verify import VERIFIERS, verify
+
+METHOD, GAMMA = Method.parse("frspec@0.25"), 4
+
+
+class Expecting:
+    """Verifies token by token, and adds up what each verifier was to keep of every chain."""
+
+    def __init__(self) -> None:
+        self.kept = {"token": 0.0, "block": 0.0}
+
+    def __call__(self, proposal: Proposal, laws: Sequence[Law], random: RandomSource) -> Verdict:
+        product = reach = 1.0
+        for token, p, q in zip(proposal.tokens, laws[:-1], proposal.laws, strict=True):
+            ratio = float(p.probability(token) / q.probability(token))
+            product, reach = product * min(1.0, ratio), min(1.0, reach * ratio)
+            self.kept["token"] += product
+            self.kept["block"] += reach
+        return verify(proposal, laws, random)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--prompts", type=int, default=2, help="of each domain")
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.8, 1.0])
+    options = parser.parse_args()
+    pretrained.fetch("smollm2")
+    model = pretrained.load("smollm2")
+    path = drafts.shipped("smollm2")
+    assert path is not None
+    draft = drafts.load(path, model.target, model.fingerprint)
+    ids_of = shortlist(METHOD, model, None)
+    texts = [t for name in corpus.DOMAINS for t in corpus.prompts(name)[: options.prompts]]
+    prompts = [model.tokenizer.chat(text) for text in texts]
+    rule = StopRule(options.tokens, model.tokenizer.eos_ids)
+    for temperature in options.temperatures:
+        figures = {name: [] for name in VERIFIERS}
+        expecting = Expecting()
+
+        def decoded(ids, seed, verifier, temperature=temperature):  # type: ignore[no-untyped-def]
+            return measured(speculative(
+                model.target, draft, ids_of, ids, gamma=GAMMA, sampling=Sampling(temperature),
+                random=SeededRandom(seed), stop=rule, tokenizer=model.tokenizer,
+                verifier=verifier,
+            ))  # fmt: skip
+
+        decoded(prompts[0], 0, verify)  # warms up
+        for seed, ids in enumerate(prompts):
+            order = list(VERIFIERS)[:: 1 if seed % 2 else -1]
+            for name in order:
+                figures[name].append(decoded(ids, seed, VERIFIERS[name]))
+            decoded(ids, seed, expecting)
+        pools = {name: pooled(each) for name, each in figures.items()}
+        print(json.dumps({
+            "temperature": temperature,
+            "prompts": len(prompts),
+            "tau": {name: round(pool["tau"], 3) for name, pool in pools.items()},
+            "tokens_per_second": {n: round(p["tokens_per_second"], 2) for n, p in pools.items()},
+            "speed_of_block_over_token": paired_ratio(figures["block"], figures["token"]),
+            "expected_kept_on_the_same_chains": expecting.kept,
+            "gain_in_kept": expecting.kept["block"] / expecting.kept["token"] - 1,
+        }, indent=1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The CPU backend: ``minispec.model`` and ``minispec.draft`` on Numba's kernels.
+
+Weights are stacked once, so that a whole pass is one call; the reference's own parameters
+become views into the stacks, so nothing is held twice, and a draft that is changed in place
+is changed here too. bfloat16 weights meet float32 states: finer than the reference, which
+rounds every intermediate result.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import numba
+import numpy as np
+import torch
+from numba import get_num_threads, set_num_threads
+from torch import Tensor, nn
+
+from fastpath.kernels import product
+from fastpath.rows import CpuHead, home
+from fastpath.steps import draft_pass, normed, target_pass
+from minispec.cache import KVCache
+from minispec.draft import EagleDraft
+from minispec.errors import ContextError
+from minispec.model import MLP, Attention, Layer, ModelConfig, Rope, Transformer
+from minispec.quantised import scales, steps
+from minispec.types import Features
+
+_Stacks = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]  # weights, and rows' scales
+
+
+def unfit(model: Transformer) -> str | None:
+    """Why a model cannot run here, None if it can."""
+    weight = model.embedding.weight
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return f"its weights are {weight.dtype} on {weight.device}, not float32 or bfloat16 on cpu"
+    return None
+
+
+def target(model: Transformer) -> "CpuTarget":
+    """A target of the reference's, on this backend, with as many threads as torch has. They
+    are taken from torch, whose own pool would spin beside ours for the same processors."""
+    set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(1)
+    return CpuTarget(model)
+
+
+def draft(draft: EagleDraft, target: "CpuTarget") -> "CpuDraft":
+    """A draft of the reference's, on this backend, which shares the target's embedding and head
+    rows."""
+    return CpuDraft(draft, target)
+
+
+class CpuTarget:
+    """See ``minispec.types.Target``."""
+
+    def __init__(self, model: Transformer) -> None:
+        self._config = model.config
+        head = model.embedding if model.config.tied_head else model.output
+        rows = home(head.weight.shape, head.weight.dtype)
+        head.weight.data = rows.copy_(head.weight.detach())
+        self.embedding = model.embedding.weight.detach()
+        self.context_limit = model.config.context_limit
+        layers = [layer for layer in model.layers if isinstance(layer, Layer)]
+        self._stacks = _stacked(
+            [layer.attention for layer in layers],
+            [layer.mlp for layer in layers],
+            model.config.int8_rows,
+        )
+        self._norms = (
+            np.stack([_floats(layer.attention_norm.weight) for layer in layers]),
+            np.stack([_floats(layer.mlp_norm.weight) for layer in layers]),
+            _floats(model.norm.weight),
+        )
+        self._taps = np.array(sorted(model.config.tap_layers), np.int64)
+        self._turns = _turns(model.rope, model.config)
+        self.head = CpuHead(*_rows(model.head.weight, model.config.int8_rows))
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for one sequence of at most ``capacity`` positions, in float32."""
+        return _cache(self._config, self._config.layers, capacity)
+
+    def step(self, ids: Tensor, cache: KVCache) -> Features:
+        """ids (T,), read after what the cache holds -> hidden (T, D), taps (T, n * D).
+
+        Raises ContextError, before anything is changed, if they do not fit the cache.
+        """
+        start, end = _places(cache, len(ids))
+        cos, sin = self._turns
+        hidden, taps = target_pass(
+            self.embedding[ids].float().numpy(), *self._stacks, self._norms,
+            self._config.norm_epsilon, cos[start:end], sin[start:end],
+            cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], start, self._taps,
+            get_num_threads(),
+        )  # fmt: skip
+        cache.advance(len(ids))
+        return Features(torch.from_numpy(hidden), torch.from_numpy(taps))
+
+
+class CpuDraft:
+    """See ``minispec.types.Draft``."""
+
+    def __init__(self, draft: EagleDraft, target: CpuTarget) -> None:
+        self._config, self._embedding = draft.config, target.embedding
+        (weights, scales) = _stacked([draft.attention], [draft.mlp], False)
+        self._stacks = tuple(w[0] for w in weights), tuple(s[0] for s in scales)
+        self._fusion = _rows(_joined([[draft.fusion]])[0], False)
+        self._norms = tuple(
+            _floats(norm.weight)
+            for norm in (draft.embedding_norm, draft.state_norm, draft.mlp_norm)
+        )
+        self._norm = _floats(draft.norm.weight)
+        self._turns = _turns(draft.rope, draft.config)
+        self.head = target.head.twin()
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for one sequence of at most ``capacity`` positions, in float32."""
+        return _cache(self._config, 1, capacity)
+
+    def fuse(self, taps: Tensor) -> Tensor:
+        """The target's taps (T, n_taps * D) -> states (T, D)."""
+        rows, scales = self._fusion
+        states = torch.empty(len(taps), len(rows))
+        product(rows, scales, taps.numpy(), states.numpy(), get_num_threads())
+        return states
+
+    def step(self, ids: Tensor, states: Tensor, cache: KVCache) -> Tensor:
+        """Token ids (T,), each one place ahead of its state (T, D) -> own states (T, D).
+
+        Raises ContextError, before anything is changed, if they do not fit the cache.
+        """
+        start, end = _places(cache, len(ids))
+        cos, sin = self._turns
+        new = draft_pass(
+            self._embedding[ids].float().numpy(), states.numpy(), *self._stacks, self._norms,
+            self._config.norm_epsilon, cos[start:end], sin[start:end],
+            cache.keys.numpy()[0, 0], cache.values.numpy()[0, 0], start, get_num_threads(),
+        )  # fmt: skip
+        cache.advance(len(ids))
+        return torch.from_numpy(new)
+
+    def hidden(self, states: Tensor) -> Tensor:
+        """States (..., D) -> what the LM head's rows are multiplied with (..., D)."""
+        flat = states.reshape(-1, states.shape[-1])
+        out = torch.empty_like(flat)
+        normed(flat.numpy(), self._norm, self._config.norm_epsilon, out.numpy(), 0)
+        return out.view(states.shape)
+
+    def with_own_head(self) -> "CpuDraft":
+        """The same weights with a head that packs rows for itself."""
+        twin = copy.copy(self)
+        twin.head = self.head.twin()
+        return twin
+
+
+def _cache(config: ModelConfig, layers: int, capacity: int) -> KVCache:
+    return KVCache(layers, 1, capacity, config.kv_heads, config.head_width, torch.float32)
+
+
+def _places(cache: KVCache, new: int) -> tuple[int, int]:
+    start, end = cache.length, cache.length + new
+    if end > cache.capacity:
+        raise ContextError(f"{start} + {new} positions do not fit a cache of {cache.capacity}")
+    return start, end
+
+
+def _turns(rope: Rope, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    cos, sin = rope.turns(torch.arange(config.context_limit), torch.float32)
+    return cos[:, 0].numpy(), sin[:, 0].numpy()  # (context_limit, head_width)
+
+
+def _floats(weight: Tensor) -> np.ndarray:
+    return weight.detach().float().numpy()
+
+
+def _rows(weight: Tensor, int8: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (..., N, D) as the kernels take them, and a scale for each row (..., N)."""
+    if int8:
+        return steps(weight).numpy(), scales(weight).numpy()
+    bits = weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight
+    return bits.numpy(), np.ones(weight.shape[:-1], np.float32)
+
+
+def _stacked(attentions: Sequence[Attention], mlps: Sequence[MLP], int8: bool) -> _Stacks:
+    stacks = (
+        _joined([[a.query, a.key, a.value] for a in attentions]),
+        _joined([[a.output] for a in attentions]),
+        _joined([[m.gate, m.up] for m in mlps]),
+        _joined([[m.down] for m in mlps]),
+    )
+    rows, sizes = zip(*(_rows(stack, int8) for stack in stacks), strict=True)
+    return rows, sizes
+
+
+def _joined(layers: Sequence[Sequence[nn.Linear]]) -> Tensor:
+    """Weights (L, N, D) of some projections in each layer, of which they become views."""
+    first = [projection.weight for projection in layers[0]]
+    shape = len(layers), sum(map(len, first)), first[0].shape[1]
+    stack = home(shape, first[0].dtype)
+    for rows, layer in zip(stack, layers, strict=True):
+        torch.cat([projection.weight.detach() for projection in layer], out=rows)
+    for rows, layer in zip(stack, layers, strict=True):
+        parts = rows.split([len(p.weight) for p in layer])
+        for projection, part in zip(layer, parts, strict=True):
+            projection.weight.data = part
+    return stack

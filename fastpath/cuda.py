@@ -1,0 +1,145 @@
+"""Target and draft on a GPU, for the reference's own loop: same signatures, same arithmetic.
+
+The passes are PyTorch's over fixed shapes, the heads are kernels of ours. What the loop looks
+at, logits and the draft's hidden state, comes back to the host, so each drafted token waits for
+the device; ``cuda_round`` is the loop that waits once in a round.
+
+A GPU comes by PyTorch; Numba's kernels come by ``numba-cuda`` where that is installed, which
+takes the place of Numba's own. Knows nothing of decoding.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastpath.cuda_head import DeviceRows, PackedRows, Scores
+from fastpath.device import available, fetched, home
+from fastpath.static import (
+    StaticCache,
+    StaticDraft,
+    StaticTarget,
+    draft_pass,
+    target_pass,
+    window,
+)
+from minispec.draft import EagleDraft
+from minispec.errors import ArgumentError
+from minispec.head import PackedHead
+from minispec.model import Transformer
+
+
+class DeviceHead:
+    """The reference's head, computed on the device: hidden states from wherever they are,
+    logits in float32 to the host."""
+
+    def __init__(self, rows: DeviceRows) -> None:
+        self.table = rows
+        self.packed = PackedRows(rows)
+        self._ids: Tensor | None = None
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self.table)
+
+    def full(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> logits of every id (..., V)."""
+        return _shaped(self.table.scores(_states(hidden)), hidden)
+
+    def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """(..., D), ids (K,) sorted and unique -> logits (..., K). A new list moves the rows
+        that came; the same tensor means the same list."""
+        self.pack(ids)
+        return _shaped(self.packed.scores(_states(hidden)), hidden)
+
+    def pack(self, ids: Tensor) -> None:
+        """Makes ``ids`` the list whose rows lie side by side."""
+        if ids is not self._ids:
+            self.packed.update(ids)
+            self._ids = ids
+
+
+class DeviceTarget(StaticTarget):
+    """A target on the device, features included."""
+
+    head: DeviceHead
+
+
+class DeviceDraft(StaticDraft):
+    """A draft whose hidden state comes back to the host, where lists look at it."""
+
+    head: DeviceHead
+
+    def fuse(self, taps: Tensor) -> Tensor:
+        return self._draft.fuse(taps.to(home()))
+
+    def hidden(self, states: Tensor) -> Tensor:
+        return fetched(self.on_device(states))
+
+    def on_device(self, states: Tensor) -> Tensor:
+        """What ``hidden`` is before it comes back."""
+        return self._draft.hidden(states)
+
+    def with_own_head(self) -> "DeviceDraft":
+        twin = copy.copy(self)
+        twin.head = DeviceHead(self.head.table)
+        return twin
+
+
+def unfit(model: Transformer) -> str | None:
+    """Why a model cannot run here, None if it can."""
+    return None if torch.cuda.is_available() else "this machine has no CUDA device"
+
+
+def target(model: Transformer) -> DeviceTarget:
+    """The target on the device. Moves the model itself there. Raises ArgumentError without a
+    GPU, or for a dtype that has no kernels."""
+    _check()
+    model.to(home())
+    group = model.config.heads // model.config.kv_heads
+
+    def run(rows: int, cache: StaticCache, positions: Tensor, ids: Tensor) -> Any:
+        at = window(positions, cache.cos, cache.sin, group, _seen(cache, rows))
+        return target_pass(model, ids, at, (cache.keys, cache.values))
+
+    return DeviceTarget(model, run, DeviceHead(DeviceRows(model.head.weight)))
+
+
+def draft(draft: EagleDraft, target: DeviceTarget | None = None) -> DeviceDraft:
+    """The draft on the device. Moves the draft itself there, so that what it learns is what it
+    drafts with; it shares ``target``'s rows, where that is given, else takes rows of its own.
+    Raises as ``target``."""
+    _check()
+    draft.to(home())
+    draft.embedding = draft.embedding.to(home())
+    draft.head = PackedHead(draft.head.weight.to(home()))
+    table = DeviceRows(draft.head.weight) if target is None else target.head.table
+    group = draft.config.heads // draft.config.kv_heads
+
+    def run(rows: int, cache: StaticCache, positions: Tensor, ids: Tensor, states: Tensor) -> Any:
+        at = window(positions, cache.cos, cache.sin, group, _seen(cache, rows))
+        return draft_pass(draft, ids, states, at, (cache.keys, cache.values))
+
+    return DeviceDraft(draft, run, DeviceHead(table))
+
+
+def _seen(cache: StaticCache, rows: int) -> int:
+    """How much of the cache a pass attends to: no more than there is, in steps of 64."""
+    return min(cache.span, -(-(cache.length + rows) // 64) * 64)
+
+
+def _states(hidden: Tensor) -> Tensor:
+    return hidden.to(home()).reshape(-1, hidden.shape[-1])
+
+
+def _shaped(scores: Scores, hidden: Tensor) -> Tensor:
+    """Logits (H, K) on the host, shaped as hidden (..., D) is."""
+    return fetched(scores.logits).reshape(*hidden.shape[:-1], -1)
+
+
+def _check() -> None:
+    if not available():
+        raise ArgumentError(
+            "backend cuda needs a GPU that PyTorch and Numba see, and there is none"
+        )

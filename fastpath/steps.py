@@ -1,0 +1,229 @@
+"""Whole passes in one call (Numba, CPU): the arithmetic of ``minispec.model`` and
+``minispec.draft`` without a Python step between two products.
+
+A pass is a loop over layers in which every product is shared out to the threads and all that
+lies between is small. States are float32 whatever the weights are. Weights come stacked:
+one array for each kind of matrix, layers first, projections that read the same states side by
+side. Shapes: ``T`` new positions, ``D`` width, ``S`` positions of the cache, ``L`` layers.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
+from fastpath.kernels import product, room, span
+
+
+def _as_float(typingctx, bits):
+    """The float32 with the bits of an int32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+as_float: Any = intrinsic(_as_float)
+
+
+@njit(cache=True)
+def exponential(x):
+    """e^x in float32 to 3e-7 relative, for x up to 88; below -87 it is 0 to rounding.
+
+    e^x = 2^n e^r with |r| <= log(2) / 2, where the series of e^r ends after r^7 / 7!. The
+    library's own exponential takes one number at a time, this one is made into vectors.
+    """
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    # log(2) in two parts, the first with few digits, so that n times it is exact.
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    series = np.float32(1 / 5040)
+    series = series * r + np.float32(1 / 720)
+    series = series * r + np.float32(1 / 120)
+    series = series * r + np.float32(1 / 24)
+    series = series * r + np.float32(1 / 6)
+    series = series * r + np.float32(1 / 2)
+    series = series * r + np.float32(1)
+    series = series * r + np.float32(1)
+    return series * as_float(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def normed(x, weight, epsilon, out, first):
+    """RMSNorm of x (T, D) into the columns of out (T, >= first + D) from ``first`` on."""
+    width = x.shape[1]
+    for t in range(len(x)):
+        total = np.float32(0)
+        for d in range(width):
+            total += x[t, d] * x[t, d]
+        scale = np.float32(1 / math.sqrt(total / width + epsilon))
+        for d in range(width):
+            out[t, first + d] = x[t, d] * scale * weight[d]
+
+
+@njit(cache=True)
+def turned(x, cos, sin):
+    """Rotary embedding of one head (head_width,), in place; cos and sin (head_width,)."""
+    half = len(x) // 2
+    for d in range(half):
+        left, right = x[d], x[half + d]
+        x[d] = left * cos[d] - right * sin[d]
+        x[half + d] = right * cos[half + d] + left * sin[half + d]
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def attended(query, keys, values, seen, head, scores, out):
+    """Attention of one query head (head_width,) over the first ``seen`` keys and values
+    (S, kv_heads, head_width) of one head -> out (head_width,)."""
+    width = len(query)
+    scale = np.float32(1 / math.sqrt(width))
+    largest = np.float32(-np.inf)
+    for s in range(seen):
+        score = np.float32(0)
+        for d in range(width):
+            score += query[d] * keys[s, head, d]
+        scores[s] = score * scale
+        largest = max(largest, scores[s])
+    total = np.float32(0)
+    for s in range(seen):
+        scores[s] = exponential(scores[s] - largest)
+        total += scores[s]
+    out[:] = 0
+    for s in range(seen):
+        for d in range(width):
+            out[d] += scores[s] * values[s, head, d]
+    for d in range(width):
+        out[d] /= total
+
+
+@njit(parallel=True, cache=True)
+def attention(queries, keys, values, start, out, threads):
+    """Queries (T, >= heads, head_width) of positions ``start`` and following, each over the
+    keys and values (S, kv_heads, head_width) up to its own place -> out (T, heads, head_width)."""
+    new, heads, _ = out.shape
+    group = heads // keys.shape[1]
+    tasks = new * heads  # those of one thread lie side by side, so that keys are shared
+    for thread in prange(threads):
+        scores = np.empty(start + new, np.float32)
+        for task in range(thread * tasks // threads, (thread + 1) * tasks // threads):
+            t, head = task // heads, task % heads
+            attended(
+                queries[t, head], keys, values, start + t + 1, head // group, scores, out[t, head]
+            )
+
+
+@njit(parallel=True, cache=True)
+def gated(gate_up, scales, states, both, out, threads):
+    """silu(gate(x)) * up(x) of states (T, D) -> out (T, M), where ``gate_up`` (2 M, D) holds
+    the rows of both; ``both`` (T, 2 M) is room to work in."""
+    new, inner = out.shape
+    for thread in prange(threads):
+        first, last = thread * inner // threads, (thread + 1) * inner // threads
+        span(gate_up, scales, states, both, first, last)
+        span(gate_up, scales, states, both, inner + first, inner + last)
+        for t in range(new):
+            for i in range(first, last):
+                gate = both[t, i]
+                out[t, i] = gate / (np.float32(1) + exponential(-gate)) * both[t, inner + i]
+
+
+@njit(cache=True)
+def layer(x, read, weights, scales, mlp_norm, epsilon, cos, sin, keys, values, start, threads):
+    """One decoder layer: adds to x (T, D) what attention makes of ``read`` (T, input width)
+    and what the MLP makes of the sum, and writes keys and values (S, kv_heads, head_width)
+    of positions ``start`` and following.
+
+    ``weights``: query, key and value projections as one (heads + 2 kv_heads) * head_width
+    rows; output; gate and up as one; down. ``scales``: their rows' scales. ``cos``, ``sin``
+    (T, head_width).
+    """
+    projections, output, gate_up, down = weights
+    projections_scale, output_scale, gate_up_scale, down_scale = scales
+    new, width = x.shape
+    kv_heads, head_width = keys.shape[1], keys.shape[2]
+    heads = output.shape[1] // head_width
+
+    projected = room(new, len(projections))
+    product(projections, projections_scale, read, projected, threads)
+    split = projected.reshape(new, heads + 2 * kv_heads, head_width)
+    for t in range(new):
+        for head in range(heads + kv_heads):  # queries and keys know their positions
+            turned(split[t, head], cos[t], sin[t])
+        keys[start + t] = split[t, heads : heads + kv_heads]
+        values[start + t] = split[t, heads + kv_heads :]
+    mixed = room(new, heads * head_width)
+    attention(split, keys, values, start, mixed.reshape(new, heads, head_width), threads)
+    added = room(new, width)
+    product(output, output_scale, mixed, added, threads)
+    x += added
+
+    quiet = room(new, width)
+    normed(x, mlp_norm, epsilon, quiet, 0)
+    inner = room(new, down.shape[1])
+    gated(gate_up, gate_up_scale, quiet, room(new, len(gate_up)), inner, threads)
+    product(down, down_scale, inner, added, threads)
+    x += added
+
+
+@njit(cache=True)
+def target_pass(
+    x, weights, scales, norms, epsilon, cos, sin, keys, values, start, tap_layers, threads
+):
+    """All layers of a target over embeddings x (T, D): hidden (T, D), taps (T, n * D).
+
+    ``norms``: attention's and MLP's (L, D) and the last (D,). keys, values (L, S, kv, hw).
+    """
+    attention_norms, mlp_norms, last_norm = norms
+    new, width = x.shape
+    quiet = room(new, width)
+    taps = room(new, len(tap_layers) * width)
+    tap = 0
+    projections, output, gate_up, down = weights
+    projections_scale, output_scale, gate_up_scale, down_scale = scales
+    for index in range(len(projections)):
+        normed(x, attention_norms[index], epsilon, quiet, 0)
+        layer(
+            x,
+            quiet,
+            (projections[index], output[index], gate_up[index], down[index]),
+            (
+                projections_scale[index],
+                output_scale[index],
+                gate_up_scale[index],
+                down_scale[index],
+            ),
+            mlp_norms[index],
+            epsilon,
+            cos,
+            sin,
+            keys[index],
+            values[index],
+            start,
+            threads,
+        )
+        if tap < len(tap_layers) and index + 1 == tap_layers[tap]:
+            taps[:, tap * width : (tap + 1) * width] = x
+            tap += 1
+    normed(x, last_norm, epsilon, quiet, 0)
+    return quiet, taps
+
+
+@njit(cache=True)
+def draft_pass(
+    embedded, states, weights, scales, norms, epsilon, cos, sin, keys, values, start, threads
+):
+    """The draft's layer over embeddings (T, D), one place ahead, and states (T, D) -> states
+    (T, D). ``norms``: of the embedding, the state and the MLP (D,). keys, values (S, kv, hw)."""
+    embedding_norm, state_norm, mlp_norm = norms
+    new, width = states.shape
+    read = room(new, 2 * width)
+    normed(embedded, embedding_norm, epsilon, read, 0)
+    normed(states, state_norm, epsilon, read, width)
+    x = room(new, width)
+    x[:] = states
+    layer(x, read, weights, scales, mlp_norm, epsilon, cos, sin, keys, values, start, threads)
+    return x

@@ -1,0 +1,141 @@
+"""Which implementation does the arithmetic: the reference, or a fast path beside it.
+
+A backend is a module of ``fastpath`` with two functions, ``target`` and ``draft``, which take
+the reference's and return something that behaves alike and is faster. ``auto`` measures the
+reference against those that can run here, on the model itself and once for each machine.
+"""
+
+import importlib
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from platformdirs import user_cache_path
+
+from minispec import checkpoint, methods
+from minispec.commit import StopRule
+from minispec.draft import EagleDraft
+from minispec.errors import ArgumentError, FileError
+from minispec.pretrained import Pretrained
+from minispec.sampling import Sampling, SeededRandom
+from minispec.types import Draft, Target
+
+NAMES = ("reference", "cpu", "compiled", "cuda")
+_CONTEXT, _REPEATS = 64, 7
+
+
+def placed(
+    model: Pretrained, draft: EagleDraft | None, name: str
+) -> tuple[Pretrained, Draft | None]:
+    """A model and its draft on a backend by name, or on the fastest ("auto").
+
+    Raises ArgumentError for a backend that this machine, or the model's dtype, rules out.
+    """
+    if name == "auto":
+        name = chosen(model)["backend"]
+    if name == "reference":
+        return model, draft
+    module = _loaded(name)
+    if reason := module.unfit(model.reference):
+        raise ArgumentError(f"backend {name} cannot run {model.name}: {reason}")
+    target = module.target(model.reference)
+    return replace(model, target=target, backend=name), draft and module.draft(draft, target)
+
+
+def chosen(model: Pretrained) -> dict[str, Any]:
+    """The fastest backend for a round of this model, and what was measured: milliseconds of a
+    pass over 1 and over 5 positions, by backend. Kept in the user's cache directory."""
+    key = "-".join(
+        map(str, (platform.node(), os.cpu_count(), torch.__version__, torch.get_num_threads(),
+                  model.fingerprint[:12], model.dtype))
+    )  # fmt: skip
+    path = user_cache_path("minispec") / "calibration.json"
+    known = _read(path)
+    if key not in known:
+        threads = torch.get_num_threads()
+        fit = [name for name in NAMES if hindrance(model, name) is None]
+        figures = {name: _measured(model, name) for name in fit}
+        torch.set_num_threads(threads)
+        fastest = min(figures, key=lambda name: sum(figures[name]))
+        known[key] = {"backend": fastest, "milliseconds": figures}
+        checkpoint.write_json(path, known)
+    return known[key]
+
+
+def bandwidth() -> float:
+    """Bytes a second that reading memory yields with the threads at hand: the fastest of three
+    sums over 256 MiB."""
+    block = torch.ones(64 * 1024 * 1024)
+    block.sum()
+    return block.nbytes / min(_seconds(block.sum) for _ in range(3))
+
+
+def hindrance(model: Pretrained, name: str) -> str | None:
+    """Why ``auto`` does not consider a backend, None if it does."""
+    if name == "reference":
+        return None
+    if name == "compiled":
+        return "runs where it is asked for: it compiles for longer than auto may take"
+    try:
+        reason: str | None = _loaded(name).unfit(model.reference)
+    except ArgumentError as error:
+        return str(error)
+    return reason
+
+
+def warm(model: Pretrained, draft: Draft | None) -> None:
+    """Decodes a few tokens in every way, so that all that is compiled on first use is."""
+    best = methods.default(model.name, draft is not None)
+    for name in dict.fromkeys(("autoregressive", "full" if draft else "autoregressive", best)):
+        decode = methods.decoder(
+            methods.Method.parse(name), model, draft, None, gamma=4, sampling=Sampling(),
+            stop=StopRule(8),
+        )  # fmt: skip
+        for _ in decode([0, 1, 2], SeededRandom(0)):
+            pass
+
+
+def _loaded(name: str) -> ModuleType:
+    if name not in NAMES:
+        raise ArgumentError(f"no backend {name!r}: known are auto, {', '.join(NAMES)}")
+    try:
+        return importlib.import_module(f"fastpath.{name}")
+    except ImportError as error:
+        raise ArgumentError(f"backend {name} cannot run here: {error}") from None
+
+
+def _measured(model: Pretrained, name: str) -> list[float]:
+    target: Target = placed(model, None, name)[0].target
+    cache = target.new_cache(_CONTEXT + 8)
+    target.step(torch.arange(_CONTEXT) + 1, cache)
+    figures = []
+    for width in (1, 5):
+
+        def run(width: int = width) -> None:
+            target.head.full(target.step(torch.arange(width) + 1, cache).hidden)
+            cache.truncate(_CONTEXT)
+
+        run()
+        figures.append(1000 * min(_seconds(run) for _ in range(_REPEATS)))
+    return figures
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What was measured before; a file that is not ours, or damaged, is as good as none."""
+    try:
+        known = checkpoint.read_json(path)
+    except FileError:
+        return {}
+    return known if isinstance(known, dict) else {}

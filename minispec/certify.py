@@ -1,0 +1,275 @@
+"""A certificate: is the law of the output the target's? Every branch of every case is walked.
+
+A *case* is a pair of toy models whose laws are whole-number weights that depend on all tokens
+read, so the same case runs through the production code in exact fractions, in float64 and in
+float32. Its weights hold what goes wrong elsewhere: zeros, ties, laws that are equal, nearly
+equal, disjoint, or all on one id. A way of decoding is certified in three lines:
+
+    for sampling in SAMPLINGS:
+        found = certify(speculation(lambda size: MyList(size), my_verifier), sampling)
+        assert found.worst_tv == 0
+
+The law is that of whole outputs, end ids and limits included, and is compared with what plain
+decoding says in the same arithmetic. Knows toy models only.
+"""
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minispec.commit import StopRule
+from minispec.decode import autoregressive, speculative
+from minispec.errors import ArgumentError
+from minispec.head import LinearHead
+from minispec.sampling import Sampling
+from minispec.testing import ToyDraft, ToyTarget, every_branch, total_variation
+from minispec.types import Head, Law, RandomSource, Round, Shortlist
+from minispec.verify import Verifier, excess, verify
+
+_NOTHING = -1e4  # the logit of weight 0: its probability is exactly 0 in every dtype
+_KINDS = ("settled", "alike", "near", "apart", "other", "other", "other", "other")
+
+SAMPLINGS = (
+    Sampling(0.0), Sampling(0.5), Sampling(1.0), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.87),
+)  # fmt: skip
+# What a branch may hold, and how often it did is counted.
+KINDS = ("residual_off_list", "zero_mass_residual", "full_acceptance", "eos_inside", "limit_cut")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair of toy models, and an output of at most ``limit`` tokens to be walked."""
+
+    seed: int
+    vocabulary: int
+    gamma: int
+    limit: int
+
+    @property
+    def prompt(self) -> list[int]:
+        return [0, 1]
+
+    @property
+    def stop(self) -> StopRule:
+        """No end id, one, or two, which are the last ones of the vocabulary."""
+        ends = self.seed % 3 if self.vocabulary > 3 else self.seed % 2
+        return StopRule(self.limit, tuple(range(self.vocabulary - ends, self.vocabulary)))
+
+    def weights(self, tokens: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Of the target and of the draft after ``tokens``: whole numbers (V,), some of them 0."""
+        luck = random.Random(f"{self.seed} {tuple(tokens)}")
+        # Most cases begin where draft and target disagree, so that much is rejected.
+        first = self.seed % 16 and len(tokens) == len(self.prompt)
+        kind, size = "other" if first else luck.choice(_KINDS), self.vocabulary
+        if kind == "settled":
+            weights = [0] * size
+            weights[luck.randrange(size)] = 1
+            return weights, weights
+        draw = [luck.choice((1, 2, 3, 5) if first else (0, 1, 1, 2, 3, 5)) for _ in range(size)]
+        target = draw if any(draw) else [1] * size
+        if kind == "alike":
+            return target, target
+        if kind == "near":
+            return target, [w + (i == size // 2) for i, w in enumerate(target)]
+        if kind == "apart" and not all(target):
+            return target, [int(w == 0) for w in target]
+        return target, [luck.choice((0, 1, 1, 2, 4)) for _ in range(size)]
+
+
+# Vocabulary, gamma, limit: long chains over few ids, short ones over more.
+SHAPES = (
+    (3, 2, 3), (2, 3, 4), (4, 1, 3), (3, 1, 3), (4, 2, 3), (5, 1, 2), (6, 1, 2), (3, 3, 4),
+    (2, 4, 5),
+)  # fmt: skip
+GRID = tuple(Case(seed, *SHAPES[seed % len(SHAPES)]) for seed in range(3 * len(SHAPES)))
+
+
+class ExactSampling:
+    """``Sampling`` in fractions: logits are read as weights, so that a temperature of 1/n is
+    the n-th power. The rules for ties are the same. Raises ArgumentError for other ones."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._power = round(1 / sampling.temperature) if sampling.temperature else 0
+        if sampling.temperature and self._power * sampling.temperature != 1:
+            raise ArgumentError(
+                f"temperature {sampling.temperature} has no exact powers: in fractions it must be "
+                "0 or 1/n; use Backend('float64') for others"
+            )
+
+    def law(self, logits: Tensor, ids: Tensor) -> Law:
+        """Whole-number weights (K,), ids (K,) sorted -> the law over just those ids."""
+        weights = [int(w) for w in logits]
+        weights = weights if any(weights) else [1] * len(weights)
+        ranked = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
+        if not self._power:
+            weights = [int(i == ranked[0]) for i in range(len(weights))]
+        weights = [w ** max(1, self._power) for w in weights]
+        if self._sampling.top_k:
+            weights = _only(weights, ranked[: self._sampling.top_k])
+        before = itertools.accumulate((weights[i] for i in ranked), initial=0)
+        mass = Fraction(self._sampling.top_p) * sum(weights)
+        if self._sampling.top_p < 1:
+            kept = [i for i, w in zip(ranked, before, strict=False) if i == ranked[0] or w < mass]
+            weights = _only(weights, kept)
+        total = sum(weights)
+        return Law(ids.numpy(), np.array([Fraction(w, total) for w in weights], dtype=object))
+
+
+def _only(weights: list[int], kept: list[int]) -> list[int]:
+    return [w if i in kept else 0 for i, w in enumerate(weights)]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Whose head multiplies, and how exactly: "fraction", "float64" or "float32"."""
+
+    arithmetic: str = "fraction"
+    head: Callable[[Tensor], Head] = LinearHead
+
+
+@dataclass(frozen=True)
+class Toys:
+    """What a way of decoding is given in a case."""
+
+    case: Case
+    target: ToyTarget
+    draft: ToyDraft
+    sampling: Any
+
+    @staticmethod
+    def of(case: Case, sampling: Sampling, backend: Backend) -> "Toys":
+        dtype = torch.float32 if backend.arithmetic == "float32" else torch.float64
+        exact = backend.arithmetic == "fraction"
+
+        def table(which: int) -> Callable[[tuple[int, ...]], Tensor]:
+            def logits(tokens: tuple[int, ...]) -> Tensor:
+                weights = torch.tensor(case.weights(tokens)[which], dtype=dtype)
+                return weights if exact else weights.log().clamp(min=_NOTHING)
+
+            return cache(logits)
+
+        head = backend.head(torch.eye(case.vocabulary, dtype=dtype))
+        target = ToyTarget(case.vocabulary, table(0), head=head)
+        draft = ToyDraft(case.vocabulary, table(1), head=head)
+        return Toys(case, target, draft, ExactSampling(sampling) if exact else sampling)
+
+
+Decoding = Callable[[Toys, RandomSource], Iterable[Round]]
+
+
+def plain(toys: Toys, source: RandomSource) -> Iterable[Round]:
+    """Plain decoding of a case."""
+    case = toys.case
+    return autoregressive(
+        toys.target, case.prompt, sampling=toys.sampling, random=source, stop=case.stop
+    )
+
+
+def speculation(shortlist: Callable[[int], Shortlist], verifier: Verifier = verify) -> Decoding:
+    """Speculative decoding with a list made for a vocabulary's size, and any verifier."""
+    made = cache(shortlist)
+
+    def decode(toys: Toys, source: RandomSource) -> Iterable[Round]:
+        case = toys.case
+        return speculative(
+            toys.target, toys.draft, made(case.vocabulary), case.prompt,
+            gamma=case.gamma, sampling=toys.sampling, random=source, stop=case.stop,
+            verifier=verifier, trace=True,
+        )  # fmt: skip
+
+    return decode
+
+
+@dataclass
+class Certificate:
+    """What the walk over many cases found.
+
+    ``worst_tv``: the largest total variation between the law of whole outputs and plain
+    decoding's, of case ``worst_case``. ``stressed``: cases with more than 0.05 of the target's
+    mass off the first list and a first round that rejects with probability 0.05 to 0.95.
+    ``accepted``: the mean number of tokens that the first round accepts, case by case.
+    """
+
+    cases: int = 0
+    branches: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    stressed: int = 0
+    worst_tv: Any = 0
+    worst_case: Case | None = None
+    accepted: list[Any] = field(default_factory=list)
+
+
+def certify(
+    decode: Decoding,
+    sampling: Sampling,
+    cases: Iterable[Case] = GRID,
+    backend: Backend = Backend(),
+) -> Certificate:
+    """Walks every branch of every case. In float32 the law is compared with the float64 one."""
+    found = Certificate()
+    oracle = Backend() if backend.arithmetic == "fraction" else Backend("float64")
+    for case in cases:
+        expected = output_law(plain, Toys.of(case, sampling, oracle))
+        law = output_law(decode, Toys.of(case, sampling, backend), found)
+        found.cases += 1
+        distance = total_variation(law, expected)
+        if distance > found.worst_tv or found.worst_case is None:
+            found.worst_tv, found.worst_case = distance, case
+    return found
+
+
+def output_law(
+    decode: Decoding, toys: Toys, found: Certificate | None = None
+) -> dict[Hashable, Any]:
+    """The law over (tokens, reason of the end); branches are counted into ``found``."""
+    law: Counter[Any] = Counter()
+    off_list, rejecting, accepted = 0.0, 0.0, 0
+    for rounds, probability in every_branch(lambda source: list(decode(toys, source))):
+        tokens = tuple(t for round in rounds for t in round.tokens)
+        law[tokens, rounds[-1].stop if rounds else None] += probability
+        if found is not None:
+            found.branches += 1
+            found.kinds.update(_kinds(rounds, toys.case))
+            first = rounds[0].evidence
+            if first and first.proposal.laws:
+                listed = first.laws[0].probs[first.proposal.laws[0].ids].sum()
+                off_list += float(probability) * (1 - float(listed))
+                rejecting += float(probability) * (len(rounds[0].path) < len(rounds[0].proposed))
+                accepted += probability * len(rounds[0].path)
+    if found is not None:
+        found.stressed += off_list > 0.05 and 0.05 < rejecting < 0.95
+        found.accepted.append(accepted)
+    return dict(law)
+
+
+def _kinds(rounds: Sequence[Round], case: Case) -> set[str]:
+    """Which of ``KINDS`` a branch holds."""
+    kinds, emitted = set(), 0
+    for round in rounds:
+        evidence = round.evidence
+        assert evidence is not None
+        pairs = list(zip(evidence.laws, evidence.proposal.laws, strict=False))
+        if any(excess(p, q).sum() == 0 for p, q in pairs):
+            kinds.add("zero_mass_residual")
+        rejected = len(round.path) < len(round.proposed)
+        own = round.tokens[-1]
+        if rejected and evidence.next_law and own not in pairs[len(round.path)][1].ids.tolist():
+            kinds.add("residual_off_list")
+        if round.proposed and len(round.tokens) > len(round.proposed) and not rejected:
+            kinds.add("full_acceptance")
+        if round.stop == "eos" and not evidence.next_law:
+            kinds.add("eos_inside")
+        if case.limit - emitted - 1 < case.gamma:
+            kinds.add("limit_cut")
+        emitted += len(round.tokens)
+    return kinds

@@ -1,0 +1,76 @@
+"""The commands that make parts to decode with: rankings, an index, a router, a draft."""
+
+import argparse
+import math
+
+from minispec.errors import ArgumentError
+from minispec.prepare import check_out, check_writable, loaded, use_threads
+
+
+def rank(options: argparse.Namespace) -> None:
+    from minispec import pretrained, ranking, recipe
+
+    if bool(options.text or options.domains) == (options.ranking is not None):
+        raise ArgumentError(
+            "give either text to count, --text FILE... or --domains NAME..., or a --ranking to "
+            "cut or convert"
+        )
+    if options.written and not options.domains:
+        raise ArgumentError("--written counts what was written on some --domains: name them")
+    check_out(options.out, ".safetensors", ".pt")
+    model = pretrained.load(options.model)
+    size = model.target.head.vocabulary_size
+    if options.ranking is None:
+        _check_budget(options.budget, size)
+        ids, details = recipe.count(model, options.text, options.domains, options.written)
+    else:
+        file, details = ranking.find(model.name, options.ranking), {"cut_from": options.ranking}
+        ids = ranking.read_ranking(file, model.tokenizer.fingerprint, size)
+        _check_budget(options.budget, len(ids))
+    recipe.keep_ranking(model, ids, options.budget, details, options.out)
+    print(f"wrote {options.out}")
+
+
+def _check_budget(budget: int | None, most: int) -> None:
+    if budget is not None and not 1 <= budget <= most:
+        raise ArgumentError(f"budget {budget} must lie in 1..{most}")
+
+
+def build_index(options: argparse.Namespace) -> None:
+    from minispec import recipe
+
+    use_threads(options.threads)
+    check_out(options.out, ".safetensors")
+    recipe.make_index(options.model, options.clusters, options.seed, options.out)
+    print(f"wrote {options.out}")
+
+
+def train_router(options: argparse.Namespace) -> None:
+    from minispec import recipe
+    from minispec.methods import Method
+
+    if options.tokens < 1:
+        raise ArgumentError(f"tokens {options.tokens} must be 1 or above")
+    check_out(options.out, ".safetensors")
+    options.dtype, options.backend = "float32", "reference"  # to learn from there is no choice
+    model, draft = loaded(options, [Method("routed")])
+    if draft is None:
+        raise ArgumentError(f"no draft is known for model {model.name}: give it with --draft")
+    recipe.make_router(model, draft, options.written, options.tokens, options.seed, options.out)
+    print(f"wrote {options.out}")
+
+
+def train_draft(options: argparse.Namespace) -> None:
+    from minispec import recipe
+
+    if options.tokens < 1:
+        raise ArgumentError(f"tokens {options.tokens} must be 1 or above")
+    if not 0 < options.epochs < math.inf:
+        raise ArgumentError(f"epochs {options.epochs} must be a number above 0")
+    use_threads(options.threads)
+    check_writable(options.out)
+    domains = list(dict.fromkeys(options.domains))  # named twice, it would be written twice
+    path = recipe.make_draft(
+        options.model, domains, options.tokens, options.epochs, options.seed, options.out
+    )
+    print(f"wrote {path}")

@@ -1,0 +1,156 @@
+"""Replay: drafts run again over a text that the target has written, without the target.
+
+The text is read once, and what the target showed of each position is kept. ``Recorded`` then
+stands in the target's place: it has that text by heart, so decoding greedily with it goes round
+for round through the very code of ``minispec.decode``, at a draft's cost. Other lists can be
+tried on the same text, and asked what they would never be asked while a clock runs.
+
+Knows nothing of methods.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minispec.commit import StopRule
+from minispec.decode import read, speculative
+from minispec.measure import Figures, measured
+from minispec.sampling import Sampling, SeededRandom
+from minispec.types import Context, Draft, Features, Round, Shortlist, Target
+
+TEMPERATURE = 0.8  # at which the laws of target and draft are laid over each other
+
+
+class _Certain:
+    """A head over states (..., 1) that are the next id itself: all of the law is on it."""
+
+    def __init__(self, vocabulary_size: int, dtype: torch.dtype) -> None:
+        self.vocabulary_size, self._dtype = vocabulary_size, dtype
+
+    def full(self, hidden: Tensor) -> Tensor:
+        return F.one_hot(hidden[..., 0], self.vocabulary_size).to(self._dtype)
+
+    def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        return self.full(hidden)[..., ids]
+
+
+@dataclass
+class _Place:
+    """All that a cache over a known text needs to know."""
+
+    length: int = 0
+
+    def truncate(self, length: int) -> None:
+        self.length = min(length, self.length)
+
+
+class Recorded:
+    """A target that has one prompt and its answer by heart (see ``types.Target``)."""
+
+    def __init__(self, target: Target, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """``answer``: one id or more, as the target's greedy decoding gave them."""
+        tokens = (*prompt, *answer)
+        features = list(read(target, tokens[:-1], target.new_cache(len(tokens))))
+        self.prompt, self.context_limit = tuple(prompt), target.context_limit
+        self.hidden = torch.cat([f.hidden for f in features])  # (T - 1, D)
+        self._taps = torch.cat([f.taps for f in features])  # (T - 1, n_taps * D)
+        self._next = torch.tensor(tokens[1:])  # (T - 1,)
+        self.head = _Certain(target.head.vocabulary_size, self.hidden.dtype)
+        logits = (target.head.full(hidden) for hidden in self.hidden.split(256))
+        norms = [(rows.float() / TEMPERATURE).logsumexp(-1) for rows in logits]
+        self.norms = torch.cat(norms)  # (T - 1,), of the softmax at that temperature
+
+    def new_cache(self, capacity: int) -> _Place:
+        return _Place()
+
+    def step(self, ids: Tensor, cache: _Place) -> Features:
+        # Past the end of the text a chain has no true continuation; any is cut off there.
+        places = torch.arange(cache.length, cache.length + len(ids)).clamp(max=len(self._next) - 1)
+        cache.length += len(ids)
+        return Features(self._next[places, None], self._taps[places])
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One question to a list: what it saw, what it answered, and which part brought what."""
+
+    context: Context
+    ids: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class _Witness:
+    """A list that notes what it is asked; otherwise the list that it stands for."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.name, self.budget, self.per_round = inner.name, inner.budget, inner.per_round
+        self.steps: list[_Step] = []
+
+    def select(self, context: Context) -> Tensor:
+        ids: Tensor = self._inner.select(context)
+        parts = self._inner.explain(context) if hasattr(self._inner, "explain") else {}
+        self.steps.append(_Step(context, ids, parts))
+        return ids
+
+    def observe(self, round: Round) -> None:
+        self._inner.observe(round)
+
+    def reset(self) -> None:
+        self._inner.reset()
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a list did for one text. ``overlaps``: sum_x min(p(x), q(x)) at ``TEMPERATURE`` for the
+    first draft step of each round, which is the probability that a token drawn there would be
+    accepted (1 - total variation). ``origin``: accepted tokens by the part of the list that
+    brought them, for lists that can explain themselves."""
+
+    figures: Figures
+    overlaps: tuple[float, ...]
+    origin: Mapping[str, int]
+
+
+def replayed(
+    text: Recorded,
+    draft: Draft,
+    shortlist: Shortlist,
+    *,
+    gamma: int,
+    stop: StopRule,
+    continued: bool = False,
+) -> Replay:
+    """Drafts a text again; ``stop`` is the rule that ended it, the rest as in ``speculative``.
+    The draft's head must have the target's own rows."""
+    witness = _Witness(shortlist)
+    overlaps: list[float] = []
+    origin: Counter[str] = Counter()
+
+    def watched() -> Iterator[Round]:
+        for round in speculative(
+            text, draft, witness, text.prompt, gamma=gamma, sampling=Sampling(),
+            random=SeededRandom(0), stop=stop, trace=True, continued=continued,
+        ):  # fmt: skip
+            steps, witness.steps = witness.steps, []
+            if steps:
+                overlaps.append(_overlap(text, draft, steps[0]))
+            for node in round.path:
+                parts = steps[0 if witness.per_round else node].parts
+                origin.update(name for name, ids in parts.items() if round.tokens[node] in ids)
+            yield round
+
+    figures = measured(watched(), text.prompt)
+    return Replay(figures, tuple(overlaps), origin)
+
+
+def _overlap(text: Recorded, draft: Draft, step: _Step) -> float:
+    place = len(step.context.tokens) - 1
+    both = torch.stack((text.hidden[place], step.context.hidden))  # (2, D)
+    p, q = draft.head.rows(both, step.ids).float() / TEMPERATURE  # (K,) each
+    return float(torch.minimum((p - text.norms[place]).exp(), q.softmax(-1)).sum())

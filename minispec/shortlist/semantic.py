@@ -1,0 +1,169 @@
+"""The semantic index: which ids have LM head rows that point where the state points.
+
+The head's rows are clustered once per model. A state is then compared with each cluster's mean
+row before any member's row is read, as in an inverted file of a vector search, so that ids
+which no one has counted on are found by what the draft is about to say.
+
+Cost, in numbers read from memory: C * D for the centroids, once for each list, and K * D for
+the list's rows, at each draft step, beside V * D for the whole head. A list that serves a round
+of gamma steps can so afford gamma times the clusters of one that serves a step.
+
+Clusters are of rows scaled to unit length (spherical k-means), since by plain distance the
+longest rows get clusters of their own. They are scored by the mean of their *raw* rows, which
+is the mean logit of their members.
+
+Knows nothing of budgets and of the other parts of a list.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minispec.checkpoint import check_tensors, read_metadata, read_tensors, write_tensors
+from minispec.errors import ArgumentError, FileError, FingerprintError
+
+_BLOCK = 8192  # rows compared with all centroids at once
+_ROUTER = "router."  # what a router's tensors are called in the file
+Ids = npt.NDArray[np.int64]
+
+
+def clustered(
+    rows: Tensor,
+    clusters: int,
+    seed: int = 0,
+    rounds: int = 20,
+    progress: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """Spherical k-means: rows (V, D) -> the cluster of each row (V,) int64, none empty.
+
+    ``progress`` is called after each of the ``rounds``. Raises ArgumentError.
+    """
+    if not 1 <= clusters <= len(rows):
+        raise ArgumentError(f"clusters {clusters} must lie in 1..{len(rows)}, the rows there are")
+    unit = F.normalize(rows.float(), dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    centroids = unit[torch.randperm(len(unit), generator=generator)[:clusters]]  # (C, D)
+    for _ in range(rounds):
+        best = [(block @ centroids.T).max(1) for block in unit.split(_BLOCK)]
+        nearest = torch.cat([b.indices for b in best])  # (V,)
+        # A cluster that lost all its rows takes over one that lies far from its own centre.
+        loneliest = torch.cat([b.values for b in best]).argsort()
+        sizes = torch.bincount(nearest, minlength=clusters)
+        empty = (sizes == 0).nonzero().flatten()
+        spare = loneliest[sizes[nearest[loneliest]] > len(empty)]
+        nearest[spare[: len(empty)]] = empty[: len(spare)]
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, unit)
+        centroids = F.normalize(sums, dim=1)
+        progress()
+    return nearest
+
+
+class Inverted:
+    """Inverted lists: for each cluster its members, by descending rank."""
+
+    def __init__(self, clusters: Tensor, ranking: Ids, without: Ids) -> None:
+        """``clusters`` (V,) int64; ``ranking`` (V,) all ids, most frequent first; ``without``:
+        ids that need not be found, being on the list anyway."""
+        ids = ranking[~np.isin(ranking, without)]
+        # The numbers (C,) of the clusters that have members, in the order of everything here.
+        self.numbers, cluster = np.unique(clusters.numpy()[ids], return_inverse=True)
+        self.members = ids[cluster.argsort(kind="stable")]  # (N,)
+        self.starts = np.concatenate(([0], np.bincount(cluster).cumsum()))  # (C + 1,)
+
+    def best(self, scores: npt.NDArray[np.floating], least: int) -> Ids:
+        """scores (C,) -> the members of the clusters of highest score, whole clusters, best
+        first: at least so many ids where there are as many."""
+        best = np.argsort(-scores)
+        starts, ends = self.starts[best], self.starts[best + 1]
+        enough = np.searchsorted((ends - starts).cumsum(), least) + 1
+        runs = zip(starts[:enough].tolist(), ends[:enough].tolist(), strict=True)
+        return np.concatenate([self.members[:0], *(self.members[a:b] for a, b in runs)])
+
+
+class SemanticIndex:
+    """Inverted lists, and for each cluster the mean row that a state is compared with."""
+
+    def __init__(self, clusters: Tensor, rows: Tensor, ranking: Ids, without: Ids) -> None:
+        """``rows`` (V, D): the head's; the others as for ``Inverted``. Means are weighted by
+        one over an id's rank, which is its frequency by Zipf's law."""
+        self.lists = Inverted(clusters, ranking, without)
+        members, sizes = self.lists.members, np.diff(self.lists.starts)
+        cluster = np.repeat(np.arange(len(sizes)), sizes)
+        weights = 1 / (1 + ranking.argsort()[members])
+        weights /= np.bincount(cluster, weights)[cluster]
+        means = torch.zeros(len(sizes), rows.shape[1])
+        for start in range(0, len(members), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            share = torch.from_numpy(weights[block]).float()[:, None]
+            weighted = share * rows[torch.from_numpy(members[block])].float()
+            means.index_add_(0, torch.from_numpy(cluster[block]), weighted)
+        self.centroids = means  # (C, D), float32 whatever the rows are
+
+    def near(self, hidden: Tensor, least: int) -> Ids:
+        """hidden (D,) -> at least so many ids, those of highest mean logit first."""
+        return self.lists.best(torch.mv(self.centroids, hidden.float()).numpy(), least)
+
+
+def whole(ranking: Tensor, vocabulary_size: int) -> Ids:
+    """All ids (V,): those of a ranking (N,) in its order, then the others."""
+    rest = np.setdiff1d(np.arange(vocabulary_size), ranking.numpy())
+    return np.concatenate((ranking.numpy(), rest))
+
+
+def write_index(
+    path: Path, clusters: Tensor, router: Mapping[str, Tensor], model: str, tokenizer: str
+) -> None:
+    """Writes the cluster of each id (V,), and a router to them if there is one (see
+    ``routed``), with the fingerprints that they were made for."""
+    tensors = {"clusters": clusters.to(torch.int32)}
+    tensors |= {_ROUTER + name: value.to(torch.bfloat16) for name, value in router.items()}
+    write_tensors(path, tensors, {"model": model, "tokenizer": tokenizer})
+
+
+def read_index(
+    path: Path, vocabulary_size: int, model: str, tokenizer: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The cluster of each id (V,) int64, and the router's weights, {} without one.
+
+    Raises FileError for a damaged file, FingerprintError for another model's or tokenizer's.
+    """
+    metadata = read_metadata(path)
+    for kind, wanted in (("model", model), ("tokenizer", tokenizer)):
+        made_for = metadata.get(kind, "none")
+        if made_for != wanted:
+            raise FingerprintError(
+                f"{path} was made for {kind} {made_for[:12]}, this one is {wanted[:12]}: "
+                "make its own with `minispec index build`"
+            )
+    tensors = read_tensors(path)
+    router = {n: tensors.pop(n) for n in [*tensors] if n.startswith(_ROUTER)}
+    check_tensors(tensors, {"clusters": (vocabulary_size,)}, str(path))
+    clusters = tensors["clusters"]
+    if clusters.dtype != torch.int32 or clusters.min() < 0:
+        raise FileError(f"{path} is no index: the number of each id's cluster was expected")
+    return clusters.long(), {n.removeprefix(_ROUTER): value for n, value in router.items()}
+
+
+def shipped(model: str) -> Path | None:
+    """Where the package keeps the index of a known model, None for any other."""
+    if Path(model).name != model:
+        return None  # a path, not a name
+    path = Path(str(resources.files("minispec"))) / "data" / "indices" / f"{model}.safetensors"
+    return path if path.is_file() else None
+
+
+def find(model: str, given: Path | None) -> Path:
+    """The index that was given, or the model's own. Raises ArgumentError."""
+    path = given or shipped(model)
+    if path is None:
+        raise ArgumentError(
+            f"no index of the head of model {model} is known: make one with "
+            "`minispec index build` and give it with --index"
+        )
+    return path

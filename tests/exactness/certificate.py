@@ -1,0 +1,168 @@
+"""``make exactness``: every verifier x list x sampling x backend x arithmetic, every branch.
+
+Prints a table, writes all of it as JSON where a file is named, and ends with exit code 1 where
+anything is wrong: a law that is not the target's, a kind of branch that was never walked, a
+planted defect that was not seen, or a property that fails (tests beside this file, which run
+meanwhile on the other core).
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from defects import PLANTED
+from parts import ARITHMETICS, BACKENDS, LISTS, SAMPLING, VERIFIERS, backend_of, impossible
+
+from minispec.certify import GRID, KINDS, Certificate, certify
+
+HERE = Path(__file__).parent
+
+
+def inapplicable(verifier: str, shortlist: str, sampling: str) -> dict[str, str]:
+    """Kinds of branches that a row cannot hold, with the reason."""
+    return {"residual_off_list": "no id is off the list"} if shortlist == "full" else {}
+
+
+def row(key: tuple[str, ...]) -> tuple[dict[str, Any], Certificate]:
+    """One row of the certificate, and what it was made of."""
+    backend, arithmetic, verifier, shortlist, sampling = key
+    # Of many branches with nothing off the list, those of a third of the grid will do.
+    easy = shortlist == "full" and SAMPLING[sampling].temperature > 0
+    cases = GRID[1::3] if easy else GRID
+    started = time.perf_counter()
+    decode = VERIFIERS[verifier](LISTS[shortlist])
+    found = certify(decode, SAMPLING[sampling], cases, backend_of(backend, arithmetic))
+    return {
+        "verifier": verifier,
+        "shortlist": shortlist,
+        "sampling": sampling,
+        "backend": backend,
+        "arithmetic": arithmetic,
+        "cases": found.cases,
+        "stressed": found.stressed,
+        "branches": found.branches,
+        "kinds": {kind: found.kinds[kind] for kind in KINDS},
+        "inapplicable": inapplicable(verifier, shortlist, sampling),
+        "worst_tv": float(found.worst_tv),
+        "worst_case": vars(found.worst_case) if found.worst_case else None,
+        "seconds": round(time.perf_counter() - started, 2),
+    }, found
+
+
+def wrong(row: dict[str, Any]) -> list[str]:
+    """What is wrong with a row."""
+    found = []
+    if row["worst_tv"] > ARITHMETICS[row["arithmetic"]]:
+        found.append(f"total variation {row['worst_tv']:.2e} in case {row['worst_case']}")
+    for kind, count in row["kinds"].items():
+        if count == 0 and kind not in row["inapplicable"]:
+            found.append(f"no branch with {kind}")
+    return found
+
+
+def keys() -> tuple[list[tuple[str, ...]], list[dict[str, str]]]:
+    """The whole product: what can be, and what cannot, with the reason."""
+    possible, refused = [], []
+    for key in itertools.product(BACKENDS, ARITHMETICS, VERIFIERS, LISTS, SAMPLING):
+        reason = impossible(key[0], key[1])
+        if reason is None:
+            possible.append(key)
+        else:
+            names = ("backend", "arithmetic", "verifier", "shortlist", "sampling")
+            refused.append({**dict(zip(names, key, strict=True)), "reason": reason})
+    return possible, refused
+
+
+def block_against_token(found: dict[tuple[str, ...], Certificate]) -> dict[str, Any]:
+    """Of the first round's expected number of accepted tokens, case by case."""
+    gains = [
+        block - token
+        for key, certificate in found.items()
+        if key[1] == "fraction" and key[2] == "block"
+        for block, token in zip(
+            certificate.accepted, found[(*key[:2], "token", *key[3:])].accepted, strict=True
+        )
+    ]
+    return {
+        "cases": len(gains),
+        "fewer": sum(gain < 0 for gain in gains),
+        "more": sum(gain > 0 for gain in gains),
+        "smallest_gain": float(min(gains)),
+        "largest_gain": float(max(gains)),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("certificate", nargs="?", type=Path, help="where to write it as JSON")
+    parser.add_argument("--examples", type=int, default=100, help="drawn for each property (100)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    environment = {**os.environ, "EXAMPLES": str(options.examples)}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", str(HERE)]
+    properties = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+    complaints: list[str] = []
+    rows, certificates = [], {}
+    possible, refused = keys()
+    print(f"{'backend':10}{'law in':10}{'verifier':12}{'list':10}{'sampling':29}", end="")
+    print(f"{'cases':>6}{'stressed':>9}{'branches':>9}  worst total variation")
+    for key in possible:
+        made, certificates[key] = row(key)
+        rows.append(made)
+        backend, arithmetic, verifier, shortlist, sampling = key
+        print(f"{backend:10}{arithmetic:10}{verifier:12}{shortlist:10}{sampling:29}", end="")
+        print(f"{made['cases']:6}{made['stressed']:9}{made['branches']:9}  {made['worst_tv']:.1e}")
+        complaints += [f"{', '.join(key)}: {what}" for what in wrong(made)]
+    cases = sum(made["cases"] for made in rows)
+    stressed = sum(made["stressed"] for made in rows)
+    if 2 * stressed < cases:
+        complaints.append(f"only {stressed} of {cases} cases are stressed")
+    gains = block_against_token(certificates)
+    if gains["fewer"]:
+        complaints.append(f"a block accepts fewer tokens in {gains['fewer']} cases")
+
+    planted = []
+    for defect in PLANTED:
+        seen, distance = defect.seen()
+        planted.append({
+            "defect": defect.defect,
+            "property": defect.property,
+            "known_from": defect.known_from,
+            "total_variation": distance,
+        })  # fmt: skip
+        if not seen:
+            complaints.append(f"a planted defect is not seen: {defect.defect}")
+    output, _ = properties.communicate()
+    if properties.returncode:
+        complaints.append(f"a property fails:\n{output}")
+    certificate = {
+        "rows": rows,
+        "refused": refused,
+        "planted": planted,
+        "block_against_token": gains,
+        "examples": options.examples,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    if options.certificate:
+        options.certificate.parent.mkdir(parents=True, exist_ok=True)
+        options.certificate.write_text(json.dumps(certificate, indent=1) + "\n", "utf-8")
+    branches = sum(made["branches"] for made in rows)
+    print(f"{len(rows)} rows, {cases} cases ({stressed} stressed), {branches} branches, ", end="")
+    print(f"{len(planted)} planted defects, {certificate['seconds']} s")
+    print("\n".join(["NOT EXACT:", *complaints] if complaints else ["exact"]))
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The certificate's own rows, as many as fit into a test run: every verifier with every list
+and every way of sampling, in fractions; `make exactness` walks all of the grid."""
+
+from fractions import Fraction
+from typing import Any
+
+import certificate
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from parts import ARITHMETICS, BACKENDS, LISTS, SAMPLING, VERIFIERS, backend_of, impossible, static
+
+from minispec.certify import GRID, Certificate, ExactSampling, certify, speculation
+from minispec.errors import ArgumentError
+from minispec.sampling import Sampling
+from minispec.types import Law, Proposal, RandomSource, Verdict
+from minispec.verify import verify
+
+PART = [GRID[i] for i in (2, 8, 11, 13)]
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+@pytest.mark.parametrize("shortlist", LISTS)
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_the_law_is_exactly_the_targets(verifier: str, shortlist: str, sampling: str) -> None:
+    decode = VERIFIERS[verifier](LISTS[shortlist])
+    found = certify(decode, SAMPLING[sampling], PART)
+    assert isinstance(found.worst_tv, Fraction | int) and found.worst_tv == 0
+    assert found.branches > len(PART) or SAMPLING[sampling].temperature == 0
+
+
+@pytest.mark.parametrize("arithmetic", ["float64", "float32"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_rounding_stays_rounding(verifier: str, backend: str, arithmetic: str) -> None:
+    decode = VERIFIERS[verifier](LISTS["learning"])
+    found = certify(decode, Sampling(1.0), PART, backend_of(backend, arithmetic))
+    assert found.worst_tv <= ARITHMETICS[arithmetic]
+
+
+def test_a_row_says_what_is_wrong_with_it() -> None:
+    row: dict[str, Any] = {
+        "arithmetic": "float64", "worst_tv": 1e-13, "worst_case": None, "inapplicable": {},
+        "kinds": {"eos_inside": 1},
+    }  # fmt: skip
+    assert certificate.wrong(row) == []
+    assert len(certificate.wrong(row | {"arithmetic": "fraction"})) == 1
+    assert len(certificate.wrong(row | {"worst_tv": 2e-12})) == 1
+    assert certificate.wrong(row | {"kinds": {"eos_inside": 0}}) == ["no branch with eos_inside"]
+    assert certificate.wrong(
+        row | {"kinds": {"eos_inside": 0}, "inapplicable": {"eos_inside": "why"}}
+    ) == []  # fmt: skip
+
+
+def test_the_whole_product_is_either_walked_or_refused() -> None:
+    possible, refused = certificate.keys()
+    count = len(BACKENDS) * len(ARITHMETICS) * len(VERIFIERS) * len(LISTS) * len(SAMPLING)
+    assert len(possible) + len(refused) == count
+    assert all(impossible(row["backend"], row["arithmetic"]) == row["reason"] for row in refused)
+    assert impossible("reference", "fraction") is None and impossible("other", "fraction")
+
+
+def test_a_block_never_accepts_fewer_tokens() -> None:
+    """In the mean of the first round, case by case; in some it accepts more."""
+    cases = [case for case in GRID if case.gamma > 1][4:]
+    found: dict[tuple[str, ...], Certificate] = {}
+    for verifier in ("token", "block"):
+        key = ("reference", "fraction", verifier, "static", "temperature 1")
+        found[key] = certify(VERIFIERS[verifier](static), Sampling(1.0), cases)
+    gains = certificate.block_against_token(found)
+    assert gains["cases"] == len(cases)
+    assert gains["fewer"] == 0 and gains["more"] > 2
+
+
+def test_a_verifier_that_is_too_kind_is_found_out() -> None:
+    """Certified as a user's own part would be; the worst case is named."""
+
+    def kind(proposal: Proposal, laws: list[Law], random: RandomSource) -> Verdict:
+        return verify(proposal, laws, type("Kind", (), {
+            "bernoulli": lambda self, p: random.bernoulli(min(1, p * 2)), "choose": random.choose,
+        })())  # fmt: skip
+
+    found = certify(speculation(static, kind), Sampling(1.0), PART)  # type: ignore[arg-type]
+    assert found.worst_tv > Fraction(1, 100) and found.worst_case in PART
+
+
+@given(
+    weights=st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(any),
+    sampling=st.sampled_from(list(SAMPLING.values())),
+)
+def test_the_two_samplings_are_one(weights: list[int], sampling: Sampling) -> None:
+    """What fractions prove is said about the production law: both shape alike."""
+    ids = torch.arange(len(weights))
+    exact = ExactSampling(sampling).law(torch.tensor(weights), ids).probs
+    logits = torch.tensor(weights, dtype=torch.float64).log().clamp(min=-1e4)
+    law = sampling.law(logits, ids).probs
+    assert sum(exact) == 1
+    assert torch.allclose(law, torch.tensor([float(share) for share in exact], dtype=law.dtype))
+
+
+@pytest.mark.parametrize("temperature", [0.8, 3.0])
+def test_a_temperature_without_exact_powers_is_refused(temperature: float) -> None:
+    with pytest.raises(ArgumentError, match="0 or 1/n"):
+        certify(speculation(static), Sampling(temperature), PART)

@@ -1,0 +1,222 @@
+"""What was recorded stays as it was: no law is a view of memory that is used again.
+
+Verification never recomputes a draft's law, so a recorded one that changes under it makes the
+output's law wrong, in silence. Here every law and every logit is copied when it is made, while
+lists change at every step, slots are reused and caches are cut back; in the end all must be
+what they were.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import toy_transformer
+from torch import Tensor
+
+from fastpath import compiled, cuda, cuda_round, device
+from minispec import decode, sampling
+from minispec.commit import StopRule
+from minispec.draft import EagleDraft, untrained
+from minispec.model import Transformer
+from minispec.sampling import Sampling, SeededRandom
+from minispec.types import Context, Law, Round
+
+V = 23
+
+
+class Restless:
+    """Another list at every step, of another size, as a new tensor."""
+
+    name, budget = "restless", 12
+
+    def __init__(self, per_round: bool) -> None:
+        self.per_round = per_round
+
+    def select(self, context: Context) -> Tensor:
+        generator = torch.Generator().manual_seed(len(context.tokens))
+        size = 3 + len(context.tokens) % 10
+        return torch.randperm(V, generator=generator)[:size].sort().values
+
+    def observe(self, round: Round) -> None: ...
+    def reset(self) -> None: ...
+
+
+class Memory:
+    """Tensors, each with a copy of what it was when it was recorded."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[Any, Any]] = []
+
+    def record(self, value: Tensor) -> None:
+        self.records.append((value, value.clone()))
+
+    def law(self, law: Law) -> None:
+        self.record(law.ids)
+        self.record(law.probs)
+
+    def check(self) -> None:
+        assert len(self.records) > 8
+        changed = sum(not torch.equal(value, was) for value, was in self.records)
+        assert not changed, f"{changed} of {len(self.records)} records are not what they were"
+
+
+class Watched:
+    """A head that has its logits recorded."""
+
+    def __init__(self, head: Any, memory: Memory) -> None:
+        self._head, self._memory = head, memory
+        self.vocabulary_size = head.vocabulary_size
+
+    def _kept(self, logits: Tensor) -> Tensor:
+        self._memory.record(logits)
+        return logits
+
+    def full(self, hidden: Tensor) -> Tensor:
+        return self._kept(self._head.full(hidden))
+
+    def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        return self._kept(self._head.rows(hidden, ids))
+
+
+class Reusing:
+    """The planted defect: a head that writes all its logits into one buffer."""
+
+    def __init__(self, head: Any) -> None:
+        self._head, self._buffer = head, torch.zeros(8 * V)
+        self.vocabulary_size = head.vocabulary_size
+
+    def _written(self, logits: Tensor) -> Tensor:
+        buffer = self._buffer[: logits.numel()].view(logits.shape)
+        return buffer.copy_(logits)
+
+    def full(self, hidden: Tensor) -> Tensor:
+        return self._written(self._head.full(hidden))
+
+    def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        return self._written(self._head.rows(hidden, ids))
+
+
+Pair = tuple[Any, Any]
+
+
+def toy() -> tuple[Transformer, EagleDraft]:
+    target = toy_transformer(layers=1, tap_layers=(1,), vocabulary_size=V).float()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return target, untrained(target).requires_grad_(False)
+
+
+def on_device() -> Pair:
+    target, draft = toy()
+    there = cuda.target(target)
+    return there, cuda.draft(draft, there)
+
+
+def compiled_pair() -> Pair:
+    target, draft = toy()
+    return compiled.target(target), compiled.draft(draft)
+
+
+BACKENDS: dict[str, Callable[[], Pair]] = {"reference": toy, "cuda": on_device}
+slow = pytest.param("compiled", marks=pytest.mark.slow)
+
+
+def run(pair: Pair, memory: Memory, loop: Any = decode, per_round: bool = False) -> None:
+    rounds = loop.speculative(
+        *pair, Restless(per_round), [1, 2, 3], gamma=3, sampling=Sampling(1.0),
+        random=SeededRandom(0), stop=StopRule(16), trace=loop is decode,
+    )  # fmt: skip
+    for round in rounds:
+        if round.evidence:
+            for law in (*round.evidence.proposal.laws, *round.evidence.laws):
+                memory.law(law)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cuda", slow])
+def test_laws_and_logits_stay_what_they_were(backend):
+    memory = Memory()
+    target, draft = BACKENDS.get(backend, compiled_pair)()
+    target, draft = Shared(target), Shared(draft)
+    target.head, draft.head = Watched(target.head, memory), Watched(draft.head, memory)
+    run((target, draft), memory)
+    memory.check()
+
+
+class Shared:
+    """A target or draft with a head of its own choice."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.head = model, model.head
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cuda"])
+def test_a_head_that_reuses_its_buffer_is_caught(backend):
+    memory = Memory()
+    target, draft = map(Shared, BACKENDS[backend]())
+    draft.head = Watched(Reusing(draft.head), memory)
+    run((target, draft), memory)
+    with pytest.raises(AssertionError, match="are not what they were"):
+        memory.check()
+
+
+def test_laws_on_the_device_stay_what_they_were(monkeypatch):
+    memory = Memory()
+    remember(monkeypatch, memory, cuda_round.laws)
+    run(on_device(), memory, cuda_round, per_round=True)
+    memory.check()
+
+
+def test_laws_on_the_device_that_share_memory_are_caught(monkeypatch):
+    memory, buffer = Memory(), torch.zeros(8, V, device=device.home())
+    laws = cuda_round.laws
+
+    def planted(scores: Any, temperature: float) -> Tensor:
+        fresh = laws(scores, temperature)
+        return buffer.flatten()[: fresh.numel()].view(fresh.shape).copy_(fresh)
+
+    remember(monkeypatch, memory, planted)
+    run(on_device(), memory, cuda_round, per_round=True)
+    with pytest.raises(AssertionError, match="are not what they were"):
+        memory.check()
+
+
+def remember(monkeypatch: Any, memory: Memory, laws: Callable[..., Tensor]) -> None:
+    def recorded(scores: Any, temperature: float) -> Tensor:
+        probs = laws(scores, temperature)
+        memory.record(probs)
+        return probs
+
+    monkeypatch.setattr(cuda_round, "laws", recorded)
+
+
+def test_a_law_in_a_buffer_is_caught(monkeypatch):
+    buffer, law = torch.zeros(V), Sampling.law
+
+    def planted(self: Sampling, logits: Tensor, ids: Tensor) -> Law:
+        fresh = law(self, logits, ids)
+        return replace(fresh, probs=buffer[: len(ids)].copy_(fresh.probs))
+
+    monkeypatch.setattr(sampling.Sampling, "law", planted)
+    memory = Memory()
+    with pytest.raises(Exception, match=r"are not what they were|probability 0"):
+        run(toy(), memory)
+        memory.check()
+
+
+def test_a_packed_row_is_not_what_a_logit_was_made_of(monkeypatch):
+    """Slots are taken over by other ids while logits of the list before are still in use."""
+    target, _ = on_device()
+    packed, memory = cuda.PackedRows(target.head.table), Memory()
+    hidden = torch.randn(2, 24, generator=torch.Generator().manual_seed(0)).to(device.home())
+    for seed in range(8):
+        ids = torch.randperm(V, generator=torch.Generator().manual_seed(seed))[:6].sort().values
+        packed.update(ids)
+        scores = packed.scores(hidden)
+        for value in (scores.logits, scores.best, scores.places, scores.totals, packed.slots):
+            memory.record(value)
+    memory.check()

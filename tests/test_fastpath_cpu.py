@@ -1,0 +1,250 @@
+"""The CPU backend against the reference, which is its oracle.
+
+A sum of D products in float32, in whatever order, is off by at most about sqrt(D) roundings of
+its largest term; the bound used here is 2^-24 * 4 * sqrt(D) * |x| |w|, row by row.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastpath import cpu
+from fastpath.kernels import product
+from fastpath.rows import CpuHead, PackedRows, gathered
+from minispec import draft, pretrained
+from minispec.audit import NEAR_TIE, audited
+from minispec.commit import StopRule
+from minispec.corpus import prompts
+from minispec.decode import autoregressive, speculative
+from minispec.draft import untrained
+from minispec.errors import ContextError
+from minispec.quantised import rounded, scales, steps
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlist.full import FullList
+from minispec.shortlist.static import StaticList
+from tests.conftest import toy_transformer
+
+KINDS = ("float32", "bfloat16", "int8")
+
+
+def rows_of(weight, kind):
+    """A matrix as the kernels take it, its scales, and the same in float64."""
+    ones = np.ones(len(weight), np.float32)
+    if kind == "float32":
+        return weight.numpy(), ones, weight.double()
+    if kind == "bfloat16":
+        half = weight.bfloat16()
+        return half.view(torch.uint16).numpy(), ones, half.double()
+    size = scales(weight)
+    whole = steps(weight)
+    return whole.numpy(), size.numpy(), whole.double() * size.double()[:, None]
+
+
+def assert_products(out, states, weight):
+    """``out`` (T, N) equals states @ weight.T within the bound of float32 sums."""
+    exact = states.double() @ weight.T
+    norms = states.double().norm(dim=1)[:, None] * weight.norm(dim=1)[None, :]
+    bound = 2**-24 * (4 * weight.shape[1] ** 0.5 + 4) * norms + 1e-30
+    excess = ((torch.from_numpy(out).double() - exact).abs() / bound).max()
+    assert excess <= 1, f"off by {float(excess):.1f} times the bound"
+
+
+shapes = {
+    "kind": st.sampled_from(KINDS),
+    "size": st.integers(1, 40),
+    "width": st.sampled_from([1, 3, 15, 16, 17, 64, 100, 577]),
+    "new": st.integers(1, 19),
+    "threads": st.integers(1, 3),
+    "seed": st.integers(0, 2**31),
+}
+
+
+@given(**shapes)
+def test_dense_products_equal_the_reference(kind, size, width, new, threads, seed):
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(size, width, generator=random)
+    states = torch.randn(new, width, generator=random)
+    rows, sizes, exact = rows_of(weight, kind)
+    around = np.full((new + 2, size), 7, np.float32)
+    product(rows, sizes, states.numpy(), around[1:-1], threads)
+    assert_products(around[1:-1], states, exact)
+    assert (around[0] == 7).all() and (around[-1] == 7).all(), "wrote beside the result"
+
+
+def test_states_too_wide_for_the_first_cache_meet_two_rows_at_once():
+    for new in range(1, 10):
+        weight, states = torch.randn(7, 2048), torch.randn(new, 2048)
+        out = np.empty((new, 7), np.float32)
+        product(*rows_of(weight, "float32")[:2], states.numpy(), out, 2)
+        assert_products(out, states, weight.double())
+
+
+@given(**shapes)
+def test_gathered_rows_equal_the_reference(kind, size, width, new, threads, seed):
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(60, width, generator=random)
+    states = torch.randn(new, width, generator=random)
+    ids = torch.randperm(60, generator=random)[:size].sort().values
+    rows, sizes, exact = rows_of(weight, kind)
+    out = np.empty((new, size), np.float32)
+    gathered(rows, sizes, ids.numpy(), states.numpy(), out, threads)
+    assert_products(out, states, exact[ids])
+
+
+lists = st.lists(st.sets(st.integers(0, 39), min_size=1).map(sorted), min_size=1, max_size=8)
+
+
+@given(lists=lists, kind=st.sampled_from(KINDS))
+def test_packed_rows_follow_any_lists(lists, kind):
+    weight, states = torch.randn(40, 20), torch.randn(3, 20)
+    rows, sizes, exact = rows_of(weight, kind)
+    packed = PackedRows(rows, sizes)
+    for ids in lists:
+        assert packed.update(np.array(ids))
+        out = np.empty((3, len(ids)), np.float32)
+        packed.product(states.numpy(), out)
+        assert_products(out, states, exact[ids])
+
+
+@given(lists=lists)
+def test_a_head_answers_any_sequence_of_lists_and_keeps_what_it_answered(lists):
+    weight, hidden = torch.randn(40, 20), torch.randn(20)
+    head = CpuHead(*rows_of(weight, "float32")[:2])
+    answers = []
+    for ids in (torch.tensor(ids) for ids in (*lists, *lists[::-1])):
+        answers += [(ids, head.rows(hidden, ids)), (ids, head.rows(hidden, ids))]
+        answers.append((torch.arange(40), head.full(hidden)))
+    # Looked at only now: no answer may be a view of rows or room that was used again.
+    for ids, answer in answers:
+        assert answer.shape == (len(ids),)
+        assert_products(answer[None].numpy(), hidden[None], weight[ids].double())
+
+
+def test_a_result_that_is_a_view_of_reused_room_is_noticed():
+    """The negative control of the test above."""
+    weight, hidden, room = torch.randn(40, 20), torch.randn(20), torch.empty(1, 40)
+
+    class Reusing(CpuHead):
+        @staticmethod
+        def _room(hidden, size):
+            return hidden.reshape(1, -1).numpy(), room[:, :size]
+
+    head = Reusing(*rows_of(weight, "float32")[:2])
+    ids = torch.tensor([1, 2])
+    kept = head.rows(hidden, ids)
+    head.rows(2 * hidden, ids)
+    with pytest.raises(AssertionError):
+        assert_products(kept[None].numpy(), hidden[None], weight[ids].double())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 16, 19])  # in the first vector, in the second, in the tail
+def test_what_is_not_finite_shows(bad, place):
+    weight, states = torch.ones(3, 20), torch.ones(2, 20)
+    weight[1, place] = bad
+    out = np.empty((2, 3), np.float32)
+    product(*rows_of(weight, "float32")[:2], states.numpy(), out, 1)
+    assert np.isfinite(out[:, [0, 2]]).all() and not np.isfinite(out[:, 1]).any()
+
+
+def toy_pair(**changes):
+    target = toy_transformer(**changes).float()
+    guesser = untrained(target.requires_grad_(False)).requires_grad_(False)
+    return target, guesser
+
+
+@given(cuts=st.lists(st.integers(1, 12), min_size=1, max_size=5), seed=st.integers(0, 20))
+def test_target_and_draft_equal_the_reference_in_any_chunks(cuts, seed):
+    model, guesser = toy_pair(seed=seed)
+    ids = torch.randint(0, 50, (sum(cuts),))
+    expected = model.step(ids, model.new_cache(len(ids)))
+    states = guesser.fuse(expected.taps)
+    guessed = guesser.step(ids, states, guesser.new_cache(len(ids)))
+    logits = guesser.head.full(guesser.hidden(guessed))
+
+    fast = cpu.target(model)
+    runner = cpu.draft(guesser, fast)
+    cache, own = fast.new_cache(64), runner.new_cache(64)
+    start = 0
+    for cut in cuts:
+        part = slice(start, start + cut)
+        features = fast.step(ids[part], cache)
+        assert torch.allclose(features.hidden, expected.hidden[part], rtol=1e-4, atol=1e-5)
+        assert torch.allclose(features.taps, expected.taps[part], rtol=1e-4, atol=1e-5)
+        output = runner.step(ids[part], runner.fuse(features.taps), own)
+        assert torch.allclose(output, guessed[part], rtol=1e-4, atol=1e-4)
+        ours = runner.head.full(runner.hidden(output))
+        assert torch.allclose(ours, logits[part], rtol=1e-4, atol=1e-4)
+        # Some of it is forgotten and read again, as after a rejection.
+        cache.truncate(start + cut - 1)
+        again = fast.step(ids[start + cut - 1 : start + cut], cache)
+        assert torch.allclose(again.hidden[0], features.hidden[-1], rtol=1e-4, atol=1e-5)
+        start += cut
+
+
+def test_the_reference_shares_the_stacked_weights():
+    model, guesser = toy_pair()
+    ids, states = torch.tensor([3, 4]), torch.randn(2, 24)
+    runner = cpu.draft(guesser, cpu.target(model))
+    before = runner.step(ids, states, runner.new_cache(8))
+    guesser.mlp.down.weight.mul_(2)  # as an update of a draft that learns does it
+    after = runner.step(ids, states, runner.new_cache(8))
+    assert not torch.equal(before, after)
+    assert torch.allclose(after, guesser.step(ids, states, guesser.new_cache(8)), atol=1e-4)
+
+
+def test_a_full_cache_is_refused_before_anything_changes():
+    model, guesser = toy_pair()
+    fast = cpu.target(model)
+    runner = cpu.draft(guesser, fast)
+    cache, own = fast.new_cache(3), runner.new_cache(1)
+    fast.step(torch.tensor([1, 2]), cache)
+    with pytest.raises(ContextError, match="2 \\+ 2 positions do not fit a cache of 3"):
+        fast.step(torch.tensor([1, 2]), cache)
+    with pytest.raises(ContextError, match="do not fit"):
+        runner.step(torch.tensor([1, 2]), torch.zeros(2, 24), own)
+    assert (cache.length, own.length) == (2, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_output_is_that_of_the_reference(smollm2, kind):
+    """On the real model: ids equal, or the first difference is a near tie of the reference."""
+    model = pretrained.load("smollm2", kind)
+    guesser = draft.load(draft.shipped("smollm2"), model.reference, model.fingerprint)
+    stop, sampling = StopRule(24), Sampling()
+
+    def decoded(target, ids, guess=None, shortlist=None):
+        source = SeededRandom(0)
+        if guess is None:
+            rounds = autoregressive(target, ids, sampling=sampling, random=source, stop=stop)
+        else:
+            rounds = speculative(
+                target, guess, shortlist, ids, gamma=4, sampling=sampling, random=source, stop=stop
+            )
+        return [token for round in rounds for token in round.tokens]
+
+    texts = [prompts("general")[0], prompts("code")[0]]
+    inputs = [model.tokenizer.chat(text) for text in texts]
+    plain = [decoded(model.reference, ids) for ids in inputs]
+    fast = cpu.target(model.reference)
+    runner = cpu.draft(guesser, fast)
+    assert fast.step(torch.tensor([1]), fast.new_cache(1)).hidden.dtype == torch.float32
+    size = fast.head.vocabulary_size
+    half = StaticList(torch.arange(size), size // 2, model.tokenizer.eos_ids)
+    gap = NEAR_TIE[model.reference.embedding.weight.dtype]
+    for ids, expected in zip(inputs, plain, strict=True):
+        for lists in (None, FullList(size), half):
+            output = decoded(fast, ids, runner if lists else None, lists)
+            assert audited(model.reference, ids, expected, output, gap) != "violation"
+
+
+def test_the_reference_in_int8_is_the_same_model():
+    weight = torch.randn(9, 30)
+    weight[4] = 0
+    rows, _, exact = rows_of(weight, "int8")
+    grid = rounded(weight)
+    assert (grid - weight).abs().max() <= scales(weight).max() / 2 * 1.001
+    assert torch.equal(steps(grid), torch.from_numpy(rows))
+    assert torch.allclose(grid.double(), exact, rtol=1e-6)

@@ -1,0 +1,376 @@
+"""Lists that follow the text: their contract, what each part brings, what they learn and hold."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_model
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import Tiny
+from torch import Tensor
+
+from minispec import cli
+from minispec.checkpoint import read_metadata, write_tensors
+from minispec.errors import ArgumentError, FileError, FingerprintError
+from minispec.methods import Method, shortlist
+from minispec.shortlist import semantic, statistical
+from minispec.shortlist.evolving import EvolvingList
+from minispec.shortlist.full import FullList
+from minispec.shortlist.in_context import InContextList
+from minispec.shortlist.routed import RoutedList, Router
+from minispec.shortlist.static import StaticList
+from minispec.types import Context, Round, Shortlist
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def index(tiny: Tiny) -> Path:
+    """The tiny model's own index, made as people make it."""
+    path = tiny.folder.parent / "index.safetensors"
+    command = ["index", "build", "--model", str(tiny.folder), "--clusters", "40"]
+    assert cli.main([*command, "--out", str(path)]) == 0
+    return path
+
+
+def finished(tokens: tuple[int, ...], proposed: tuple[int, ...] = (), kept: int = 0) -> Round:
+    return Round(tokens, "", tuple(range(kept)), proposed, (), {}, None)
+
+
+def lists(
+    size: int, width: int, budget: int, seed: int, eos_ids: tuple[int, ...]
+) -> list[Shortlist]:
+    """One of each kind, over random rows and clusters."""
+    generator = torch.Generator().manual_seed(seed)
+    ranking = torch.randperm(size, generator=generator)
+    rows = torch.randn(size, width, generator=generator)
+    clusters = torch.randint(max(1, size // 4), (size,), generator=generator)
+    router = Router(width, int(clusters.max()) + 1).requires_grad_(False)
+    short = ranking[: max(1, size // 2)]
+    return [
+        FullList(size),
+        StaticList(ranking, budget, eos_ids),
+        EvolvingList(ranking, budget, eos_ids, clusters, rows),
+        EvolvingList(ranking, budget, eos_ids, clusters, rows, recency=budget, per_round=False),
+        EvolvingList(short, budget, eos_ids, clusters, rows, core=min(budget, len(eos_ids) + 1)),
+        EvolvingList(ranking, budget, eos_ids, clusters, rows, core=budget),
+        InContextList(ranking, budget, eos_ids),
+        RoutedList(ranking, budget, eos_ids, clusters, router),
+    ]
+
+
+@given(st.data())
+def test_every_list_keeps_its_contract(data: st.DataObject) -> None:
+    size = data.draw(st.integers(2, 60))
+    budget = data.draw(st.integers(1, size))
+    ids = st.integers(0, size - 1)
+    eos_ids = tuple(data.draw(st.lists(ids, max_size=3, unique=True)))
+    for chosen in lists(size, 4, budget, data.draw(st.integers(0, 99)), eos_ids):
+        history: list[list[int]] = []
+        for _ in range(2):
+            seen: list[list[int]] = []
+            generator = torch.Generator().manual_seed(0)
+            draws = np.random.default_rng(size)
+            text = [0]
+            for _ in range(4):
+                depth = int(draws.integers(0, 3))
+                drafted = tuple(draws.integers(0, size, depth).tolist())
+                hidden = torch.randn(4, generator=generator)
+                context = Context((*text, *drafted), hidden, depth)
+                got = chosen.select(context)
+                assert got.dtype == torch.int64
+                assert 1 <= len(got) <= chosen.budget
+                assert got.tolist() == sorted(set(got.tolist()))
+                assert got.min() >= 0 and got.max() < size
+                if not isinstance(chosen, FullList):
+                    assert set(eos_ids[:budget]) <= set(got.tolist()) or len(eos_ids) > budget
+                    assert len(got) == budget or isinstance(chosen, StaticList)
+                # Asking changes nothing.
+                assert torch.equal(chosen.select(context), got)
+                if isinstance(chosen, EvolvingList):
+                    parts = chosen.explain(context)
+                    assert [*parts] == ["core", "recency", "successor", "semantic"]
+                    assert torch.cat([*parts.values()]).sort().values.tolist() == got.tolist()
+                seen.append(got.tolist())
+                tokens = tuple(draws.integers(0, size, int(draws.integers(1, 4))).tolist())
+                chosen.observe(finished(tokens, tokens, len(tokens) - 1))
+                text += tokens
+            history = history or seen
+            assert seen == history  # after a reset it is as new
+            chosen.reset()
+
+
+# ------------------------------------------------------------------ the evolving list
+
+
+def evolving(budget: int = 8, **options: int) -> EvolvingList:
+    """40 ids in 10 clusters of four: 0..3, 4..7 and so on; the state i points at cluster i."""
+    rows = torch.eye(10).repeat_interleave(4, 0) + 0.01 * torch.arange(40)[:, None]
+    clusters = torch.arange(10).repeat_interleave(4)
+    return EvolvingList(torch.arange(40), budget, (39,), clusters, rows, **options)
+
+
+def parts(chosen: EvolvingList, tokens: tuple[int, ...], cluster: int) -> dict[str, list[int]]:
+    context = Context(tokens, torch.eye(10)[cluster], 0)
+    return {name: ids.tolist() for name, ids in chosen.explain(context).items()}
+
+
+def test_each_part_brings_what_it_is_for() -> None:
+    chosen = evolving(core=2, recency=3)
+    found = parts(chosen, (30, 20, 10, 20, 0), 5)
+    assert found == {
+        "core": [0, 39],
+        "recency": [10, 20, 30],
+        "successor": [],
+        "semantic": [21, 22, 23],
+    }
+    chosen.observe(finished((7, 20), (7, 33), 1))  # after 7 the draft said 33, and was wrong
+    found = parts(chosen, (30, 20, 7), 5)
+    assert found["recency"] == [7, 20, 30] and found["successor"] == [33]
+    assert len(found["semantic"]) == 2
+    # A window's oldest ids give way first; what it loses, the successors still know.
+    found = parts(chosen, (30, 20, 10, 11, 7), 5)
+    assert found["recency"] == [7, 10, 11] and found["successor"] == [20, 33]
+    chosen.reset()
+    assert parts(chosen, (30, 20, 7), 5)["successor"] == []
+
+
+def test_an_old_topic_fades_from_recency() -> None:
+    chosen = evolving(budget=30, recency=10)
+    assert 33 in parts(chosen, (33, *[1] * 500), 0)["recency"]
+    assert 33 not in parts(chosen, (33, *[1] * 600), 0)["recency"]
+    assert 33 not in parts(chosen, (33, *range(10, 20), 1), 0)["recency"]
+
+
+def test_the_layout_puts_the_core_and_each_cluster_side_by_side() -> None:
+    chosen = evolving(core=2)
+    assert chosen.layout.tolist() == [0, 39, *range(1, 39)]
+    assert chosen.rows_probed == 10
+
+
+@pytest.mark.parametrize("core", [0, 9, -1])
+def test_a_core_that_does_not_fit_is_refused(core: int) -> None:
+    with pytest.raises(ArgumentError, match=f"core of {core} ids does not fit a budget of 8"):
+        evolving(core=core)
+
+
+@pytest.mark.parametrize(
+    "tokens", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)], ids=str
+)
+def test_learning_costs_the_same_however_much_was_learnt(tokens: int) -> None:
+    """Memory to the byte; time per update between the first and the last tenth by medians of
+    blocks, with room for a machine that does other things beside."""
+    learner = statistical.StatisticalIndex(49_152)
+    draws = np.random.default_rng(0)
+    before, blocks = learner.bytes, []
+    for _ in range(100):
+        block = draws.zipf(1.3, (tokens // 100 // 2, 2)) % 49_152
+        rounds = [finished((int(a), int(b)), (int(a), 5), 1) for a, b in block]
+        started = time.process_time()
+        for each in rounds:
+            learner.observe(each)
+        blocks.append(time.process_time() - started)
+    state = learner.state()
+    assert learner.bytes == before == state["after"].nbytes == 4 * 4 * 49_152
+    first, last = sorted(blocks[:30])[:15], sorted(blocks[-30:])[:15]
+    assert sum(last) < 1.1 * sum(first) + 0.02
+
+
+# ------------------------------------------------------------------ state
+
+
+@given(st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=4), max_size=8))
+def test_a_state_comes_back_as_it_was(rounds: list[list[int]]) -> None:
+    first, second = statistical.StatisticalIndex(12), statistical.StatisticalIndex(12)
+    for tokens in rounds:
+        first.observe(finished(tuple(tokens), (3,)))
+    second.restore(first.state())
+    for each in (first, second):
+        each.observe(finished((5, 6)))
+    for token in range(12):
+        assert first.successors(token).tolist() == second.successors(token).tolist()
+
+
+def test_states_in_files(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    learner = statistical.StatisticalIndex(12)
+    learner.observe(finished((3, 4, 5)))
+    statistical.write_state(path, learner, "a" * 64)
+    other = statistical.StatisticalIndex(12)
+    statistical.read_state(path, other, "a" * 64)
+    assert other.successors(4).tolist() == [5]
+    with pytest.raises(FingerprintError, match="a" * 12):
+        statistical.read_state(path, other, "b" * 64)
+    with pytest.raises(FileError, match="shape"):
+        statistical.read_state(path, statistical.StatisticalIndex(13), "a" * 64)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(FileError, match=str(path)):
+        statistical.read_state(path, other, "a" * 64)
+    with pytest.raises(FileError, match=r"outside 0\.\.11"):
+        other.restore(
+            {"after": torch.full((12, 4), 12, dtype=torch.int32), "last": torch.tensor([0])}
+        )
+    assert other.successors(4).tolist() == [5]  # nothing was lost
+
+
+# ------------------------------------------------------------------ the semantic index
+
+
+def test_rows_that_point_the_same_way_share_a_cluster() -> None:
+    """Whatever their length: three bundles of directions, each with rows of length 1 to 100."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.eye(8)[:3].repeat_interleave(30, 0)
+    rows = directions + 0.05 * torch.randn(90, 8, generator=generator)
+    rows *= torch.logspace(0, 2, 90)[torch.randperm(90, generator=generator)][:, None]
+    done = []
+    clusters = semantic.clustered(rows, 3, seed=3, progress=lambda: done.append(1))
+    assert [len(set(part.tolist())) for part in clusters.split(30)] == [1, 1, 1]
+    assert sorted(set(clusters.tolist())) == [0, 1, 2] and len(done) == 20
+    for count in (1, 7, 90):
+        assert len(semantic.clustered(rows, count).unique()) == count  # none is empty
+    same = torch.ones(10, 4)
+    assert len(semantic.clustered(same, 4).unique()) == 4
+    for count in (0, 91):
+        with pytest.raises(ArgumentError, match=rf"clusters {count} must lie in 1\.\.90"):
+            semantic.clustered(rows, count)
+
+
+def test_near_clusters_come_first_and_whole() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows, state = torch.randn(50, 6, generator=generator), torch.randn(6, generator=generator)
+    clusters = torch.arange(50) % 7
+    ranking = torch.randperm(50, generator=generator).numpy()
+    found = semantic.SemanticIndex(clusters, rows, ranking, np.array([3, 4])).near(state, 20)
+    rank = {int(token): place for place, token in enumerate(ranking)}
+    expected: list[int] = []
+    scores = {}
+    for number in range(7):
+        members = [i for i in range(number, 50, 7) if i not in (3, 4)]
+        weights = torch.tensor([1 / (1 + rank[i]) for i in members])
+        scores[number] = float((rows[members] @ state * weights).sum() / weights.sum())
+    for number in sorted(scores, key=lambda n: -scores[n]):
+        if len(expected) < 20:
+            members = [i for i in range(number, 50, 7) if i not in (3, 4)]
+            expected += sorted(members, key=lambda i: rank[i])
+    assert found.tolist() == expected
+
+
+def damaged(index: Path, tmp_path: Path, clusters: Tensor) -> Path:
+    path = tmp_path / "damaged.safetensors"
+    write_tensors(path, {"clusters": clusters}, read_metadata(index))
+    return path
+
+
+def test_an_index_that_is_not_this_models_is_refused(
+    tiny: Tiny, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.model
+    size, prints = model.tokenizer.vocabulary_size, (model.fingerprint, model.tokenizer.fingerprint)
+    clusters, router = semantic.read_index(index, size, *prints)
+    assert len(clusters) == size and router == {}
+    with pytest.raises(FingerprintError, match="made for model"):
+        semantic.read_index(index, size, "f" * 64, prints[1])
+    with pytest.raises(FingerprintError, match="made for tokenizer"):
+        semantic.read_index(index, size, prints[0], "f" * 64)
+    for wrong in (clusters, clusters.int() - 1, clusters[:-1].int()):
+        with pytest.raises(FileError, match=r"damaged\.safetensors"):
+            semantic.read_index(damaged(index, tmp_path, wrong), size, *prints)
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(index.read_bytes()[:-50])
+    command = ["generate", "hi", "--model", str(tiny.folder), "--draft", str(tiny.draft_path)]
+    command += ["--method", f"evospec:{tiny.ranking('general')}"]
+    for file, reason in [(half, "half.safetensors"), (tmp_path / "none", "does not exist")]:
+        assert cli.main([*command, "--index", str(file)]) == 2
+        assert reason in capsys.readouterr().err
+    assert cli.main(command) == 2
+    assert "minispec index build" in capsys.readouterr().err
+    command[-1] = f"routed:{tiny.ranking('general')}"
+    assert cli.main([*command, "--index", str(index)]) == 2
+    assert "minispec train router" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--clusters 0 --out OUT/x.safetensors", "clusters 0 must lie in 1..320"),
+        ("--clusters 321 --out OUT/x.safetensors", "clusters 321"),
+        ("--out OUT/x.bin", "must end in .safetensors"),
+        ("--out /proc/none/x.safetensors", "cannot write into"),
+    ],
+)
+def test_what_index_build_refuses(
+    tiny: Tiny, tmp_path: Path, options: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["index", "build", "--model", str(tiny.folder)]
+    assert cli.main([*command, *options.replace("OUT", str(tmp_path)).split()]) == 2
+    assert reason in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_router_is_trained_and_routes(
+    tiny: Tiny, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the cluster of what follows: after some hundred tokens better than by chance."""
+    shard, out = tmp_path / "general-0000.safetensors", tmp_path / "routed.safetensors"
+    generator, width, sequences, length = torch.Generator().manual_seed(0), 32, 24, 30
+    steps = torch.arange(sequences * length)
+    tokens = 100 + steps % 7  # an easy text: seven ids in a circle
+    write_tensors(
+        shard,
+        {
+            "tokens": tokens,
+            "hidden": torch.zeros(len(steps), width, dtype=torch.bfloat16),
+            "taps": torch.randn(len(steps), 3 * width, generator=generator).bfloat16(),
+            "starts": steps[::length],
+            "answers": steps[::length] + 4,
+            "ends": steps[::length] + length,
+        },
+        {},
+    )
+    command = ["train", "router", "--model", str(tiny.folder), "--draft", str(tiny.draft_path)]
+    command += ["--index", str(index), "--out", str(out), "--tokens", "3000"]
+    assert cli.main([*command, "--written", str(tmp_path / "none")]) == 2
+    assert "holds no text" in capsys.readouterr().err
+    assert cli.main([*command, "--written", str(tmp_path)]) == 0
+    model = replace(tiny.model, index=out)
+    chosen = shortlist(Method.parse(f"routed@60:{tiny.ranking('general')}"), model, None)
+    got = chosen.select(Context((1, 2), torch.randn(width, generator=generator), 0))
+    # Of those seven ids, chance would bring one or two.
+    assert len(got) == 60 and len(set(range(100, 107)) & set(got.tolist())) >= 4
+    # What the index is for besides is as it was.
+    prints = (model.fingerprint, model.tokenizer.fingerprint)
+    ours, theirs = (semantic.read_index(path, 320, *prints)[0] for path in (out, index))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("method", ["evospec@40", "evospec@0.1", "in_context@40", "evospec"])
+def test_methods_decode_what_plain_decoding_does(
+    tiny: Tiny, index: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "hello", "--model", str(tiny.folder), "--draft", str(tiny.draft_path)]
+    command += ["--index", str(index), "--max-new-tokens", "24"]
+    texts = []
+    for each in (f"{method}:{tiny.ranking('general')}", "autoregressive"):
+        assert cli.main([*command, "--method", each]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != "\n"
+
+
+def test_budgets_by_share() -> None:
+    assert Method.parse("evospec").ids(49_152) == 1536
+    assert Method.parse("evospec@512").ids(49_152) == 512
+    assert str(Method("evospec", 512, "general")) == "evospec@512:general"
+
+
+def test_the_shipped_index_serves(smollm2: object) -> None:
+    for name in ("evospec", "in_context", "routed"):
+        chosen = shortlist(Method.parse(name), smollm2, None)  # type: ignore[arg-type]
+        ids = chosen.select(Context((1, 2, 3), torch.randn(576), 0))
+        assert len(ids) == 1536 == chosen.budget
