@@ -193,7 +193,7 @@ def decoder(
     learner = None
     if method.adapt:
         if not isinstance(own, EagleDraft):
-            raise ArgumentError(f"method {method} learns on the reference backend alone")
+            raise ArgumentError(f"method {method} learns on --backend reference alone")
         learner = Aligner(own)
         own = learner.draft
     return lambda prompt, random, *, continued=False: speculative(
