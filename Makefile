@@ -11,7 +11,7 @@ EXAMPLES    ?= 100
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test slow bench bench-gpu exactness mutants draft lint clean help python FORCE
+.PHONY: demo test slow bench bench-gpu adaptation exactness mutants draft lint clean help python FORCE
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -57,6 +57,9 @@ exactness: $(DEV)  ## walk every branch of every verifier and list, and certify 
 
 mutants: $(DEV)  ## change the law-bearing code in every small way, and see the tests notice
 	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/mutants.py
+
+adaptation: $(BENCH)  ## what a draft that learns while it serves gains, and costs
+	$(PY) -m benchmarks.adaptation --quick --json build/adaptation.json
 
 draft: $(INSTALLED)  ## train a draft for smollm2 on TOKENS tokens, into build/draft
 	$(MINISPEC) fetch smollm2

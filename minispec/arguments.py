@@ -20,7 +20,7 @@ _EPILOG = """\
 a model is a name (smollm2, after `minispec fetch smollm2`), a GGUF file, or a folder of
 safetensors in Hugging Face layout, of the Llama architecture
 
-a method is NAME[@BUDGET][:RANKING]
+a method is NAME[@BUDGET][:RANKING][+adapt]
   autoregressive       plain decoding, one token a pass
   full                 speculation, the draft scores the whole vocabulary
   frspec@0.25          speculation, the draft scores the most frequent quarter of it (FR-Spec)
@@ -29,6 +29,7 @@ a method is NAME[@BUDGET][:RANKING]
   evospec@1536         speculation, the draft scores 1536 ids that follow the text (EvoSpec)
   in_context@1536      ... the ids of the text so far, then frequent ones (MicroSpec)
   routed@1536          ... the clusters that a trained router names (DynaSpec)
+  evospec@1536+adapt   ... and the draft learns from what verification reveals
 """
 
 
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--budget", help="ids the draft scores: a number or a share (0.25)")
     generate.add_argument("--ranking", help="ranking that the budget is cut from (general)")
+    generate.add_argument("--adapt", action="store_true", help="let the draft learn meanwhile")
     generate.add_argument("--gamma", type=int, default=4, help="tokens drafted a round (4)")
     _add_decoding(generate, max_new_tokens=256)
     generate.add_argument(

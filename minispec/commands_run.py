@@ -76,7 +76,8 @@ def _spelled(options: argparse.Namespace) -> str:
     """The method that was asked for, in one word, or the best that the model has all for."""
     from minispec import methods
 
-    spelled = options.method
+    spelled = options.method and options.method.removesuffix("+adapt")
+    adapt = options.adapt or spelled != options.method
     if spelled is None and (options.budget is not None or options.ranking is not None):
         spelled = "frspec"
     if spelled is None:
@@ -90,7 +91,7 @@ def _spelled(options: argparse.Namespace) -> str:
         if ":" in spelled:
             raise ArgumentError(f"--ranking and a ranking in {spelled!r}: give one of them")
         spelled = f"{spelled}:{options.ranking}"
-    return str(spelled)
+    return f"{spelled}+adapt" if adapt else str(spelled)
 
 
 def compare_methods(options: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from minispec.types import (
     Draft,
     Evidence,
     Features,
+    Learner,
     Proposal,
     RandomSource,
     Round,
@@ -70,6 +71,7 @@ def speculative(
     trace: bool = False,
     continued: bool = False,
     verifier: Verifier = verify,
+    learner: Learner | None = None,
 ) -> Iterator[Round]:
     """Speculative decoding: the same law as ``autoregressive``, several tokens a round.
 
@@ -77,7 +79,8 @@ def speculative(
     target verify them in one pass, and emits the accepted ones and one of the target's own.
     A chain is cut short where the output may not grow that far. The list is reset first, unless
     the prompt is ``continued``: the turns so far of a conversation, which the list has followed,
-    and the next. The models read all of it again.
+    and the next. The models read all of it again. With a ``learner``, whose ``draft`` is then
+    the one to hand in, the draft learns between rounds.
 
     Spends, in this order: one choice a drafted token, one coin a token examined (by
     ``verify_block``: a prefix, from the longest), one choice.
@@ -87,7 +90,9 @@ def speculative(
     output = checked(target, prompt, stop, tokenizer)
     if not continued:
         shortlist.reset()
-    drafter = Drafter(draft, shortlist, len(prompt) + output.remaining)
+    if learner:
+        learner.begin(continued)
+    drafter = Drafter(draft, shortlist, len(prompt) + output.remaining, learner)
     return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace, verifier)
 
 
@@ -178,7 +183,7 @@ def _rounds(
             drafter.absorb(torch.tensor(kept), features.taps[: len(kept)])
             watch.lap("draft")
 
-        # 6) The list learns from the round, of which nothing lies past a stop.
+        # 6) List and draft learn from the round, of which nothing lies past a stop.
         if stopped:
             proposal = Proposal(proposal.tokens[: len(kept)], proposal.laws[: len(kept)])
         complete = len(kept) == len(accepted) + 1
@@ -201,6 +206,8 @@ def _rounds(
         if drafter:
             drafter.shortlist.observe(round)
             watch.lap("observe")
+            round = replace(round, events=drafter.learn(round))
+            watch.lap("learn")
 
         # 7) Hand it out. Time that passes until the next round is asked for is not ours.
         yield replace(round, seconds=watch.collect(), evidence=evidence if trace else None)

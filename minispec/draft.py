@@ -41,6 +41,7 @@ class EagleDraft(nn.Module):
         self.mlp = MLP(config)
         self.norm = nn.RMSNorm(width, eps=epsilon)
         self.rope = Rope(config)
+        self.version = 0  # goes up when weights change: what was packed from them is then stale
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most ``capacity`` positions."""

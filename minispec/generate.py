@@ -76,6 +76,7 @@ def summary(figures: Figures, first_token: float | None) -> dict[str, Any]:
         "seconds": figures.seconds,
         "accepted_by_position": figures.acceptance,
         "repeated_4gram_share": figures.repeated_4gram_share,
+        "learning": figures.events,
     }
 
 

@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Figures:
     ``proposed_at`` those in which there was one; ``latencies`` are seconds per token, those
     of a round spread evenly over its tokens. ``emitted``: tokens by round. ``covered``: the mass
     of the target's law that the list held, for each draft step whose past the target agreed
-    with; known where rounds carry their evidence."""
+    with; known where rounds carry their evidence. ``events``: a learning draft's, by name."""
 
     tokens: tuple[int, ...]
     text: str
@@ -50,6 +50,7 @@ class Figures:
     emitted: tuple[int, ...] = ()
     covered: tuple[float, ...] = ()
     prompt: tuple[int, ...] = ()
+    events: dict[str, int] = field(default_factory=dict)
 
     @property
     def decode_seconds(self) -> float:
@@ -87,6 +88,7 @@ def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
     sizes: list[int] = []
     emitted: list[int] = []
     covered: list[float] = []
+    events: Counter[str] = Counter()
     stop, passes = None, 0
     for round in rounds:
         tokens += round.tokens
@@ -97,6 +99,7 @@ def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         spent = sum(s for phase, s in round.seconds.items() if phase != "prefill")
         latencies += [spent / len(round.tokens)] * len(round.tokens)
         sizes += round.shortlist_sizes
+        events.update(round.events)
         emitted.append(len(round.tokens))
         if round.evidence:
             pairs = zip(round.evidence.laws, round.evidence.proposal.laws, strict=False)
@@ -116,6 +119,7 @@ def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         emitted=tuple(emitted),
         covered=tuple(covered),
         prompt=tuple(prompt),
+        events=dict(events),
     )
 
 
@@ -141,6 +145,7 @@ def pooled(figures: Sequence[Figures]) -> dict[str, Any]:
         "coverage": statistics.fmean(covered) if covered else None,
         "seconds": {phase: sum(f.seconds.get(phase, 0.0) for f in figures) for phase in phases},
         "repeated_4gram_share": statistics.fmean(f.repeated_4gram_share for f in figures),
+        "learning": dict(sum((Counter(f.events) for f in figures), Counter())),
     }
 
 

@@ -1,19 +1,22 @@
 """Methods by name: how a way of decoding is spelled, and how it is put together.
 
-    NAME[@BUDGET][:RANKING]     autoregressive  full  frspec@0.25  evospec@1536  frspec@4096:mix
+    NAME[@BUDGET][:RANKING][+adapt]   autoregressive  frspec@0.25  evospec@1536+adapt
 
 The budget is a number of ids or a share of the vocabulary. The ranking is one of the shipped
-ones, ``without-own`` (the mix of all domains but that of the prompt), or a file.
+ones, ``without-own`` (the mix of all domains but that of the prompt), or a file. With ``+adapt``
+the draft learns while it serves, from each prompt or conversation anew.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from minispec import ranking
+from minispec.align import Aligner
 from minispec.commit import StopRule
 from minispec.corpus import DOMAINS
 from minispec.decode import autoregressive, check_gamma, speculative
+from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError
 from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling
@@ -52,10 +55,16 @@ class Method:
     budget: int | float | None = None
     ranking: str | None = None
     spelled: str = field(default="", compare=False)
+    adapt: bool = False
 
     @staticmethod
     def parse(text: str) -> "Method":
-        """Reads NAME[@BUDGET][:RANKING]. Raises ArgumentError."""
+        """Reads NAME[@BUDGET][:RANKING][+adapt]. Raises ArgumentError."""
+        if text.endswith("+adapt"):
+            frozen = Method.parse(text.removesuffix("+adapt"))
+            if frozen.name == "autoregressive":
+                raise ArgumentError(f"method {text!r}: plain decoding has no draft to adapt")
+            return replace(frozen, spelled=text, adapt=True)
         head, colon, ranking_name = text.partition(":")
         name, at, budget = head.partition("@")
         if name not in NAMES:
@@ -181,7 +190,14 @@ def decoder(
             "use autoregressive, or train one and give it with --draft"
         )
     ids_of, own = shortlist(method, model, domain), draft.with_own_head()
+    learner = None
+    if method.adapt:
+        if not isinstance(own, EagleDraft):
+            raise ArgumentError(f"method {method} learns on --backend reference alone")
+        learner = Aligner(own)
+        own = learner.draft
     return lambda prompt, random, *, continued=False: speculative(
         target, own, ids_of, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
         tokenizer=tokenizer, trace=trace, continued=continued, verifier=VERIFIERS[verifier],
+        learner=learner,
     )  # fmt: skip

@@ -9,7 +9,7 @@ output is the next round's first state.
 Knows nothing of verification.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,25 +19,47 @@ from torch import Tensor
 from minispec.errors import ShortlistError
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
-from minispec.types import Context, Draft, Law, Proposal, RandomSource, Shortlist
+from minispec.types import Context, Draft, Law, Learner, Proposal, RandomSource, Round, Shortlist
 
 
 class Drafter:
-    """A draft with its cache and its shortlist, for one sequence."""
+    """A draft with its cache and its shortlist, and perhaps a learner, for one sequence."""
 
-    def __init__(self, draft: Draft, shortlist: Shortlist, capacity: int) -> None:
-        self.draft, self.shortlist = draft, shortlist
+    def __init__(
+        self, draft: Draft, shortlist: Shortlist, capacity: int, learner: Learner | None = None
+    ) -> None:
+        self.draft, self.shortlist, self.learner = draft, shortlist, learner
+        self._capacity = capacity
         self._cache: Any = draft.new_cache(capacity)
+        self._read: list[tuple[Tensor, Tensor]] = []  # where what was read may be read again
         self._vouched = 0  # positions whose state came from the target
         self._state: Tensor | None = None  # (D,), None until something was read
 
     def absorb(self, ids: Tensor, taps: Tensor) -> None:
         """Rebuilds the cache: taps (T, n_taps * D) of positions that the target has read,
         and for each the token that follows it, ids (T,)."""
+        if self.learner and self.learner.reaches_cache:
+            self._read.append((ids, taps))
+        states = self._pass(ids, taps)
+        if self.learner:
+            self.learner.read(ids, taps, self.draft.hidden(states))
+
+    def learn(self, round: Round) -> Mapping[str, int]:
+        """Lets the learner learn from a round; what it did, counted by name."""
+        events = self.learner.observe(round) if self.learner else {}
+        if self._read and events.get("changed") and round.stop is None:
+            # Keys and values of other weights: none of them survives, not even as rubbish.
+            self._cache, self._vouched = self.draft.new_cache(self._capacity), 0
+            for ids, taps in self._read:
+                self._pass(ids, taps)
+        return events
+
+    def _pass(self, ids: Tensor, taps: Tensor) -> Tensor:
         self._cache.truncate(self._vouched)  # the chain of the last round is forgotten
         states = self.draft.step(ids, self.draft.fuse(taps), self._cache)  # (T, D)
         self._vouched += len(ids)
         self._state = states[-1]
+        return states
 
     def propose(
         self,
@@ -59,11 +81,16 @@ class Drafter:
         for depth in range(gamma):
             hidden = self.draft.hidden(state)  # (D,)
             watch.lap("draft")
+            context = Context((*tokens, *drafted), hidden, depth)
             if ids is None or not self.shortlist.per_round:
-                context = Context((*tokens, *drafted), hidden, depth)
                 ids = self._checked(self.shortlist.select(context))  # (K,)
                 watch.lap("shortlist")
-            law = sampling.law(self.draft.head.rows(hidden, ids), ids)
+            logits = self.draft.head.rows(hidden, ids)  # (K,)
+            if self.learner:
+                watch.lap("draft_head")
+                logits = self.learner.advise(logits, ids, context, sampling)
+                watch.lap("learn")
+            law = sampling.law(logits, ids)
             drafted.append(int(law.ids[random.choose(law.probs)]))
             laws.append(law)
             watch.lap("draft_head")

@@ -16,6 +16,7 @@ PHASES = (
     ("draft_head", "draft head"),
     ("shortlist", "shortlist"),
     ("observe", "list update"),
+    ("learn", "recall and learning"),
     ("commit", "commit"),
 )
 

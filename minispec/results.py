@@ -106,5 +106,5 @@ def _counted(verdicts: Mapping[str, Sequence[str]], stream: str) -> dict[str, in
 def _partner(methods: Sequence[Method]) -> Method:
     """Whom ratios to FR-Spec refer to: frspec@0.25 if it runs, else the first frspec."""
     usual = Method.parse("frspec@0.25")
-    others = [method for method in methods if method.name == "frspec"]
+    others = [method for method in methods if method.name == "frspec" and not method.adapt]
     return usual if usual in others else next(iter(others), usual)

@@ -99,7 +99,8 @@ class Round:
     accepted proposals that were kept. ``proposed``: the drafted tokens. ``shortlist_sizes``:
     ids scored at each draft step. ``seconds``: wall time by phase. ``stop``: why decoding
     ended with this round, or None. ``evidence`` is always there for ``observe`` and is
-    handed to the caller only when tracing, since it holds (gamma + 1) * V numbers.
+    handed to the caller only when tracing, since it holds (gamma + 1) * V numbers. ``events``:
+    what a learning draft did with it, counted by name.
     """
 
     tokens: tuple[int, ...]
@@ -110,6 +111,7 @@ class Round:
     seconds: Mapping[str, float]
     stop: str | None
     evidence: Evidence | None = field(default=None, repr=False)
+    events: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +211,31 @@ class Shortlist(Protocol):
     def reset(self) -> None:
         """Forgets everything learnt since construction: called between prompts, but not between
         the turns of a conversation."""
+        ...
+
+
+class Learner(Protocol):
+    """How a draft learns while it serves. It may change the draft's laws in any way that looks
+    at the past alone; within a round nothing that it knows changes."""
+
+    draft: Any
+    reaches_cache: bool  # whether keys and values are made with what it changes
+
+    def begin(self, continued: bool) -> None:
+        """A new text, or more of a conversation: called before the prompt is read."""
+        ...
+
+    def read(self, ids: Tensor, taps: Tensor, hidden: Tensor) -> None:
+        """The draft has read ids (T,) with taps (T, n_taps * D) and made hidden (T, D) of it."""
+        ...
+
+    def advise(self, logits: Tensor, ids: Tensor, context: Context, sampling: Any) -> Tensor:
+        """Logits (K,) over ids (K,) to draw from in place of the draft's own."""
+        ...
+
+    def observe(self, round: Round) -> Mapping[str, int]:
+        """Learns from a finished round, and says what happened; "changed" among it means that
+        the draft's weights are others from now on."""
         ...
 
 

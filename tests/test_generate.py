@@ -136,8 +136,18 @@ KEYS = {
     "text", "ids", "tokens", "stop", "target_passes", "tau", "tokens_per_second",
     "seconds_to_first_token", "seconds", "accepted_by_position", "repeated_4gram_share",
     "model", "method", "gamma", "budget", "sampling", "seed", "dtype", "backend", "prompt_tokens",
-    "verifier",
+    "verifier", "learning",
 }  # fmt: skip
+
+
+def test_a_draft_that_learns_says_so(tiny: Tiny, ask: Ask) -> None:
+    """The tokens are those of the frozen draft, since the target alone decides."""
+    method = f"frspec@100:{tiny.ranking('mix')}"
+    options = ("--ignore-eos", "--max-new-tokens", "200", "--backend", "reference")
+    frozen = asked(ask, "--method", method, *options)
+    ours = asked(ask, "--method", method, *options, "--adapt")
+    assert ours["method"] == f"{method}+adapt" and ours["ids"] == frozen["ids"]
+    assert ours["learning"]["changed"] >= 1 and ours["learning"]["positions"] >= 64
 
 
 def test_json_is_one_object_with_the_stated_keys(tiny: Tiny, ask: Ask) -> None:
@@ -147,7 +157,7 @@ def test_json_is_one_object_with_the_stated_keys(tiny: Tiny, ask: Ask) -> None:
     assert answer["method"] == method and answer["model"] == str(tiny.folder)
     assert (answer["gamma"], answer["budget"], answer["seed"]) == (3, 100, 7)
     assert answer["sampling"] == {"temperature": 0.8, "top_k": 0, "top_p": 1.0}
-    assert answer["dtype"] == "float32"
+    assert answer["dtype"] == "float32" and answer["learning"] == {}
     assert answer["prompt_tokens"] == len(tiny.model.tokenizer.chat(PROMPT))
     assert answer["tokens"] == len(answer["ids"]) == 40
     assert answer["text"] == tiny.model.tokenizer.decode(answer["ids"])

@@ -1,0 +1,308 @@
+"""Alignment while serving: a draft that learns from its own verdicts.
+
+After each round the target has said, of every position of the text that grew, what it would
+have said: the law that the draft was to guess. These verdicts are kept (``minispec.verdicts``)
+and used twice. They are *recalled* when the draft stands in a like place again
+(``minispec.recall``), which helps at once; and they are *learnt*: every so many tokens LoRA
+adapters take one step on the newest positions and on some old ones (``minispec.objective``),
+the easy ones first (``minispec.curriculum``).
+
+Everything happens between rounds, so a proposal's laws stand before they are verified, and
+nothing here touches the source of randomness. A *floor* under each of the two compares
+sum min(p, q) with and without it, and switches it off where it hurts. What is not finite is
+refused. How much is learnt is counted in positions for each token, not in time, so a seed
+reproduces a run.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minispec import curriculum, lora
+from minispec.draft import EagleDraft
+from minispec.errors import ArgumentError
+from minispec.objective import OBJECTIVES, log_law, overlap, support
+from minispec.recall import recalled
+from minispec.sampling import Sampling
+from minispec.types import Context, Law, Round
+from minispec.verdicts import TRAIL, Rows, Verdicts
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """How a draft learns; the defaults are those of ``+adapt``.
+
+    ``interval``: emitted tokens from one update to the next, which learns from ``window`` new
+    positions and, with ``replay``, as many old ones. ``windows`` of them are kept. ``largest``:
+    probabilities kept of a law. ``others``: ids drawn at random into an update's laws.
+    """
+
+    rank: int = 8
+    targets: tuple[str, ...] = ("attention.output", "mlp.down")
+    rate: float = 5e-4
+    objective: str = "mixture"
+    interval: int = 128
+    window: int = 64
+    windows: int = 8
+    largest: int = 8
+    others: int = 512
+    curriculum: bool = True
+    replay: bool = True
+    recall: bool = True
+    floor: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "window", "largest", "others"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} {getattr(self, name)} must be 1 or above")
+        if self.windows < 2:
+            raise ArgumentError(f"windows {self.windows} must be 2 or above: new and old ones")
+        if self.rate < 0:
+            raise ArgumentError(f"rate {self.rate} must be 0 or above")
+        if self.objective not in OBJECTIVES:
+            raise ArgumentError(
+                f"unknown objective {self.objective!r}: known are {', '.join(OBJECTIVES)}"
+            )
+
+
+class Floor:
+    """The mean gain of late, and whether it has become a loss.
+
+    An exponential mean that forgets a difference after ``memory`` of them; after as many it
+    acts below ``-margin`` and lets go above 0.
+    """
+
+    def __init__(self, memory: int, margin: float) -> None:
+        self._memory, self._margin = memory, margin
+        self.gain, self._seen, self.acts = 0.0, 0, False
+
+    def record(self, gain: float) -> bool:
+        """Takes the next gain; True if the floor begins to act with it."""
+        self._seen += 1
+        self.gain += (gain - self.gain) / min(self._seen, self._memory)
+        acted = self.acts
+        if self._seen >= self._memory:
+            self.acts = self.gain < (0 if acted else -self._margin)
+        return self.acts and not acted
+
+
+class Aligner:
+    """The learner of one draft (see ``types.Learner``). ``draft`` is the adapted twin of the
+    one given, to be drafted with in its stead. With ``carry`` it remembers from text to text."""
+
+    def __init__(
+        self, draft: EagleDraft, config: AdaptConfig | None = None, *, carry: bool = False
+    ) -> None:
+        self.config = config = config or AdaptConfig()
+        self.draft = lora.adapted(draft, config.targets, config.rank, config.seed)
+        self._untaught = lora.state(self.draft)
+        self.reaches_cache = bool(set(config.targets) & set(lora.CACHED))
+        self._frozen, self._carry = draft, carry
+        shape = draft.config
+        self.verdicts = Verdicts(
+            config.windows, config.window, len(shape.tap_layers) * shape.width, shape.width,
+            config.largest, config.seed,
+        )  # fmt: skip
+        self._text = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything, as if just made."""
+        lora.restore(self.draft, self._untaught)
+        self.verdicts.clear()
+        self._optimiser: torch.optim.Optimizer | None = None
+        self._generator = torch.Generator().manual_seed(self.config.seed)
+        self._acceptance, self._since, self._temperature = 0.0, 0, 1.0
+        self._recall_floor, self._lora_floor = Floor(64, 0.02), Floor(3, 0.01)
+
+    def begin(self, continued: bool = False) -> None:
+        """A new text; what was learnt from others is forgotten unless it is carried over, or
+        the text goes on with the conversation before it."""
+        if not (self._carry or continued):
+            self.reset()
+        self._text += 1
+        self._read: list[tuple[Tensor, Tensor, Tensor]] = []  # taps, direction, trail
+        self._trail = [-1] * TRAIL
+        self._laws: tuple[Law, Law] | None = None  # at the first step, without recall and with
+
+    def read(self, ids: Tensor, taps: Tensor, hidden: Tensor) -> None:
+        """What the draft read, ids (T,) with taps (T, n_taps * D), and made of it (T, D)."""
+        tokens = torch.tensor([*self._trail[: TRAIL - 1][::-1], *ids.tolist()])
+        trails = tokens.unfold(0, TRAIL, 1).flip(1)  # (T, TRAIL), newest first
+        self._trail = trails[-1].tolist()
+        directions = F.normalize(hidden, dim=-1)
+        # The last of those before still waits for its law.
+        self._read = [*self._read[-1:], *zip(taps, directions, trails, strict=True)]
+
+    def advise(self, logits: Tensor, ids: Tensor, context: Context, sampling: Sampling) -> Tensor:
+        """The draft's logits (K,) over ids (K,), changed by what is recalled."""
+        self._laws = None if context.depth == 0 else self._laws
+        self._temperature = sampling.temperature or 1.0  # greedy text is learnt from as it is
+        rows = self._rows()
+        if rows is None or (self._recall_floor.acts and context.depth):
+            return logits
+        scale = self._temperature
+        trail = torch.tensor([*context.tokens[: -TRAIL - 1 : -1], *[-1] * TRAIL][:TRAIL])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        advised = recalled(logits / scale, context.hidden, ids, trail, rows) * scale
+        if context.depth == 0 and self.config.floor:
+            self._laws = sampling.law(logits, ids), sampling.law(advised, ids)
+        return logits if self._recall_floor.acts else advised
+
+    def _rows(self) -> Rows | None:
+        held = self.verdicts.filled
+        return self.verdicts.rows.at(slice(held)) if held and self.config.recall else None
+
+    def observe(self, round: Round) -> Mapping[str, int]:
+        """Learns from a finished round; what happened, counted by name. "changed" among it
+        says that the draft's weights are others now."""
+        events: Counter[str] = Counter()
+        evidence = round.evidence
+        assert evidence is not None  # always there for those who learn
+        told = zip(evidence.laws, round.tokens, strict=True)
+        if not all(float(law.probs[token]) > 0 for law, token in told):
+            # Not finite, or not the law that the token was drawn from: nothing here is true.
+            self._read, self._laws = self._read[-1:], None
+            return {"refused_verdicts": len(round.tokens)}
+        pairs = zip(evidence.laws, evidence.proposal.laws, strict=False)  # the bonus has no q
+        overlaps = [_overlap(p, q) for p, q in pairs]
+        for value in filter(math.isfinite, overlaps):
+            self._acceptance += (value - self._acceptance) / 64
+        if self._laws:
+            plain, mixed = (_overlap(evidence.laws[0], law) for law in self._laws)
+            if math.isfinite(mixed - plain) and self._recall_floor.record(mixed - plain):
+                events["recall_switched_off"] += 1
+        self._laws = None
+        self._keep(round, overlaps, events)
+        self._since += len(round.tokens)
+        enough = self.verdicts.held >= self.config.window
+        if self._since >= self.config.interval and enough and not self._lora_floor.acts:
+            self._since = 0
+            self._update(events)
+        return events
+
+    def tensors(self) -> Mapping[str, list[Tensor]]:
+        """All that alignment holds beyond plain speculative decoding, by kind: what its memory
+        is counted from."""
+        parameters = [p for m in lora.adapters(self.draft).values() for p in m.parameters(False)]
+        optimiser = self._optimiser.state.values() if self._optimiser else ()
+        return {
+            "weights": [p.data for p in parameters],
+            "gradients": [p.grad for p in parameters if p.grad is not None],
+            "optimiser": [v for s in optimiser for v in s.values() if isinstance(v, Tensor)],
+            "buffer": [getattr(self.verdicts.rows, n) for n in Rows.__dataclass_fields__],
+        }
+
+    def _keep(self, round: Round, overlaps: list[float], events: Counter[str]) -> None:
+        """Stores what was read with the law that followed it. The draft has read all emitted
+        tokens but, after a stop, this round's; the law after the last is not known yet."""
+        assert round.evidence is not None
+        laws = round.evidence.laws
+        if round.stop is None:
+            known, laws = self._read[:-1], laws[-len(self._read) + 1 :]
+        else:
+            known, laws = self._read[-1:], laws[:1]
+        known = known[-len(laws) :] if laws else []
+        del self._read[:-1]
+        if not known:
+            return
+        first = len(round.evidence.laws) - len(laws) if round.stop is None else 0
+        # What was not proposed came after a chain that was accepted to its end.
+        seen = [*overlaps, *[self._acceptance] * len(round.tokens)][first : first + len(laws)]
+        hard = [curriculum.difficulty(value, step) for step, value in enumerate(seen, first)]
+        taps, directions, trails = (torch.stack(part) for part in zip(*known, strict=True))
+        refused = self.verdicts.add(taps, directions, trails, laws, hard, self._text)
+        events["refused_verdicts"] += refused
+
+    def _update(self, events: Counter[str]) -> None:
+        """One step on the newest positions and on some old ones, unless something is wrong."""
+        old = self.verdicts.sampled() if self.config.replay else None
+        newest = self.verdicts.newest()
+        batch = self.verdicts.rows.at(torch.stack([newest] if old is None else [newest, old]))
+        ids, raised = support(
+            batch.ids, self.config.others, self.draft.head.vocabulary_size, self._generator
+        )
+        rows = self.draft.head.weight[ids]  # (K, D)
+        places, probs = torch.searchsorted(ids, batch.ids).flatten(0, 1), batch.probs.flatten(0, 1)
+        with torch.inference_mode(False), torch.enable_grad():
+            logs = log_law(reread(self.draft, batch) / self._temperature, rows, raised)  # (N, K)
+            if self.config.floor and self._hurts(batch, logs, rows, raised, places, probs):
+                events["adapter_switched_off"] += 1
+                events["changed"] += 1
+                self._optimiser = None
+                lora.restore(self.draft, self._untaught)
+                return
+            weights = torch.ones(len(probs))
+            if self.config.curriculum:
+                reached = curriculum.competence(self._acceptance)
+                weights = curriculum.weights(batch.difficulty.flatten(), reached)
+            losses = OBJECTIVES[self.config.objective](logs, probs, places)
+            loss = (losses * weights).sum() / weights.sum().clamp(min=1)
+            events["positions"] += len(probs)
+            events["changed" if self._step(loss) else "refused_updates"] += 1
+
+    def _step(self, loss: Tensor) -> bool:
+        """One step of the optimiser; False, and nothing changed, if a number is not finite."""
+        parameters = [p for m in lora.adapters(self.draft).values() for p in m.parameters(False)]
+        if self._optimiser is None:
+            self._optimiser = torch.optim.Adam(parameters, self.config.rate, betas=(0.9, 0.99))
+        good = lora.state(self.draft)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        sound = bool(loss.isfinite()) and bool(norm.isfinite())
+        if sound:
+            self._optimiser.step()
+            sound = all(bool(p.isfinite().all()) for p in parameters)
+        if sound:
+            self.draft.version += 1
+        else:  # the optimiser's averages may be spoilt as well
+            lora.restore(self.draft, good)
+            self._optimiser = None
+        for parameter in parameters:
+            parameter.grad = None
+        return sound
+
+    def _hurts(
+        self, batch: Rows, logs: Tensor, rows: Tensor, raised: Tensor, places: Tensor, probs: Tensor
+    ) -> bool:
+        """The floor under the adapter: sum min(p, q) at the first step on the newest emitted
+        positions, from which nothing was learnt yet, against the frozen draft, which reads
+        them with keys and values of its own. Costs one pass over these positions."""
+        if not self._optimiser:  # as frozen still
+            return False
+        new = slice(0, self.config.window)
+        with torch.no_grad():
+            hidden = reread(self._frozen, batch.at(slice(0, 1))) / self._temperature
+            frozen = log_law(hidden, rows, raised)
+            ours, theirs = (overlap(q[new], probs[new], places[new]) for q in (logs, frozen))
+            return self._lora_floor.record(float((ours - theirs).mean()))
+
+
+def reread(draft: EagleDraft, batch: Rows) -> Tensor:
+    """The draft's states (B * W, D), ready for the LM head, at windows (B, W) of positions that
+    look back as far as their window and their text go. Rotary positions are relative, so that
+    a window may count from 0."""
+    width = batch.trails.shape[1]
+    places = torch.arange(width)
+    cos, sin = draft.rope.turns(places, draft.embedding.dtype)
+    same = batch.sequence[:, :, None] == batch.sequence[:, None]  # (B, W, W)
+    seen = same & (places[:, None] >= places)
+    mask = seen.repeat_interleave(draft.rope.group, dim=1)[:, None]  # (B, 1, W * group, W)
+
+    def attend(x: Tensor) -> Tensor:
+        queries, keys, values = draft.attention.project(x, cos, sin)
+        return draft.attention.attend(queries, keys, values, mask)
+
+    states = draft.fusion(batch.taps.to(draft.embedding.dtype))
+    return draft.norm(draft.layer(batch.trails[:, :, 0], states, attend)).flatten(0, 1)
+
+
+def _overlap(p: Law, q: Law) -> float:
+    """sum_x min(p(x), q(x)) of a full law and any other."""
+    return float(torch.minimum(p.probs[q.ids], q.probs.to(p.probs)).sum())
