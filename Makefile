@@ -28,10 +28,11 @@ endif
 # Runs from this folder, so that it also serves an environment without an installed minispec.
 MINISPEC = $(PY) -m minispec.cli
 
-demo: $(INSTALLED)  ## see one model decode plainly, speculate, and speculate with FR-Spec
+demo: $(INSTALLED)  ## see one model decode plainly, and speculate over all, few and evolving ids
 	$(MINISPEC) fetch smollm2
+	$(MINISPEC) doctor --warm
 	$(MINISPEC) compare --model smollm2 --prompts general code law medicine --limit 3 \
-		--methods autoregressive,full,frspec@0.25 --max-new-tokens 48 --out build/demo
+		--methods autoregressive,full,frspec@0.25,evospec@1536 --max-new-tokens 48 --out build/demo
 
 test: $(DEV)  ## run the tests, but for the slow ones
 	$(PY) -m pytest -m "not slow"

@@ -31,14 +31,15 @@ _CONTEXT, _REPEATS = 64, 7
 
 
 def placed(
-    model: Pretrained, draft: EagleDraft | None, name: str
+    model: Pretrained, draft: EagleDraft | None, name: str, measure: bool = True
 ) -> tuple[Pretrained, Draft | None]:
-    """A model and its draft on a backend by name, or on the fastest ("auto").
+    """A model and its draft on a backend by name, or on the fastest ("auto"): by what was
+    measured before, or, with ``measure``, is measured now, which compiles what was not yet.
 
     Raises ArgumentError for a backend that this machine, or the model's dtype, rules out.
     """
     if name == "auto":
-        name = chosen(model)["backend"]
+        name = (chosen(model) if measure else known(model))["backend"]
     if name == "reference":
         return model, draft
     module = _loaded(name)
@@ -51,21 +52,21 @@ def placed(
 def chosen(model: Pretrained) -> dict[str, Any]:
     """The fastest backend for a round of this model, and what was measured: milliseconds of a
     pass over 1 and over 5 positions, by backend. Kept in the user's cache directory."""
-    key = "-".join(
-        map(str, (platform.node(), os.cpu_count(), torch.__version__, torch.get_num_threads(),
-                  model.fingerprint[:12], model.dtype))
-    )  # fmt: skip
-    path = user_cache_path("minispec") / "calibration.json"
-    known = _read(path)
-    if key not in known:
+    kept = _read()
+    if (key := _key(model)) not in kept:
         threads = torch.get_num_threads()
         fit = [name for name in NAMES if hindrance(model, name) is None]
         figures = {name: _measured(model, name) for name in fit}
         torch.set_num_threads(threads)
         fastest = min(figures, key=lambda name: sum(figures[name]))
-        known[key] = {"backend": fastest, "milliseconds": figures}
-        checkpoint.write_json(path, known)
-    return known[key]
+        kept[key] = {"backend": fastest, "milliseconds": figures}
+        checkpoint.write_json(_path(), kept)
+    return kept[key]
+
+
+def known(model: Pretrained) -> dict[str, Any]:
+    """What was chosen before; the reference, if nothing was."""
+    return _read().get(_key(model), {"backend": "reference"})
 
 
 def bandwidth() -> float:
@@ -132,10 +133,19 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _path() -> Path:
+    return user_cache_path("minispec") / "calibration.json"
+
+
+def _key(model: Pretrained) -> str:
+    machine = platform.node(), os.cpu_count(), torch.__version__, torch.get_num_threads()
+    return "-".join(map(str, (*machine, model.fingerprint[:12], model.dtype)))
+
+
+def _read() -> dict[str, Any]:
     """What was measured before; a file that is not ours, or damaged, is as good as none."""
     try:
-        known = checkpoint.read_json(path)
+        kept = checkpoint.read_json(_path())
     except FileError:
         return {}
-    return known if isinstance(known, dict) else {}
+    return kept if isinstance(kept, dict) else {}

@@ -7,9 +7,11 @@ that needs them, so that what is wrong with the options is said at once.
 
 import io
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from minispec import arguments as command_line
 from minispec import commands_make, commands_run
@@ -26,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.started = started
         if not 0 <= getattr(options, "seed", 0) < 2**31:
             raise ArgumentError(f"seed {options.seed} must lie in 0..{2**31 - 1}")
-        _COMMANDS[options.command](options)
+        with _interruptible():
+            _COMMANDS[options.command](options)
         sys.stdout.flush()
     except MinispecError as error:
         return _refuse(str(error))
@@ -42,6 +45,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _give_up_stdout()
         return _refuse(f"{error.filename or 'the system'}: {error.strerror or error}")
     return 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C stays Ctrl-C, also where a library that was at work makes another error of it."""
+    noticed = False
+
+    def notice(number: int, frame: object) -> None:
+        nonlocal noticed
+        noticed = True
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, notice)
+    try:
+        yield
+    except Exception:
+        if noticed:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if signal.getsignal(signal.SIGINT) is notice:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _give_up_stdout() -> None:

@@ -32,7 +32,8 @@ def loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, An
         guesser = None
         if path and not plain:
             guesser = draft.load(path, model.reference, model.fingerprint)
-        return backend.placed(model, guesser, options.backend)
+        # One answer should not wait for a measurement: `doctor` and `compare` take the time.
+        return backend.placed(model, guesser, options.backend, options.command != "generate")
 
 
 def draft_path(options: argparse.Namespace) -> Path | None:

@@ -4,8 +4,10 @@ import random
 from collections.abc import Callable, Iterable
 from functools import cache
 
+import numpy as np
 import torch
 
+from fastpath.rows import CpuHead
 from minispec.certify import SAMPLINGS, Backend, Decoding, Toys, speculation
 from minispec.commit import Output
 from minispec.head import LinearHead
@@ -134,8 +136,12 @@ VERIFIERS: dict[str, Callable[[ListOf], Decoding]] = {
     "candidates": candidates,
 }
 
+def numba_head(weight: torch.Tensor) -> Head:
+    return CpuHead(weight.float().numpy(), np.ones(len(weight), np.float32))
+
+
 # Whose head multiplies. The reference proves in fractions; compiled code has only floats.
-BACKENDS: dict[str, Callable[[torch.Tensor], Head]] = {"reference": LinearHead}
+BACKENDS: dict[str, Callable[[torch.Tensor], Head]] = {"reference": LinearHead, "cpu": numba_head}
 ARITHMETICS = {"fraction": 0.0, "float64": 1e-12, "float32": 1e-6}  # with the worst allowed
 
 
@@ -151,6 +157,8 @@ def impossible(backend: str, arithmetic: str) -> str | None:
     """Why a combination cannot be, None if it can."""
     if arithmetic == "fraction" and backend != "reference":
         return f"{backend} multiplies in floats and knows no fractions"
+    if arithmetic == "float64" and backend == "cpu":
+        return "cpu adds up in float32"
     return None
 
 
