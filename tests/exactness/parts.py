@@ -136,6 +136,7 @@ VERIFIERS: dict[str, Callable[[ListOf], Decoding]] = {
     "candidates": candidates,
 }
 
+
 def numba_head(weight: torch.Tensor) -> Head:
     return CpuHead(weight.float().numpy(), np.ones(len(weight), np.float32))
 
