@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 
 from fastpath.kernels import product
-from fastpath.rows import PackedRows, gathered, runs
+from fastpath.rows import PackedRows, gathered, home, runs
 from minispec.checkpoint import write_json
 
 MEBI = 2**20
@@ -48,7 +48,7 @@ class Round:
     def __init__(self, vocabulary: int, width: int, size: int, churn: float, threads: int) -> None:
         self.width, self.size, self.threads = width, size, threads
         random = np.random.default_rng(size + width)
-        self.weight = torch.randn(vocabulary, width)
+        self.weight = home((vocabulary, width), torch.float32).normal_()  # for every layout
         self.hidden = torch.randn(width)
         self.lists = list(itertools.islice(_wandering(random, vocabulary, size, churn), 64))
         self.starts, self.lengths = _clusters(random, vocabulary, size)
