@@ -69,15 +69,6 @@ def test_an_adapter_that_has_learnt_nothing_changes_no_bit() -> None:
                 assert torch.equal(p.probs, q.probs)
 
 
-def test_the_floor_draws_nothing_from_the_random_source() -> None:
-    runs = [tokens_of(run(Aligner(DRAFT, replace(EAGER, floor=on)), limit=60)) for on in (1, 0)]
-    assert runs[0] == runs[1] or Floor(1, 0).record(-1)  # they part only where the floor acts
-    source = SeededRandom(0)
-    before = source.uniform()
-    Aligner(DRAFT, EAGER)
-    assert SeededRandom(0).uniform() == before
-
-
 def test_the_draft_itself_is_never_written_to() -> None:
     before = {name: value.clone() for name, value in DRAFT.state_dict().items()}
     learner = Aligner(DRAFT, EAGER)
