@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.memory import Watched
-from benchmarks.replay import RecordedTarget, Recording, record
+from benchmarks.replay import Recording, record
 from benchmarks.rival import Rival
 from minispec import draft as drafts
 from minispec import methods, pretrained
@@ -80,9 +80,8 @@ class Bench:
     def play(self, recording: Recording, domain: str, learner: Learner | None) -> Figures:
         """One answer again, by the frozen draft or by a learner's. A learner's text is kept in
         one stream by the learner itself."""
-        target = RecordedTarget(
-            recording, self.model.target.head.vocabulary_size, self.model.target.context_limit
-        )
+        said = self.model.target
+        target = recording.reciter(said.head.vocabulary_size, said.context_limit)
         figures = measured(
             speculative(
                 target, learner.draft if learner else self.draft, self.list_for(domain),

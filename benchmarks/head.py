@@ -22,10 +22,10 @@ import argparse
 import itertools
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from timeit import repeat, timeit
 from typing import Any
 
 import numba
@@ -108,7 +108,7 @@ class Round:
         rows, scales = block.view(-1, 1024).numpy(), np.ones(64 * 1024, np.float32)
         states, out = np.ones((1, 1024), np.float32), np.empty((1, 64 * 1024), np.float32)
         reads = block.sum, lambda: product(rows, scales, states, out, self.threads)
-        return block.nbytes / min(_seconds(read) for read in reads for _ in range(3))
+        return block.nbytes / min(min(repeat(read, number=1, repeat=3)) for read in reads)
 
     def cold(self) -> None:
         """Fills the caches with something else: by reading, since what was written would have
@@ -156,12 +156,6 @@ def _clusters(
     return starts, lengths
 
 
-def _seconds(step: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
 def measured(
     vocabulary: int, width: int, size: int, churn: float, threads: int, steps: int
 ) -> dict[str, Any]:
@@ -188,8 +182,8 @@ def measured(
         order = list(layouts.items())
         for name, step in order[number % len(order) :] + order[: number % len(order)]:
             round.cold()
-            cold[name].append(_seconds(partial(step, number)))
-            hot[name].append(_seconds(partial(step, number)))
+            cold[name].append(timeit(partial(step, number), number=1))
+            hot[name].append(timeit(partial(step, number), number=1))
     after = round.probe()
     result: dict[str, Any] = {
         "vocabulary": vocabulary, "width": width, "size": size, "churn": churn,

@@ -32,6 +32,13 @@ _floats, _masks = ir.VectorType(_f32, LANES), ir.VectorType(_i1, LANES)
 _ELEMENTS = {types.float32: _f32, types.uint16: ir.IntType(16), types.int8: ir.IntType(8)}
 
 
+def _prefetch(builder: Any, place: Any) -> None:
+    """Asks memory for a cache line, for reading, to be kept in all caches."""
+    kind = ir.FunctionType(ir.VoidType(), [place.type, _i32, _i32, _i32])
+    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(prefetch, [place, _i32(0), _i32(3), _i32(1)])
+
+
 def _dots(typingctx, rows, row, ahead, states, out, place, begin, end, count):
     """out[j, place] = rows[row] . states[j] for j < ``count``, over the columns from ``begin``
     up to ``end``; added to what is there where ``begin`` is not 0.
@@ -104,8 +111,8 @@ def _dots(typingctx, rows, row, ahead, states, out, place, begin, end, count):
         builder.position_at_end(loop)
         column = builder.phi(_i64)
         before = [builder.phi(_floats) for _ in states_at_once]
-        coming = at(following, column, element)  # for reading, to be kept in all caches
-        call("llvm.prefetch.p0", ir.VoidType(), coming, _i32(0), _i32(3), _i32(1))
+        coming = at(following, column, element)
+        _prefetch(builder, coming)
         after = met(column, before, None)
         advanced = builder.add(column, _i64(LANES))
         column.add_incoming(begin, start)
@@ -158,9 +165,7 @@ def _asked(typingctx, rows, row, column):
         width = builder.extract_value(matrix.shape, 1)
         index = builder.add(builder.mul(args[1], width), args[2])
         place = builder.gep(matrix.data, [index], source_etype=_ELEMENTS[rows.dtype])
-        kind = ir.FunctionType(ir.VoidType(), [place.type, _i32, _i32, _i32])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(prefetch, [place, _i32(0), _i32(3), _i32(1)])
+        _prefetch(builder, place)
         return context.get_dummy_value()
 
     return types.void(rows, types.intp, types.intp), codegen

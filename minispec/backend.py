@@ -8,8 +8,7 @@ reference against those that can run here, on the model itself and once for each
 import importlib
 import os
 import platform
-import time
-from collections.abc import Callable
+import timeit
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -74,7 +73,7 @@ def bandwidth() -> float:
     sums over 256 MiB."""
     block = torch.ones(64 * 1024 * 1024)
     block.sum()
-    return block.nbytes / min(_seconds(block.sum) for _ in range(3))
+    return block.nbytes / min(timeit.repeat(block.sum, number=1, repeat=3))
 
 
 def hindrance(model: Pretrained, name: str) -> str | None:
@@ -92,8 +91,8 @@ def hindrance(model: Pretrained, name: str) -> str | None:
 
 def warm(model: Pretrained, draft: Draft | None) -> None:
     """Decodes a few tokens in every way, so that all that is compiled on first use is."""
-    best = methods.default(model.name, draft is not None)
-    for name in dict.fromkeys(("autoregressive", "full" if draft else "autoregressive", best)):
+    names = {"autoregressive", methods.default(model.name, draft is not None)}
+    for name in sorted(names | {"full"} if draft else names):
         decode = methods.decoder(
             methods.Method.parse(name), model, draft, None, gamma=4, sampling=Sampling(),
             stop=StopRule(8),
@@ -123,14 +122,8 @@ def _measured(model: Pretrained, name: str) -> list[float]:
             cache.truncate(_CONTEXT)
 
         run()
-        figures.append(1000 * min(_seconds(run) for _ in range(_REPEATS)))
+        figures.append(1000 * min(timeit.repeat(run, number=1, repeat=_REPEATS)))
     return figures
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _path() -> Path:

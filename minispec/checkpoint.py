@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minispec.errors import FileError
+from minispec.errors import FileError, FingerprintError
 
 
 @contextmanager
@@ -82,6 +83,28 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file."""
     with opened(path) as file:
         return dict(file.metadata() or {})
+
+
+def check_made_for(path: Path, wanted: Mapping[str, str], remedy: str) -> dict[str, str]:
+    """The metadata of a file, which must name just these fingerprints, by what they are of.
+    Raises FingerprintError, which ends in the remedy."""
+    metadata = read_metadata(path)
+    for kind, ours in wanted.items():
+        if (theirs := metadata.get(kind, "none")) != ours:
+            raise FingerprintError(
+                f"{path} was made for {kind} {theirs[:12]}, this one is {ours[:12]}: {remedy}"
+            )
+    return metadata
+
+
+def shipped(kind: str, model: str, name: str | None = None) -> Path | None:
+    """Where the package keeps a part of a known model, by what it is: ``drafts``, ``indices``,
+    or, with a name of its own, one of several ``rankings``. None for any other model."""
+    if Path(model).name != model:
+        return None  # a path, not a name
+    folder = Path(str(resources.files("minispec"))) / "data" / kind
+    path = folder / (f"{model}/{name}.safetensors" if name else f"{model}.safetensors")
+    return path if path.is_file() else None
 
 
 def read_tensors(

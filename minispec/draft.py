@@ -12,14 +12,14 @@ that it may propose are chosen, nor of how it was trained.
 
 import copy
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from minispec import checkpoint
 from minispec.cache import KVCache
-from minispec.checkpoint import read_metadata, read_tensors, write_tensors
+from minispec.checkpoint import check_made_for, read_tensors, write_tensors
 from minispec.errors import FingerprintError
 from minispec.head import PackedHead
 from minispec.model import MLP, Attention, ModelConfig, Rope, Transformer
@@ -109,10 +109,7 @@ def untrained(target: Transformer) -> EagleDraft:
 
 def shipped(model: str) -> Path | None:
     """Where the package keeps the draft of a known model, None for any other."""
-    if Path(model).name != model:
-        return None  # a path, not a name
-    path = Path(str(resources.files("minispec"))) / "data" / "drafts" / f"{model}.safetensors"
-    return path if path.is_file() else None
+    return checkpoint.shipped("drafts", model)
 
 
 def save(path: Path, draft: EagleDraft, fingerprint: str) -> None:
@@ -127,13 +124,8 @@ def load(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
 
     Raises FileError for a file that is no draft, FingerprintError for another target's.
     """
-    metadata = read_metadata(path)
-    made_for = metadata.get("model", "none")
-    if made_for != fingerprint:
-        raise FingerprintError(
-            f"{path} was made for model {made_for[:12]}, this one is {fingerprint[:12]}: "
-            "train its own with `minispec train draft`"
-        )
+    remedy = "train its own with `minispec train draft`"
+    metadata = check_made_for(path, {"model": fingerprint}, remedy)
     listens, taps = metadata.get("tap_layers"), str(target.config.tap_layers)
     if listens != taps:
         raise FingerprintError(f"{path} listens to layers {listens}, this model shows {taps}")

@@ -9,13 +9,13 @@ Also reads and writes the token maps of SGLang, which are bare lists of ids.
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from minispec import checkpoint
 from minispec.checkpoint import read_metadata, read_tensors, write_tensors, written_aside
 from minispec.corpus import DOMAINS
 from minispec.errors import ArgumentError, FileError, FingerprintError
@@ -70,11 +70,7 @@ def read_ranking(path: Path, tokenizer: str, vocabulary_size: int) -> Tensor:
 
 def shipped(model: str, name: str) -> Path | None:
     """Where the package keeps a ranking of a known model, None where it has none."""
-    if name not in NAMES or Path(model).name != model:  # a path is no model's name
-        return None
-    folder = Path(str(resources.files("minispec"))) / "data" / "rankings" / model
-    path = folder / f"{name}.safetensors"
-    return path if path.is_file() else None
+    return checkpoint.shipped("rankings", model, name) if name in NAMES else None
 
 
 def find(model: str, name: str) -> Path:

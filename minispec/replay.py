@@ -1,6 +1,6 @@
 """Replay: drafts run again over a text that the target has written, without the target.
 
-The text is read once, and what the target showed of each position is kept. ``Recorded`` then
+The text is read once, and what the target showed of each position is kept. A ``Reciter`` then
 stands in the target's place: it has that text by heart, so decoding greedily with it goes round
 for round through the very code of ``minispec.decode``, at a draft's cost. Other lists can be
 tried on the same text, and asked what they would never be asked while a clock runs.
@@ -49,21 +49,25 @@ class _Place:
         self.length = min(length, self.length)
 
 
-class Recorded:
-    """A target that has one prompt and its answer by heart (see ``types.Target``)."""
+class Reciter:
+    """A target that has one prompt and its answer by heart (see ``types.Target``).
 
-    def __init__(self, target: Target, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        """``answer``: one id or more, as the target's greedy decoding gave them."""
-        tokens = (*prompt, *answer)
-        features = list(read(target, tokens[:-1], target.new_cache(len(tokens))))
-        self.prompt, self.context_limit = tuple(prompt), target.context_limit
-        self.hidden = torch.cat([f.hidden for f in features])  # (T - 1, D)
-        self._taps = torch.cat([f.taps for f in features])  # (T - 1, n_taps * D)
-        self._next = torch.tensor(tokens[1:])  # (T - 1,)
-        self.head = _Certain(target.head.vocabulary_size, self.hidden.dtype)
-        logits = (target.head.full(hidden) for hidden in self.hidden.split(256))
-        norms = [(rows.float() / TEMPERATURE).logsumexp(-1) for rows in logits]
-        self.norms = torch.cat(norms)  # (T - 1,), of the softmax at that temperature
+    ``answer``: one id or more, as greedy decoding gave them; ``taps`` (T - 1, n_taps * D) of
+    every token of the two but the last.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        answer: Sequence[int],
+        taps: Tensor,
+        vocabulary_size: int,
+        context_limit: int,
+    ) -> None:
+        self.prompt, self.context_limit = tuple(prompt), context_limit
+        self.head = _Certain(vocabulary_size, taps.dtype)
+        self._taps = taps
+        self._next = torch.tensor((*prompt[1:], *answer))  # (T - 1,)
 
     def new_cache(self, capacity: int) -> _Place:
         return _Place()
@@ -73,6 +77,22 @@ class Recorded:
         places = torch.arange(cache.length, cache.length + len(ids)).clamp(max=len(self._next) - 1)
         cache.length += len(ids)
         return Features(self._next[places, None], self._taps[places])
+
+
+class Recorded(Reciter):
+    """A reciter of what a target said, with what the target made of it."""
+
+    def __init__(self, target: Target, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """``answer``: one id or more, as the target's greedy decoding gave them."""
+        tokens = (*prompt, *answer)
+        features = list(read(target, tokens[:-1], target.new_cache(len(tokens))))
+        taps = torch.cat([f.taps for f in features])
+        size = target.head.vocabulary_size
+        super().__init__(prompt, answer, taps, size, target.context_limit)
+        self.hidden = torch.cat([f.hidden for f in features])  # (T - 1, D)
+        logits = (target.head.full(hidden) for hidden in self.hidden.split(256))
+        norms = [(rows.float() / TEMPERATURE).logsumexp(-1) for rows in logits]
+        self.norms = torch.cat(norms)  # (T - 1,), of the softmax at that temperature
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,9 @@ if not torch.cuda.is_available():
     # had their turn: shorter turns make it several times as fast.
     sys.setswitchinterval(0.0005)
 
+import tiny_model
+from tiny_model import Tiny
+
 from minispec import backend, pretrained
 from minispec.errors import FetchError
 from minispec.model import ModelConfig, Transformer
@@ -55,6 +58,12 @@ def toy_transformer(seed: int = 0, **changes: object) -> Transformer:
 def _calibrations_of_tests_are_not_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("cache")
     backend.user_cache_path = lambda name: folder / name  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A whole model in a folder, with a draft and rankings."""
+    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from test_draft import caches_of, same, toy_draft
 from torch import Tensor
 
 from benchmarks.memory import LiveBytes
-from benchmarks.replay import RecordedTarget, Recording
+from benchmarks.replay import Recording
 from benchmarks.rival import Rival
 from minispec import curriculum, lora
 from minispec.align import AdaptConfig, Aligner, Floor
@@ -437,7 +437,7 @@ def test_a_replay_takes_as_many_passes_as_the_real_loop(kind: str) -> None:
     taps = TARGET.step(ids, TARGET.new_cache(len(ids))).taps
     replayed = run(
         learner(), temperature=0.0, limit=80,
-        target=RecordedTarget(Recording(prompt, answer, taps), 50, 512),
+        target=Recording(prompt, answer, taps).reciter(50, 512),
     )  # fmt: skip
     assert [r.tokens for r in replayed] == [r.tokens for r in real]
     assert [r.proposed for r in replayed] == [r.proposed for r in real]

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_model
 import torch
 from tiny_model import Tiny
 
@@ -13,11 +12,6 @@ from minispec.commit import StopRule
 from minispec.errors import ArgumentError
 from minispec.methods import Method, decoder
 from minispec.sampling import Sampling, SeededRandom
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

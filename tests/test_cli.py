@@ -37,11 +37,6 @@ from minispec.sampling import Sampling, SeededRandom
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def bad(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of files as people have them on a bad day."""
     bad = tmp_path_factory.mktemp("bad")

@@ -45,11 +45,8 @@ Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
-    """The tiny model, its rankings in the place of the shipped ones."""
-    tiny = tiny_model.make(tmp_path_factory.mktemp("tiny"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "shipped", lambda model, name: tiny.ranking(name))
+def tiny(tiny: Tiny) -> Iterator[Tiny]:
+    with tiny_model.rankings_shipped(tiny):
         yield tiny
 
 

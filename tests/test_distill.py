@@ -12,11 +12,6 @@ from minispec.checkpoint import read_json, read_tensors
 from minispec.draft import load
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tiny_model.Tiny:
-    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
-
-
 def test_messages_begin_with_openers_and_repeat_nothing(tiny: tiny_model.Tiny) -> None:
     model = tiny.model
     texts = distill.messages(model.target, model.tokenizer, "law", 20, "seed")

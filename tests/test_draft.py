@@ -1,6 +1,6 @@
 """The draft's health, which exactness hides: its caches must be those of a fresh pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,23 @@ def same(cache: KVCache, fresh: KVCache) -> bool:
     )
 
 
+def assert_fresh(prompt: Sequence[int], shortlist: Shortlist, **options: Any) -> None:
+    """Decodes twelve tokens; after every round compares both caches with those of a fresh pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        target_caches, draft_caches = caches_of(TARGET, patch), caches_of(DRAFT, patch)
+        tokens = list(prompt)
+        for round in speculative(TARGET, DRAFT, shortlist, prompt, stop=StopRule(12), **options):
+            tokens += round.tokens
+            if round.stop:
+                break
+            fresh_target, fresh_draft = TARGET.new_cache(64), DRAFT.new_cache(64)
+            ids = torch.tensor(tokens)
+            features = TARGET.step(ids[:-1], fresh_target)
+            DRAFT.step(ids[1:], DRAFT.fuse(features.taps), fresh_draft)
+            assert same(target_caches[0], fresh_target), "the target's cache"
+            assert same(draft_caches[0], fresh_draft), "the draft's cache"
+
+
 @settings(max_examples=25)
 @given(
     prompt=st.lists(st.integers(0, 49), min_size=1, max_size=6),
@@ -73,23 +90,10 @@ def same(cache: KVCache, fresh: KVCache) -> bool:
 def test_after_any_round_both_caches_are_those_of_a_fresh_pass(
     prompt: list[int], gamma: int, temperature: float, seed: int, name: str
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        target_caches, draft_caches = caches_of(TARGET, patch), caches_of(DRAFT, patch)
-        tokens = list(prompt)
-        rounds = speculative(
-            TARGET, DRAFT, LISTS[name](), prompt, gamma=gamma, sampling=Sampling(temperature),
-            random=SeededRandom(seed), stop=StopRule(12),
-        )  # fmt: skip
-        for round in rounds:
-            tokens += round.tokens
-            if round.stop:
-                break
-            fresh_target, fresh_draft = TARGET.new_cache(64), DRAFT.new_cache(64)
-            ids = torch.tensor(tokens)
-            features = TARGET.step(ids[:-1], fresh_target)
-            DRAFT.step(ids[1:], DRAFT.fuse(features.taps), fresh_draft)
-            assert same(target_caches[0], fresh_target)
-            assert same(draft_caches[0], fresh_draft)
+    assert_fresh(
+        prompt, LISTS[name](), gamma=gamma, sampling=Sampling(temperature),
+        random=SeededRandom(seed),
+    )  # fmt: skip
 
 
 def test_a_cache_that_is_not_rebuilt_is_seen() -> None:

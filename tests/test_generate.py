@@ -23,11 +23,6 @@ RULE = StopRule(40)
 Ask = Callable[..., tuple[str, str]]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
 def ask(tiny: Tiny) -> Ask:
     """Runs `minispec generate` on the tiny model; returns what it wrote to stdout and stderr."""

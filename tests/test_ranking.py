@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 
 import pytest
-import tiny_model
 import torch
 from tiny_model import Tiny
 from torch import Tensor
@@ -18,11 +17,6 @@ from minispec.shortlist.static import StaticList, cut
 from minispec.types import Context, Shortlist
 
 ANY_PLACE = Context((1, 2), torch.zeros(4), 0)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
 
 
 # ------------------------------------------------------------------ the order

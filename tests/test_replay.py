@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import tiny_model
 import torch
 from followers import Follower
 from tiny_model import Tiny
@@ -24,11 +23,6 @@ from minispec.types import Round, Shortlist, Target
 
 V = 320
 GREEDY = Sampling()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

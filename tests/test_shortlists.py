@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_model
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,11 +23,6 @@ from minispec.shortlist.in_context import InContextList
 from minispec.shortlist.routed import RoutedList, Router
 from minispec.shortlist.static import StaticList
 from minispec.types import Context, Round, Shortlist
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny_model.make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from followers import Follower
 from jinja2 import Template
 from tiny_model import Tiny
 
-from minispec import audit, cli, compare, methods, ranking, report, switch
+from minispec import audit, cli, compare, methods, report, switch
 from minispec.compare import Settings
 from minispec.errors import ArgumentError, ContextError
 from minispec.measure import Figures
@@ -37,10 +37,8 @@ STREAMS = [
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
-    tiny = tiny_model.make(tmp_path_factory.mktemp("tiny"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "shipped", lambda model, name: tiny.ranking(name))
+def tiny(tiny: Tiny) -> Iterator[Tiny]:
+    with tiny_model.rankings_shipped(tiny):
         yield tiny
 
 

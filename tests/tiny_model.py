@@ -6,10 +6,13 @@ it writes is nonsense, but as fixed, as cut into tokens and as uneven as text.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -47,6 +50,14 @@ class Tiny:
 
     def ranking(self, name: str) -> Path:
         return self.rankings / f"{name}.safetensors"
+
+
+@contextmanager
+def rankings_shipped(tiny: Tiny) -> Iterator[Tiny]:
+    """Its rankings stand in the place of those that the package keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "shipped", lambda model, name: tiny.ranking(name))
+        yield tiny
 
 
 def make(folder: Path) -> Tiny:

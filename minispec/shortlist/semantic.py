@@ -16,7 +16,6 @@ Knows nothing of budgets and of the other parts of a list.
 """
 
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minispec.checkpoint import check_tensors, read_metadata, read_tensors, write_tensors
-from minispec.errors import ArgumentError, FileError, FingerprintError
+from minispec import checkpoint
+from minispec.checkpoint import check_made_for, check_tensors, read_tensors, write_tensors
+from minispec.errors import ArgumentError, FileError
 
 _BLOCK = 8192  # rows compared with all centroids at once
 _ROUTER = "router."  # what a router's tensors are called in the file
@@ -133,14 +133,8 @@ def read_index(
 
     Raises FileError for a damaged file, FingerprintError for another model's or tokenizer's.
     """
-    metadata = read_metadata(path)
-    for kind, wanted in (("model", model), ("tokenizer", tokenizer)):
-        made_for = metadata.get(kind, "none")
-        if made_for != wanted:
-            raise FingerprintError(
-                f"{path} was made for {kind} {made_for[:12]}, this one is {wanted[:12]}: "
-                "make its own with `minispec index build`"
-            )
+    made_for = {"model": model, "tokenizer": tokenizer}
+    check_made_for(path, made_for, "make its own with `minispec index build`")
     tensors = read_tensors(path)
     router = {n: tensors.pop(n) for n in [*tensors] if n.startswith(_ROUTER)}
     check_tensors(tensors, {"clusters": (vocabulary_size,)}, str(path))
@@ -152,10 +146,7 @@ def read_index(
 
 def shipped(model: str) -> Path | None:
     """Where the package keeps the index of a known model, None for any other."""
-    if Path(model).name != model:
-        return None  # a path, not a name
-    path = Path(str(resources.files("minispec"))) / "data" / "indices" / f"{model}.safetensors"
-    return path if path.is_file() else None
+    return checkpoint.shipped("indices", model)
 
 
 def find(model: str, given: Path | None) -> Path:
