@@ -107,9 +107,12 @@ class Drafter:
             raise ShortlistError(f"{name}: ids are {ids.dtype} {tuple(ids.shape)}, not int64 (K,)")
         if not 1 <= len(ids) <= budget:
             raise ShortlistError(f"{name}: {len(ids)} ids, allowed are 1 to {budget}")
-        if ids[0] < 0 or ids[-1] >= size:
-            raise ShortlistError(f"{name}: ids {ids[0]}..{ids[-1]} are not within 0..{size - 1}")
-        if not (ids[1:] > ids[:-1]).all():
+        values = ids.numpy(force=True)  # each look at a tensor costs several at an array
+        if values[0] < 0 or values[-1] >= size:
+            raise ShortlistError(
+                f"{name}: ids {values[0]}..{values[-1]} are not within 0..{size - 1}"
+            )
+        if not (values[1:] > values[:-1]).all():
             raise ShortlistError(f"{name}: ids are not sorted or not unique")
         return ids
 

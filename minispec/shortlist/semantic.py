@@ -75,15 +75,18 @@ class Inverted:
         self.numbers, cluster = np.unique(clusters.numpy()[ids], return_inverse=True)
         self.members = ids[cluster.argsort(kind="stable")]  # (N,)
         self.starts = np.concatenate(([0], np.bincount(cluster).cumsum()))  # (C + 1,)
+        self._runs = np.split(self.members, self.starts[1:-1])  # each cluster's members
 
     def best(self, scores: npt.NDArray[np.floating], least: int) -> Ids:
         """scores (C,) -> the members of the clusters of highest score, whole clusters, best
         first: at least so many ids where there are as many."""
-        best = np.argsort(-scores)
-        starts, ends = self.starts[best], self.starts[best + 1]
-        enough = np.searchsorted((ends - starts).cumsum(), least) + 1
-        runs = zip(starts[:enough].tolist(), ends[:enough].tolist(), strict=True)
-        return np.concatenate([self.members[:0], *(self.members[a:b] for a, b in runs)])
+        found, parts = 0, [self.members[:0]]
+        for cluster in np.argsort(-scores):
+            if found >= least:
+                break
+            parts.append(self._runs[cluster])
+            found += len(parts[-1])
+        return np.concatenate(parts)
 
 
 class SemanticIndex:
@@ -103,11 +106,12 @@ class SemanticIndex:
             share = torch.from_numpy(weights[block]).float()[:, None]
             weighted = share * rows[torch.from_numpy(members[block])].float()
             means.index_add_(0, torch.from_numpy(cluster[block]), weighted)
-        self.centroids = means  # (C, D), float32 whatever the rows are
+        # (C, D), float16 whatever the rows are: half the bytes, and fine enough to rank by.
+        self.centroids = means.half()
 
     def near(self, hidden: Tensor, least: int) -> Ids:
         """hidden (D,) -> at least so many ids, those of highest mean logit first."""
-        return self.lists.best(torch.mv(self.centroids, hidden.float()).numpy(), least)
+        return self.lists.best(torch.mv(self.centroids, hidden.half()).float().numpy(), least)
 
 
 def whole(ranking: Tensor, vocabulary_size: int) -> Ids:
