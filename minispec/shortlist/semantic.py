@@ -74,19 +74,17 @@ class Inverted:
         # The numbers (C,) of the clusters that have members, in the order of everything here.
         self.numbers, cluster = np.unique(clusters.numpy()[ids], return_inverse=True)
         self.members = ids[cluster.argsort(kind="stable")]  # (N,)
-        self.starts = np.concatenate(([0], np.bincount(cluster).cumsum()))  # (C + 1,)
-        self._runs = np.split(self.members, self.starts[1:-1])  # each cluster's members
+        self.sizes = np.bincount(cluster)  # (C,)
+        self._ends = self.sizes.cumsum()  # where each cluster's members end
 
     def best(self, scores: npt.NDArray[np.floating], least: int) -> Ids:
         """scores (C,) -> the members of the clusters of highest score, whole clusters, best
         first: at least so many ids where there are as many."""
-        found, parts = 0, [self.members[:0]]
-        for cluster in np.argsort(-scores):
-            if found >= least:
-                break
-            parts.append(self._runs[cluster])
-            found += len(parts[-1])
-        return np.concatenate(parts)
+        best = np.argsort(-scores)
+        ends = self.sizes[best].cumsum()  # of the clusters' members, laid end to end
+        best = best[: np.searchsorted(ends, least) + 1]
+        shifts = (self._ends[best] - ends[: len(best)]).repeat(self.sizes[best])
+        return self.members[np.arange(len(shifts)) + shifts]
 
 
 class SemanticIndex:
@@ -96,7 +94,7 @@ class SemanticIndex:
         """``rows`` (V, D): the head's; the others as for ``Inverted``. Means are weighted by
         one over an id's rank, which is its frequency by Zipf's law."""
         self.lists = Inverted(clusters, ranking, without)
-        members, sizes = self.lists.members, np.diff(self.lists.starts)
+        members, sizes = self.lists.members, self.lists.sizes
         cluster = np.repeat(np.arange(len(sizes)), sizes)
         weights = 1 / (1 + ranking.argsort()[members])
         weights /= np.bincount(cluster, weights)[cluster]
