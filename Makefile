@@ -47,6 +47,7 @@ bench: $(BENCH)  ## run the benchmarks
 	$(PY) benchmarks/bench_plain.py --backend reference
 	$(PY) benchmarks/bench_plain.py --backend cpu
 	$(PY) -m benchmarks.head --json build/head.json
+	$(PY) -m benchmarks.bench_scaling --json build/scaling.json
 	$(PY) benchmarks/bench_block.py
 
 bench-gpu: $(BENCH)  ## run the benchmarks of the CUDA kernels, where there is a GPU
