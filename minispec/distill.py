@@ -10,6 +10,7 @@ interrupted goes on with the first shard that is missing. Knows nothing of draft
 """
 
 import itertools
+import os
 import random
 import signal
 from collections import deque
@@ -18,8 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -113,6 +115,14 @@ def write_shards(
 def _prepare_process() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that began it was killed and could not."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _check_origin(path: Path, model: str, seed: int) -> None:

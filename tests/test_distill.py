@@ -1,5 +1,7 @@
 """Text that the target writes: the same from the same seed, and nothing of the evaluation."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,23 @@ def test_the_recipe_makes_a_draft_and_its_log(tiny: tiny_model.Tiny, tmp_path: P
     assert log["log"][-1]["tokens"] >= 0.5 * 300 and log["log"][-1]["tau"] >= 1
     draft = load(path, tiny.model.target, tiny.model.fingerprint)
     assert draft.fusion.weight.shape == (tiny_model.WIDTH, 3 * tiny_model.WIDTH)
+
+
+def test_a_writer_that_is_killed_leaves_no_process_behind(
+    tiny: tiny_model.Tiny, tmp_path: Path
+) -> None:
+    """Its processes share its standard output, which ends when the last of them has."""
+    code = (
+        "import sys; from pathlib import Path; from minispec import distill\n"
+        "if __name__ == '__main__':\n"
+        "    for path in distill.write_shards("
+        "Path(sys.argv[2]), sys.argv[1], ['law'], 10**9, 0, 1, 6):\n"
+        "        print(path, flush=True)"
+    )
+    script = tmp_path / "write.py"
+    script.write_text(code)
+    command = [sys.executable, str(script), str(tiny.folder), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None and writer.stdout.readline()
+        writer.kill()
+        writer.communicate(timeout=60)
