@@ -21,7 +21,8 @@ from fastpath.steps import draft_pass, normed, target_pass
 from minispec.cache import KVCache
 from minispec.draft import EagleDraft
 from minispec.errors import ContextError
-from minispec.model import MLP, Attention, Layer, ModelConfig, Rope, Transformer
+from minispec.model import MLP, Attention, Layer, ModelConfig, Transformer
+from minispec.rope import Rope
 from minispec.quantised import scales, steps
 from minispec.types import Features
 

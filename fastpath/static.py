@@ -20,7 +20,8 @@ from torch import Tensor
 from minispec.draft import EagleDraft
 from minispec.errors import ContextError
 from minispec.head import PackedHead
-from minispec.model import Attention, Layer, ModelConfig, Rope, Transformer
+from minispec.model import Attention, Layer, ModelConfig, Transformer
+from minispec.rope import Rope
 from minispec.types import Features, Head
 
 # A single token; a verify pass of gamma = 4; the longest verify pass; one between.
