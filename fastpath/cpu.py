@@ -22,8 +22,8 @@ from minispec.cache import KVCache
 from minispec.draft import EagleDraft
 from minispec.errors import ContextError
 from minispec.model import MLP, Attention, Layer, ModelConfig, Transformer
-from minispec.rope import Rope
 from minispec.quantised import scales, steps
+from minispec.rope import Rope
 from minispec.types import Features
 
 _Stacks = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]  # weights, and rows' scales
