@@ -86,37 +86,33 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelCon
         raise FileError(
             f"architecture {architecture!r} is not supported, only 'llama' and 'gemma3' are"
         )
-    said = {
-        key.removeprefix(f"{architecture}."): value
-        for key, value in metadata.items()
-        if key.startswith(f"{architecture}.")
-    }
-    if said.get("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in tensors:
+    at = architecture + "."
+    if metadata.get(at + "rope.scaling.type", "none") != "none" or "rope_freqs.weight" in tensors:
         raise FileError("rope scaling in a GGUF file is not supported: use a folder of safetensors")
-    width, heads = said["embedding_length"], said["attention.head_count"]
-    layers = said["block_count"]
-    head_width = said.get("attention.key_length") or width // heads
-    if said.get("rope.dimension_count", head_width) != head_width:
+    width, heads = metadata[at + "embedding_length"], metadata[at + "attention.head_count"]
+    layers = metadata[at + "block_count"]
+    head_width = metadata.get(at + "attention.key_length") or width // heads
+    if metadata.get(at + "rope.dimension_count", head_width) != head_width:
         raise FileError("rotary positions on a part of each head are not supported")
-    more = _gemma(said, width, layers) if architecture == "gemma3" else {}
+    more = _gemma(metadata, width, layers) if architecture == "gemma3" else {}
     return ModelConfig(
         vocabulary_size=len(metadata["tokenizer.ggml.tokens"]),
         width=width,
         layers=layers,
         heads=heads,
-        kv_heads=said.get("attention.head_count_kv", heads),
+        kv_heads=metadata.get(at + "attention.head_count_kv", heads),
         head_width=head_width,
-        mlp_width=said["feed_forward_length"],
-        context_limit=said["context_length"],
-        norm_epsilon=said["attention.layer_norm_rms_epsilon"],
-        rope_base=said.get("rope.freq_base", 10_000.0),
+        mlp_width=metadata[at + "feed_forward_length"],
+        context_limit=metadata[at + "context_length"],
+        norm_epsilon=metadata[at + "attention.layer_norm_rms_epsilon"],
+        rope_base=metadata.get(at + "rope.freq_base", 10_000.0),
         tied_head="output.weight" not in tensors,
         tap_layers=default_taps(layers),
         **more,
     )
 
 
-def _gemma(said: Mapping[str, Any], width: int, layers: int) -> dict[str, Any]:
+def _gemma(metadata: Mapping[str, Any], width: int, layers: int) -> dict[str, Any]:
     """What a Gemma has beyond a Llama. The format takes some of it for granted: that every
     sixth layer sees everything, and the base of the others' rope."""
     return dict(
@@ -125,7 +121,7 @@ def _gemma(said: Mapping[str, Any], width: int, layers: int) -> dict[str, Any]:
         query_key_norm=True,
         post_norms=True,
         local_layers=tuple(layer for layer in range(1, layers + 1) if layer % 6),
-        window=said["attention.sliding_window"],
+        window=metadata["gemma3.attention.sliding_window"],
     )
 
 

@@ -260,7 +260,7 @@ class Transformer(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x, near if index + 1 in config.local_layers else places, cache, index)
             if index + 1 in config.tap_layers:
-                taps.append(x)
+                taps.append(x / config.embedding_scale)
         cache.advance(ids.shape[1])
         return Features(self.norm(x), torch.cat(taps, dim=-1) if taps else x[..., :0])
 

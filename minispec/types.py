@@ -117,7 +117,8 @@ class Round:
 @dataclass(frozen=True, eq=False)
 class Features:
     """What the target shows of T positions: ``hidden`` (T, D), ready for the LM head, and
-    ``taps`` (T, n_taps * D), the outputs of chosen layers side by side, for the draft."""
+    ``taps`` (T, n_taps * D), the outputs of chosen layers side by side, for the draft, in units
+    of the scale that the embeddings were given."""
 
     hidden: Tensor
     taps: Tensor
