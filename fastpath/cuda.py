@@ -20,6 +20,7 @@ from fastpath.static import (
     StaticCache,
     StaticDraft,
     StaticTarget,
+    beyond_llama,
     draft_pass,
     target_pass,
     window,
@@ -89,7 +90,9 @@ class DeviceDraft(StaticDraft):
 
 def unfit(model: Transformer) -> str | None:
     """Why a model cannot run here, None if it can."""
-    return None if torch.cuda.is_available() else "this machine has no CUDA device"
+    if not torch.cuda.is_available():
+        return "this machine has no CUDA device"
+    return beyond_llama(model)
 
 
 def target(model: Transformer) -> DeviceTarget:

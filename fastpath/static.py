@@ -35,6 +35,12 @@ def padded_rows(new: int) -> int | None:
     return next((rows for rows in ROWS if rows >= new), None)
 
 
+def beyond_llama(model: Transformer) -> str | None:
+    """Why the passes here are not those of a model: they know a Llama's layers alone."""
+    extras = ", ".join(model.config.beyond_llama)
+    return f"it has more than a Llama: {extras}" if extras else None
+
+
 class StaticCache:
     """Keys and values of one sequence, a tensor (1, S, kv_heads, head_width) for each layer.
 

@@ -7,7 +7,7 @@ its largest term; the bound used here is 2^-24 * 4 * sqrt(D) * |x| |w|, row by r
 import numpy as np
 import pytest
 import torch
-from conftest import toy_transformer
+from conftest import GEMMA, toy_transformer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -155,9 +155,10 @@ def toy_pair(**changes):
     return target, guesser
 
 
+@pytest.mark.parametrize("changes", [{}, GEMMA], ids=["llama", "gemma"])
 @given(cuts=st.lists(st.integers(1, 12), min_size=1, max_size=5), seed=st.integers(0, 20))
-def test_target_and_draft_equal_the_reference_in_any_chunks(cuts, seed):
-    model, guesser = toy_pair(seed=seed)
+def test_target_and_draft_equal_the_reference_in_any_chunks(changes, cuts, seed):
+    model, guesser = toy_pair(seed=seed, **changes)
     ids = torch.randint(0, 50, (sum(cuts),))
     expected = model.step(ids, model.new_cache(len(ids)))
     states = guesser.fuse(expected.taps)
