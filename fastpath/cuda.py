@@ -54,6 +54,11 @@ class DeviceHead:
         self.pack(ids)
         return _shaped(self.packed.scores(_states(hidden)), hidden)
 
+    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, D) -> the ids (T,) of the largest logits, ties to the lowest, and these logits."""
+        scores = self.table.scores(_states(hidden))
+        return fetched(scores.places[:, 0]), fetched(scores.best[:, 0])
+
     def pack(self, ids: Tensor) -> None:
         """Makes ``ids`` the list whose rows lie side by side."""
         if ids is not self._ids:

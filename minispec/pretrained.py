@@ -13,7 +13,6 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -235,16 +234,13 @@ def _place_parts(name: str) -> None:
 
 
 def _shipped_apart(name: str) -> list[Path]:
-    """The files of ``weights/NAME``: in a checkout beside the package, in an installation
-    where the wheel has put them."""
-    folder = Path(__file__).parent.parent / "weights" / name
-    if folder.is_dir():
-        return [path for path in sorted(folder.iterdir()) if path.is_file()]
-    try:
-        files = metadata.files("minispec") or []
-    except metadata.PackageNotFoundError:
-        return []
-    return [Path(str(file.locate())) for file in files if file.parts[-3:-1] == ("weights", name)]
+    """The files of ``weights/NAME``: in a checkout beside the package, in an installation where
+    wheels put what is shared, which is below one of the folders around the package."""
+    around = Path(__file__).resolve().parents[1:]
+    folders = [around[0] / "weights" / name]
+    folders += [folder / "share" / "minispec" / "weights" / name for folder in around]
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    return sorted(path for path in found.iterdir() if path.is_file()) if found else []
 
 
 def _opened(wheel: Wheel, folder: Path) -> zipfile.ZipFile:

@@ -175,8 +175,8 @@ def sentencepiece_model(metadata: Mapping[str, Any]) -> bytes:
             parts += b"\x15" + struct.pack("<f", score) + _field(3, 2 if i == unknown else kind)
             content += _field(1, parts)
         trained = _field(3, 2) + _field(35, int(6 in ggml["token_type"]))
-        for number, i in ((45, unknown), (46, first), (47, ggml.get("eos_token_id"))):
-            trained += _field(number, b"" if i is None else names[i].encode())
+        for number, named in ((45, unknown), (46, first), (47, ggml.get("eos_token_id"))):
+            trained += _field(number, b"" if named is None else names[named].encode())
         prefix = int(ggml.get("add_space_prefix", True))
         normalised = _field(1, b"identity") + _field(3, prefix) + _field(4, 0) + _field(5, 1)
         return bytes(content) + _field(2, trained) + _field(3, normalised)
