@@ -5,6 +5,7 @@
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 TOKENS ?= 700000
+MODEL  ?= smollm2
 
 CERTIFICATE ?= build/certificate.json
 EXAMPLES    ?= 100
@@ -63,9 +64,10 @@ mutants: $(DEV)  ## change the law-bearing code in every small way, and see the 
 adaptation: $(BENCH)  ## what a draft that learns while it serves gains, and costs
 	$(PY) -m benchmarks.adaptation --quick --json build/adaptation.json
 
-draft: $(INSTALLED)  ## train a draft for smollm2 on TOKENS tokens, into build/draft
-	$(MINISPEC) fetch smollm2
-	$(MINISPEC) train draft --model smollm2 --tokens $(TOKENS) --out build/draft
+# A model with terms of its own has to be there already: see `minispec fetch --help`.
+draft: $(INSTALLED)  ## train a draft for MODEL (smollm2) on TOKENS tokens, into build/draft
+	$(MINISPEC) fetch $(MODEL)
+	$(MINISPEC) train draft --model $(MODEL) --tokens $(TOKENS) --out build/draft
 
 lint: $(DEV)  ## check style, format and types
 	$(PY) -m ruff check

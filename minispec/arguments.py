@@ -17,8 +17,8 @@ _DOMAINS = ("general", "code", "law", "medicine")
 
 
 _EPILOG = """\
-a model is a name (smollm2, after `minispec fetch smollm2`), a GGUF file, or a folder of
-safetensors in Hugging Face layout, of the Llama architecture
+a model is a name (smollm2 or gemma3-270m, after `minispec fetch NAME`), a GGUF file, or a
+folder of safetensors in Hugging Face layout, of the Llama or Gemma 3 architecture
 
 a method is NAME[@BUDGET][:RANKING][+adapt]
   autoregressive       plain decoding, one token a pass
@@ -58,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     fetch = commands.add_parser("fetch", help="get a model; prints where it is")
-    fetch.add_argument("model", help="smollm2")
+    fetch.add_argument("model", help="smollm2 or gemma3-270m")
+    fetch.add_argument(
+        "--accept-licence", action="store_true", help="accept the terms of a model that has its own"
+    )
     fetch.set_defaults(command="fetch")
 
     generate = commands.add_parser("generate", help="answer one prompt", epilog=_EPILOG)
@@ -176,7 +179,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2", help="smollm2, FILE.gguf or a folder")
+    parser.add_argument(
+        "--model", default="smollm2", help="smollm2, gemma3-270m, FILE.gguf or a folder"
+    )
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:

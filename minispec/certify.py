@@ -242,7 +242,8 @@ def output_law(
             found.kinds.update(_kinds(rounds, toys.case))
             first = rounds[0].evidence
             if first and first.proposal.laws:
-                listed = first.laws[0].probs[first.proposal.laws[0].ids].sum()
+                p, q = first.laws[0], first.proposal.laws[0]
+                listed = p.probs[p.shared(q)[0]].sum()
                 off_list += float(probability) * (1 - float(listed))
                 rejecting += float(probability) * (len(rounds[0].path) < len(rounds[0].proposed))
                 accepted += probability * len(rounds[0].path)

@@ -20,10 +20,14 @@ from minispec.prepare import (
 def fetch(options: argparse.Namespace) -> None:
     from minispec import pretrained
 
-    print(pretrained.fetch(options.model))
+    path = pretrained.fetch(options.model, options.accept_licence)
+    if terms := pretrained.SOURCES[options.model].terms:
+        print(f"minispec: {terms.notice}; they are in {path.parent}", file=sys.stderr)
+    print(path)
 
 
 def generate_one(options: argparse.Namespace) -> None:
+    from minispec import pretrained
     from minispec.commit import StopRule
     from minispec.decode import check_gamma
     from minispec.generate import generate
@@ -40,7 +44,8 @@ def generate_one(options: argparse.Namespace) -> None:
     model, draft = loaded(options, [method])
     if not options.ignore_eos:
         rule = replace(rule, eos_ids=model.tokenizer.eos_ids)
-    ids = prompt_ids(model.tokenizer, options.prompt, options.raw)
+    raw = options.raw or pretrained.is_base(model.name)
+    ids = prompt_ids(model.tokenizer, options.prompt, raw)
     run = decoder(
         method, model, draft, None, gamma=options.gamma, sampling=sampling, stop=rule,
         verifier=options.verifier,
@@ -95,11 +100,12 @@ def _spelled(options: argparse.Namespace) -> str:
 
 
 def compare_methods(options: argparse.Namespace) -> None:
-    from minispec import compare, page, report, streams
+    from minispec import compare, page, pretrained, report, streams
     from minispec.methods import Method
 
     use_threads(options.threads)
     methods = tuple(Method.parse(text.strip()) for text in options.methods.split(","))
+    base = pretrained.is_base(options.model)
     gammas = tuple(whole_number(text, "gamma") for text in options.gamma.split(","))
     settings = compare.Settings(
         methods=methods,
@@ -108,12 +114,12 @@ def compare_methods(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         ignore_eos=options.ignore_eos,
-        raw=options.raw,
+        raw=options.raw or base,
         switch=options.switch,
         study=options.study,
         verifier=options.verifier,
     )
-    found = streams.streams_of(options.prompts, options.limit)
+    found = streams.streams_of(options.prompts, options.limit, base)
     for method in methods:
         for stream in found:
             method.ranking_for(stream.name)

@@ -38,6 +38,9 @@ class _Certain:
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         return self.full(hidden)[..., ids]
 
+    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden[:, 0], torch.ones(len(hidden), dtype=self._dtype)
+
 
 @dataclass
 class _Place:

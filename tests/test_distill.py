@@ -23,13 +23,22 @@ def test_messages_begin_with_openers_and_repeat_nothing(tiny: tiny_model.Tiny) -
     assert texts != distill.messages(model.target, model.tokenizer, "law", 20, "other seed")
 
 
+def test_a_base_model_goes_on_with_texts(tiny: tiny_model.Tiny) -> None:
+    """No chat template is asked for, and no beginning holds the end of its text."""
+    model = tiny.model
+    texts = distill.messages(model.target, model.tokenizer, "code", 20, "seed", base=True)
+    assert len(set(texts)) == 20
+    assert all(text.startswith(tuple(corpus.openers("code", base=True))) for text in texts)
+    assert any("\n" in text for text in texts)
+
+
 def test_a_message_that_repeats_the_evaluation_is_thrown_away(
     tiny: tiny_model.Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With evaluation prompts among the openers, none of them comes through."""
     model, evaluation = tiny.model, corpus.prompts("law")
     clean = "When does a"
-    monkeypatch.setattr(corpus, "openers", lambda domain: [*evaluation, clean])
+    monkeypatch.setattr(corpus, "openers", lambda domain, base: [*evaluation, clean])
     texts = distill.messages(model.target, model.tokenizer, "law", 5, "seed")
     assert len(texts) == 5 and all(text.startswith(clean) for text in texts)
 

@@ -27,6 +27,7 @@ RIVER = [
     ["minispec.arguments"],
     ["minispec.tokenizer"],
     ["minispec.cache", "minispec.sampling", "minispec.commit"],
+    ["minispec.rope"],
     ["minispec.model"],
     ["minispec.gguf_file", "minispec.hf_folder"],
     ["minispec.pretrained"],
