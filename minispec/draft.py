@@ -109,9 +109,10 @@ def untrained(target: Transformer) -> EagleDraft:
             getattr(draft, name).load_state_dict(getattr(last, name).state_dict())
         draft.state_norm.load_state_dict(last.attention_norm.state_dict())
         draft.norm.load_state_dict(target.norm.state_dict())
-        if target.config.post_norms:  # what they add is added to states in the units of taps
-            draft.attention_post_norm.weight /= target.config.embedding_scale
-            draft.mlp_post_norm.weight /= target.config.embedding_scale
+        # What these add, where they are there, is added to states in the units of taps.
+        for norm in (draft.attention_post_norm, draft.mlp_post_norm):
+            for weight in norm.parameters():
+                weight.div_(target.config.embedding_scale)
     return draft
 
 

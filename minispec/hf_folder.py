@@ -40,7 +40,7 @@ _GEMMA_NAMES = {
 }
 _NAMES = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_head": "output"}
 # What else a configuration may say, and the one answer that ``minispec.model`` is built on.
-_ONLY = {
+_ONLY: dict[str, dict[str, Any]] = {
     "llama": dict(hidden_act="silu", mlp_bias=False),
     "gemma3_text": dict(
         hidden_activation="gelu_pytorch_tanh",
@@ -49,7 +49,7 @@ _ONLY = {
         use_bidirectional_attention=False,
     ),
 }
-_ONLY_EITHER = dict(attention_bias=False, quantization_config=None)
+_ONLY_EITHER: dict[str, Any] = dict(attention_bias=False, quantization_config=None)
 _KINDS = {name: name for name in _ONLY}
 _KINDS |= {"LlamaForCausalLM": "llama", "Gemma3ForCausalLM": "gemma3_text"}
 

@@ -14,7 +14,7 @@ Knows nothing of vocabularies as text, of sampling, or of drafts. Shapes: ``B`` 
 new positions, ``S`` positions held by the cache, ``D`` width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,7 +30,10 @@ from minispec.rope import Places, Rope, RopeScaling, turned
 from minispec.types import Features
 
 # What gates an MLP. Hugging Face calls the second ``gelu_pytorch_tanh``.
-ACTIVATIONS = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 @dataclass(frozen=True)

