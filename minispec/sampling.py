@@ -76,10 +76,8 @@ class Sampling:
             best = logits.argmax()[None]
             return _certain(best, logits[best])
         law = self.law(logits, torch.arange(len(logits)))
-        if not self.top_k and self.top_p == 1:
-            return law
-        kept = law.probs.nonzero()[:, 0]
-        return Law(law.ids[kept], law.probs[kept])
+        kept = np.flatnonzero(law.probs.numpy() != 0)
+        return Law(law.ids[kept], law.probs[kept]) if len(kept) < len(law.ids) else law
 
     def target_laws(self, head: Head, hidden: Tensor) -> list[Law]:
         """The ``target_law`` of each of several states (T, D). A greedy one needs no logits but
