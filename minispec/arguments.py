@@ -113,6 +113,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(command="compare")
 
+    explore = commands.add_parser(
+        "explore", help="one prompt as a page on which each round is seen", epilog=_EPILOG
+    )
+    explore.add_argument("prompt", help="what to answer; with --raw, text to continue")
+    explore.add_argument(
+        "--methods", default="full,frspec@0.25,evospec@1536", metavar="METHOD[,METHOD...]",
+        help="what to show side by side (%(default)s)",
+    )  # fmt: skip
+    explore.add_argument("--gamma", type=int, default=4, help="tokens drafted a round (4)")
+    _add_decoding(explore, max_new_tokens=64, temperature=0.8)
+    explore.add_argument(
+        "--out", default=Path("build/explore.html"), type=Path, help="FILE.html (%(default)s)"
+    )
+    explore.set_defaults(command="explore")
+
     doctor = commands.add_parser("doctor", help="what this machine has to decode with")
     _add_model(doctor)
     doctor.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
@@ -189,13 +204,16 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="processor threads (all)")
 
 
-def _add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+def _add_decoding(
+    parser: argparse.ArgumentParser, max_new_tokens: int, temperature: float = 0.0
+) -> None:
     _add_model(parser)
     parser.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
     parser.add_argument("--index", type=Path, help="index made by `minispec index build` (ours)")
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0 is greedy, 1 the model's own law (0)"
-    )
+        "--temperature", type=float, default=temperature,
+        help="0 is greedy, 1 the model's own law (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--top-k", type=int, default=0, help="only the likeliest ids, 0: all (0)")
     parser.add_argument(
         "--top-p", type=float, default=1.0, help="only the likeliest ids of this mass, 1: all (1)"

@@ -1,5 +1,5 @@
 """The commands that decode, or say what there is to decode with: fetch, generate, compare,
-doctor. What is wrong with their options is raised as an error of ours; the command line
+explore, doctor. What is wrong with their options is raised as an error of ours; the command line
 answers it."""
 
 import argparse
@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from minispec.errors import ArgumentError
 from minispec.prepare import (
+    check_out,
     check_writable,
     draft_path,
     loaded,
@@ -134,6 +135,33 @@ def compare_methods(options: argparse.Namespace) -> None:
     report.write(figures, options.out)
     page.write(figures, options.out)
     print(f"wrote report.json, report.png and report.html into {options.out}")
+
+
+def explore_prompt(options: argparse.Namespace) -> None:
+    from minispec import explore
+    from minispec.compare import Settings
+    from minispec.methods import Method
+
+    if not options.prompt.strip():
+        raise ArgumentError("the prompt is empty: give some text")
+    check_out(options.out, ".html")
+    use_threads(options.threads)
+    methods = tuple(Method.parse(text.strip()) for text in options.methods.split(","))
+    settings = Settings(
+        methods=methods,
+        gammas=(options.gamma,),
+        sampling=sampling_of(options),
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        ignore_eos=options.ignore_eos,
+        raw=options.raw,
+        verifier=options.verifier,
+    )
+    for method in methods:
+        method.ranking_for(None)  # refuses one that needs to know a domain
+    model, draft = loaded(options, methods)
+    explore.write(explore.explored(model, draft, options.prompt, settings), options.out)
+    print(f"wrote {options.out}")
 
 
 def doctor(options: argparse.Namespace) -> None:

@@ -99,7 +99,7 @@ class Recorded(Reciter):
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
+class Step:
     """One question to a list: what it saw, what it answered, and which part brought what."""
 
     context: Context
@@ -107,18 +107,20 @@ class _Step:
     parts: Mapping[str, Tensor]
 
 
-class _Witness:
+class Witness:
     """A list that notes what it is asked; otherwise the list that it stands for."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.name, self.budget, self.per_round = inner.name, inner.budget, inner.per_round
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
 
     def select(self, context: Context) -> Tensor:
-        ids: Tensor = self._inner.select(context)
+        # Asked once, so that a list takes the time here that it takes unwatched.
         parts = self._inner.explain(context) if hasattr(self._inner, "explain") else {}
-        self.steps.append(_Step(context, ids, parts))
+        brought = torch.cat([*parts.values()]).sort().values if parts else None
+        ids: Tensor = self._inner.select(context) if brought is None else brought
+        self.steps.append(Step(context, ids, parts))
         return ids
 
     def observe(self, round: Round) -> None:
@@ -151,7 +153,7 @@ def replayed(
 ) -> Replay:
     """Drafts a text again; ``stop`` is the rule that ended it, the rest as in ``speculative``.
     The draft's head must have the target's own rows."""
-    witness = _Witness(shortlist)
+    witness = Witness(shortlist)
     overlaps: list[float] = []
     origin: Counter[str] = Counter()
 
@@ -172,7 +174,7 @@ def replayed(
     return Replay(figures, tuple(overlaps), origin)
 
 
-def _overlap(text: Recorded, draft: Draft, step: _Step) -> float:
+def _overlap(text: Recorded, draft: Draft, step: Step) -> float:
     place = len(step.context.tokens) - 1
     both = torch.stack((text.hidden[place], step.context.hidden))  # (2, D)
     p, q = draft.head.rows(both, step.ids).float() / TEMPERATURE  # (K,) each
