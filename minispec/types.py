@@ -32,15 +32,15 @@ class Law:
 
     def probability(self, token: int) -> Any:
         """The probability of one id, 0 where the law does not know it."""
-        place = int(np.searchsorted(self.ids, token))
+        place = int(np.searchsorted(np.asarray(self.ids), token))
         known = place < len(self.ids) and int(self.ids[place]) == token
         return self.probs[place] if known else 0 * self.probs[0]
 
     def shared(self, other: "Law") -> tuple[Any, Any]:
         """The ids that two laws both know: where each of them stands here, and where there."""
-        places = np.searchsorted(self.ids, other.ids)
-        places = np.minimum(places, len(self.ids) - 1)
-        both = np.flatnonzero(np.asarray(self.ids)[places] == np.asarray(other.ids))
+        ours, theirs = np.asarray(self.ids), np.asarray(other.ids)
+        places = np.minimum(np.searchsorted(ours, theirs), len(ours) - 1)
+        both = np.flatnonzero(ours[places] == theirs)
         return places[both], both
 
 
