@@ -18,10 +18,17 @@ from test_model import error
 from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
+from fastpath import compiled, cpu
 from minispec import gguf_file, hf_folder, pretrained
+from minispec.commit import StopRule
+from minispec.decode import speculative
+from minispec.draft import untrained
 from minispec.errors import ArgumentError
+from minispec.head import LinearHead
 from minispec.model import Transformer
 from minispec.rope import Rope
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlist.full import FullList
 from minispec.types import Features
 
 MODEL = toy_transformer(**GEMMA)
@@ -340,3 +347,64 @@ def test_the_files_of_both_kinds_are_one_model(tmp_path):
     folder, _ = hf_folder.load(tmp_path)
     write_gguf(tmp_path / "x.gguf", folder)
     assert torch.equal(logits(gguf_file.load(tmp_path / "x.gguf")[0]), logits(folder))
+
+
+# ------------------------------------------------------------------ backends and the head
+
+
+def test_a_backend_that_does_not_know_gemma_says_what_it_misses():
+    model = toy_transformer(**GEMMA).float()
+    assert cpu.unfit(model) is None
+    reason = compiled.unfit(model)
+    assert reason is not None and "query_key_norm, post_norms, local_layers" in reason
+    assert compiled.unfit(toy_transformer().float()) is None
+
+
+@pytest.mark.parametrize("shape", [Sampling(), Sampling(0.8, top_p=0.9)])
+def test_a_pass_takes_no_more_of_the_head_than_its_laws_need(shape):
+    """Never the prompt's rows; the laws hold no ids that the target rules out."""
+    model = toy_transformer(**GEMMA)
+    asked = []
+
+    class Counted(LinearHead):
+        def full(self, hidden: Tensor) -> Tensor:
+            asked.append(len(hidden))
+            return super().full(hidden)
+
+    class Target(Transformer):
+        head = property(lambda self: Counted(self.embedding.weight))
+
+    model.__class__ = Target
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        guesser = untrained(toy_transformer(**GEMMA)).requires_grad_(False)
+    rounds = list(
+        speculative(
+            model,
+            guesser,
+            FullList(50),
+            list(range(40)),
+            gamma=4,
+            sampling=shape,
+            random=SeededRandom(0),
+            stop=StopRule(12),
+            trace=True,
+        )
+    )
+    assert asked == [1 + len(round.proposed) for round in rounds]
+    for round in rounds:
+        assert round.evidence is not None
+        assert all((law.probs > 0).all() for law in round.evidence.laws)
+
+
+def test_the_untrained_draft_is_the_last_layer_in_the_units_of_its_states():
+    """Fed by a tap of the layer before, and with its own embedding half silent, it computes
+    what the target's last layer does."""
+    model = toy_transformer(**GEMMA | dict(local_layers=(1, 2)), tap_layers=(1, 2))
+    guesser = untrained(model)
+    for name in ("query", "key", "value"):
+        getattr(guesser.attention, name).weight.data[:, :24] = 0
+    ids = torch.arange(12)
+    features = model.step(ids, model.new_cache(12))
+    output = guesser.step(ids, guesser.fuse(features.taps), guesser.new_cache(12))
+    assert torch.allclose(guesser.hidden(output), features.hidden, atol=1e-4)
