@@ -188,7 +188,7 @@ class ToyDraft:
 
 
 def _tokens_of(state: Tensor) -> tuple[int, ...]:
-    return tuple(int(value) - 1 for value in state if value > 0)
+    return tuple(int(value) - 1 for value in state.tolist() if value > 0)
 
 
 def random_table(

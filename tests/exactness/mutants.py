@@ -45,12 +45,18 @@ SELECTION = {
                  "exactness/test_grid.py"],
     "propose": ["test_verify.py", *LOOP, *LAWS],
     "decode": [*LOOP, "test_verify.py", *LAWS, "exactness/test_source.py", "test_model.py"],
+    "commit": ["test_decode.py", "test_exactness.py", *LAWS],
     "shortlist/full": ["test_decode.py", "test_exactness.py"],
     "shortlist/static": ["test_ranking.py", "exactness/test_properties.py", "test_draft.py"],
+    "shortlist/in_context": ["test_shortlists.py", "test_exactness.py"],
+    "shortlist/routed": ["test_shortlists.py", "test_exactness.py"],
+    "shortlist/semantic": ["test_shortlists.py", "test_exactness.py"],
+    "shortlist/statistical": ["test_shortlists.py", "test_exactness.py"],
+    "shortlist/evolving": ["test_shortlists.py", "test_exactness.py"],
     "cache": [*CACHES, "test_batched.py"],
     "draft": [*CACHES, "exactness/test_health.py", "test_train.py"],
 }  # fmt: skip
-LAW_BEARING = ("verify", "sampling", "propose", "decode")
+LAW_BEARING = ("verify", "sampling", "propose", "decode", "commit")
 
 _OTHER: dict[type, list[type]] = {
     ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE],
