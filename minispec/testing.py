@@ -139,7 +139,7 @@ class ToyTarget:
         cache.extend(ids.tolist())
         read = [tuple(cache.read[: start + i + 1]) for i in range(len(ids))]
         hidden = torch.stack([self.after(tokens) for tokens in read])  # (T, V)
-        taps = torch.zeros(len(ids), self.context_limit, dtype=torch.float64)
+        taps = torch.zeros(len(ids), self.context_limit, dtype=hidden.dtype)
         for row, tokens in enumerate(read):
             taps[row, : len(tokens)] = torch.tensor(tokens) + 1.0
         return Features(hidden, taps)
