@@ -25,7 +25,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -214,14 +214,29 @@ def _apart(target: Any, *arguments: Any) -> Any:
 class Trial:
     """The mutants of one file, and what is known of the tests that they are tried by."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, done: dict[str, dict[str, Any]]) -> None:
+        """``done``: what is known already, by the hash of the changed source."""
+        self._done = done
         self.failed, by_line, self._seconds = _apart(_surveyed, file)
         self._by_line: dict[int, list[str]] = by_line
         self._all = [f"tests/{test}" for test in SELECTION[file]]
         source = _path(file).read_text("utf-8")
         self.mutants = list(mutants(file, source))
 
-    def killer(self, mutant: Mutant) -> str | None:
+    def tried(self, mutant: Mutant) -> dict[str, Any]:
+        """What becomes of a mutant."""
+        sha256 = hashlib.sha256(mutant.source.encode()).hexdigest()
+        if sha256 in self._done:
+            return self._done[sha256]
+        started = time.perf_counter()
+        killer = self._killer(mutant)
+        return {
+            "file": f"minispec/{mutant.file}.py", "line": mutant.line, "change": mutant.change,
+            "sha256": sha256, "verdict": "killed" if killer else "survived", "killer": killer,
+            "seconds": round(time.perf_counter() - started, 1),
+        }  # fmt: skip
+
+    def _killer(self, mutant: Mutant) -> str | None:
         """The first test that fails; None if none does."""
         near = self._near(mutant.line)
         found = _apart(_tested, mutant, near, dict(self._seconds)) if near else None
@@ -259,43 +274,30 @@ def main() -> int:
     done = {row["sha256"]: row for row in known if row["verdict"] == "killed"}
     digest, failed = "", False
 
-    def tried(trial: Trial, mutant: Mutant) -> dict[str, Any]:
-        sha256 = hashlib.sha256(mutant.source.encode()).hexdigest()
-        if sha256 in done:
-            return done[sha256]
-        started = time.perf_counter()
-        killer = trial.killer(mutant)
-        return {
-            "file": f"minispec/{mutant.file}.py", "line": mutant.line, "change": mutant.change,
-            "sha256": sha256, "verdict": "killed" if killer else "survived", "killer": killer,
-            "seconds": round(time.perf_counter() - started, 1),
-        }  # fmt: skip
-
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for file in options.files:
-        trial = Trial(file)
+        trial = Trial(file, done)
         if trial.failed:
             print(f"{file}: {trial.failed} fails without any change", file=sys.stderr)
             return 1
         rows = []
-        with ThreadPoolExecutor(options.jobs) as pool:
-            made = pool.map(tried, [trial] * len(trial.mutants), trial.mutants)
-            for mutant, row in zip(
-                trial.mutants,
-                tqdm(made, desc=file, unit="mutant", disable=None, total=len(trial.mutants)),
-                strict=True,
-            ):
-                if row["verdict"] == "survived" and not options.unwalked:
-                    digest = digest or _apart(_digested, None)
-                    assert digest != NO_ANSWER, "the grid cannot be walked without any change"
-                    if _apart(_digested, mutant) == digest:
-                        row["verdict"] = "equivalent"
-                if row["verdict"] != "killed":
-                    print(f"{row['verdict']}: {row['file']}:{row['line']}  {row['change']}")
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+            made = pool.map(trial.tried, trial.mutants)
+            for row in tqdm(made, desc=file, unit="mutant", disable=None, total=len(trial.mutants)):
                 rows.append(row)
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                text = json.dumps([*found, *rows], indent=1) + "\n"
-                options.out.write_text(text, "utf-8")
+                kept = json.dumps([*found, *rows], indent=1) + "\n"
+                options.out.write_text(kept, "utf-8")
+        for mutant, row in zip(trial.mutants, rows, strict=True):
+            if row["verdict"] == "survived" and not options.unwalked:
+                digest = digest or _apart(_digested, None)
+                assert digest != NO_ANSWER, "the grid cannot be walked without any change"
+                if _apart(_digested, mutant) == digest:
+                    row["verdict"] = "equivalent"
+            if row["verdict"] != "killed":
+                print(f"{row['verdict']}: {row['file']}:{row['line']}  {row['change']}", flush=True)
         found += rows
+        options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         counts = Counter(row["verdict"] for row in rows)
         score = counts["killed"] / max(1, len(rows) - counts["equivalent"])
         wanted = 1.0 if file in LAW_BEARING else 0.9
