@@ -11,6 +11,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -183,6 +184,7 @@ def main() -> int:
     output, _ = properties.communicate()
     if properties.returncode:
         complaints.append(f"a property fails:\n{output}")
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     certificate = {
         "rows": rows,
         "refused": refused,
@@ -190,13 +192,15 @@ def main() -> int:
         "block_against_token": gains,
         "examples": options.examples,
         "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(sum(use.ru_utime + use.ru_stime for use in spent), 1),
     }
     if options.certificate:
         options.certificate.parent.mkdir(parents=True, exist_ok=True)
         options.certificate.write_text(json.dumps(certificate, indent=1) + "\n", "utf-8")
     branches = sum(made["branches"] for made in rows)
     print(f"{len(rows)} rows, {cases} cases ({stressed} stressed), {branches} branches, ", end="")
-    print(f"{len(planted)} planted defects, {certificate['seconds']} s")
+    print(f"{len(planted)} planted defects, {certificate['seconds']} s ", end="")
+    print(f"({certificate['cpu_seconds']} s of work)")
     print("\n".join(["NOT EXACT:", *complaints] if complaints else ["exact"]))
     return 1 if complaints else 0
 

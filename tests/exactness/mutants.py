@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -262,13 +263,28 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="trust what --out says was killed")
     parser.add_argument("--unwalked", action="store_true", help="call no survivor equivalent")
     options = parser.parse_args()
-    import hypothesis  # noqa: F401  loaded once, for all that are forked from here
-    import numpy  # noqa: F401
-    import pytest  # noqa: F401
-    import torch
+    with tempfile.TemporaryDirectory() as compiled:
+        # What is not ours is loaded, and what is ours compiled, once for all.
+        sys.dont_write_bytecode, sys.pycache_prefix = False, compiled
+        _preloaded()
+        return _all_tried(options)
+
+
+def _preloaded() -> None:
+    """Loads whatever the tests load, and forgets what of it is ours."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    for name in ("conftest", "hypothesis", "pytest", "torch._dynamo", "tqdm"):
+        importlib.import_module(name)
+    for name, module in list(sys.modules.items()):
+        if str(ROOT / "minispec") in str(module) or str(ROOT / "fastpath") in str(module):
+            del sys.modules[name]
+    del sys.modules["conftest"], sys.modules["tiny_model"]
+    sys.modules["torch"].set_num_threads(1)
+
+
+def _all_tried(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
     known = json.loads(options.out.read_text("utf-8")) if options.resume else []
     done = {row["sha256"]: row for row in known if row["verdict"] == "killed"}
