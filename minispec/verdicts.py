@@ -55,11 +55,9 @@ class Verdicts:
             torch.zeros(size),
             torch.full((size,), -1),
         )
-        self.filled = 0
-        self._windows = windows
+        self._windows, self._seed = windows, seed
         self._ring = windows - windows // 2  # of the newest; the others are the sample
-        self._written = 0
-        self._random = random.Random(seed)
+        self.clear()
 
     @property
     def bytes(self) -> int:
@@ -139,3 +137,4 @@ class Verdicts:
     def clear(self) -> None:
         self.filled = self._written = 0
         self.rows.sequence.fill_(-1)
+        self._random = random.Random(self._seed)
