@@ -1,0 +1,193 @@
+"""The book tells the truth: its blocks run and print what it says, its commands, names and files
+exist, its links lead somewhere, and what is generated is up to date.
+
+Python blocks of a page run in their order in one namespace. A ``text`` block right behind one is
+what that block prints, to the letter.
+"""
+
+import ast
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import torch
+
+from minispec.arguments import parsed
+from minispec.errors import FetchError
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+README = ROOT / "README.md"
+# Their blocks walk the whole grid of the certificate.
+SLOW = {"README.md", "docs/exactness.md"}
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page: its language, the line of its first line, and its text."""
+
+    language: str
+    line: int
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    """All fenced blocks; a ``text`` block that follows a Python block at once is an "output"."""
+    found: list[Block] = []
+    end = 0
+    for match in _BLOCK.finditer(text):
+        language = match[1]
+        behind = found and found[-1].language == "python" and not text[end : match.start()].strip()
+        if language == "text" and behind:
+            language = "output"
+        line = text.count("\n", 0, match.start(2)) + 1
+        found.append(Block(language, line, match[2]))
+        end = match.end()
+    return found
+
+
+def run(page: str, text: str) -> None:
+    """Runs a page's Python blocks, and compares what they print where the page says what."""
+    found = blocks(text)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for number, block in enumerate(found):
+        if block.language != "python":
+            continue
+        printed = io.StringIO()
+        code = compile("\n" * (block.line - 1) + block.text, page, "exec")
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        following = found[number + 1] if number + 1 < len(found) else None
+        if following and following.language == "output":
+            assert printed.getvalue().strip() == following.text.strip(), f"{page}:{following.line}"
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def with_python() -> Iterator[object]:
+    for page in (README, *PAGES):
+        if any(block.language == "python" for block in blocks(page.read_text("utf-8"))):
+            marks = [pytest.mark.slow] if name_of(page) in SLOW else []
+            yield pytest.param(page, id=name_of(page), marks=marks)
+
+
+@pytest.mark.parametrize("page", with_python())
+def test_the_blocks_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # nothing that an example writes stays behind
+    with torch.random.fork_rng():
+        try:
+            run(name_of(page), page.read_text("utf-8"))
+        except FetchError as error:
+            pytest.skip(f"needs the real model: {error}")
+
+
+def test_a_block_that_prints_something_else_is_caught() -> None:
+    page = "```python\nprint(1 + 1)\n```\n\n```text\n{}\n```\n"
+    run("page", page.format(2))
+    with pytest.raises(AssertionError):
+        run("page", page.format(3))
+    with pytest.raises(ZeroDivisionError):
+        run("page", "```python\n1 / 0\n```\n")
+
+
+# --- what the pages name ------------------------------------------------------------------------
+
+
+def prose(page: Path) -> str:
+    """A page's text with its lines that go on joined."""
+    return page.read_text("utf-8").replace("\\\n", " ")
+
+
+def commands(page: Path) -> list[str]:
+    """Commands on lines of their own: in a block, indented or fenced, or after a prompt."""
+    lines = (line.split("  #")[0].strip() for line in prose(page).splitlines())
+    return [line for line in lines if re.match(r"(minispec|make|python) [a-z\-]", line)]
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
+def test_commands_can_be_typed(page: Path) -> None:
+    """Options are those that the command line knows, targets are the Makefile's, and what
+    Python is to run is there. That README's commands end well, ``test_shipped`` proves."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for command in commands(page):
+        words = shlex.split(command)
+        if words[0] == "minispec":
+            assert parsed(words[1:])
+        elif words[0] == "make":
+            targets = [word for word in words[1:] if "=" not in word]
+            assert all(re.search(rf"^{t}:.*##", makefile, re.MULTILINE) for t in targets), command
+        elif words[1] == "-m":
+            module = ROOT / words[2].replace(".", "/")
+            assert module.with_suffix(".py").is_file() or words[2] == "http.server", command
+        else:
+            assert (ROOT / words[1]).is_file(), command
+
+
+def test_commands_are_found() -> None:
+    assert "make demo" in commands(README)
+    assert any(c.startswith("minispec compare") for c in commands(DOCS / "measurements.md"))
+
+
+_SPAN = re.compile(r"`((?:minispec|fastpath|tests|benchmarks|docs)/[\w./-]+\.\w+)(?::([\w.]+))?`")
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
+def test_files_and_functions_named_exist(page: Path) -> None:
+    for path, name in _SPAN.findall(page.read_text("utf-8")):
+        assert (ROOT / path).is_file(), f"{name_of(page)} names {path}"
+        assert not name or name in defined(ROOT / path), f"{name_of(page)} names {path}:{name}"
+
+
+def defined(path: Path) -> set[str]:
+    """Names of a module's functions, classes and methods (``Class.method``)."""
+    kinds = ast.FunctionDef | ast.ClassDef
+    found = {}
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, kinds):
+            found[node.name] = node
+            if isinstance(node, ast.ClassDef):
+                found |= {f"{node.name}.{n.name}": n for n in node.body if isinstance(n, kinds)}
+    return set(found)
+
+
+# --- links --------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links to them."""
+    text = _BLOCK.sub("", page.read_text("utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {re.sub(r"[\s-]+", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = _BLOCK.sub("", page.read_text("utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = unquote(target).partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{name_of(page)} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{name_of(page)} links to {target}"
+
+
+def test_every_page_is_in_the_book() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert [p for p in PAGES if p.relative_to(DOCS).as_posix() not in nav] == []
