@@ -18,12 +18,14 @@ from minispec.prepare import (
 
 
 def fetch(options: argparse.Namespace) -> None:
+    """Gets a model, and prints where it is."""
     from minispec import pretrained
 
     print(pretrained.fetch(options.model))
 
 
 def generate_one(options: argparse.Namespace) -> None:
+    """Answers one prompt. Raises ArgumentError, and what loading raises."""
     from minispec.commit import StopRule
     from minispec.decode import check_gamma
     from minispec.generate import generate
@@ -95,6 +97,7 @@ def _spelled(options: argparse.Namespace) -> str:
 
 
 def compare_methods(options: argparse.Namespace) -> None:
+    """Compares methods, and writes the report's files."""
     from minispec import compare, page, report, streams
     from minispec.methods import Method
 

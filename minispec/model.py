@@ -38,7 +38,8 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model. ``tap_layers`` counts layers from 1: tap 2 is layer 2's output."""
+    """The shape of a model. ``tap_layers`` counts layers from 1: tap 2 is layer 2's output.
+    Raises ArgumentError on construction."""
 
     vocabulary_size: int
     width: int
@@ -143,7 +144,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: several query heads share one key and value head.
+    """Grouped-query attention (Ainslie et al., arXiv 2305.13245): several query heads share one
+    key and value head.
 
     ``input_width`` differs from the model's width in the draft, whose layer reads an
     embedding and a state side by side.
@@ -159,6 +161,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.heads * config.head_width, config.width, bias=False)
 
     def forward(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
+        """x (B, T, input_width) -> (B, T, D), over all that the cache then holds of this layer."""
         queries, keys, values = self.project(x, places.cos, places.sin)
         cache.write(layer, places.positions, keys, values)
         seen = slice(0, places.span)
@@ -167,7 +170,8 @@ class Attention(nn.Module):
         )
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, input_width) -> queries (B, T, heads, hw), keys and values (B, T, kv, hw)."""
+        """x (B, T, input_width), cos and sin (..., 1, hw) -> queries (B, T, heads, hw), keys and
+        values (B, T, kv, hw)."""
         split = (-1, self.head_width)
         queries = _turned(self.query(x).unflatten(-1, split), cos, sin)
         keys = _turned(self.key(x).unflatten(-1, split), cos, sin)
@@ -192,7 +196,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """SwiGLU (Shazeer, arXiv 2002.05202): down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -201,6 +205,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
         return self.down(F.silu(self.gate(x)) * self.up(x))  # (B, T, D)
 
 
@@ -215,6 +220,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
+        """The stream (B, T, D) -> (B, T, D)."""
         x = x + self.attention(self.attention_norm(x), places, cache, layer)
         return x + self.mlp(self.mlp_norm(x))  # (B, T, D)
 

@@ -24,8 +24,9 @@ from minispec.types import Law
 class Sampling:
     """How a law is made of logits.
 
-    ``temperature`` 0 is greedy. ``top_k`` keeps that many likeliest ids, 0 keeps all.
-    ``top_p`` keeps the smallest set of likeliest ids whose mass reaches it (after top-k).
+    ``temperature`` 0 is greedy. ``top_k`` keeps that many likeliest ids (Fan et al., arXiv
+    1805.04833), 0 keeps all. ``top_p`` keeps, after top-k, the smallest set of likeliest ids whose
+    mass reaches it (Holtzman et al., arXiv 1904.09751).
     Ties are decided in favour of lower ids everywhere. Raises ArgumentError on construction.
     """
 

@@ -103,12 +103,15 @@ class ToyCache:
 
     @property
     def length(self) -> int:
+        """How many inputs it holds."""
         return len(self.read)
 
     def truncate(self, length: int) -> None:
+        """Forgets all inputs from ``length`` on."""
         del self.read[length:]
 
     def extend(self, inputs: Sequence[Any]) -> None:
+        """Remembers more inputs. Raises ContextError where there is no room."""
         if len(self.read) + len(inputs) > self.capacity:
             raise ContextError(f"{len(inputs)} more do not fit a cache of {self.capacity}")
         self.read += inputs
@@ -132,6 +135,7 @@ class ToyTarget:
         self.after = table
 
     def new_cache(self, capacity: int) -> ToyCache:
+        """An empty cache."""
         return ToyCache(capacity)
 
     def step(self, ids: Tensor, cache: ToyCache) -> Features:
