@@ -73,7 +73,7 @@ def write_shards(
     """Writes shards, round robin over the domains, until they hold ``tokens`` answer tokens;
     yields each path in order, of those that exist already at once. Each process decodes on
     one thread, which together write faster than one process does on as many threads. Raises
-    ArgumentError for numbers out of range, MinispecError where a process dies."""
+    ArgumentError for a folder of another run, MinispecError where a process dies."""
     written = 0
     shards: Iterator[tuple[str, int]]
     shards = ((domain, number) for number in itertools.count() for domain in domains)

@@ -24,9 +24,8 @@ from minispec.types import Law
 class Sampling:
     """How a law is made of logits.
 
-    ``temperature`` 0 is greedy. ``top_k`` keeps that many likeliest ids (Fan et al., arXiv
-    1805.04833), 0 keeps all. ``top_p`` keeps, after top-k, the smallest set of likeliest ids whose
-    mass reaches it (Holtzman et al., arXiv 1904.09751).
+    ``temperature`` 0 is greedy. ``top_k`` keeps that many likeliest ids, 0 keeps all.
+    ``top_p`` keeps the smallest set of likeliest ids whose mass reaches it (after top-k).
     Ties are decided in favour of lower ids everywhere. Raises ArgumentError on construction.
     """
 
@@ -73,7 +72,8 @@ class Sampling:
 
 
 def _top_k(logits: Tensor, k: int) -> Tensor:
-    """Which k logits are the largest; of those equal to the k-th, the first ones."""
+    """Which k logits are the largest (Fan et al., arXiv 1805.04833); of those equal to the k-th,
+    the first ones."""
     border = logits.topk(k).values[-1]
     above = logits > border
     equal = logits == border
@@ -81,7 +81,8 @@ def _top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def _top_p(probs: Tensor, mass: float) -> Tensor:
-    """The smallest set of largest probabilities that reaches ``mass``; never empty."""
+    """The smallest set of largest probabilities that reaches ``mass`` (Holtzman et al., arXiv
+    1904.09751); never empty."""
     order = probs.argsort(descending=True, stable=True)
     before = probs[order].double().cumsum(0) - probs[order]  # mass of all that rank higher
     keep = torch.empty_like(probs, dtype=torch.bool)

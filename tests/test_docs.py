@@ -82,7 +82,7 @@ def with_python() -> Iterator[object]:
             yield pytest.param(page, id=name_of(page), marks=marks)
 
 
-@pytest.mark.parametrize("page", with_python())
+@pytest.mark.parametrize("page", list(with_python()))
 def test_the_blocks_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,3 +189,62 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_in_the_book() -> None:
     nav = (ROOT / "mkdocs.yml").read_text("utf-8")
     assert [p for p in PAGES if p.relative_to(DOCS).as_posix() not in nav] == []
+
+
+# --- equations ----------------------------------------------------------------------------------
+
+_ROW = re.compile(
+    r"^\| [^|]+ \| .+ \| `(minispec/[\w/]+\.py):([\w.]+)` \| (.*?) ?\|$", re.MULTILINE
+)
+
+
+def equations(text: str) -> list[tuple[str, str, str]]:
+    """File, function and source of each row."""
+    return _ROW.findall(text)
+
+
+def said_at(path: Path, name: str) -> str:
+    """The docstrings of a file, of a name in it, and of its class."""
+    tree: ast.Module | ast.ClassDef = ast.parse(path.read_text("utf-8"))
+    said = [ast.get_docstring(tree) or ""]
+    for part in name.split("."):
+        [node] = [n for n in tree.body if getattr(n, "name", None) == part]
+        said.append(ast.get_docstring(node) or "")
+        tree = node
+    return " ".join(" ".join(said).split())
+
+
+def unfounded(rows: list[tuple[str, str, str]]) -> list[str]:
+    """What does not hold of rows: no such function, or a source that the function does not name."""
+    wrong = []
+    for path, name, source in rows:
+        if not (ROOT / path).is_file() or name not in defined(ROOT / path):
+            wrong.append(f"{path}:{name} is not there")
+        elif source not in ("", "ours") and source not in said_at(ROOT / path, name):
+            wrong.append(f"{path}:{name} does not name {source}")
+    return wrong
+
+
+def test_equations_lead_to_functions_that_name_their_source() -> None:
+    text = (DOCS / "equations.md").read_text("utf-8")
+    rows = equations(text)
+    assert len(rows) == text.count("| `minispec/") > 40  # no row is overlooked
+    assert unfounded(rows) == []
+
+
+def test_every_paper_that_the_source_cites_has_an_equation() -> None:
+    text = (DOCS / "equations.md").read_text("utf-8")
+    for path in (ROOT / "minispec").rglob("*.py"):
+        plain = " ".join(path.read_text("utf-8").split())
+        for paper in re.findall(r"arXiv (\d{4}\.\d{5})", plain):
+            assert paper in text, f"{path} cites arXiv {paper}"
+
+
+def test_an_unfounded_equation_is_caught() -> None:
+    assert unfounded([("minispec/verify.py", "verify", "arXiv 2211.17192")]) == []
+    wrong = [
+        ("minispec/nowhere.py", "verify", ""),
+        ("minispec/verify.py", "nothing", ""),
+        ("minispec/verify.py", "verify", "arXiv 0000.00000"),
+    ]
+    assert len(unfounded(wrong)) == 3
