@@ -9,6 +9,7 @@ import ast
 import contextlib
 import io
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 README = ROOT / "README.md"
+reading_order = runpy.run_path(str(DOCS / "reading_order.py"))["page"]
 # Their blocks walk the whole grid of the certificate.
 SLOW = {"README.md", "docs/exactness.md"}
 
@@ -248,3 +250,48 @@ def test_an_unfounded_equation_is_caught() -> None:
         ("minispec/verify.py", "verify", "arXiv 0000.00000"),
     ]
     assert len(unfounded(wrong)) == 3
+
+
+# --- figures, generated pages, and what stands at the root --------------------------------------
+
+
+def test_figures_quoted_beside_the_papers_claims_are_the_measured_ones() -> None:
+    measured = (DOCS / "measurements.md").read_text("utf-8")
+    paper = (DOCS / "paper.md").read_text("utf-8")
+    quoted = re.findall(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", paper)
+    assert len(quoted) > 8
+    assert [figure for figure in quoted if figure not in measured] == []
+
+
+def test_the_reading_order_is_true() -> None:
+    """It names all files in the river's order; of its minutes each may be off by one."""
+    written, wanted = (
+        re.findall(r"^\| (\d+) \| `([\w/.]+)`", text, re.MULTILINE)
+        for text in ((DOCS / "reading-order.md").read_text("utf-8"), reading_order())
+    )
+    advice = "run `python docs/reading_order.py`"
+    assert [file for _, file in written] == [file for _, file in wanted], advice
+    off = [(w, n) for w, n in zip(written, wanted, strict=True) if abs(int(w[0]) - int(n[0])) > 1]
+    assert off == [], advice
+    assert len(wanted) > 60
+
+
+def test_the_reading_order_holds_every_module() -> None:
+    files = {ROOT / file for _, file in re.findall(r"\| (\d+) \| `(.+?)`", reading_order())}
+    ours = {p for name in ("minispec", "fastpath") for p in (ROOT / name).rglob("*.py")}
+    assert {p for p in ours - files if p.name != "__init__.py"} == set()
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text("utf-8"), re.MULTILINE)
+    assert version
+    assert f"\nversion: {version[1]}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
+def test_every_module_is_in_the_reference() -> None:
+    """Each module of ``minispec`` on one page of the API reference, and none that is not there."""
+    pages = "\n".join(p.read_text("utf-8") for p in (DOCS / "api").glob("*.md"))
+    shown = re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)
+    files = (ROOT / "minispec").rglob("*.py")
+    names = {".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files}
+    assert sorted(shown) == sorted(name for name in names if not name.endswith("__init__"))
