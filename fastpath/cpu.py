@@ -1,9 +1,10 @@
 """The CPU backend: ``minispec.model`` and ``minispec.draft`` on Numba's kernels.
 
 Weights are stacked once, so that a whole pass is one call; the reference's own parameters
-become views into the stacks, so nothing is held twice, and a draft that is changed in place
-is changed here too. bfloat16 weights meet float32 states: finer than the reference, which
-rounds every intermediate result.
+become views into the stacks, so nothing is held twice. bfloat16 weights meet float32 states:
+finer than the reference, which rounds every intermediate result. A draft whose weights came
+out of a bfloat16 file is read in bfloat16 whatever the target's dtype: the same numbers in
+half the bytes. It is read once; a draft that learns belongs to the reference.
 """
 
 import copy
@@ -61,11 +62,8 @@ class CpuTarget:
         self.embedding = model.embedding.weight.detach()
         self.context_limit = model.config.context_limit
         layers = [layer for layer in model.layers if isinstance(layer, Layer)]
-        self._stacks = _stacked(
-            [layer.attention for layer in layers],
-            [layer.mlp for layer in layers],
-            model.config.int8_rows,
-        )
+        stacks = _stacked([layer.attention for layer in layers], [layer.mlp for layer in layers])
+        self._stacks = _readable(stacks, model.config.int8_rows)
         self._norms = (
             np.stack([_floats(layer.attention_norm.weight) for layer in layers]),
             np.stack([_floats(layer.mlp_norm.weight) for layer in layers]),
@@ -101,9 +99,9 @@ class CpuDraft:
 
     def __init__(self, draft: EagleDraft, target: CpuTarget) -> None:
         self._config, self._embedding = draft.config, target.embedding
-        (weights, scales) = _stacked([draft.attention], [draft.mlp], False)
-        self._stacks = tuple(w[0] for w in weights), tuple(s[0] for s in scales)
-        self._fusion = _rows(_joined([[draft.fusion]])[0], False)
+        stacks = _stacked([draft.attention], [draft.mlp])
+        self._stacks = _readable([_shortened(stack[0]) for stack in stacks], False)
+        self._fusion = _rows(_shortened(_joined([[draft.fusion]])[0]), False)
         self._norms = tuple(
             _floats(norm.weight)
             for norm in (draft.embedding_norm, draft.state_norm, draft.mlp_norm)
@@ -180,15 +178,25 @@ def _rows(weight: Tensor, int8: bool) -> tuple[np.ndarray, np.ndarray]:
     return bits.numpy(), np.ones(weight.shape[:-1], np.float32)
 
 
-def _stacked(attentions: Sequence[Attention], mlps: Sequence[MLP], int8: bool) -> _Stacks:
-    stacks = (
+def _shortened(weight: Tensor) -> Tensor:
+    """The weights in bfloat16, if that holds them exactly."""
+    short = home(weight.shape, torch.bfloat16).copy_(weight)
+    return short if torch.equal(short.to(weight.dtype), weight) else weight
+
+
+def _readable(stacks: Sequence[Tensor], int8: bool) -> _Stacks:
+    rows, sizes = zip(*(_rows(stack, int8) for stack in stacks), strict=True)
+    return rows, sizes
+
+
+def _stacked(attentions: Sequence[Attention], mlps: Sequence[MLP]) -> list[Tensor]:
+    """The four products of a layer, each (L, N, D) over the layers."""
+    return [
         _joined([[a.query, a.key, a.value] for a in attentions]),
         _joined([[a.output] for a in attentions]),
         _joined([[m.gate, m.up] for m in mlps]),
         _joined([[m.down] for m in mlps]),
-    )
-    rows, sizes = zip(*(_rows(stack, int8) for stack in stacks), strict=True)
-    return rows, sizes
+    ]
 
 
 def _joined(layers: Sequence[Sequence[nn.Linear]]) -> Tensor:

@@ -22,6 +22,7 @@ from fastpath.kernels import AHEAD, ask, meet, product
 
 Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
+_STAYS = 16  # a list that outlasts the longest round is there to stay
 
 
 def home(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -88,6 +89,17 @@ def runs(rows, scales, starts, lengths, states, out, threads):
 
 
 @njit(cache=True)
+def newcomers(old, new):
+    """How many ids of a sorted list are not in another."""
+    count = position = 0
+    for place in range(len(new)):
+        while position < len(old) and old[position] < new[place]:
+            position += 1
+        count += position == len(old) or old[position] != new[place]
+    return count
+
+
+@njit(cache=True)
 def compared(old, slots, new, new_slots, rows, packed):
     """Walks two sorted lists side by side: ``new_slots`` takes the slots (K,) of ids that
     stay. Returns the places of those that came, and the slots of those that went. The rows
@@ -147,9 +159,9 @@ def followed(rows, scales, old, slots, new, packed, packed_scales, churn):
     they are then, or none where more than a share ``churn`` of the ids would have to be copied.
     """
     new_slots, places = np.empty(len(new), np.int64), np.empty(len(new), np.int64)
-    came, went = compared(old, slots, new, new_slots, rows, packed)
-    if len(came) > churn * len(new):
+    if churn < 1 and newcomers(old, new) > churn * len(new):
         return new_slots[:0], places[:0]
+    came, went = compared(old, slots, new, new_slots, rows, packed)
     exchanged(rows, scales, new, new_slots, came, went, len(old), packed, packed_scales, places)
     return new_slots, places
 
@@ -199,6 +211,7 @@ class CpuHead:
         self._rows, self._scales = rows, scales
         self._packed = PackedRows(rows, scales)
         self._list: Tensor | None = None  # that was asked for last
+        self._asked = 0  # how often before
         self._packed_list: Tensor | None = None
 
     @property
@@ -216,11 +229,13 @@ class CpuHead:
         if len(ids) == self.vocabulary_size:
             return self.full(hidden)
         states, out = self._room(hidden, len(ids))
-        # The same tensor means the same ids (``types.Shortlist``). A list that comes a second
-        # time will come again.
-        seen, self._list = ids is self._list, ids
-        if ids is not self._packed_list and self._packed.update(
-            ids.numpy(), 1.0 if seen else _CHURN
+        # The same tensor means the same ids (``types.Shortlist``).
+        self._asked = self._asked + 1 if ids is self._list else 0
+        self._list = ids
+        if (
+            ids is not self._packed_list
+            and self._asked in (0, _STAYS)
+            and self._packed.update(ids.numpy(), 1.0 if self._asked else _CHURN)
         ):
             self._packed_list = ids
         if ids is self._packed_list:

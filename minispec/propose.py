@@ -103,13 +103,17 @@ class Drafter:
         """The door: what passes here may be multiplied with rows and written into laws."""
         name, budget = self.shortlist.name, self.shortlist.budget
         size = self.draft.head.vocabulary_size
-        if ids.dtype != torch.int64 or ids.dim() != 1:
-            raise ShortlistError(f"{name}: ids are {ids.dtype} {tuple(ids.shape)}, not int64 (K,)")
+        if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
+            kind = f"{ids.dtype} {tuple(ids.shape)}" if hasattr(ids, "dtype") else type(ids)
+            raise ShortlistError(f"{name}: ids are {kind}, not a tensor int64 (K,)")
         if not 1 <= len(ids) <= budget:
             raise ShortlistError(f"{name}: {len(ids)} ids, allowed are 1 to {budget}")
-        if ids[0] < 0 or ids[-1] >= size:
-            raise ShortlistError(f"{name}: ids {ids[0]}..{ids[-1]} are not within 0..{size - 1}")
-        if not (ids[1:] > ids[:-1]).all():
+        values = ids.numpy(force=True)  # each look at a tensor costs several at an array
+        if values[0] < 0 or values[-1] >= size:
+            raise ShortlistError(
+                f"{name}: ids {values[0]}..{values[-1]} are not within 0..{size - 1}"
+            )
+        if not (values[1:] > values[:-1]).all():
             raise ShortlistError(f"{name}: ids are not sorted or not unique")
         return ids
 

@@ -90,12 +90,13 @@ def verify_siblings(
 
 
 def acceptance_probability(p: Law, q: Law, token: int, weight: Any = 1) -> Any:
-    """min(1, w p(x) / q(x)) for x drawn from q; at w = 1 its mean is sum_x min(p(x), q(x)). Raises
-    ArgumentError for an x that q excludes."""
+    """min(1, w p(x) / q(x)) for x drawn from q; at w = 1 its mean is sum_x min(p(x), q(x)).
+    ``p`` is a full law, so that an id is its own index. Raises ArgumentError for an x that q
+    excludes."""
     proposed = q.probability(token)
     if not proposed > 0:
         raise ArgumentError(f"token {token} has probability 0 in the law it is said to come from")
-    return min(1, weight * p.probability(token) / proposed)
+    return min(1, weight * p.probs[token] / proposed)
 
 
 def residual(p: Law, q: Law, weight: Any = 1) -> Law:
@@ -110,8 +111,7 @@ def residual(p: Law, q: Law, weight: Any = 1) -> Law:
 
 
 def excess(p: Law, q: Law, weight: Any = 1) -> Any:
-    """(w p - q)+ (V,). ``p`` is a full law, so that an id is its own index; ``q`` may know
-    only some ids, which are unique."""
+    """(w p - q)+ (V,). ``p`` is a full law; ``q`` may know only some ids, which are unique."""
     left = p.probs * weight  # a copy, for tensors and arrays alike
     left[q.ids] = left[q.ids] - q.probs
     return left * (left > 0)

@@ -19,6 +19,7 @@ budget is our formulation.
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -73,13 +74,16 @@ class EvolvingList:
         return len(self.semantic.centroids)
 
     def select(self, context: Context) -> Tensor:
-        return torch.from_numpy(np.sort(np.concatenate([*self._parts(context).values()])))
+        _, taken = self._parts(context)
+        return torch.from_numpy(np.flatnonzero(taken))
 
     def explain(self, context: Context) -> dict[str, Tensor]:
         """What ``select`` returns, by the part that brought it: disjoint, each sorted."""
-        return {name: torch.from_numpy(np.sort(p)) for name, p in self._parts(context).items()}
+        parts, _ = self._parts(context)
+        return {name: torch.from_numpy(np.sort(ids)) for name, ids in parts.items()}
 
-    def _parts(self, context: Context) -> dict[str, Ids]:
+    def _parts(self, context: Context) -> tuple[dict[str, Ids], npt.NDArray[np.bool_]]:
+        """What each part brings, and of every id (V,) whether one has brought it."""
         taken, room = self._in_core.copy(), self.budget - len(self._core)
 
         def fresh(ids: Ids, most: int) -> Ids:
@@ -91,7 +95,8 @@ class EvolvingList:
         after = fresh(self.statistical.successors(context.tokens[-1]), room - len(latest))
         near = self.semantic.near(context.hidden, room)
         near = fresh(near, room - len(latest) - len(after))
-        return {"core": self._core, "recency": latest, "successor": after, "semantic": near}
+        parts = {"core": self._core, "recency": latest, "successor": after, "semantic": near}
+        return parts, taken
 
     def observe(self, round: Round) -> None:
         self.statistical.observe(round)

@@ -69,7 +69,7 @@ class RoutedList:
         self.budget, self._router = budget, router
         self._ends = np.array(eos_ids[:budget], np.int64)
         self._lists = Inverted(clusters, whole(ranking, len(clusters)), self._ends)
-        self._log_sizes = np.log(np.diff(self._lists.starts))
+        self._log_sizes = np.log(self._lists.sizes)
 
     @torch.inference_mode()
     def select(self, context: Context) -> Tensor:

@@ -75,16 +75,17 @@ class Inverted:
         # The numbers (C,) of the clusters that have members, in the order of everything here.
         self.numbers, cluster = np.unique(clusters.numpy()[ids], return_inverse=True)
         self.members = ids[cluster.argsort(kind="stable")]  # (N,)
-        self.starts = np.concatenate(([0], np.bincount(cluster).cumsum()))  # (C + 1,)
+        self.sizes = np.bincount(cluster)  # (C,)
+        self._ends = self.sizes.cumsum()  # where each cluster's members end
 
     def best(self, scores: npt.NDArray[np.floating], least: int) -> Ids:
         """scores (C,) -> the members (n,) of the clusters of highest score, whole clusters, best
         first: at least so many ids where there are as many."""
         best = np.argsort(-scores)
-        starts, ends = self.starts[best], self.starts[best + 1]
-        enough = np.searchsorted((ends - starts).cumsum(), least) + 1
-        runs = zip(starts[:enough].tolist(), ends[:enough].tolist(), strict=True)
-        return np.concatenate([self.members[:0], *(self.members[a:b] for a, b in runs)])
+        ends = self.sizes[best].cumsum()  # of the clusters' members, laid end to end
+        best = best[: np.searchsorted(ends, least) + 1]
+        shifts = (self._ends[best] - ends[: len(best)]).repeat(self.sizes[best])
+        return self.members[np.arange(len(shifts)) + shifts]
 
 
 class SemanticIndex:
@@ -92,10 +93,10 @@ class SemanticIndex:
 
     def __init__(self, clusters: Tensor, rows: Tensor, ranking: Ids, without: Ids) -> None:
         """``rows`` (V, D): the head's; ``clusters`` (V,), ``ranking`` (V,) and ``without`` (n,) as
-        for ``Inverted``. Means are weighted by
-        one over an id's rank, which is its frequency by Zipf's law."""
+        for ``Inverted``. Means are weighted by one over an id's rank, which is its frequency by
+        Zipf's law."""
         self.lists = Inverted(clusters, ranking, without)
-        members, sizes = self.lists.members, np.diff(self.lists.starts)
+        members, sizes = self.lists.members, self.lists.sizes
         cluster = np.repeat(np.arange(len(sizes)), sizes)
         weights = 1 / (1 + ranking.argsort()[members])
         weights /= np.bincount(cluster, weights)[cluster]
@@ -105,11 +106,12 @@ class SemanticIndex:
             share = torch.from_numpy(weights[block]).float()[:, None]
             weighted = share * rows[torch.from_numpy(members[block])].float()
             means.index_add_(0, torch.from_numpy(cluster[block]), weighted)
-        self.centroids = means  # (C, D), float32 whatever the rows are
+        # (C, D), float16 whatever the rows are: half the bytes, and fine enough to rank by.
+        self.centroids = means.half()
 
     def near(self, hidden: Tensor, least: int) -> Ids:
         """hidden (D,) -> at least so many ids (n,), those of highest mean logit first."""
-        return self.lists.best(torch.mv(self.centroids, hidden.float()).numpy(), least)
+        return self.lists.best(torch.mv(self.centroids, hidden.half()).float().numpy(), least)
 
 
 def whole(ranking: Tensor, vocabulary_size: int) -> Ids:
