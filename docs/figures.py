@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "figures"
 BUDGET = ROOT / "docs" / "figures" / "budget.json"
+_PROMPTS, _TOKENS = 3, 48  # of each domain, and of each answer, in the live run
 _COLOURS = ("#3b6fb6", "#d98c3f", "#b5524c", "#5b9b6b", "#8d7bb5", "#999999", "#555555")
 # The same bytes at every run, and text as text, small and searchable.
 matplotlib.rcParams |= {
@@ -124,37 +125,47 @@ def draw_learning(folder: Path) -> None:
 
 def measure_budget() -> None:
     """Lists of every size over the target's own answers, by replay; kept as JSON."""
+    from dataclasses import replace
+    from statistics import fmean
+
     from minispec import backend, checkpoint, corpus, draft, methods, pretrained
     from minispec.commit import StopRule
     from minispec.decode import autoregressive
-    from minispec.measure import measured
+    from minispec.measure import measured, pooled
+    from minispec.replay import Recorded, replayed
     from minispec.sampling import Sampling, SeededRandom
-    from minispec.study import Study, Text
 
     pretrained.fetch("smollm2")
     model = pretrained.load("smollm2")
     path = draft.shipped("smollm2")
     assert path is not None
     guesser = draft.load(path, model.reference, model.fingerprint)
-    model, guesser = backend.placed(model, guesser, "cpu")
-    stop = StopRule(64, model.tokenizer.eos_ids)
-    texts = {}
+    model, own = backend.placed(model, guesser, "cpu")
+    assert own is not None
+    size, stop = model.target.head.vocabulary_size, StopRule(_TOKENS, model.tokenizer.eos_ids)
+    greedy = {"sampling": Sampling(), "random": SeededRandom(0), "stop": stop}
+    texts = []
     for domain in corpus.DOMAINS:
-        texts[domain] = []
-        for prompt in corpus.prompts(domain)[:4]:
-            ids = tuple(model.tokenizer.chat(prompt))
-            rounds = autoregressive(
-                model.target, ids, sampling=Sampling(), random=SeededRandom(0), stop=stop
-            )
-            texts[domain].append([Text(domain, ids, measured(rounds).tokens)])
-    compared = [methods.Method.parse(text) for text in ("frspec@1536", "evospec@1536")]
-    points = Study(model, guesser, stop).report(compared, texts, gamma=4)["points"]
-    kept = [
-        {key: point[key] for key in ("curve", "budget", "tau", "coverage", "overlap")}
-        for point in points
-        if point["stream"] == "all" and point["altered"] is None
-    ]
-    checkpoint.write_json(BUDGET, {"prompts": 16, "tokens": 64, "points": kept})
+        for prompt in corpus.prompts(domain)[:_PROMPTS]:
+            ids = model.tokenizer.chat(prompt)
+            answer = measured(autoregressive(model.target, ids, **greedy)).tokens
+            texts.append(Recorded(model.target, ids, answer))
+    points = []
+    for name in ("full", "frspec", "evospec"):
+        for budget in (256, 512, 1024, 2048, 4096, 8192, 16384, size):
+            method = methods.Method.parse(name)
+            if name != "full":
+                method = replace(method, budget=budget, spelled="")
+            elif budget != size:
+                continue
+            shortlist = methods.shortlist(method, model, None)
+            found = [replayed(text, own, shortlist, gamma=4, stop=stop) for text in texts]
+            overlap = fmean(value for replay in found for value in replay.overlaps)
+            tau = pooled([replay.figures for replay in found])["tau"]
+            points.append({"curve": name, "budget": budget, "tau": tau, "overlap": overlap})
+            print(points[-1], flush=True)
+    setting = {"prompts": len(texts), "tokens": _TOKENS, "draft": "smollm2"}
+    checkpoint.write_json(BUDGET, {**setting, "points": points})
 
 
 def draw_budget(folder: Path) -> None:
@@ -168,7 +179,7 @@ def draw_budget(folder: Path) -> None:
     ):
         for colour, name in zip(_COLOURS, names, strict=False):
             line = sorted((p["budget"], p[key]) for p in points if p["curve"] == name)
-            axes.plot(*zip(*line, strict=True), ".-", color=colour, label=name.split(":")[0])
+            axes.plot(*zip(*line, strict=True), ".-", color=colour, label=name)
         [full] = [p[key] for p in points if p["curve"] == "full"]
         axes.axhline(full, color="#999999", linestyle=":", label="whole vocabulary")
         axes.set(xscale="log", xlabel="ids on the list", ylabel=label)

@@ -104,8 +104,9 @@ class Drafter:
         name, budget = self.shortlist.name, self.shortlist.budget
         size = self.draft.head.vocabulary_size
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
-            kind = f"{ids.dtype} {tuple(ids.shape)}" if hasattr(ids, "dtype") else type(ids)
-            raise ShortlistError(f"{name}: ids are {kind}, not a tensor int64 (K,)")
+            tensor = isinstance(ids, Tensor)
+            kind = f"{ids.dtype} {tuple(ids.shape)}" if tensor else f"a {type(ids).__name__}"
+            raise ShortlistError(f"{name}: ids are {kind}, not int64 (K,) in a tensor")
         if not 1 <= len(ids) <= budget:
             raise ShortlistError(f"{name}: {len(ids)} ids, allowed are 1 to {budget}")
         values = ids.numpy(force=True)  # each look at a tensor costs several at an array
