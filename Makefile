@@ -71,7 +71,7 @@ draft: $(INSTALLED)  ## train a draft for smollm2 on TOKENS tokens, into build/d
 
 # The theme tells of its maker's plans whenever it is loaded: NO_MKDOCS_2_WARNING silences it.
 docs: $(DOCS)  ## build the book into build/book, to be opened without a network
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "open build/book/index.html"
 
 figures: $(INSTALLED)  ## draw the book's figures again, one of them from a run of some minutes

@@ -108,15 +108,17 @@ def test_a_block_that_prints_something_else_is_caught() -> None:
 # --- what the pages name ------------------------------------------------------------------------
 
 
-def prose(page: Path) -> str:
-    """A page's text with its lines that go on joined."""
-    return page.read_text("utf-8").replace("\\\n", " ")
-
-
 def commands(page: Path) -> list[str]:
-    """Commands on lines of their own: in a block, indented or fenced, or after a prompt."""
-    lines = (line.split("  #")[0].strip() for line in prose(page).splitlines())
-    return [line for line in lines if re.match(r"(minispec|make|python) [a-z\-]", line)]
+    """Commands on lines of their own, in indented blocks or in fenced ones that are no Python."""
+    found, fence = [], None
+    for line in page.read_text("utf-8").replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            fence = line[3:].strip() if fence is None else None
+        elif fence in ("", "sh", "console") or (fence is None and line.startswith("    ")):
+            command = line.split("  #")[0].strip()
+            if re.match(r"(minispec|make|python) [a-z\-]", command):
+                found.append(command)
+    return found
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
