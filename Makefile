@@ -12,18 +12,21 @@ EXAMPLES    ?= 100
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test slow bench bench-gpu adaptation exactness mutants draft lint clean help python FORCE
+.PHONY: demo test slow bench bench-gpu adaptation exactness mutants draft docs figures lint clean help \
+	python FORCE
 
 ifdef PYTHON
 PY := $(PYTHON)
 INSTALLED := python
 DEV := python
 BENCH := python
+DOCS := python
 else
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.minispec
 DEV := $(VENV)/.minispec-dev
 BENCH := $(VENV)/.minispec-bench
+DOCS := $(VENV)/.minispec-docs
 endif
 
 # Runs from this folder, so that it also serves an environment without an installed minispec.
@@ -68,6 +71,14 @@ adaptation: $(BENCH)  ## what a draft that learns while it serves gains, and cos
 draft: $(INSTALLED)  ## train a draft for MODEL (smollm2) on TOKENS tokens, into build/draft
 	$(MINISPEC) fetch $(MODEL)
 	$(MINISPEC) train draft --model $(MODEL) --tokens $(TOKENS) --out build/draft
+
+# The theme tells of its maker's plans whenever it is loaded: NO_MKDOCS_2_WARNING silences it.
+docs: $(DOCS)  ## build the book into build/book, to be opened without a network
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "open build/book/index.html"
+
+figures: $(INSTALLED)  ## draw the book's figures again, one of them from a run of some minutes
+	$(PY) docs/figures.py
 
 lint: $(DEV)  ## check style, format and types
 	$(PY) -m ruff check

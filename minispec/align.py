@@ -40,6 +40,7 @@ class AdaptConfig:
     ``interval``: emitted tokens from one update to the next, which learns from ``window`` new
     positions and, with ``replay``, as many old ones. ``windows`` of them are kept. ``largest``:
     probabilities kept of a law. ``others``: ids drawn at random into an update's laws.
+    Raises ArgumentError on construction.
     """
 
     rank: int = 8

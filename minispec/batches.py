@@ -47,6 +47,7 @@ class Corpus:
         return Shard(**tensors, starts=here[0], answers=here[1], ends=here[2])
 
     def answer_tokens(self, index: int) -> int:
+        """How many tokens of a sequence are its answer's."""
         _, _, answer, end = self.places[index]
         return end - answer
 

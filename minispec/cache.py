@@ -35,6 +35,7 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
+        """How many positions of a row there is room for."""
         return self.keys.shape[2]
 
     @property

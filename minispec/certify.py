@@ -56,6 +56,7 @@ class Case:
 
     @property
     def prompt(self) -> list[int]:
+        """The ids that each case begins with."""
         return [0, 1]
 
     @property
@@ -148,6 +149,7 @@ class Toys:
 
     @staticmethod
     def of(case: Case, sampling: Sampling, backend: Backend) -> "Toys":
+        """The models of a case, in a backend's arithmetic."""
         dtype = torch.float32 if backend.arithmetic == "float32" else torch.float64
         exact = backend.arithmetic == "fraction"
 

@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, whole or not at all."""
+    """Writes a safetensors file, whole or not at all. Raises FileError."""
     with written_aside(path) as aside:
         try:
             save_file({k: v.contiguous() for k, v in tensors.items()}, aside, dict(metadata))

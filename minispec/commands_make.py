@@ -8,6 +8,7 @@ from minispec.prepare import check_out, check_writable, loaded, use_threads
 
 
 def rank(options: argparse.Namespace) -> None:
+    """Counts, cuts or converts a ranking. Raises ArgumentError for options that do not fit."""
     from minispec import pretrained, ranking, recipe
 
     if bool(options.text or options.domains) == (options.ranking is not None):
@@ -37,6 +38,7 @@ def _check_budget(budget: int | None, most: int) -> None:
 
 
 def build_index(options: argparse.Namespace) -> None:
+    """Clusters the rows of a model's head into a file."""
     from minispec import recipe
 
     use_threads(options.threads)
@@ -46,6 +48,7 @@ def build_index(options: argparse.Namespace) -> None:
 
 
 def train_router(options: argparse.Namespace) -> None:
+    """Trains a router for an index. Raises ArgumentError for options out of range."""
     from minispec import recipe
     from minispec.methods import Method
 
@@ -61,6 +64,7 @@ def train_router(options: argparse.Namespace) -> None:
 
 
 def train_draft(options: argparse.Namespace) -> None:
+    """Trains a draft, going on where one began. Raises ArgumentError for options out of range."""
     from minispec import recipe
 
     if options.tokens < 1:

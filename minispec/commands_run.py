@@ -19,6 +19,7 @@ from minispec.prepare import (
 
 
 def fetch(options: argparse.Namespace) -> None:
+    """Gets a model, and prints where it is."""
     from minispec import pretrained
 
     path = pretrained.fetch(options.model, options.accept_licence)
@@ -28,6 +29,7 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def generate_one(options: argparse.Namespace) -> None:
+    """Answers one prompt. Raises ArgumentError, and what loading raises."""
     from minispec import pretrained
     from minispec.commit import StopRule
     from minispec.decode import check_gamma
@@ -101,6 +103,7 @@ def _spelled(options: argparse.Namespace) -> str:
 
 
 def compare_methods(options: argparse.Namespace) -> None:
+    """Compares methods, and writes the report's files."""
     from minispec import compare, page, pretrained, report, streams
     from minispec.methods import Method
 

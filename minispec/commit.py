@@ -19,7 +19,7 @@ from minispec.types import Tokenizer
 @dataclass(frozen=True)
 class StopRule:
     """When an output ends. The end id itself is part of the tokens and silent in the text;
-    a stop string is part of the tokens and not of the text."""
+    a stop string is part of the tokens and not of the text. Raises ArgumentError."""
 
     max_new_tokens: int
     eos_ids: tuple[int, ...] = ()
@@ -46,7 +46,7 @@ class Output:
 
     def __init__(self, rule: StopRule, tokenizer: Tokenizer | None, room: int) -> None:
         """``room``: how many tokens the context can still take; without a tokenizer there is
-        no text, and stop strings are refused."""
+        no text, and stop strings are refused (ArgumentError)."""
         if rule.stop_strings and tokenizer is None:
             raise ArgumentError("stop strings need a tokenizer")
         self._rule = rule

@@ -34,7 +34,7 @@ _WARM_UP_ROUNDS = 16
 
 @dataclass(frozen=True)
 class Settings:
-    """What a comparison runs: everything but the model."""
+    """What a comparison runs: everything but the model. Raises ArgumentError on construction."""
 
     methods: tuple[Method, ...]
     gammas: tuple[int, ...]

@@ -33,6 +33,7 @@ def documents(domain: str, limit_bytes: int | None = None) -> Iterator[str]:
 
     They come in the order of their names' hashes: fixed for a given set of installed packages,
     and so mixed that a limited corpus samples every kind of source. The last is cut to fit.
+    Raises ArgumentError for an unknown domain or limit, FileError for one not installed.
     """
     if limit_bytes is not None and limit_bytes < 1:
         raise ArgumentError(f"limit_bytes is {limit_bytes}; it must be at least 1, or None")
@@ -46,18 +47,20 @@ def documents(domain: str, limit_bytes: int | None = None) -> Iterator[str]:
 
 def prompts(domain: str, base: bool = False) -> list[str]:
     """The evaluation prompts: messages for a chat model, or the beginnings of texts that a
-    ``base`` model goes on with. Nothing may be trained on them: see `OverlapGuard`."""
+    ``base`` model goes on with. Nothing may be trained on them: see `OverlapGuard`.
+    Raises ArgumentError for an unknown domain."""
     return _packaged("prompts", domain, base)
 
 
 def openers(domain: str, base: bool = False) -> list[str]:
     """Beginnings of user messages, for a chat model to continue into training prompts, or of
-    texts of any kind, for a ``base`` model."""
+    texts of any kind, for a ``base`` model. Raises ArgumentError for an unknown domain."""
     return _packaged("openers", domain, base)
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """A user's own prompts: a UTF-8 text file with one on each line, blank lines skipped."""
+    """A user's own prompts: a UTF-8 text file with one on each line, blank lines skipped. Raises
+    FileError."""
     try:
         data = Path(path).read_bytes()
         text = data.decode()

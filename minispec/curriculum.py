@@ -30,5 +30,6 @@ def competence(acceptance: float) -> float:
 
 
 def weights(difficulties: Tensor, competence: float) -> Tensor:
-    """1 where a position is within the competence, less by as much as it lies above."""
+    """Difficulties (N,) -> weights (N,): 1 where a position is within the competence, less by as
+    much as it lies above."""
     return (1 + competence - difficulties).clamp(0, 1).to(torch.float32)

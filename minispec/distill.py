@@ -48,8 +48,8 @@ class Shard:
     """Sequences laid end to end: ``n`` ids, and the target's features at the same places.
 
     ``tokens`` (n,) int64; ``hidden`` (n, D) and ``taps`` (n, n_taps * D) bfloat16, the last
-    position of each sequence zero, since the target never read it; ``starts``, ``answers``
-    and ``ends`` (sequences,) int64: where each sequence, its answer and its end lie.
+    position of each sequence zero, since the target never read it; ``starts`` (S,), ``answers``
+    (S,) and ``ends`` (S,) int64: where each sequence, its answer and its end lie.
     """
 
     tokens: Tensor
@@ -61,6 +61,7 @@ class Shard:
 
 
 def shard_path(folder: Path, domain: str, number: int) -> Path:
+    """Where a shard is kept in a folder of them."""
     return folder / f"{domain}-{number:04d}.safetensors"
 
 
@@ -75,7 +76,8 @@ def write_shards(
 ) -> Iterator[Path]:
     """Writes shards, round robin over the domains, until they hold ``tokens`` answer tokens;
     yields each path in order, of those that exist already at once. Each process decodes on
-    one thread, which together write faster than one process does on as many threads."""
+    one thread, which together write faster than one process does on as many threads. Raises
+    ArgumentError for a folder of another run, MinispecError where a process dies."""
     written = 0
     shards: Iterator[tuple[str, int]]
     shards = ((domain, number) for number in itertools.count() for domain in domains)

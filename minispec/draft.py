@@ -29,6 +29,7 @@ class EagleDraft(nn.Module):
     """One layer on [embedding; state], with a norm of its own before the target's LM head."""
 
     def __init__(self, config: ModelConfig, embedding: Tensor, head: PackedHead) -> None:
+        """``config`` and ``embedding`` (V, D) are the target's, and so are the rows of ``head``."""
         super().__init__()
         self.config = config  # the target's, of which it is one more layer
         self.embedding, self.head = embedding, head  # the target's, hence no parameters here

@@ -22,6 +22,7 @@ class LinearHead:
 
     @property
     def vocabulary_size(self) -> int:
+        """V, the number of rows."""
         return self.weight.shape[0]
 
     def full(self, hidden: Tensor) -> Tensor:
@@ -57,6 +58,7 @@ class PackedHead(LinearHead):
     """
 
     def __init__(self, weight: Tensor) -> None:
+        """``weight`` (V, D): the target's own."""
         super().__init__(weight)
         self._ids: Tensor | None = None
         self._packed = self.weight

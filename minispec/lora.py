@@ -40,6 +40,7 @@ class LoraLinear(nn.Module):
         self.up = nn.Parameter(torch.zeros(outputs, rank, dtype=dtype))  # U
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
         change = F.linear(F.linear(x.to(self.up.dtype), self.down), self.up)
         return self.base(x) + change.to(x.dtype)
 

@@ -54,14 +54,17 @@ class Figures:
 
     @property
     def decode_seconds(self) -> float:
+        """Seconds of all phases but the prompt's pass."""
         return sum(seconds for phase, seconds in self.seconds.items() if phase != "prefill")
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens over the seconds of decoding, 0 where there are none."""
         return len(self.tokens) / self.decode_seconds if self.tokens else 0.0
 
     @property
     def tau(self) -> float:
+        """Tokens emitted per target pass, 0 where there was none."""
         return len(self.tokens) / self.passes if self.passes else 0.0
 
     @property

@@ -59,7 +59,7 @@ class Method:
 
     @staticmethod
     def parse(text: str) -> "Method":
-        """Reads NAME[@BUDGET][:RANKING][+adapt]. Raises ArgumentError."""
+        """Reads ``NAME[@BUDGET][:RANKING][+adapt]``. Raises ArgumentError."""
         if text.endswith("+adapt"):
             frozen = Method.parse(text.removesuffix("+adapt"))
             if frozen.name == "autoregressive":

@@ -39,7 +39,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a model. Layers are counted from 1: tap 2 is layer 2's output. What comes
-    with a default after ``tap_layers`` is Llama's way, and the other is Gemma's."""
+    with a default after ``tap_layers`` is Llama's way, and the other is Gemma's. Raises
+    ArgumentError on construction."""
 
     vocabulary_size: int
     width: int
@@ -120,7 +121,8 @@ def default_taps(layers: int) -> tuple[int, ...]:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: several query heads share one key and value head.
+    """Grouped-query attention (Ainslie et al., arXiv 2305.13245): several query heads share one
+    key and value head.
 
     ``input_width`` differs from the model's width in the draft, whose layer reads an
     embedding and a state side by side.
@@ -139,6 +141,7 @@ class Attention(nn.Module):
         self.scale = config.attention_scale
 
     def forward(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
+        """x (B, T, input_width) -> (B, T, D), over all that the cache then holds of this layer."""
         queries, keys, values = self.project(x, places.cos, places.sin)
         cache.write(layer, places.positions, keys, values)
         seen = places.seen
@@ -147,7 +150,8 @@ class Attention(nn.Module):
         )
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, input_width) -> queries (B, T, heads, hw), keys and values (B, T, kv, hw)."""
+        """x (B, T, input_width), cos and sin (..., 1, hw) -> queries (B, T, heads, hw), keys and
+        values (B, T, kv, hw)."""
         split = (-1, self.head_width)
         queries = turned(self.query_norm(self.query(x).unflatten(-1, split)), cos, sin)
         keys = turned(self.key_norm(self.key(x).unflatten(-1, split)), cos, sin)
@@ -173,7 +177,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)), or GeGLU with GELU in its place."""
+    """SwiGLU (Shazeer, arXiv 2002.05202): down(silu(gate(x)) * up(x)); with GELU in silu's
+    place it is GeGLU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -183,6 +188,7 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
         return self.down(self.activation(self.gate(x)) * self.up(x))  # (B, T, D)
 
 
@@ -199,6 +205,7 @@ class Layer(nn.Module):
         self.mlp_post_norm = config.norm(config.width, config.post_norms)
 
     def forward(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
+        """The stream (B, T, D) -> (B, T, D)."""
         attended = self.attention(self.attention_norm(x), places, cache, layer)
         x = x + self.attention_post_norm(attended)
         return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))  # (B, T, D)

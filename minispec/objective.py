@@ -78,7 +78,8 @@ def support(
 
 
 def log_law(hidden: Tensor, rows: Tensor, raised: Tensor) -> Tensor:
-    """log q (N, K) of states (N, D) over the head's ``rows`` (K, D), in float32 or better."""
+    """log q (N, K) of states (N, D) over the head's ``rows`` (K, D), their logits ``raised`` (K,),
+    in float32 or better."""
     logits = F.linear(hidden, rows)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.log_softmax(logits + raised, dim=-1)

@@ -16,7 +16,8 @@ from minispec.errors import ArgumentError, FileError
 
 
 def loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, Any]:
-    """The model on its backend, and its draft if a method needs one."""
+    """The model on its backend, and its draft if a method needs one. Raises FileError, and what
+    loading them raises."""
     from tqdm import tqdm
 
     from minispec import backend, draft, pretrained
@@ -46,12 +47,14 @@ def draft_path(options: argparse.Namespace) -> Path | None:
 
 
 def sampling_of(options: argparse.Namespace) -> Any:
+    """The way of sampling that the options ask for. Raises ArgumentError."""
     from minispec.sampling import Sampling
 
     return Sampling(options.temperature, options.top_k, options.top_p)
 
 
 def use_threads(threads: int | None) -> None:
+    """Has torch use so many threads, if a number is given. Raises ArgumentError."""
     import torch
 
     if threads is None:
@@ -62,6 +65,7 @@ def use_threads(threads: int | None) -> None:
 
 
 def whole_number(text: str, name: str) -> int:
+    """The number that an option called ``name`` holds as text. Raises ArgumentError."""
     try:
         return int(text)
     except ValueError:
@@ -69,6 +73,7 @@ def whole_number(text: str, name: str) -> int:
 
 
 def check_out(out: Path, *suffixes: str) -> None:
+    """Raises ArgumentError for another suffix, FileError for a place that cannot be written."""
     if out.suffix not in suffixes:
         raise ArgumentError(f"--out {out} must end in {' or '.join(suffixes)}")
     if out.is_dir():
@@ -77,7 +82,8 @@ def check_out(out: Path, *suffixes: str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Found out before hours of work, not after. Leaves nothing behind, no empty folder either."""
+    """Raises FileError for a folder that cannot be written: before hours of work, not after. Leaves
+    nothing behind, no empty folder either."""
     missing = []
     try:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]

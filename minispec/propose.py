@@ -103,8 +103,10 @@ class Drafter:
         """The door: what passes here may be multiplied with rows and written into laws."""
         name, budget = self.shortlist.name, self.shortlist.budget
         size = self.draft.head.vocabulary_size
-        if ids.dtype != torch.int64 or ids.dim() != 1:
-            raise ShortlistError(f"{name}: ids are {ids.dtype} {tuple(ids.shape)}, not int64 (K,)")
+        if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
+            tensor = isinstance(ids, Tensor)
+            kind = f"{ids.dtype} {tuple(ids.shape)}" if tensor else f"a {type(ids).__name__}"
+            raise ShortlistError(f"{name}: ids are {kind}, not int64 (K,) in a tensor")
         if not 1 <= len(ids) <= budget:
             raise ShortlistError(f"{name}: {len(ids)} ids, allowed are 1 to {budget}")
         values = ids.numpy(force=True)  # each look at a tensor costs several at an array

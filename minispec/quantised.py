@@ -22,5 +22,5 @@ def steps(rows: Tensor) -> Tensor:
 
 
 def rounded(rows: Tensor) -> Tensor:
-    """Rows (..., N, D) on their grids, in their own dtype."""
+    """Rows (..., N, D) -> the same on their grids (..., N, D), in their own dtype."""
     return steps(rows).to(rows.dtype) * scales(rows)[..., None]

@@ -40,7 +40,7 @@ def blended(sources: Sequence[Tensor]) -> Tensor:
 
 
 def ranked(frequencies: Tensor) -> Tensor:
-    """Ids (V,) by descending frequency; of equally frequent ones the lower id first."""
+    """Frequencies (V,) -> ids (V,) by descending frequency, of equals the lower id first."""
     return frequencies.argsort(descending=True, stable=True)
 
 
@@ -88,7 +88,7 @@ def find(model: str, name: str) -> Path:
 def read_token_map(path: Path, vocabulary_size: int) -> Tensor:
     """Ids (N,) int64 of SGLang's token map: a pickled list or tensor of ids, and nothing else.
 
-    Loading is restricted to plain data: a file that asks for code is refused, not run.
+    Loading is restricted to plain data: a file that asks for code is refused (FileError), not run.
     """
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)

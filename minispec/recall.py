@@ -29,8 +29,8 @@ def recalled(logits: Tensor, hidden: Tensor, ids: Tensor, trail: Tensor, rows: R
     """Logits (K,) of the law that recall makes of logits (K,) over ids (K,), sorted.
 
     ``hidden`` (D,): the draft's state that the logits come from; ``trail`` (TRAIL,): the last
-    tokens, newest first; ``rows``: what may be remembered, at least one. Votes for ids that are
-    not on the list are void.
+    tokens, newest first; ``rows`` (R, ...): what may be remembered, at least one. Votes for ids
+    that are not on the list are void.
     """
     direction = F.normalize(hidden.to(rows.directions.dtype), dim=0)
     same = (rows.trails == trail).cumprod(dim=1).sum(dim=1)  # (R,) tokens in common

@@ -100,7 +100,7 @@ def count(
 def keep_ranking(
     model: Pretrained, ids: Tensor, budget: int | None, details: dict[str, str], out: Path
 ) -> None:
-    """Writes a ranking, cut to a budget with the end ids in it, as ``.safetensors`` or ``.pt``."""
+    """Writes a ranking (N,), cut to a budget, the end ids in it, as ``.safetensors`` or ``.pt``."""
     if budget is not None:
         ids = cut(ids, budget, model.tokenizer.eos_ids)
     if out.suffix == ".pt":

@@ -73,6 +73,7 @@ class Reciter:
         self._next = torch.tensor((*prompt[1:], *answer))  # (T - 1,)
 
     def new_cache(self, capacity: int) -> _Place:
+        """A place at the beginning of the text."""
         return _Place()
 
     def step(self, ids: Tensor, cache: _Place) -> Features:

@@ -104,12 +104,14 @@ def _check(largest: Tensor) -> None:
 
 
 def _top_k(logits: Tensor, k: int) -> Tensor:
-    """Which k logits are the largest; of those equal to the k-th, the first ones."""
+    """Which k logits are the largest (Fan et al., arXiv 1805.04833); of those equal to the k-th,
+    the first ones."""
     return _down_to(logits, logits.topk(k).values[-1], k)
 
 
 def _top_p(probs: Tensor, mass: float) -> Tensor:
-    """The smallest set of largest probabilities that reaches ``mass``; never empty.
+    """The smallest set of largest probabilities that reaches ``mass`` (Holtzman et al., arXiv
+    1904.09751); never empty.
 
     Most laws reach it within few ids, so only as many are put in order as it takes.
     """

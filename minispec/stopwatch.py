@@ -12,6 +12,7 @@ class Stopwatch:
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def lap(self, phase: str) -> None:
+        """Books the time since the last lap on a phase."""
         now = time.perf_counter()
         self._seconds[phase] += now - self._last
         self._last = now

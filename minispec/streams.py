@@ -107,10 +107,14 @@ class Answered(Protocol):
     """A turn that is over: its prompt, all turns before it included, and its answer."""
 
     @property
-    def prompt(self) -> tuple[int, ...]: ...
+    def prompt(self) -> tuple[int, ...]:
+        """Its ids, with those of all turns and answers before it."""
+        ...
 
     @property
-    def tokens(self) -> tuple[int, ...]: ...
+    def tokens(self) -> tuple[int, ...]:
+        """The ids of the answer, its end included."""
+        ...
 
 
 def so_far(talk: Sequence[Answered], turn: Turn, eos_ids: Sequence[int]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minispec.errors import ContextError
+from minispec.errors import ArgumentError, ContextError
 from minispec.head import LinearHead
 from minispec.types import Features, Head, Law
 
@@ -28,7 +28,8 @@ class Branching:
     """A random source that follows a script and then takes the first possible branch.
 
     ``probability`` is that of all decisions so far; ``alternatives`` are the branches that
-    were possible at each decision, so that the next script can be made.
+    were possible at each decision, so that the next script can be made. Raises ArgumentError
+    where the script cannot be followed, since the program is not the one it was made from.
     """
 
     def __init__(self, script: Sequence[int]) -> None:
@@ -48,6 +49,11 @@ class Branching:
         possible = [branch for branch, p in enumerate(exact) if p > 0]
         depth = len(self.taken)
         branch = self._script[depth] if depth < len(self._script) else possible[0]
+        if branch not in possible:
+            raise ArgumentError(
+                "a decision is no longer possible that was so before: the program remembers "
+                "something between runs; it must begin anew each time"
+            )
         self.taken.append(branch)
         self.alternatives.append(possible)
         self.probability = self.probability * exact[branch]
@@ -56,7 +62,8 @@ class Branching:
 
 def every_branch(program: Callable[[Branching], Any]) -> Iterator[tuple[Any, Any]]:
     """Runs ``program`` once for each way that its random decisions can fall; yields
-    (result, probability). The program must not remember anything between runs."""
+    (result, probability). The program must not remember anything between runs: ArgumentError is
+    raised where it is seen to."""
     script: list[int] | None = []
     while script is not None:
         source = Branching(script)
@@ -103,12 +110,15 @@ class ToyCache:
 
     @property
     def length(self) -> int:
+        """How many inputs it holds."""
         return len(self.read)
 
     def truncate(self, length: int) -> None:
+        """Forgets all inputs from ``length`` on."""
         del self.read[length:]
 
     def extend(self, inputs: Sequence[Any]) -> None:
+        """Remembers more inputs. Raises ContextError where there is no room."""
         if len(self.read) + len(inputs) > self.capacity:
             raise ContextError(f"{len(inputs)} more do not fit a cache of {self.capacity}")
         self.read += inputs
@@ -132,6 +142,7 @@ class ToyTarget:
         self.after = table
 
     def new_cache(self, capacity: int) -> ToyCache:
+        """An empty cache."""
         return ToyCache(capacity)
 
     def step(self, ids: Tensor, cache: ToyCache) -> Features:

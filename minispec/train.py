@@ -88,7 +88,8 @@ def unrolled(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tens
 def loss_of(
     draft: EagleDraft, batch: Batch, rows: Tensor, config: TrainConfig
 ) -> tuple[Tensor, list[float]]:
-    """The loss of a batch over the head's ``rows`` (K, D), and each step's cross-entropy."""
+    """The loss, a scalar, of a batch over the head's ``rows`` (K, D), and each step's
+    cross-entropy."""
     total = torch.zeros(())
     parts = []
     goal = batch.hidden[batch.learn]  # (n, D)
@@ -147,7 +148,7 @@ def train(
 
     ``folder`` keeps the checkpoint (weights and optimiser) and the log, ``training.json``; if
     it holds those of this very configuration and data, training goes on from there. Raises
-    ArgumentError if they belong to another run.
+    ArgumentError if they belong to another run, MinispecError where a loss is not finite.
     """
     identity = {
         "model": fingerprint,

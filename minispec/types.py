@@ -151,7 +151,9 @@ class Head(Protocol):
     """The LM head as rows of a (V, D) matrix."""
 
     @property
-    def vocabulary_size(self) -> int: ...
+    def vocabulary_size(self) -> int:
+        """V, the number of rows."""
+        ...
 
     def full(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits of all ids (..., V)."""
@@ -171,12 +173,18 @@ class Target(Protocol):
     """The model whose law the output follows."""
 
     @property
-    def head(self) -> Head: ...
+    def head(self) -> Head:
+        """Whose logits its law is made of."""
+        ...
 
     @property
-    def context_limit(self) -> int: ...
+    def context_limit(self) -> int:
+        """The most positions that a sequence may have."""
+        ...
 
-    def new_cache(self, capacity: int) -> Any: ...
+    def new_cache(self, capacity: int) -> Any:
+        """An empty cache for at most ``capacity`` positions."""
+        ...
 
     def step(self, ids: Tensor, cache: Any) -> Features:
         """Reads ids (T,) after what the cache holds; any chunking gives the same features."""
@@ -188,9 +196,13 @@ class Draft(Protocol):
     t+1 and a state: the target's taps at t, fused, or its own output where it runs ahead."""
 
     @property
-    def head(self) -> Head: ...
+    def head(self) -> Head:
+        """Rows that its hidden states are multiplied with; the target's own."""
+        ...
 
-    def new_cache(self, capacity: int) -> Any: ...
+    def new_cache(self, capacity: int) -> Any:
+        """An empty cache for at most ``capacity`` positions."""
+        ...
 
     def fuse(self, taps: Tensor) -> Tensor:
         """(T, n_taps * D) -> states (T, D)."""

@@ -35,6 +35,7 @@ class Rows:
     sequence: Tensor  # (...) int64: which text, -1 for a row that was never written
 
     def at(self, index: Tensor | slice) -> "Rows":
+        """The rows that an index of the leading dimensions picks."""
         return Rows(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
@@ -61,6 +62,7 @@ class Verdicts:
 
     @property
     def bytes(self) -> int:
+        """Memory held, however many rows are in use."""
         parts = (getattr(self.rows, name) for name in self.rows.__dataclass_fields__)
         return sum(part.nbytes for part in parts)
 
@@ -135,6 +137,8 @@ class Verdicts:
         return self._random.choice(slots) * self.window + torch.arange(self.window)
 
     def clear(self) -> None:
-        self.filled = self._written = 0
+        """Forgets all rows."""
+        self.filled: int = 0
+        self._written: int = 0
         self.rows.sequence.fill_(-1)
-        self._random = random.Random(self._seed)
+        self._random: random.Random = random.Random(self._seed)

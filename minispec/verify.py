@@ -54,8 +54,8 @@ def verify(proposal: Proposal, target_laws: Sequence[Law], random: RandomSource)
 
 def verify_block(proposal: Proposal, target_laws: Sequence[Law], random: RandomSource) -> Verdict:
     """Decides about a chain as a whole, from its end: never fewer tokens, in the mean, than
-    ``verify`` accepts. Arguments and errors are the same. Spends one coin for each prefix
-    examined, the longest first, and one choice."""
+    ``verify`` accepts. Takes the same arguments, raises as ``verify``. Spends one coin for each
+    prefix examined, the longest first, and one choice."""
     _check(proposal, target_laws)
     reach: list[Any] = [1]  # w_i, the probability that at least i tokens are kept
     for token, p, q in zip(proposal.tokens, target_laws[:-1], proposal.laws, strict=True):
@@ -90,7 +90,8 @@ def verify_siblings(
 
 
 def acceptance_probability(p: Law, q: Law, token: int, weight: Any = 1) -> Any:
-    """min(1, w p(x) / q(x)) for x drawn from q; at w = 1 its mean is sum_x min(p(x), q(x))."""
+    """min(1, w p(x) / q(x)) for x drawn from q; at w = 1 its mean is sum_x min(p(x), q(x)).
+    Raises ArgumentError for an x that q excludes."""
     proposed = q.probability(token)
     if not proposed > 0:
         raise ArgumentError(f"token {token} has probability 0 in the law it is said to come from")

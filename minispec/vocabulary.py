@@ -80,7 +80,7 @@ class Vocabulary:
 
 @contextmanager
 def reading(source: str | Path, wanted: str) -> Iterator[None]:
-    """Turns whatever goes wrong with a file into one line that names it."""
+    """Turns whatever goes wrong with a file into one line that names it, a FileError."""
     try:
         yield
     except MinispecError:
@@ -129,7 +129,8 @@ def _from_merges(
 
 
 def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
-    """From GGUF metadata as a plain mapping: `tokenizer.ggml.tokens`, `.merges` and so on."""
+    """From GGUF metadata as a plain mapping: `tokenizer.ggml.tokens`, `.merges` and so on.
+    Raises FileError for a tokenizer of another kind."""
     with reading("GGUF metadata", "the vocabulary of a byte-level BPE"):
         ggml = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
         pre = ggml.get("pre", "default")
@@ -238,7 +239,7 @@ def read_tekken(path: str | Path) -> Vocabulary:
 
 def read_hugging_face(path: str | Path) -> Vocabulary:
     """From a `tokenizer.json`, and from the `tokenizer_config.json` and `chat_template.jinja`
-    beside it. Refused is what would change a text before it is read."""
+    beside it. Refused is what would change a text before it is read, by FileError."""
     with reading(path, "a Hugging Face tokenizer.json of a byte-level BPE"):
         path = Path(path)
         data = _json(path)

@@ -179,10 +179,11 @@ class OneList:
         (torch.tensor([], dtype=torch.int64), "0 ids, allowed are 1 to 3"),
         (torch.tensor([1], dtype=torch.int32), "not int64"),
         (torch.tensor([[1]]), "not int64"),
+        ([1], "a list, not int64"),
     ],
     ids=str,
 )
-def test_a_list_is_checked_at_the_door(ids: torch.Tensor, message: str) -> None:
+def test_a_list_is_checked_at_the_door(ids: Any, message: str) -> None:
     with pytest.raises(ShortlistError, match=message):
         list(speculative(
             TARGET, DRAFT, OneList(ids), [0], gamma=2, sampling=Sampling(),

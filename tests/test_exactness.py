@@ -11,6 +11,7 @@ import torch
 from minispec import verify as verification
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
+from minispec.errors import ArgumentError
 from minispec.sampling import Sampling
 from minispec.shortlist.evolving import EvolvingList
 from minispec.shortlist.full import FullList
@@ -220,3 +221,14 @@ def test_a_draft_that_is_led_wrongly_is_seen(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("minispec.testing.ToyCache.truncate", lambda self, length: None)
     with pytest.raises(AssertionError, match="over a cache of"):
         output_law(LISTS["full"], 2, Sampling(1.0), limit=4)
+
+
+def test_a_program_that_remembers_other_runs_is_refused() -> None:
+    """Its branches would not be those of one program, and their law no law at all."""
+    runs = iter(range(9))
+
+    def program(source: Branching) -> int:
+        return source.choose([0.5, 0.5] if next(runs) == 0 else [1.0, 0.0])
+
+    with pytest.raises(ArgumentError, match="remembers something between runs"):
+        law_of(program)

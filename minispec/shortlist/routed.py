@@ -35,6 +35,7 @@ class Router(nn.Module):
         self.inner, self.outer = nn.Linear(width, _UNITS), nn.Linear(_UNITS, clusters)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """States (..., D) -> scores (..., C)."""
         return self.outer(F.silu(self.inner(hidden)))
 
 

@@ -40,7 +40,8 @@ def clustered(
     rounds: int = 20,
     progress: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """Spherical k-means: rows (V, D) -> the cluster of each row (V,) int64, none empty.
+    """Spherical k-means (Dhillon and Modha 2001): rows (V, D) -> the cluster of each row (V,)
+    int64, none empty.
 
     ``progress`` is called after each of the ``rounds``. Raises ArgumentError.
     """
@@ -68,8 +69,8 @@ class Inverted:
     """Inverted lists: for each cluster its members, by descending rank."""
 
     def __init__(self, clusters: Tensor, ranking: Ids, without: Ids) -> None:
-        """``clusters`` (V,) int64; ``ranking`` (V,) all ids, most frequent first; ``without``:
-        ids that need not be found, being on the list anyway."""
+        """``clusters`` (V,) int64; ``ranking`` (V,) all ids, most frequent first; ``without``
+        (n,): ids that need not be found, being on the list anyway."""
         ids = ranking[~np.isin(ranking, without)]
         # The numbers (C,) of the clusters that have members, in the order of everything here.
         self.numbers, cluster = np.unique(clusters.numpy()[ids], return_inverse=True)
@@ -78,7 +79,7 @@ class Inverted:
         self._ends = self.sizes.cumsum()  # where each cluster's members end
 
     def best(self, scores: npt.NDArray[np.floating], least: int) -> Ids:
-        """scores (C,) -> the members of the clusters of highest score, whole clusters, best
+        """scores (C,) -> the members (n,) of the clusters of highest score, whole clusters, best
         first: at least so many ids where there are as many."""
         best = np.argsort(-scores)
         ends = self.sizes[best].cumsum()  # of the clusters' members, laid end to end
@@ -91,8 +92,9 @@ class SemanticIndex:
     """Inverted lists, and for each cluster the mean row that a state is compared with."""
 
     def __init__(self, clusters: Tensor, rows: Tensor, ranking: Ids, without: Ids) -> None:
-        """``rows`` (V, D): the head's; the others as for ``Inverted``. Means are weighted by
-        one over an id's rank, which is its frequency by Zipf's law."""
+        """``rows`` (V, D): the head's; ``clusters`` (V,), ``ranking`` (V,) and ``without`` (n,) as
+        for ``Inverted``. Means are weighted by one over an id's rank, which is its frequency by
+        Zipf's law."""
         self.lists = Inverted(clusters, ranking, without)
         members, sizes = self.lists.members, self.lists.sizes
         cluster = np.repeat(np.arange(len(sizes)), sizes)
@@ -108,7 +110,7 @@ class SemanticIndex:
         self.centroids = means.half()
 
     def near(self, hidden: Tensor, least: int) -> Ids:
-        """hidden (D,) -> at least so many ids, those of highest mean logit first."""
+        """hidden (D,) -> at least so many ids (n,), those of highest mean logit first."""
         return self.lists.best(torch.mv(self.centroids, hidden.half()).float().numpy(), least)
 
 

@@ -12,7 +12,7 @@ from minispec.types import Context, Round
 
 
 def cut(ranking: Tensor, budget: int, eos_ids: tuple[int, ...]) -> Tensor:
-    """The first ``budget`` ids of a ranking (N,), in its order, the ids that end an answer
+    """The first ``budget`` ids (K,) of a ranking (N,), in its order, the ids that end an answer
     always among them: a draft that cannot propose the end wastes the last round of every
     answer. They take the places of the least frequent ids, so the budget holds."""
     ends = torch.tensor(eos_ids[:budget], dtype=torch.int64)

@@ -1,0 +1,212 @@
+"""Draws the book's figures into ``docs/figures``, as SVG.
+
+    python docs/figures.py            # all of them; "budget" runs the real model for some minutes
+    python docs/figures.py bytes round
+
+``bytes`` and ``overlap`` follow from sizes and toy laws; ``round`` is drawn from the table in
+``docs/measurements.md``, ``learning`` from the log beside the shipped draft; ``budget`` is a live
+run: our prompts answered by the target, and lists of every size replayed over the answers.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docs" / "figures"
+BUDGET = ROOT / "docs" / "figures" / "budget.json"
+_PROMPTS, _TOKENS = 3, 48  # of each domain, and of each answer, in the live run
+_COLOURS = ("#3b6fb6", "#d98c3f", "#b5524c", "#5b9b6b", "#8d7bb5", "#999999", "#555555")
+# The same bytes at every run, and text as text, small and searchable.
+matplotlib.rcParams |= {
+    "svg.hashsalt": "minispec",
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "white",
+}
+
+
+def saved(figure: plt.Figure, name: str, folder: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def stacked(rows: dict[str, dict[str, float]], title: str, unit: str, name: str, to: Path) -> None:
+    """Horizontal bars, one a row, of its parts side by side."""
+    figure, axes = plt.subplots(figsize=(8, 0.55 * len(rows) + 1.4))
+    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+    for colour, part in zip(_COLOURS, parts, strict=False):
+        widths = [row.get(part, 0.0) for row in rows.values()]
+        earlier = parts[: parts.index(part)]
+        lefts = [sum(row.get(other, 0.0) for other in earlier) for row in rows.values()]
+        axes.barh(list(rows), widths, left=lefts, color=colour, label=part)
+    axes.invert_yaxis()
+    axes.set(xlabel=unit, title=title)
+    axes.legend(ncols=len(parts), fontsize=8, frameon=False, loc="upper center",
+                bbox_to_anchor=(0.45, -0.32))  # fmt: skip
+    saved(figure, name, to)
+
+
+def draw_bytes(folder: Path) -> None:
+    """What a round of SmolLM2 reads in float32, from the sizes of its parts."""
+    layers, draft, row, v = 4 * 106.168, 4 * 5.09, 4 * 576 / 1e6, 49_152
+    rows = {"plain decoding": {"target's layers": layers, "target's head": v * row}}
+    for name, ids in (("full", v), ("frspec@0.25", v // 4), ("evospec@1536", 1536)):
+        rows[name] = {
+            "target's layers": layers,
+            "target's head": v * row,
+            "draft": 4 * draft,
+            "draft's head": 4 * ids * row,
+        }
+    stacked(rows, "Bytes read in a round, four tokens proposed", "MB", "bytes", folder)
+
+
+def draw_overlap(folder: Path) -> None:
+    """Two toy laws: what is accepted, and the residual."""
+    p = [0.30, 0.24, 0.16, 0.12, 0.08, 0.06, 0.04]
+    q = [0.12, 0.34, 0.26, 0.14, 0.14, 0.0, 0.0]
+    both = [min(pair) for pair in zip(p, q, strict=True)]
+    places = range(len(p))
+    figure, axes = plt.subplots(figsize=(8, 3.2))
+    axes.bar(places, both, color=_COLOURS[3], label=f"accepted: min(p, q), {sum(both):.2f}")
+    left = [a - b for a, b in zip(p, both, strict=True)]
+    axes.bar(places, left, bottom=both, color=_COLOURS[0], label="residual: (p − q)₊")
+    axes.plot(places, q, "o", color=_COLOURS[2], label="q, the draft's law")
+    axes.axvspan(4.5, 6.5, color="#eeeeee", zorder=0)
+    axes.text(5.5, 0.2, "not on\nthe list", ha="center", color="#666666")
+    axes.set(xlabel="token", ylabel="probability", xticks=list(places))
+    axes.legend(frameon=False)
+    saved(figure, "overlap", folder)
+
+
+def table_after(text: str, words: str) -> list[dict[str, str]]:
+    """The first table behind some words of a page, as rows by column."""
+    lines = text[text.index(words) :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().strip("`") for cell in line.strip("|").split("|")])
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+def draw_round(folder: Path) -> None:
+    """Where a round's time goes, from the measured table."""
+    text = (ROOT / "docs" / "measurements.md").read_text("utf-8")
+    found = table_after(text, "Milliseconds a round, by phase:")
+    rows = {
+        row.pop("method"): {phase: float(value) for phase, value in row.items()} for row in found
+    }
+    title = "Milliseconds of a round, by phase (measurements.md)"
+    stacked(rows, title, "milliseconds", "round", folder)
+
+
+def draw_learning(folder: Path) -> None:
+    """tau on held-out answers over the draft's training, from the logs beside the weights."""
+    figure, axes = plt.subplots(figsize=(8, 3.2))
+    for colour, name in zip(_COLOURS, ("smollm2", "smollm2-general-code"), strict=False):
+        file = ROOT / "minispec" / "data" / "drafts" / f"{name}.json"
+        log = [line for line in json.loads(file.read_text("utf-8"))["log"] if "tau" in line]
+        millions = [line["tokens"] / 1e6 for line in log]
+        axes.plot(millions, [line["tau"] for line in log], ".-", color=colour, label=name)
+    axes.set(xlabel="million tokens seen, repeats included", ylabel="tau, held-out answers")
+    axes.legend(frameon=False)
+    saved(figure, "learning", folder)
+
+
+def measure_budget() -> None:
+    """Lists of every size over the target's own answers, by replay; kept as JSON."""
+    from dataclasses import replace
+    from statistics import fmean
+
+    from minispec import backend, checkpoint, corpus, draft, methods, pretrained
+    from minispec.commit import StopRule
+    from minispec.decode import autoregressive
+    from minispec.measure import measured, pooled
+    from minispec.replay import Recorded, replayed
+    from minispec.sampling import Sampling, SeededRandom
+
+    pretrained.fetch("smollm2")
+    model = pretrained.load("smollm2")
+    path = draft.shipped("smollm2")
+    assert path is not None
+    guesser = draft.load(path, model.reference, model.fingerprint)
+    model, own = backend.placed(model, guesser, "cpu")
+    assert own is not None
+    size, stop = model.target.head.vocabulary_size, StopRule(_TOKENS, model.tokenizer.eos_ids)
+    greedy = {"sampling": Sampling(), "random": SeededRandom(0), "stop": stop}
+    texts = []
+    for domain in corpus.DOMAINS:
+        for prompt in corpus.prompts(domain)[:_PROMPTS]:
+            ids = model.tokenizer.chat(prompt)
+            answer = measured(autoregressive(model.target, ids, **greedy)).tokens
+            texts.append(Recorded(model.target, ids, answer))
+    points = []
+    for name in ("full", "frspec", "evospec"):
+        for budget in (256, 512, 1024, 2048, 4096, 8192, 16384, size):
+            method = methods.Method.parse(name)
+            if name != "full":
+                method = replace(method, budget=budget, spelled="")
+            elif budget != size:
+                continue
+            shortlist = methods.shortlist(method, model, None)
+            found = [replayed(text, own, shortlist, gamma=4, stop=stop) for text in texts]
+            overlap = fmean(value for replay in found for value in replay.overlaps)
+            tau = pooled([replay.figures for replay in found])["tau"]
+            points.append({"curve": name, "budget": budget, "tau": tau, "overlap": overlap})
+            print(points[-1], flush=True)
+    setting = {"prompts": len(texts), "tokens": _TOKENS, "draft": "smollm2"}
+    checkpoint.write_json(BUDGET, {**setting, "points": points})
+
+
+def draw_budget(folder: Path) -> None:
+    """Acceptance over the budget, from the last live run."""
+    points = json.loads(BUDGET.read_text("utf-8"))["points"]
+    figure, both = plt.subplots(1, 2, figsize=(8, 3.2))
+    names = [name for name in dict.fromkeys(p["curve"] for p in points) if name != "full"]
+    for axes, key, label in (
+        (both[0], "tau", "tau, greedy"),
+        (both[1], "overlap", "chance of acceptance, T = 0.8"),
+    ):
+        for colour, name in zip(_COLOURS, names, strict=False):
+            line = sorted((p["budget"], p[key]) for p in points if p["curve"] == name)
+            axes.plot(*zip(*line, strict=True), ".-", color=colour, label=name)
+        [full] = [p[key] for p in points if p["curve"] == "full"]
+        axes.axhline(full, color="#999999", linestyle=":", label="whole vocabulary")
+        axes.set(xscale="log", xlabel="ids on the list", ylabel=label)
+    both[0].legend(frameon=False, fontsize=8)
+    saved(figure, "budget", folder)
+
+
+DRAWN = {
+    "bytes": draw_bytes,
+    "overlap": draw_overlap,
+    "round": draw_round,
+    "learning": draw_learning,
+    "budget": draw_budget,
+}
+
+
+def main(names: list[str]) -> None:
+    """Draws the figures that are named, or all."""
+    FOLDER.mkdir(exist_ok=True)
+    for name in names or DRAWN:
+        if name == "budget":
+            measure_budget()
+        DRAWN[name](FOLDER)
+        print(f"wrote {(FOLDER / name).relative_to(ROOT)}.svg")
+
+
+if __name__ == "__main__":
+    if unknown := set(sys.argv[1:]) - DRAWN.keys():
+        sys.exit(f"no figure {', '.join(sorted(unknown))}: known are {', '.join(DRAWN)}")
+    main(sys.argv[1:])
