@@ -57,8 +57,9 @@ class Verdicts:
             torch.full((size,), -1),
         )
         self._windows, self._seed = windows, seed
+        self.filled = self._written = 0
+        self._random = random.Random(seed)
         self._ring = windows - windows // 2  # of the newest; the others are the sample
-        self.clear()
 
     @property
     def bytes(self) -> int:
@@ -138,7 +139,6 @@ class Verdicts:
 
     def clear(self) -> None:
         """Forgets all rows."""
-        self.filled: int = 0
-        self._written: int = 0
+        self.filled = self._written = 0
         self.rows.sequence.fill_(-1)
-        self._random: random.Random = random.Random(self._seed)
+        self._random.seed(self._seed)
