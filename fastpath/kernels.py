@@ -23,7 +23,7 @@ _WIDE = "avx512f" in llvm.get_host_cpu_features()
 LANES = 16 if _WIDE else 8  # numbers in a vector
 MOST = 8  # states that meet a row at once: their sums must fit the registers
 AHEAD = 4  # rows: memory answers after some hundred cycles, so it is asked that much earlier
-_L1 = 12 * 1024  # bytes of states that leave the first cache room for the rows passing by
+_L1 = 20 * 1024  # bytes of states that leave the first cache room for the rows passing by
 _BLOCK = 256  # rows whose products are looked at before the next are computed
 _PANEL = 32  # rows that meet one part of the states before the next part is taken up
 
