@@ -51,8 +51,11 @@ class LearningList:
 
     def select(self, context: Context) -> torch.Tensor:
         luck = random.Random(f"{self._past} {context.tokens}")
-        ids = {luck.randrange(self._size), *self._rejected[1 - self.budget :]}
-        return torch.tensor(sorted(ids))
+        others = luck.sample(range(self._size), self._size)
+        ids = dict.fromkeys((others[0], *self._rejected[1 - self.budget :], *others))
+        fewest = min(2, self._size - 1)  # with a single one, it is always the same that is rejected
+        known = len({others[0], *self._rejected[1 - self.budget :]})
+        return torch.tensor(sorted([*ids][: max(known, fewest)]))
 
     def observe(self, round: Round) -> None:
         assert round.evidence is not None
@@ -89,8 +92,8 @@ class SemanticList:
 
 
 class StatisticalList:
-    """What followed the last token before, rejected drafts included, then what is recent: the
-    statistical index alone."""
+    """What followed the last token before, rejected drafts included, then what was said, the
+    oldest first: the statistical index alone."""
 
     name, per_round = "statistical", False
 
@@ -99,7 +102,7 @@ class StatisticalList:
 
     def select(self, context: Context) -> torch.Tensor:
         followers = self._index.successors(context.tokens[-1])
-        ids = dict.fromkeys((*followers.tolist(), *recent(context.tokens).tolist()))
+        ids = dict.fromkeys((*followers.tolist(), *recent(context.tokens).tolist()[::-1]))
         return torch.tensor(sorted([*ids][: self.budget]))
 
     def observe(self, round: Round) -> None:
