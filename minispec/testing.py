@@ -195,6 +195,8 @@ class ToyDraft:
         return outputs
 
     def hidden(self, states: Tensor) -> Tensor:
+        if states.dim() > 1:
+            return torch.stack([self.hidden(state) for state in states])
         return self.after(_tokens_of(states))
 
 

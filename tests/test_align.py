@@ -325,6 +325,16 @@ def test_between_texts_everything_is_forgotten_unless_carried() -> None:
     assert [r.proposed for r in run(carried, temperature=0.0)] != [r.proposed for r in first]
 
 
+def test_a_learner_that_is_reset_is_as_new() -> None:
+    """Its luck included: what it keeps of windows gone by, and which of them it reads again."""
+    learner = Aligner(DRAFT, replace(EAGER, window=2, windows=3))
+    first, second = (run(learner, temperature=8.0) for _ in range(2))
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.evidence is not None and theirs.evidence is not None
+        pairs = zip(ours.evidence.proposal.laws, theirs.evidence.proposal.laws, strict=True)
+        assert all(torch.equal(p.probs, q.probs) for p, q in pairs)
+
+
 def test_floors_act_where_it_hurts_and_let_go() -> None:
     floor = Floor(memory=4, margin=0.1)
     assert not any(floor.record(gain) for gain in (-0.5, -0.5, -0.5))  # too little is known yet

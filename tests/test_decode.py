@@ -1,11 +1,13 @@
 """The loop: where it stops, what it refuses, what it leaves behind."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from minispec import stopwatch
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.errors import ArgumentError, ContextError, ShortlistError
@@ -239,3 +241,47 @@ def test_a_seed_fixes_a_run() -> None:
         for s in (5, 5, 6)
     ]
     assert runs[0] == runs[1] != runs[2]
+
+
+class Pupil:
+    """A learner that learns nothing."""
+
+    draft, reaches_cache = STRANGER, False
+
+    def begin(self, continued: bool) -> None: ...
+
+    def read(self, ids: torch.Tensor, taps: torch.Tensor, hidden: torch.Tensor) -> None: ...
+
+    def advise(
+        self, logits: torch.Tensor, ids: torch.Tensor, context: Context, sampling: Any
+    ) -> torch.Tensor:
+        return logits
+
+    def observe(self, round: Round) -> dict[str, int]:
+        return {"seen": len(round.tokens)}
+
+
+@pytest.mark.parametrize("learner", [None, Pupil()], ids=["", "learner"])
+def test_every_moment_belongs_to_a_phase(
+    learner: Pupil | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that moves when it is looked at: what a phase took is how often it ended. What
+    passes between rounds is the caller's."""
+    now = itertools.count()
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: float(next(now)))
+    lengths = []
+    for round in speculative(
+        TARGET, STRANGER, FullList(V), [0, 1], gamma=2, sampling=Sampling(1.0),
+        random=SeededRandom(0), stop=StopRule(6), learner=learner,
+    ):  # fmt: skip
+        steps, more = len(round.proposed), round.stop is None
+        once = {"target": 1, "verify": 1, "commit": 1, "observe": 1}
+        drafted = {"draft": steps + 1 + more, "learn": 1 + steps * bool(learner)}
+        scored = {"shortlist": 1, "draft_head": steps * (2 if learner else 1)} if steps else {}
+        first = {} if lengths else {"prefill": 1}
+        assert round.seconds == once | drafted | scored | first
+        assert round.events == ({"seen": len(round.tokens)} if learner else {})
+        lengths.append(steps)
+        for _ in range(100):
+            next(now)
+    assert lengths[:2] == [2, 2] and lengths[-1] < 2

@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,18 @@ from torch import Tensor
 
 from minispec import cli
 from minispec.checkpoint import read_metadata, write_tensors
+from minispec.commit import StopRule
+from minispec.decode import speculative
 from minispec.errors import ArgumentError, FileError, FingerprintError
 from minispec.methods import Method, shortlist
+from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist import semantic, statistical
 from minispec.shortlist.evolving import EvolvingList
 from minispec.shortlist.full import FullList
 from minispec.shortlist.in_context import InContextList
 from minispec.shortlist.routed import RoutedList, Router
 from minispec.shortlist.static import StaticList
+from minispec.testing import ToyDraft, ToyTarget, random_table
 from minispec.types import Context, Round, Shortlist
 
 
@@ -101,6 +106,32 @@ def test_every_list_keeps_its_contract(data: st.DataObject) -> None:
             chosen.reset()
 
 
+def test_how_often_lists_are_asked() -> None:
+    """Once a round where what they answer would be the same, or costs more than a round's."""
+    target, gamma, asked = ToyTarget(8, random_table(8, 1)), 3, {}
+    for chosen in lists(8, 8, 4, 0, ()):
+        calls: list[int] = []
+        select = chosen.select
+
+        def counted(context: Context, select: Any = select, calls: list[int] = calls) -> Tensor:
+            calls.append(context.depth)
+            return select(context)
+
+        chosen.select = counted  # type: ignore[method-assign]
+        rounds = list(speculative(
+            target, ToyDraft(8, random_table(8, 2)), chosen, [0, 1], gamma=gamma,
+            sampling=Sampling(1.0), random=SeededRandom(0), stop=StopRule(9),
+        ))  # fmt: skip
+        drafted = [len(round.shortlist_sizes) for round in rounds]
+        once = len(calls) == sum(map(bool, drafted)) and not any(calls)
+        assert once or len(calls) == sum(drafted) > len(rounds)
+        asked.setdefault(chosen.name, []).append(once)
+    assert asked == {
+        "full": [True], "frspec": [True], "evospec": [True, False, True, True],
+        "in_context": [False], "routed": [False],
+    }  # fmt: skip
+
+
 # ------------------------------------------------------------------ the evolving list
 
 
@@ -114,6 +145,17 @@ def evolving(budget: int = 8, **options: int) -> EvolvingList:
 def parts(chosen: EvolvingList, tokens: tuple[int, ...], cluster: int) -> dict[str, list[int]]:
     context = Context(tokens, torch.eye(10)[cluster], 0)
     return {name: ids.tolist() for name, ids in chosen.explain(context).items()}
+
+
+def test_shares_of_the_budget() -> None:
+    """A quarter for the core, a sixth for recency; all ids that end an answer are core."""
+    found = parts(evolving(budget=24), tuple(range(9, 30)), 9)
+    assert len(found["core"]) == 6 and len(found["recency"]) == 4
+    assert len(parts(evolving(budget=2), (1, 2, 3), 9)["core"]) == 1
+    rows, clusters = torch.eye(40), torch.zeros(40, dtype=torch.int64)
+    ends = EvolvingList(torch.arange(40), 4, (37, 38, 39), clusters, rows)
+    context = Context((1, 2), torch.zeros(40), 0)
+    assert ends.explain(context)["core"].tolist() == [37, 38, 39]
 
 
 def test_each_part_brings_what_it_is_for() -> None:

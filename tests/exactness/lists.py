@@ -16,7 +16,7 @@ from minispec.shortlist.static import StaticList
 from minispec.shortlist.statistical import StatisticalIndex, recent
 from minispec.types import Context, Round, Shortlist
 
-ListOf = Callable[[int], Shortlist]
+ListOf = Callable[..., Shortlist]  # of the vocabulary's size
 
 
 class RestlessList:
@@ -51,8 +51,11 @@ class LearningList:
 
     def select(self, context: Context) -> torch.Tensor:
         luck = random.Random(f"{self._past} {context.tokens}")
-        ids = {luck.randrange(self._size), *self._rejected[1 - self.budget :]}
-        return torch.tensor(sorted(ids))
+        others = luck.sample(range(self._size), self._size)
+        ids = dict.fromkeys((others[0], *self._rejected[1 - self.budget :], *others))
+        fewest = min(2, self._size - 1)  # with a single one, it is always the same that is rejected
+        known = len({others[0], *self._rejected[1 - self.budget :]})
+        return torch.tensor(sorted([*ids][: max(known, fewest)]))
 
     def observe(self, round: Round) -> None:
         assert round.evidence is not None
@@ -72,11 +75,9 @@ class SemanticList:
 
     name, per_round = "semantic", False
 
-    def __init__(self, size: int) -> None:
-        self.budget = half(size)
-        self._index = SemanticIndex(
-            clusters(size), torch.eye(size), np.arange(size), np.array([], np.int64)
-        )
+    def __init__(self, size: int, width: int = 0) -> None:
+        self.budget, rows = half(size), torch.eye(size, width or size)
+        self._index = SemanticIndex(clusters(size), rows, np.arange(size), np.array([], np.int64))
 
     def select(self, context: Context) -> torch.Tensor:
         return torch.from_numpy(
@@ -91,8 +92,8 @@ class SemanticList:
 
 
 class StatisticalList:
-    """What followed the last token before, rejected drafts included, then what is recent: the
-    statistical index alone."""
+    """What followed the last token before, rejected drafts included, then what was said, the
+    oldest first: the statistical index alone."""
 
     name, per_round = "statistical", False
 
@@ -101,7 +102,7 @@ class StatisticalList:
 
     def select(self, context: Context) -> torch.Tensor:
         followers = self._index.successors(context.tokens[-1])
-        ids = dict.fromkeys((*followers.tolist(), *recent(context.tokens).tolist()))
+        ids = dict.fromkeys((*followers.tolist(), *recent(context.tokens).tolist()[::-1]))
         return torch.tensor(sorted([*ids][: self.budget]))
 
     def observe(self, round: Round) -> None:
@@ -134,16 +135,15 @@ def in_context(size: int) -> Shortlist:
     return InContextList(upper(size), half(size), ())
 
 
-def routed(size: int) -> Shortlist:
+def routed(size: int, width: int = 0) -> Shortlist:
     with torch.random.fork_rng():
         torch.manual_seed(size)
-        router = Router(size, half(size)).requires_grad_(False)
+        router = Router(width or size, half(size)).requires_grad_(False)
     return RoutedList(upper(size), half(size), (), clusters(size), router)
 
 
-def evolving(size: int, per_round: bool = True, width: int = 0) -> Shortlist:
-    """A core of one; of what is left, recency has a part where there are two places or more.
-    ``width``: that of the draft's states, for a draft whose states are not its logits."""
+def evolving(size: int, width: int = 0, per_round: bool = True) -> Shortlist:
+    """A core of one; of what is left, recency has a part where there are two places or more."""
     budget = max(1, size - 1)
     return EvolvingList(
         upper(size), budget, (), clusters(size), torch.eye(size, width or size), core=1,
@@ -161,5 +161,11 @@ LISTS: dict[str, ListOf] = {
     "semantic": SemanticList,
     "statistical": StatisticalList,
     "evospec": evolving,
-    "evospec, each step": lambda size: evolving(size, per_round=False),
+    "evospec, each step": lambda size, width=0: evolving(size, width, per_round=False),
 }
+
+
+def over_states(name: str, size: int, width: int) -> Shortlist:
+    """A list for a draft whose states are not its logits, but ``width`` numbers."""
+    looks = name in ("routed", "semantic") or name.startswith("evospec")
+    return LISTS[name](size, width) if looks else LISTS[name](size)

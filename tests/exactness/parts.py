@@ -20,7 +20,7 @@ from minispec.verify import verify, verify_block, verify_siblings
 
 # Lists with drafts that learn between rounds.
 LEARNING: dict[str, tuple[ListOf, Callable[[Toys], Learner]]] = {
-    "evospec+adapt": (lambda size: evolving(size, width=WIDTH), adapting),
+    "evospec+adapt": (lambda size: evolving(size, WIDTH), adapting),
     "static+adapt, lied to": (static, poisoned),
 }
 DRAFTING = (*LISTS, *LEARNING)

@@ -1,6 +1,9 @@
 """The certificate's own rows, as many as fit into a test run: every verifier with every list
 and every way of sampling, in fractions; `make exactness` walks all of the grid."""
 
+import itertools
+from collections import Counter, defaultdict
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from learners import layer
 from lists import LISTS, static
 from parts import (
     ARITHMETICS,
@@ -23,9 +27,19 @@ from parts import (
     impossible,
 )
 
-from minispec.certify import GRID, Certificate, ExactSampling, certify, speculation
+from minispec.certify import (
+    GRID,
+    Backend,
+    Certificate,
+    Decoding,
+    ExactSampling,
+    Toys,
+    certify,
+    speculation,
+)
 from minispec.errors import ArgumentError
 from minispec.sampling import Sampling
+from minispec.testing import every_branch
 from minispec.types import Law, Proposal, RandomSource, Verdict
 from minispec.verify import verify
 
@@ -54,6 +68,71 @@ def test_rounding_stays_rounding(verifier: str, backend: str, arithmetic: str) -
     decode = decoding(verifier, "learning")
     found = certify(decode, Sampling(1.0), PART, backend_of(backend, arithmetic))
     assert found.worst_tv <= ARITHMETICS[arithmetic]
+
+
+Laws = dict[tuple[int, ...], set[tuple[object, ...]]]
+
+
+def laws_walked(decode: Decoding, toys: Toys) -> tuple[Laws, Counter[str]]:
+    """All laws that a text is drafted on by, wherever it came about; and what learners did."""
+    laws: Laws = defaultdict(set)
+    events = Counter[str]()
+    for rounds, _ in every_branch(lambda source: list(decode(toys, source))):
+        said: tuple[int, ...] = ()
+        for round in rounds:
+            assert round.evidence is not None
+            for q in round.evidence.proposal.laws[:1]:
+                ids = q.ids.tolist()
+                laws[said].add((*ids, *(f"{float(share):.9f}" for share in q.probs)))
+            said += round.tokens
+            events.update(round.events)
+    return laws, events
+
+
+@pytest.mark.parametrize("shortlist", certificate.LEARNS)
+def test_lists_that_learn_from_rejected_drafts_are_walked_learning(shortlist: str) -> None:
+    """The same text, come about with other drafts refused, is drafted on by other laws: without
+    that, the walk would prove nothing of learning."""
+    found: set[int] = set()
+    for case in certificate.LONG:
+        toys = Toys.of(case, Sampling(1.0), Backend())
+        laws, _ = laws_walked(decoding("token", shortlist), toys)
+        found.update(map(len, laws.values()))
+    assert max(found) > 1
+
+
+@pytest.mark.parametrize("drafting", LEARNING)
+def test_drafts_that_learn_are_walked_learning(drafting: str) -> None:
+    toys = Toys.of(GRID[18], Sampling(1.0), Backend("float64"))
+    laws, events = laws_walked(decoding("token", drafting), toys)
+    frozen = speculation(LEARNING[drafting][0])
+    known, _ = laws_walked(frozen, replace(toys, draft=layer(toys)))
+    assert laws[()] == known[()], "nothing is learnt yet"
+    assert any(laws[text] != known[text] for text in laws.keys() & known.keys())
+    assert events["changed"] > 10
+    assert bool(events["refused_verdicts"]) == ("lied to" in drafting)
+
+
+def test_most_cases_reject_and_miss() -> None:
+    """At least half of all cases have more than 0.05 of the target's mass off the first list,
+    and a first round that rejects with probability 0.05 to 0.95; of each list, at temperature 1,
+    two thirds do."""
+    cases, stressed = 0, 0
+    for drafting, sampling in itertools.product(DRAFTING, SAMPLING):
+        decode = decoding("token", drafting)
+        arithmetic = "float64" if drafting in LEARNING else "fraction"
+        found = certify(
+            lambda toys, source, decode=decode: itertools.islice(decode(toys, source), 1),
+            SAMPLING[sampling], certificate.cases_of(arithmetic, drafting, sampling),
+            Backend(arithmetic),
+        )  # fmt: skip
+        cases, stressed = cases + found.cases, stressed + found.stressed
+        assert (
+            drafting == "full"
+            or sampling != "temperature 1"
+            or 3 * found.stressed > 2 * found.cases
+        )
+    assert 2 * stressed > cases
 
 
 def test_a_row_says_what_is_wrong_with_it() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from drawn import drawn
 from hypothesis import given
-from lists import LISTS
+from lists import LISTS, over_states
 from test_draft import assert_fresh
 
 from minispec.cache import KVCache
@@ -39,7 +39,7 @@ histories = st.fixed_dictionaries({
 def assert_healthy(history: History) -> None:
     """Both caches are those of a fresh pass throughout a history."""
     assert_fresh(
-        history["prompt"], LISTS[history["shortlist"]](50), gamma=history["gamma"],
+        history["prompt"], over_states(history["shortlist"], 50, 24), gamma=history["gamma"],
         sampling=Sampling(history["temperature"]), random=SeededRandom(history["seed"]),
         verifier=VERIFIERS[history["verifier"]],
     )  # fmt: skip

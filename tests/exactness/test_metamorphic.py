@@ -6,7 +6,7 @@ import torch
 from conftest import toy_transformer
 from drawn import EXAMPLES, drawn
 from hypothesis import given, settings
-from lists import LISTS
+from lists import LISTS, over_states
 from parts import VERIFIERS, decoding
 from test_draft import DRAFT, TARGET, same
 
@@ -117,7 +117,7 @@ def greedy_outputs_are_equal(prompt: list[int], gamma: int, name: str, verifier:
     model = toy_transformer()
     expected = autoregressive(model, prompt, random=SeededRandom(0), **options)  # type: ignore[arg-type]
     found = speculative(
-        model, DRAFT, LISTS[name](50), prompt, gamma=gamma, random=SeededRandom(1),
+        model, DRAFT, over_states(name, 50, 24), prompt, gamma=gamma, random=SeededRandom(1),
         verifier=CHAINS[verifier], **options,  # type: ignore[arg-type]
     )  # fmt: skip
     said = [tuple(t for round in rounds for t in round.tokens) for rounds in (expected, found)]
