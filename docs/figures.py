@@ -8,6 +8,7 @@
 run: our prompts answered by the target, and lists of every size replayed over the answers.
 """
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -33,9 +34,12 @@ matplotlib.rcParams |= {
 }
 
 
-def saved(figure: plt.Figure, name: str, folder: Path) -> None:
+def saved(figure: plt.Figure, name: str, folder: Path, data: object) -> None:
+    """Writes a figure; its description says what data it was drawn from, by a digest."""
+    digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
     figure.tight_layout()
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    metadata = {"Date": None, "Description": f"drawn from data {digest}"}
+    figure.savefig(folder / f"{name}.svg", metadata=metadata)
     plt.close(figure)
 
 
@@ -51,8 +55,8 @@ def stacked(rows: dict[str, dict[str, float]], title: str, unit: str, name: str,
     axes.invert_yaxis()
     axes.set(xlabel=unit, title=title)
     axes.legend(ncols=len(parts), fontsize=8, frameon=False, loc="upper center",
-                bbox_to_anchor=(0.45, -0.32))  # fmt: skip
-    saved(figure, name, to)
+                bbox_to_anchor=(0.45, -0.28))  # fmt: skip
+    saved(figure, name, to, rows)
 
 
 def draw_bytes(folder: Path) -> None:
@@ -83,8 +87,8 @@ def draw_overlap(folder: Path) -> None:
     axes.axvspan(4.5, 6.5, color="#eeeeee", zorder=0)
     axes.text(5.5, 0.2, "not on\nthe list", ha="center", color="#666666")
     axes.set(xlabel="token", ylabel="probability", xticks=list(places))
-    axes.legend(frameon=False)
-    saved(figure, "overlap", folder)
+    axes.legend(frameon=False, loc="upper center")
+    saved(figure, "overlap", folder, [p, q])
 
 
 def table_after(text: str, words: str) -> list[dict[str, str]]:
@@ -113,14 +117,15 @@ def draw_round(folder: Path) -> None:
 def draw_learning(folder: Path) -> None:
     """tau on held-out answers over the draft's training, from the logs beside the weights."""
     figure, axes = plt.subplots(figsize=(8, 3.2))
+    logs = {}
     for colour, name in zip(_COLOURS, ("smollm2", "smollm2-general-code"), strict=False):
         file = ROOT / "minispec" / "data" / "drafts" / f"{name}.json"
         log = [line for line in json.loads(file.read_text("utf-8"))["log"] if "tau" in line]
-        millions = [line["tokens"] / 1e6 for line in log]
-        axes.plot(millions, [line["tau"] for line in log], ".-", color=colour, label=name)
+        logs[name] = [(line["tokens"] / 1e6, line["tau"]) for line in log]
+        axes.plot(*zip(*logs[name], strict=True), ".-", color=colour, label=name)
     axes.set(xlabel="million tokens seen, repeats included", ylabel="tau, held-out answers")
     axes.legend(frameon=False)
-    saved(figure, "learning", folder)
+    saved(figure, "learning", folder, logs)
 
 
 def measure_budget() -> None:
@@ -184,7 +189,7 @@ def draw_budget(folder: Path) -> None:
         axes.axhline(full, color="#999999", linestyle=":", label="whole vocabulary")
         axes.set(xscale="log", xlabel="ids on the list", ylabel=label)
     both[0].legend(frameon=False, fontsize=8)
-    saved(figure, "budget", folder)
+    saved(figure, "budget", folder, points)
 
 
 DRAWN = {
