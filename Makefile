@@ -5,6 +5,7 @@
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 TOKENS ?= 700000
+MODEL  ?= smollm2
 
 CERTIFICATE ?= build/certificate.json
 EXAMPLES    ?= 100
@@ -50,6 +51,7 @@ bench: $(BENCH)  ## run the benchmarks
 	$(PY) benchmarks/bench_plain.py --backend reference
 	$(PY) benchmarks/bench_plain.py --backend cpu
 	$(PY) -m benchmarks.head --json build/head.json
+	$(PY) -m benchmarks.bench_scaling --json build/scaling.json
 	$(PY) benchmarks/bench_block.py
 
 bench-gpu: $(BENCH)  ## run the benchmarks of the CUDA kernels, where there is a GPU
@@ -65,9 +67,10 @@ mutants: $(DEV)  ## change the law-bearing code in every small way, and see the 
 adaptation: $(BENCH)  ## what a draft that learns while it serves gains, and costs
 	$(PY) -m benchmarks.adaptation --quick --json build/adaptation.json
 
-draft: $(INSTALLED)  ## train a draft for smollm2 on TOKENS tokens, into build/draft
-	$(MINISPEC) fetch smollm2
-	$(MINISPEC) train draft --model smollm2 --tokens $(TOKENS) --out build/draft
+# A model with terms of its own has to be there already: see `minispec fetch --help`.
+draft: $(INSTALLED)  ## train a draft for MODEL (smollm2) on TOKENS tokens, into build/draft
+	$(MINISPEC) fetch $(MODEL)
+	$(MINISPEC) train draft --model $(MODEL) --tokens $(TOKENS) --out build/draft
 
 # The theme tells of its maker's plans whenever it is loaded: NO_MKDOCS_2_WARNING silences it.
 docs: $(DOCS)  ## build the book into build/book, to be opened without a network

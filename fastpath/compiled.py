@@ -28,6 +28,7 @@ from fastpath.static import (
     StaticTarget,
     Stored,
     Window,
+    beyond_llama,
     draft_pass,
     target_pass,
     window,
@@ -40,7 +41,7 @@ BUDGET = 300.0  # seconds of compiling that a target, or a draft, may cost in al
 
 def unfit(model: Transformer) -> str | None:
     """Why a model cannot run here, None if it can: without a compiler it runs eagerly."""
-    return None
+    return beyond_llama(model)
 
 
 def target(model: Transformer, budget: float = BUDGET) -> StaticTarget:

@@ -9,6 +9,7 @@ half the bytes. It is read once; a draft that learns belongs to the reference.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numba
 import numpy as np
@@ -22,8 +23,9 @@ from fastpath.steps import draft_pass, normed, target_pass
 from minispec.cache import KVCache
 from minispec.draft import EagleDraft
 from minispec.errors import ContextError
-from minispec.model import MLP, Attention, Layer, ModelConfig, Rope, Transformer
+from minispec.model import MLP, Attention, Layer, ModelConfig, Transformer
 from minispec.quantised import scales, steps
+from minispec.rope import Rope
 from minispec.types import Features
 
 _Stacks = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]  # weights, and rows' scales
@@ -65,12 +67,16 @@ class CpuTarget:
         stacks = _stacked([layer.attention for layer in layers], [layer.mlp for layer in layers])
         self._stacks = _readable(stacks, model.config.int8_rows)
         self._norms = (
-            np.stack([_floats(layer.attention_norm.weight) for layer in layers]),
-            np.stack([_floats(layer.mlp_norm.weight) for layer in layers]),
-            _floats(model.norm.weight),
+            np.stack([_floats(layer.attention_norm) for layer in layers]),
+            tuple(map(np.stack, zip(*map(_inner_norms, layers), strict=True))),
+            _floats(model.norm),
         )
+        self._settings = _settings(model.config)
+        count = model.config.layers
+        self._local = np.isin(np.arange(1, count + 1), model.config.local_layers)
         self._taps = np.array(sorted(model.config.tap_layers), np.int64)
-        self._turns = _turns(model.rope, model.config)
+        turns = [_turns(rope, model.config) for rope in (model.rope, model.local_rope)]
+        self._cos, self._sin = (np.stack(kinds) for kinds in zip(*turns, strict=True))
         self.head = CpuHead(*_rows(model.head.weight, model.config.int8_rows))
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -83,15 +89,15 @@ class CpuTarget:
         Raises ContextError, before anything is changed, if they do not fit the cache.
         """
         start, end = _places(cache, len(ids))
-        cos, sin = self._turns
+        scale = self._config.embedding_scale
         hidden, taps = target_pass(
-            self.embedding[ids].float().numpy(), *self._stacks, self._norms,
-            self._config.norm_epsilon, cos[start:end], sin[start:end],
+            (self.embedding[ids].float() * scale).numpy(), *self._stacks, self._norms,
+            self._settings, self._local, self._cos[:, start:end], self._sin[:, start:end],
             cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], start, self._taps,
             get_num_threads(),
         )  # fmt: skip
         cache.advance(len(ids))
-        return Features(torch.from_numpy(hidden), torch.from_numpy(taps))
+        return Features(torch.from_numpy(hidden), torch.from_numpy(taps) / scale)
 
 
 class CpuDraft:
@@ -102,11 +108,12 @@ class CpuDraft:
         stacks = _stacked([draft.attention], [draft.mlp])
         self._stacks = _readable([_shortened(stack[0]) for stack in stacks], False)
         self._fusion = _rows(_shortened(_joined([[draft.fusion]])[0]), False)
-        self._norms = tuple(
-            _floats(norm.weight)
-            for norm in (draft.embedding_norm, draft.state_norm, draft.mlp_norm)
-        )
-        self._norm = _floats(draft.norm.weight)
+        self._norms = (
+            _floats(draft.embedding_norm), _floats(draft.state_norm), _inner_norms(draft)
+        )  # fmt: skip
+        # It sees all that it has read, and so far its window has to reach.
+        self._settings = _settings(replace(draft.config, window=draft.config.context_limit))
+        self._norm = _floats(draft.norm)
         self._turns = _turns(draft.rope, draft.config)
         self.head = target.head.twin()
 
@@ -130,7 +137,7 @@ class CpuDraft:
         cos, sin = self._turns
         new = draft_pass(
             self._embedding[ids].float().numpy(), states.numpy(), *self._stacks, self._norms,
-            self._config.norm_epsilon, cos[start:end], sin[start:end],
+            self._settings, cos[start:end], sin[start:end],
             cache.keys.numpy()[0, 0], cache.values.numpy()[0, 0], start, get_num_threads(),
         )  # fmt: skip
         cache.advance(len(ids))
@@ -166,8 +173,22 @@ def _turns(rope: Rope, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     return cos[:, 0].numpy(), sin[:, 0].numpy()  # (context_limit, head_width)
 
 
-def _floats(weight: Tensor) -> np.ndarray:
+def _floats(norm: nn.Module) -> np.ndarray:
+    """The weights of a norm, none where it is none."""
+    weight = getattr(norm, "weight", torch.empty(0))
     return weight.detach().float().numpy()
+
+
+def _inner_norms(of: Layer | EagleDraft) -> tuple[np.ndarray, ...]:
+    """The norms of a layer as ``steps.layer`` takes them."""
+    own = of.mlp_norm, of.attention_post_norm, of.mlp_post_norm
+    return tuple(map(_floats, (*own, of.attention.query_norm, of.attention.key_norm)))
+
+
+def _settings(config: ModelConfig) -> tuple[float, np.float32, int, bool]:
+    scale = config.attention_scale or config.head_width**-0.5
+    window = config.window or config.context_limit
+    return config.norm_epsilon, np.float32(scale), window, config.activation == "gelu_tanh"
 
 
 def _rows(weight: Tensor, int8: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from fastpath.static import (
     StaticCache,
     StaticDraft,
     StaticTarget,
+    beyond_llama,
     draft_pass,
     target_pass,
     window,
@@ -52,6 +53,11 @@ class DeviceHead:
         that came; the same tensor means the same list."""
         self.pack(ids)
         return _shaped(self.packed.scores(_states(hidden)), hidden)
+
+    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, D) -> the ids (T,) of the largest logits, ties to the lowest, and these logits."""
+        scores = self.table.scores(_states(hidden))
+        return fetched(scores.places[:, 0]), fetched(scores.best[:, 0])
 
     def pack(self, ids: Tensor) -> None:
         """Makes ``ids`` the list whose rows lie side by side."""
@@ -89,7 +95,9 @@ class DeviceDraft(StaticDraft):
 
 def unfit(model: Transformer) -> str | None:
     """Why a model cannot run here, None if it can."""
-    return None if torch.cuda.is_available() else "this machine has no CUDA device"
+    if not torch.cuda.is_available():
+        return "this machine has no CUDA device"
+    return beyond_llama(model)
 
 
 def target(model: Transformer) -> DeviceTarget:

@@ -24,6 +24,7 @@ LANES = 16 if _WIDE else 8  # numbers in a vector
 MOST = 8  # states that meet a row at once: their sums must fit the registers
 AHEAD = 4  # rows: memory answers after some hundred cycles, so it is asked that much earlier
 _L1 = 12 * 1024  # bytes of states that leave the first cache room for the rows passing by
+_BLOCK = 256  # rows whose products are looked at before the next are computed
 _PANEL = 32  # rows that meet one part of the states before the next part is taken up
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
@@ -231,6 +232,29 @@ def span(rows, scales, states, out, first, last):
     for state in range(len(states)):
         for row in range(first, last):
             out[state, row] *= scales[row]
+
+
+@njit(parallel=True, cache=True)
+def largest(rows, scales, states, found, places, threads):
+    """The largest of states (T, D) @ (rows (N, D) * scales (N,)).T in each thread's share of the
+    rows, ``found`` (threads, T), and the row that it is of, ``places`` (threads, T), ties to the
+    first; NaN is larger than all. No more products are kept than the first cache holds."""
+    new = len(states)
+    for thread in prange(threads):
+        first, last = thread * len(rows) // threads, (thread + 1) * len(rows) // threads
+        some = room(new, _BLOCK)
+        found[thread] = -np.inf
+        places[thread] = first
+        for begin in range(first, last, _BLOCK):
+            count = min(_BLOCK, last - begin)
+            span(rows[begin:last], scales[begin:last], states, some, 0, count)
+            for t in range(new):
+                best, place = found[thread, t], places[thread, t]
+                for row in range(count):
+                    value = some[t, row]
+                    if value > best or (value != value and best == best):
+                        best, place = value, begin + row
+                found[thread, t], places[thread, t] = best, place
 
 
 @njit(parallel=True, cache=True)

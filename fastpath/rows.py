@@ -18,7 +18,7 @@ import torch
 from numba import get_num_threads, njit, prange
 from torch import Tensor
 
-from fastpath.kernels import AHEAD, ask, meet, product
+from fastpath.kernels import AHEAD, ask, largest, meet, product
 
 Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
@@ -243,6 +243,17 @@ class CpuHead:
         else:
             gathered(self._rows, self._scales, ids.numpy(), states, out.numpy(), get_num_threads())
         return out.view(*hidden.shape[:-1], -1)
+
+    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, D) -> the ids (T,) of the largest logits, ties to the lowest, and these logits
+        (T,), of which no others are kept."""
+        threads, states = get_num_threads(), hidden.contiguous().numpy()
+        found = np.empty((threads, len(states)), np.float32)
+        places = np.empty((threads, len(states)), np.int64)
+        largest(self._rows, self._scales, states, found, places, threads)
+        # Of equal ones the first thread's, whose rows come before the others'.
+        own = found.argmax(0), np.arange(len(states))
+        return torch.from_numpy(places[own]), torch.from_numpy(found[own])
 
     def twin(self) -> "CpuHead":
         """The same rows, to pack for another list."""

@@ -20,7 +20,8 @@ from torch import Tensor
 from minispec.draft import EagleDraft
 from minispec.errors import ContextError
 from minispec.head import PackedHead
-from minispec.model import Attention, Layer, ModelConfig, Rope, Transformer
+from minispec.model import Attention, Layer, ModelConfig, Transformer
+from minispec.rope import Rope
 from minispec.types import Features, Head
 
 # A single token; a verify pass of gamma = 4; the longest verify pass; one between.
@@ -32,6 +33,12 @@ def padded_rows(new: int) -> int | None:
     """How many rows a pass over ``new`` positions has; None: too long to be padded, and long
     enough that arithmetic, not overhead, is its time."""
     return next((rows for rows in ROWS if rows >= new), None)
+
+
+def beyond_llama(model: Transformer) -> str | None:
+    """Why the passes here are not those of a model: they know a Llama's layers alone."""
+    extras = ", ".join(model.config.beyond_llama)
+    return f"it has more than a Llama: {extras}" if extras else None
 
 
 class StaticCache:

@@ -4,7 +4,10 @@
 A pass is a loop over layers in which every product is shared out to the threads and all that
 lies between is small. States are float32 whatever the weights are. Weights come stacked:
 one array for each kind of matrix, layers first, projections that read the same states side by
-side. Shapes: ``T`` new positions, ``D`` width, ``S`` positions of the cache, ``L`` layers.
+side. What one kind of model has and another has not (norms of queries, norms behind) comes as
+arrays of no length where it is missing.
+
+Shapes: ``T`` new positions, ``D`` width, ``S`` positions of the cache, ``L`` layers.
 """
 
 import math
@@ -76,24 +79,23 @@ def turned(x, cos, sin):
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
-def attended(query, keys, values, seen, head, scores, out):
-    """Attention of one query head (head_width,) over the first ``seen`` keys and values
-    (S, kv_heads, head_width) of one head -> out (head_width,)."""
+def attended(query, keys, values, first, end, head, scale, scores, out):
+    """Attention of one query head (head_width,) over the keys and values (S, kv_heads,
+    head_width) of one head from ``first`` up to ``end`` -> out (head_width,)."""
     width = len(query)
-    scale = np.float32(1 / math.sqrt(width))
     largest = np.float32(-np.inf)
-    for s in range(seen):
+    for s in range(first, end):
         score = np.float32(0)
         for d in range(width):
             score += query[d] * keys[s, head, d]
         scores[s] = score * scale
         largest = max(largest, scores[s])
     total = np.float32(0)
-    for s in range(seen):
+    for s in range(first, end):
         scores[s] = exponential(scores[s] - largest)
         total += scores[s]
     out[:] = 0
-    for s in range(seen):
+    for s in range(first, end):
         for d in range(width):
             out[d] += scores[s] * values[s, head, d]
     for d in range(width):
@@ -101,9 +103,10 @@ def attended(query, keys, values, seen, head, scores, out):
 
 
 @njit(parallel=True, cache=True)
-def attention(queries, keys, values, start, out, threads):
+def attention(queries, keys, values, start, window, scale, out, threads):
     """Queries (T, >= heads, head_width) of positions ``start`` and following, each over the
-    keys and values (S, kv_heads, head_width) up to its own place -> out (T, heads, head_width)."""
+    last ``window`` keys and values (S, kv_heads, head_width) up to its own place -> out
+    (T, heads, head_width)."""
     new, heads, _ = out.shape
     group = heads // keys.shape[1]
     tasks = new * heads  # those of one thread lie side by side, so that keys are shared
@@ -111,15 +114,28 @@ def attention(queries, keys, values, start, out, threads):
         scores = np.empty(start + new, np.float32)
         for task in range(thread * tasks // threads, (thread + 1) * tasks // threads):
             t, head = task // heads, task % heads
+            end = start + t + 1
             attended(
-                queries[t, head], keys, values, start + t + 1, head // group, scores, out[t, head]
+                queries[t, head],
+                keys,
+                values,
+                max(0, end - window),
+                end,
+                head // group,
+                scale,
+                scores,
+                out[t, head],
             )
 
 
 @njit(parallel=True, cache=True)
-def gated(gate_up, scales, states, both, out, threads):
-    """silu(gate(x)) * up(x) of states (T, D) -> out (T, M), where ``gate_up`` (2 M, D) holds
-    the rows of both; ``both`` (T, 2 M) is room to work in."""
+def gated(gate_up, scales, states, gelu, both, out, threads):
+    """silu(gate(x)) * up(x) of states (T, D) -> out (T, M), or with GELU in its tanh form, where
+    ``gate_up`` (2 M, D) holds the rows of both; ``both`` (T, 2 M) is room to work in.
+
+    Either is the gate times a sigmoid: of the gate itself or, since (1 + tanh(z)) / 2 =
+    sigmoid(2 z), of 2 sqrt(2 / pi) (gate + 0.044715 gate^3).
+    """
     new, inner = out.shape
     for thread in prange(threads):
         first, last = thread * inner // threads, (thread + 1) * inner // threads
@@ -128,19 +144,26 @@ def gated(gate_up, scales, states, both, out, threads):
         for t in range(new):
             for i in range(first, last):
                 gate = both[t, i]
-                out[t, i] = gate / (np.float32(1) + exponential(-gate)) * both[t, inner + i]
+                steep = gate
+                if gelu:
+                    cubic = np.float32(0.044715) * gate * gate * gate
+                    steep = np.float32(1.5957691216057308) * (gate + cubic)
+                out[t, i] = gate / (np.float32(1) + exponential(-steep)) * both[t, inner + i]
 
 
 @njit(cache=True)
-def layer(x, read, weights, scales, mlp_norm, epsilon, cos, sin, keys, values, start, threads):
+def layer(x, read, weights, scales, norms, settings, cos, sin, keys, values, start, threads):
     """One decoder layer: adds to x (T, D) what attention makes of ``read`` (T, input width)
     and what the MLP makes of the sum, and writes keys and values (S, kv_heads, head_width)
     of positions ``start`` and following.
 
     ``weights``: query, key and value projections as one (heads + 2 kv_heads) * head_width
-    rows; output; gate and up as one; down. ``scales``: their rows' scales. ``cos``, ``sin``
-    (T, head_width).
+    rows; output; gate and up as one; down. ``scales``: their rows' scales. ``norms``: before
+    the MLP, behind attention, behind the MLP, of queries and of keys. ``settings``: epsilon,
+    attention's scale and window, whether the MLP has GELU. ``cos``, ``sin`` (T, head_width).
     """
+    mlp_norm, attention_post_norm, mlp_post_norm, query_norm, key_norm = norms
+    epsilon, scale, window, gelu = settings
     projections, output, gate_up, down = weights
     projections_scale, output_scale, gate_up_scale, down_scale = scales
     new, width = x.shape
@@ -151,33 +174,47 @@ def layer(x, read, weights, scales, mlp_norm, epsilon, cos, sin, keys, values, s
     product(projections, projections_scale, read, projected, threads)
     split = projected.reshape(new, heads + 2 * kv_heads, head_width)
     for t in range(new):
+        if len(query_norm):
+            queries, new_keys = split[t, :heads], split[t, heads : heads + kv_heads]
+            normed(queries, query_norm, epsilon, queries, 0)
+            normed(new_keys, key_norm, epsilon, new_keys, 0)
         for head in range(heads + kv_heads):  # queries and keys know their positions
             turned(split[t, head], cos[t], sin[t])
         keys[start + t] = split[t, heads : heads + kv_heads]
         values[start + t] = split[t, heads + kv_heads :]
     mixed = room(new, heads * head_width)
-    attention(split, keys, values, start, mixed.reshape(new, heads, head_width), threads)
+    heads_mixed = mixed.reshape(new, heads, head_width)
+    attention(split, keys, values, start, window, scale, heads_mixed, threads)
     added = room(new, width)
     product(output, output_scale, mixed, added, threads)
+    if len(attention_post_norm):
+        normed(added, attention_post_norm, epsilon, added, 0)
     x += added
 
     quiet = room(new, width)
     normed(x, mlp_norm, epsilon, quiet, 0)
     inner = room(new, down.shape[1])
-    gated(gate_up, gate_up_scale, quiet, room(new, len(gate_up)), inner, threads)
+    gated(gate_up, gate_up_scale, quiet, gelu, room(new, len(gate_up)), inner, threads)
     product(down, down_scale, inner, added, threads)
+    if len(mlp_post_norm):
+        normed(added, mlp_post_norm, epsilon, added, 0)
     x += added
 
 
 @njit(cache=True)
 def target_pass(
-    x, weights, scales, norms, epsilon, cos, sin, keys, values, start, tap_layers, threads
+    x, weights, scales, norms, settings, local, cos, sin, keys, values, start, tap_layers, threads
 ):
     """All layers of a target over embeddings x (T, D): hidden (T, D), taps (T, n * D).
 
-    ``norms``: attention's and MLP's (L, D) and the last (D,). keys, values (L, S, kv, hw).
+    ``norms``: before attention, those of ``layer``, each (L, D), and the last (D,).
+    ``settings``: as in ``layer``, but that the window is that of layers that are ``local`` (L,).
+    ``cos``, ``sin`` (2, T, head_width): for the layers that see everything, and for the others.
+    keys, values (L, S, kv, hw).
     """
-    attention_norms, mlp_norms, last_norm = norms
+    attention_norms, inner_norms, last_norm = norms
+    mlp_norms, attention_post_norms, mlp_post_norms, query_norms, key_norms = inner_norms
+    epsilon, scale, window, gelu = settings
     new, width = x.shape
     quiet = room(new, width)
     taps = room(new, len(tap_layers) * width)
@@ -186,6 +223,7 @@ def target_pass(
     projections_scale, output_scale, gate_up_scale, down_scale = scales
     for index in range(len(projections)):
         normed(x, attention_norms[index], epsilon, quiet, 0)
+        kind = np.int64(local[index])
         layer(
             x,
             quiet,
@@ -196,10 +234,16 @@ def target_pass(
                 gate_up_scale[index],
                 down_scale[index],
             ),
-            mlp_norms[index],
-            epsilon,
-            cos,
-            sin,
+            (
+                mlp_norms[index],
+                attention_post_norms[index],
+                mlp_post_norms[index],
+                query_norms[index],
+                key_norms[index],
+            ),
+            (epsilon, scale, window if kind else start + new, gelu),
+            cos[kind],
+            sin[kind],
             keys[index],
             values[index],
             start,
@@ -214,16 +258,17 @@ def target_pass(
 
 @njit(cache=True)
 def draft_pass(
-    embedded, states, weights, scales, norms, epsilon, cos, sin, keys, values, start, threads
+    embedded, states, weights, scales, norms, settings, cos, sin, keys, values, start, threads
 ):
     """The draft's layer over embeddings (T, D), one place ahead, and states (T, D) -> states
-    (T, D). ``norms``: of the embedding, the state and the MLP (D,). keys, values (S, kv, hw)."""
-    embedding_norm, state_norm, mlp_norm = norms
+    (T, D). ``norms``: of the embedding, of the state, and those of ``layer``. keys, values
+    (S, kv, hw)."""
+    embedding_norm, state_norm, inner_norms = norms
     new, width = states.shape
     read = room(new, 2 * width)
-    normed(embedded, embedding_norm, epsilon, read, 0)
-    normed(states, state_norm, epsilon, read, width)
+    normed(embedded, embedding_norm, settings[0], read, 0)
+    normed(states, state_norm, settings[0], read, width)
     x = room(new, width)
     x[:] = states
-    layer(x, read, weights, scales, mlp_norm, epsilon, cos, sin, keys, values, start, threads)
+    layer(x, read, weights, scales, inner_norms, settings, cos, sin, keys, values, start, threads)
     return x

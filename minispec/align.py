@@ -167,7 +167,7 @@ class Aligner:
         evidence = round.evidence
         assert evidence is not None  # always there for those who learn
         told = zip(evidence.laws, round.tokens, strict=True)
-        if not all(float(law.probs[token]) > 0 for law, token in told):
+        if not all(float(law.probability(token)) > 0 for law, token in told):
             # Not finite, or not the law that the token was drawn from: nothing here is true.
             self._read, self._laws = self._read[-1:], None
             return {"refused_verdicts": len(round.tokens)}
@@ -305,5 +305,6 @@ def reread(draft: EagleDraft, batch: Rows) -> Tensor:
 
 
 def _overlap(p: Law, q: Law) -> float:
-    """sum_x min(p(x), q(x)) of a full law and any other."""
-    return float(torch.minimum(p.probs[q.ids], q.probs.to(p.probs)).sum())
+    """sum_x min(p(x), q(x))."""
+    ours, theirs = p.shared(q)
+    return float(torch.minimum(p.probs[ours], q.probs.to(p.probs)[theirs]).sum())

@@ -17,8 +17,8 @@ _DOMAINS = ("general", "code", "law", "medicine")
 
 
 _EPILOG = """\
-a model is a name (smollm2, after `minispec fetch smollm2`), a GGUF file, or a folder of
-safetensors in Hugging Face layout, of the Llama architecture
+a model is a name (smollm2 or gemma3-270m, after `minispec fetch NAME`), a GGUF file, or a
+folder of safetensors in Hugging Face layout, of the Llama or Gemma 3 architecture
 
 a method is NAME[@BUDGET][:RANKING][+adapt]
   autoregressive       plain decoding, one token a pass
@@ -58,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     fetch = commands.add_parser("fetch", help="get a model; prints where it is")
-    fetch.add_argument("model", help="smollm2")
+    fetch.add_argument("model", help="smollm2 or gemma3-270m")
+    fetch.add_argument(
+        "--accept-licence", action="store_true", help="accept the terms of a model that has its own"
+    )
     fetch.set_defaults(command="fetch")
 
     generate = commands.add_parser("generate", help="answer one prompt", epilog=_EPILOG)
@@ -109,6 +112,21 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for report.json, report.png and report.html (%(default)s)",
     )
     compare.set_defaults(command="compare")
+
+    explore = commands.add_parser(
+        "explore", help="one prompt as a page on which each round is seen", epilog=_EPILOG
+    )
+    explore.add_argument("prompt", help="what to answer; with --raw, text to continue")
+    explore.add_argument(
+        "--methods", default="full,frspec@0.25,evospec@1536", metavar="METHOD[,METHOD...]",
+        help="what to show side by side (%(default)s)",
+    )  # fmt: skip
+    explore.add_argument("--gamma", type=int, default=4, help="tokens drafted a round (4)")
+    _add_decoding(explore, max_new_tokens=64, temperature=0.8)
+    explore.add_argument(
+        "--out", default=Path("build/explore.html"), type=Path, help="FILE.html (%(default)s)"
+    )
+    explore.set_defaults(command="explore")
 
     doctor = commands.add_parser("doctor", help="what this machine has to decode with")
     _add_model(doctor)
@@ -176,7 +194,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2", help="smollm2, FILE.gguf or a folder")
+    parser.add_argument(
+        "--model", default="smollm2", help="smollm2, gemma3-270m, FILE.gguf or a folder"
+    )
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -184,13 +204,16 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="processor threads (all)")
 
 
-def _add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+def _add_decoding(
+    parser: argparse.ArgumentParser, max_new_tokens: int, temperature: float = 0.0
+) -> None:
     _add_model(parser)
     parser.add_argument("--draft", type=Path, help="draft made by `minispec train draft` (ours)")
     parser.add_argument("--index", type=Path, help="index made by `minispec index build` (ours)")
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="0 is greedy, 1 the model's own law (0)"
-    )
+        "--temperature", type=float, default=temperature,
+        help="0 is greedy, 1 the model's own law (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--top-k", type=int, default=0, help="only the likeliest ids, 0: all (0)")
     parser.add_argument(
         "--top-p", type=float, default=1.0, help="only the likeliest ids of this mass, 1: all (1)"

@@ -80,7 +80,6 @@ def batched(
         )
     rows = min(rows, len(prompts))
     cache = target.new_cache(capacity, rows)
-    vocabulary = torch.arange(target.config.vocabulary_size)
     prefix = _Prefix(target, _shared_prefix(prompts))
     waiting = iter(range(len(prompts)))
     active: list[_Row | None] = [None] * rows
@@ -101,7 +100,7 @@ def batched(
             if row is None:
                 cache.lengths[slot] = 0  # an idle row computes rubbish in place
                 continue
-            law = samplings[row.index].law(logits[slot], vocabulary)
+            law = samplings[row.index].target_law(logits[slot])
             row.last = int(law.ids[row.random.choose(law.probs)])
             row.tokens.append(row.last)
             if keep_features:

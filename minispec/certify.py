@@ -32,7 +32,7 @@ from minispec.errors import ArgumentError
 from minispec.head import LinearHead
 from minispec.sampling import Sampling
 from minispec.testing import ToyDraft, ToyTarget, every_branch, total_variation
-from minispec.types import Head, Law, RandomSource, Round, Shortlist
+from minispec.types import Head, Law, Learner, RandomSource, Round, Shortlist
 from minispec.verify import Verifier, excess, verify
 
 _NOTHING = -1e4  # the logit of weight 0: its probability is exactly 0 in every dtype
@@ -177,16 +177,21 @@ def plain(toys: Toys, source: RandomSource) -> Iterable[Round]:
     )
 
 
-def speculation(shortlist: Callable[[int], Shortlist], verifier: Verifier = verify) -> Decoding:
-    """Speculative decoding with a list made for a vocabulary's size, and any verifier."""
-    made = cache(shortlist)
+def speculation(
+    shortlist: Callable[[int], Shortlist],
+    verifier: Verifier = verify,
+    learner: Callable[[Toys], Learner] | None = None,
+) -> Decoding:
+    """Speculative decoding with a list made for a vocabulary's size, any verifier, and a learner
+    made for the models at hand (not in fractions), whose draft is then the one that drafts."""
+    made, taught = cache(shortlist), cache(learner) if learner else lambda toys: None
 
     def decode(toys: Toys, source: RandomSource) -> Iterable[Round]:
-        case = toys.case
+        case, learns = toys.case, taught(toys)
         return speculative(
-            toys.target, toys.draft, made(case.vocabulary), case.prompt,
-            gamma=case.gamma, sampling=toys.sampling, random=source, stop=case.stop,
-            verifier=verifier, trace=True,
+            toys.target, learns.draft if learns else toys.draft, made(case.vocabulary),
+            case.prompt, gamma=case.gamma, sampling=toys.sampling, random=source, stop=case.stop,
+            verifier=verifier, trace=True, learner=learns,
         )  # fmt: skip
 
     return decode
@@ -244,7 +249,8 @@ def output_law(
             found.kinds.update(_kinds(rounds, toys.case))
             first = rounds[0].evidence
             if first and first.proposal.laws:
-                listed = first.laws[0].probs[first.proposal.laws[0].ids].sum()
+                p, q = first.laws[0], first.proposal.laws[0]
+                listed = p.probs[p.shared(q)[0]].sum()
                 off_list += float(probability) * (1 - float(listed))
                 rejecting += float(probability) * (len(rounds[0].path) < len(rounds[0].proposed))
                 accepted += probability * len(rounds[0].path)

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -97,14 +98,21 @@ def check_made_for(path: Path, wanted: Mapping[str, str], remedy: str) -> dict[s
     return metadata
 
 
+def cache() -> Path:
+    """The folder of the user's that keeps what was fetched."""
+    return user_cache_path("minispec")
+
+
 def shipped(kind: str, model: str, name: str | None = None) -> Path | None:
-    """Where the package keeps a part of a known model, by what it is: ``drafts``, ``indices``,
-    or, with a name of its own, one of several ``rankings``. None for any other model."""
+    """Where a part of a known model is, by what it is: ``drafts``, ``indices``, or, with a name
+    of its own, one of several ``rankings``. The package keeps it, or ``minispec fetch`` has put
+    it beside a model that has terms of its own. None for any other model."""
     if Path(model).name != model:
         return None  # a path, not a name
     folder = Path(str(resources.files("minispec"))) / "data" / kind
-    path = folder / (f"{model}/{name}.safetensors" if name else f"{model}.safetensors")
-    return path if path.is_file() else None
+    ours = folder / (f"{model}/{name}.safetensors" if name else f"{model}.safetensors")
+    fetched = cache() / model / (f"{kind}-{name}.safetensors" if name else f"{kind}.safetensors")
+    return next((path for path in (ours, fetched) if path.is_file()), None)
 
 
 def read_tensors(

@@ -87,6 +87,7 @@ _COMMANDS = {
     "fetch": commands_run.fetch,
     "generate": commands_run.generate_one,
     "compare": commands_run.compare_methods,
+    "explore": commands_run.explore_prompt,
     "doctor": commands_run.doctor,
     "rank": commands_make.rank,
     "index build": commands_make.build_index,

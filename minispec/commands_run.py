@@ -1,5 +1,5 @@
 """The commands that decode, or say what there is to decode with: fetch, generate, compare,
-doctor. What is wrong with their options is raised as an error of ours; the command line
+explore, doctor. What is wrong with their options is raised as an error of ours; the command line
 answers it."""
 
 import argparse
@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from minispec.errors import ArgumentError
 from minispec.prepare import (
+    check_out,
     check_writable,
     draft_path,
     loaded,
@@ -21,11 +22,15 @@ def fetch(options: argparse.Namespace) -> None:
     """Gets a model, and prints where it is."""
     from minispec import pretrained
 
-    print(pretrained.fetch(options.model))
+    path = pretrained.fetch(options.model, options.accept_licence)
+    if terms := pretrained.SOURCES[options.model].terms:
+        print(f"minispec: {terms.notice}; they are in {path.parent}", file=sys.stderr)
+    print(path)
 
 
 def generate_one(options: argparse.Namespace) -> None:
     """Answers one prompt. Raises ArgumentError, and what loading raises."""
+    from minispec import pretrained
     from minispec.commit import StopRule
     from minispec.decode import check_gamma
     from minispec.generate import generate
@@ -42,7 +47,8 @@ def generate_one(options: argparse.Namespace) -> None:
     model, draft = loaded(options, [method])
     if not options.ignore_eos:
         rule = replace(rule, eos_ids=model.tokenizer.eos_ids)
-    ids = prompt_ids(model.tokenizer, options.prompt, options.raw)
+    raw = options.raw or pretrained.is_base(model.name)
+    ids = prompt_ids(model.tokenizer, options.prompt, raw)
     run = decoder(
         method, model, draft, None, gamma=options.gamma, sampling=sampling, stop=rule,
         verifier=options.verifier,
@@ -98,11 +104,12 @@ def _spelled(options: argparse.Namespace) -> str:
 
 def compare_methods(options: argparse.Namespace) -> None:
     """Compares methods, and writes the report's files."""
-    from minispec import compare, page, report, streams
+    from minispec import compare, page, pretrained, report, streams
     from minispec.methods import Method
 
     use_threads(options.threads)
     methods = tuple(Method.parse(text.strip()) for text in options.methods.split(","))
+    base = pretrained.is_base(options.model)
     gammas = tuple(whole_number(text, "gamma") for text in options.gamma.split(","))
     settings = compare.Settings(
         methods=methods,
@@ -111,12 +118,12 @@ def compare_methods(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         ignore_eos=options.ignore_eos,
-        raw=options.raw,
+        raw=options.raw or base,
         switch=options.switch,
         study=options.study,
         verifier=options.verifier,
     )
-    found = streams.streams_of(options.prompts, options.limit)
+    found = streams.streams_of(options.prompts, options.limit, base)
     for method in methods:
         for stream in found:
             method.ranking_for(stream.name)
@@ -131,6 +138,34 @@ def compare_methods(options: argparse.Namespace) -> None:
     report.write(figures, options.out)
     page.write(figures, options.out)
     print(f"wrote report.json, report.png and report.html into {options.out}")
+
+
+def explore_prompt(options: argparse.Namespace) -> None:
+    """Writes a page on which a prompt's rounds can be watched. Raises ArgumentError."""
+    from minispec import explore
+    from minispec.compare import Settings
+    from minispec.methods import Method
+
+    if not options.prompt.strip():
+        raise ArgumentError("the prompt is empty: give some text")
+    check_out(options.out, ".html")
+    use_threads(options.threads)
+    methods = tuple(Method.parse(text.strip()) for text in options.methods.split(","))
+    settings = Settings(
+        methods=methods,
+        gammas=(options.gamma,),
+        sampling=sampling_of(options),
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        ignore_eos=options.ignore_eos,
+        raw=options.raw,
+        verifier=options.verifier,
+    )
+    for method in methods:
+        method.ranking_for(None)  # refuses one that needs to know a domain
+    model, draft = loaded(options, methods)
+    explore.write(explore.explored(model, draft, options.prompt, settings), options.out)
+    print(f"wrote {options.out}")
 
 
 def doctor(options: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 Other people's text is never copied into the project: `documents` reads what the machine
 already holds, and runs none of it. Of our own prompts, `prompts` are for evaluation and
-`openers` are beginnings that the chat model continues into training prompts; `OverlapGuard`
+`openers` are beginnings that the model itself continues into training prompts; `OverlapGuard`
 keeps the second kind from repeating the first. Knows nothing of tokens and models.
 """
 
@@ -45,16 +45,17 @@ def documents(domain: str, limit_bytes: int | None = None) -> Iterator[str]:
     return _distinct(sources, limit_bytes or sys.maxsize)
 
 
-def prompts(domain: str) -> list[str]:
-    """The evaluation prompts. Nothing may be trained on them: see `OverlapGuard`. Raises
+def prompts(domain: str, base: bool = False) -> list[str]:
+    """The evaluation prompts: messages for a chat model, or the beginnings of texts that a
+    ``base`` model goes on with. Nothing may be trained on them: see `OverlapGuard`. Raises
     ArgumentError for an unknown domain."""
-    return _packaged("prompts", domain)
+    return _packaged("prompts", domain, base)
 
 
-def openers(domain: str) -> list[str]:
-    """Beginnings of user messages, for the chat model to continue into training prompts. Raises
-    ArgumentError for an unknown domain."""
-    return _packaged("openers", domain)
+def openers(domain: str, base: bool = False) -> list[str]:
+    """Beginnings of user messages, for a chat model to continue into training prompts, or of
+    texts of any kind, for a ``base`` model. Raises ArgumentError for an unknown domain."""
+    return _packaged("openers", domain, base)
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -96,9 +97,14 @@ def _runs(text: str) -> Iterator[str]:
         yield " ".join(words[start : start + RUN])
 
 
-def _packaged(kind: str, domain: str) -> list[str]:
-    file = resources.files("minispec") / "data" / kind / f"{_known(domain)}.txt"
-    return file.read_text(encoding="utf-8").splitlines()
+def _packaged(kind: str, domain: str, base: bool) -> list[str]:
+    folder = resources.files("minispec") / "data" / kind
+    file = (folder / "base" if base else folder) / f"{_known(domain)}.txt"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    if not base:
+        return lines
+    # A text may have lines of its own, written as in a string of Python's.
+    return [line.replace("\\n", "\n").replace("\\t", "\t") for line in lines]
 
 
 def _known(domain: str) -> str:

@@ -141,7 +141,6 @@ def _rounds(
         return
     watch = Stopwatch()
     cache = target.new_cache(len(tokens) + output.remaining)
-    vocabulary = torch.arange(target.head.vocabulary_size)
 
     # The prompt, short of its last token, which the first round reads.
     for features in read(target, tokens[:-1], cache):
@@ -158,14 +157,13 @@ def _rounds(
             length = min(gamma, output.remaining - 1)
             proposal = drafter.propose(tokens, length, sampling, random, watch)
 
-        # 2) The target reads the last token and the chain in one pass.
+        # 2) The target reads the last token and the chain in one pass: n + 1 laws.
         start = cache.length
         features = target.step(torch.tensor([tokens[-1], *proposal.tokens]), cache)
-        logits = target.head.full(features.hidden)  # (n + 1, V)
+        laws = sampling.target_laws(target.head, features.hidden)
         watch.lap("target")
 
         # 3) Verify.
-        laws = [sampling.law(row, vocabulary) for row in logits]
         verdict = verifier(proposal, laws, random)
         accepted = [proposal.tokens[node] for node in verdict.path]
         watch.lap("verify")

@@ -3,13 +3,15 @@
 A draft is asked to guess what *this* target says next, so it learns from what this target
 says. Prompts are made, not taken: an opener (the beginning of a user's message, one of ours)
 is continued by the target into a whole message, and then answered by it, greedily or sampled.
-A message that shares a run of eight words with an evaluation prompt is thrown away.
+For a base model the opener begins a text of any kind, and the answer is how it goes on. A
+message that shares a run of eight words with an evaluation prompt is thrown away.
 
 Each shard depends on the model and on its domain, number and seed alone: work that was
 interrupted goes on with the first shard that is missing. Knows nothing of drafts.
 """
 
 import itertools
+import os
 import random
 import signal
 from collections import deque
@@ -18,8 +20,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -30,6 +33,7 @@ from minispec.checkpoint import opened, read_metadata, write_tensors
 from minispec.errors import ArgumentError, MinispecError
 from minispec.model import Transformer
 from minispec.sampling import Sampling, SeededRandom
+from minispec.tokenizer import prompt_ids
 from minispec.types import Tokenizer
 
 _ROWS = 96  # decoded at once
@@ -115,6 +119,14 @@ def write_shards(
 def _prepare_process() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that began it was killed and could not."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _check_origin(path: Path, model: str, seed: int) -> None:
@@ -133,16 +145,25 @@ def answer_tokens(path: Path) -> int:
 
 
 def messages(
-    target: Transformer, tokenizer: Tokenizer, domain: str, count: int, seed: str
+    target: Transformer,
+    tokenizer: Tokenizer,
+    domain: str,
+    count: int,
+    seed: str,
+    base: bool = False,
 ) -> list[str]:
-    """``count`` user messages of a domain: openers, continued by the target."""
+    """``count`` user messages of a domain, or beginnings of texts: openers, continued by the
+    target."""
     shuffled = random.Random(seed)
-    openers = corpus.openers(domain)
-    guard = corpus.OverlapGuard(text for name in corpus.DOMAINS for text in corpus.prompts(name))
-    # An empty message shows where the user's words stand: before the last end of a turn.
-    empty = tokenizer.chat("")
-    ends = [place for place, token in enumerate(empty) if token in tokenizer.eos_ids]
-    beginning = empty[: ends[-1]]
+    openers = corpus.openers(domain, base)
+    guard = corpus.OverlapGuard(
+        text for name in corpus.DOMAINS for text in corpus.prompts(name, base)
+    )
+    beginning = prompt_ids(tokenizer, "", base)
+    if not base:
+        # An empty message shows where the user's words stand: before the last end of a turn.
+        ends = [place for place, token in enumerate(beginning) if token in tokenizer.eos_ids]
+        beginning = beginning[: ends[-1]]
     kept: list[str] = []
     while len(kept) < count:
         starts = [shuffled.choice(openers) for _ in range(count - len(kept))]
@@ -160,6 +181,8 @@ def messages(
             ),
             key=lambda row: row.index,
         )
+        if base:  # a text that has ended cannot go on
+            rows = [row for row in rows if row.tokens[-1] not in tokenizer.eos_ids]
         texts = [starts[row.index] + tokenizer.decode(row.tokens) for row in rows]
         # A message twice would be answered twice, greedily in the same words.
         fresh = [text for text in dict.fromkeys(texts) if text not in kept]
@@ -177,8 +200,9 @@ def _write_shard(
     loaded = pretrained.load(model, "bfloat16")
     target, tokenizer = loaded.reference, loaded.tokenizer
     name = f"{seed} {domain} {number}"
-    texts = messages(target, tokenizer, domain, shard_prompts, name)
-    prompts = [tokenizer.chat(text) for text in texts]
+    base = pretrained.is_base(model)
+    texts = messages(target, tokenizer, domain, shard_prompts, name, base)
+    prompts = [prompt_ids(tokenizer, text, base) for text in texts]
     tokens: list[Tensor] = []
     hidden: list[Tensor] = []
     taps: list[Tensor] = []

@@ -22,7 +22,7 @@ from minispec.cache import KVCache
 from minispec.checkpoint import check_made_for, read_tensors, write_tensors
 from minispec.errors import FingerprintError
 from minispec.head import PackedHead
-from minispec.model import MLP, Attention, ModelConfig, Rope, Transformer
+from minispec.model import MLP, Attention, ModelConfig, Transformer
 
 
 class EagleDraft(nn.Module):
@@ -33,15 +33,17 @@ class EagleDraft(nn.Module):
         super().__init__()
         self.config = config  # the target's, of which it is one more layer
         self.embedding, self.head = embedding, head  # the target's, hence no parameters here
-        width, epsilon = config.width, config.norm_epsilon
+        width = config.width
         self.fusion = nn.Linear(len(config.tap_layers) * width, width, bias=False)
-        self.embedding_norm = nn.RMSNorm(width, eps=epsilon)
-        self.state_norm = nn.RMSNorm(width, eps=epsilon)
+        self.embedding_norm = config.norm(width)
+        self.state_norm = config.norm(width)
         self.attention = Attention(config, 2 * width)
-        self.mlp_norm = nn.RMSNorm(width, eps=epsilon)
+        self.attention_post_norm = config.norm(width, config.post_norms)
+        self.mlp_norm = config.norm(width)
         self.mlp = MLP(config)
-        self.norm = nn.RMSNorm(width, eps=epsilon)
-        self.rope = Rope(config)
+        self.mlp_post_norm = config.norm(width, config.post_norms)
+        self.norm = config.norm(width)
+        self.rope = config.rope()  # it looks at the whole past, whatever the last layer does
         self.version = 0  # goes up when weights change: what was packed from them is then stale
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -83,8 +85,9 @@ class EagleDraft(nn.Module):
         """The layer itself: ids (B, T), states (B, T, D) -> (B, T, D). ``attend`` is the
         attention over whatever the caller keeps of earlier positions."""
         embedded = self.embedding_norm(self.embedding[ids])  # (B, T, D)
-        x = states + attend(torch.cat((embedded, self.state_norm(states)), dim=-1))
-        return x + self.mlp(self.mlp_norm(x))
+        attended = attend(torch.cat((embedded, self.state_norm(states)), dim=-1))
+        x = states + self.attention_post_norm(attended)
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
 
 def untrained(target: Transformer) -> EagleDraft:
@@ -100,11 +103,17 @@ def untrained(target: Transformer) -> EagleDraft:
             weight = getattr(draft.attention, name).weight
             weight[:, :width] = torch.randn_like(weight[:, :width]) * 0.01
             weight[:, width:] = getattr(last.attention, name).weight
-        draft.attention.output.load_state_dict(last.attention.output.state_dict())
+        for name in ("output", "query_norm", "key_norm"):
+            module = getattr(draft.attention, name)
+            module.load_state_dict(getattr(last.attention, name).state_dict())
+        for name in ("attention_post_norm", "mlp_norm", "mlp", "mlp_post_norm"):
+            getattr(draft, name).load_state_dict(getattr(last, name).state_dict())
         draft.state_norm.load_state_dict(last.attention_norm.state_dict())
-        draft.mlp_norm.load_state_dict(last.mlp_norm.state_dict())
-        draft.mlp.load_state_dict(last.mlp.state_dict())
         draft.norm.load_state_dict(target.norm.state_dict())
+        # What these add, where they are there, is added to states in the units of taps.
+        for norm in (draft.attention_post_norm, draft.mlp_post_norm):
+            for weight in norm.parameters():
+                weight.div_(target.config.embedding_scale)
     return draft
 
 

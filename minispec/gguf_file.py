@@ -1,9 +1,10 @@
-"""A Llama-style model out of one GGUF file: configuration, tensors, tokenizer metadata.
+"""A Llama-style model, or a Gemma 3, out of one GGUF file: configuration, tensors, tokenizer.
 
 GGUF is the format of llama.cpp. Weights may be quantised (Q4_1, Q8_0, ...): they are
 dequantised here, once, and the model that results is *the* target, in whichever dtype it
-then runs. One trap: the format stores query and key rows so that rotary pairs are neighbours
-(2j, 2j + 1); this package, like Hugging Face, pairs (j, j + head_width / 2).
+then runs. Two traps: the format stores a Llama's query and key rows so that rotary pairs are
+neighbours (2j, 2j + 1), where this package, like Hugging Face and like the format itself for
+Gemma, pairs (j, j + head_width / 2); and of a Gemma's norms it stores 1 + w already.
 
 Knows where a model is in the file, not where the file comes from.
 """
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from minispec.errors import FileError
 from minispec.model import ModelConfig, Transformer, assembled, default_taps
-from minispec.tokenizer import TiktokenTokenizer
+from minispec.tokenizer import SentencePieceTokenizer, TiktokenTokenizer
+from minispec.types import Tokenizer
 
 _LAYER_NAMES = {
     "attn_norm": "attention_norm",
@@ -31,6 +33,12 @@ _LAYER_NAMES = {
     "ffn_gate": "mlp.gate",
     "ffn_up": "mlp.up",
     "ffn_down": "mlp.down",
+}
+_GEMMA_NAMES = {
+    "attn_q_norm": "attention.query_norm",
+    "attn_k_norm": "attention.key_norm",
+    "post_attention_norm": "attention_post_norm",
+    "post_ffw_norm": "mlp_post_norm",
 }
 _NAMES = {"token_embd": "embedding", "output_norm": "norm", "output": "output"}
 
@@ -44,10 +52,10 @@ class _Reader(gguf.GGUFReader):
         return super()._build_fields(offs, count)
 
 
-def load(path: Path) -> tuple[Transformer, TiktokenTokenizer]:
+def load(path: Path) -> tuple[Transformer, Tokenizer]:
     """A float32 Transformer and its tokenizer.
 
-    Raises FileError: missing, damaged, not GGUF, another architecture than ``llama``.
+    Raises FileError: missing, damaged, not GGUF, an architecture of another name.
     """
     if not path.is_file():
         raise FileError(f"{path} does not exist: a GGUF file was expected")
@@ -56,8 +64,13 @@ def load(path: Path) -> tuple[Transformer, TiktokenTokenizer]:
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         config = _config(metadata, tensors)
-        state = {_name(name): _tensor(name, tensors[name], config) for name in tensors}
-        tokenizer = TiktokenTokenizer.from_gguf_fields(metadata)
+        gemma = metadata["general.architecture"] == "gemma3"
+        names = _LAYER_NAMES | (_GEMMA_NAMES if gemma else {})
+        paired = {} if gemma else {"attn_q": config.heads, "attn_k": config.kv_heads}
+        state = {_name(name, names): _tensor(name, tensors[name], paired) for name in tensors}
+        pieces = metadata.get("tokenizer.ggml.model") == "llama"
+        kind = SentencePieceTokenizer if pieces else TiktokenTokenizer
+        tokenizer = kind.from_gguf_fields(metadata)
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
     except NotImplementedError as error:  # a way to quantise that the library cannot undo
@@ -69,45 +82,61 @@ def load(path: Path) -> tuple[Transformer, TiktokenTokenizer]:
 
 def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
     architecture = metadata["general.architecture"]
-    if architecture != "llama":
-        raise FileError(f"architecture {architecture!r} is not supported, only 'llama' is")
-    scaled = metadata.get("llama.rope.scaling.type", "none") != "none"
-    if scaled or "rope_freqs.weight" in tensors:
+    if architecture not in ("llama", "gemma3"):
+        raise FileError(
+            f"architecture {architecture!r} is not supported, only 'llama' and 'gemma3' are"
+        )
+    at = architecture + "."
+    if metadata.get(at + "rope.scaling.type", "none") != "none" or "rope_freqs.weight" in tensors:
         raise FileError("rope scaling in a GGUF file is not supported: use a folder of safetensors")
-    width, heads = metadata["llama.embedding_length"], metadata["llama.attention.head_count"]
-    layers = metadata["llama.block_count"]
-    head_width = metadata.get("llama.attention.key_length") or width // heads
-    if metadata.get("llama.rope.dimension_count", head_width) != head_width:
+    width, heads = metadata[at + "embedding_length"], metadata[at + "attention.head_count"]
+    layers = metadata[at + "block_count"]
+    head_width = metadata.get(at + "attention.key_length") or width // heads
+    if metadata.get(at + "rope.dimension_count", head_width) != head_width:
         raise FileError("rotary positions on a part of each head are not supported")
+    more = _gemma(metadata, width, layers) if architecture == "gemma3" else {}
     return ModelConfig(
         vocabulary_size=len(metadata["tokenizer.ggml.tokens"]),
         width=width,
         layers=layers,
         heads=heads,
-        kv_heads=metadata.get("llama.attention.head_count_kv", heads),
+        kv_heads=metadata.get(at + "attention.head_count_kv", heads),
         head_width=head_width,
-        mlp_width=metadata["llama.feed_forward_length"],
-        context_limit=metadata["llama.context_length"],
-        norm_epsilon=metadata["llama.attention.layer_norm_rms_epsilon"],
-        rope_base=metadata.get("llama.rope.freq_base", 10_000.0),
+        mlp_width=metadata[at + "feed_forward_length"],
+        context_limit=metadata[at + "context_length"],
+        norm_epsilon=metadata[at + "attention.layer_norm_rms_epsilon"],
+        rope_base=metadata.get(at + "rope.freq_base", 10_000.0),
         tied_head="output.weight" not in tensors,
         tap_layers=default_taps(layers),
+        **more,
     )
 
 
-def _name(name: str) -> str:
+def _gemma(metadata: Mapping[str, Any], width: int, layers: int) -> dict[str, Any]:
+    """What a Gemma has beyond a Llama. The format takes some of it for granted: that every
+    sixth layer sees everything, and the base of the others' rope."""
+    return dict(
+        activation="gelu_tanh",
+        embedding_scale=width**0.5,
+        query_key_norm=True,
+        post_norms=True,
+        local_layers=tuple(layer for layer in range(1, layers + 1) if layer % 6),
+        window=metadata["gemma3.attention.sliding_window"],
+    )
+
+
+def _name(name: str, parts: Mapping[str, str]) -> str:
     match name.split("."):
-        case ["blk", index, part, "weight"] if part in _LAYER_NAMES:
-            return f"layers.{index}.{_LAYER_NAMES[part]}.weight"
+        case ["blk", index, part, "weight"] if part in parts:
+            return f"layers.{index}.{parts[part]}.weight"
         case [part, "weight"] if part in _NAMES:
             return f"{_NAMES[part]}.weight"
-    raise FileError(f"tensor {name!a} is none that a Llama model has here")
+    raise FileError(f"tensor {name!a} is none that such a model has here")
 
 
-def _tensor(name: str, tensor: Any, config: ModelConfig) -> Tensor:
+def _tensor(name: str, tensor: Any, paired: Mapping[str, int]) -> Tensor:
     values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    heads = {"attn_q": config.heads, "attn_k": config.kv_heads}.get(name.split(".")[-2])
-    if heads:
+    if heads := paired.get(name.split(".")[-2]):
         values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2)
         values = values.reshape(-1, values.shape[-1])
     # Copied only where it is still the file's own memory.

@@ -34,6 +34,13 @@ class LinearHead:
         and then read, three times the traffic of rows that already lie together."""
         return F.linear(hidden, self.weight[ids])
 
+    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, D) -> the ids (T,) of the largest logits, ties to the lowest, and these logits
+        (T,); where a logit is no number, it is the largest."""
+        logits = self.full(hidden)
+        ids = logits.argmax(-1)
+        return ids, logits.gather(-1, ids[:, None])[:, 0]
+
     def fingerprint(self) -> str:
         """SHA-256 over the rows in float32: the model that a draft or an index belongs to."""
         digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""A Llama-style model out of a folder in Hugging Face's layout.
+"""A Llama-style model, or a Gemma 3, out of a folder in Hugging Face's layout.
 
 Such a folder holds ``config.json``, the weights in ``model.safetensors`` or in several such
 files with an index, and a tokenizer. What its configuration asks for and ``minispec.model``
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from minispec.checkpoint import read_json, read_tensors
 from minispec.errors import ArgumentError, FileError
-from minispec.model import ModelConfig, RopeScaling, Transformer, assembled, default_taps
+from minispec.model import ModelConfig, Transformer, assembled, default_taps
+from minispec.rope import RopeScaling
 from minispec.tokenizer import SentencePieceTokenizer, TiktokenTokenizer
 from minispec.types import Tokenizer
 
@@ -30,9 +31,27 @@ _LAYER_NAMES = {
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",
 }
+_GEMMA_NAMES = {
+    "self_attn.q_norm": "attention.query_norm",
+    "self_attn.k_norm": "attention.key_norm",
+    "post_attention_layernorm": "attention_post_norm",  # by this name a Llama's is another
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_post_norm",
+}
 _NAMES = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_head": "output"}
 # What else a configuration may say, and the one answer that ``minispec.model`` is built on.
-_ONLY = dict(hidden_act="silu", attention_bias=False, mlp_bias=False, quantization_config=None)
+_ONLY: dict[str, dict[str, Any]] = {
+    "llama": dict(hidden_act="silu", mlp_bias=False),
+    "gemma3_text": dict(
+        hidden_activation="gelu_pytorch_tanh",
+        final_logit_softcapping=None,
+        attn_logit_softcapping=None,
+        use_bidirectional_attention=False,
+    ),
+}
+_ONLY_EITHER: dict[str, Any] = dict(attention_bias=False, quantization_config=None)
+_KINDS = {name: name for name in _ONLY}
+_KINDS |= {"LlamaForCausalLM": "llama", "Gemma3ForCausalLM": "gemma3_text"}
 
 
 def load(path: Path) -> tuple[Transformer, Tokenizer]:
@@ -40,7 +59,9 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
 
     Raises FileError: a file missing or damaged, or a model of another kind.
     """
-    config = _config(path / "config.json")
+    kind, config = _config(path / "config.json")
+    gemma = kind == "gemma3_text"
+    parts = _LAYER_NAMES | (_GEMMA_NAMES if gemma else {})
     tokenizer = _tokenizer(path)
     ids, rows = tokenizer.vocabulary_size, config.vocabulary_size
     if ids > rows:  # fewer is common: rows are padded to a round number
@@ -51,48 +72,96 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
             continue  # what follows from the configuration, and the embedding once more
         if not value.is_floating_point() or value.element_size() == 1:
             raise FileError(f"{file}: {name} is {value.dtype}: quantised weights are not supported")
-        state[_name(name, file)] = value.float()
+        # A Gemma's norms multiply by 1 + w.
+        ours, offset = _name(name, file, parts), gemma and name.endswith("norm.weight")
+        state[ours] = value.float() + 1 if offset else value.float()
     return assembled(config, state, str(path)), tokenizer
 
 
-def _config(path: Path) -> ModelConfig:
+def _config(path: Path) -> tuple[str, ModelConfig]:
+    """The kind of model, and its configuration."""
     data = read_json(path)
     try:
         names = data.get("architectures") or [data.get("model_type")]
-        if names not in (["LlamaForCausalLM"], ["llama"]):
-            raise FileError(f"architecture {names[0]!a} is not supported, only Llama's is")
-        for key, wanted in _ONLY.items():
+        if len(names) != 1 or (kind := _KINDS.get(names[0])) is None:
+            raise FileError(
+                f"architecture {names[0]!a} is not supported, only Llama's and Gemma 3's are"
+            )
+        for key, wanted in (_ONLY[kind] | _ONLY_EITHER).items():
             if (found := data.get(key) or wanted) != wanted:
                 raise FileError(f"{key} {found!a} is not supported, only {wanted!a} is")
-        width, heads = data["hidden_size"], data["num_attention_heads"]
-        layers = data["num_hidden_layers"]
-        base, scaling = _rope(data)
-        return ModelConfig(
+        heads = data["num_attention_heads"]
+        shape = dict(
             vocabulary_size=data["vocab_size"],
-            width=width,
-            layers=layers,
+            width=data["hidden_size"],
+            layers=data["num_hidden_layers"],
             heads=heads,
             kv_heads=data.get("num_key_value_heads") or heads,
-            head_width=data.get("head_dim") or width // heads,
             mlp_width=data["intermediate_size"],
             context_limit=data["max_position_embeddings"],
             norm_epsilon=float(data.get("rms_norm_eps", 1e-6)),
-            rope_base=float(base),
-            rope_scaling=scaling,
-            tied_head=bool(data.get("tie_word_embeddings")),
-            tap_layers=default_taps(layers),
+            tap_layers=default_taps(data["num_hidden_layers"]),
         )
+        return kind, ModelConfig(**shape, **_MORE[kind](data))
     except (FileError, ArgumentError) as error:
         raise FileError(f"{path}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise FileError(f"{path} describes no Llama model: {error!r}") from None
+        raise FileError(f"{path} describes no model that is known here: {error!r}") from None
 
 
-def _rope(data: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """The base of the rotary frequencies and how they are stretched. Newer files say both in
-    ``rope_parameters``, older ones in ``rope_theta`` and ``rope_scaling``."""
+def _llama(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Newer files say the rope in ``rope_parameters``, older ones in ``rope_theta`` and
+    ``rope_scaling``."""
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    base = rope.get("rope_theta") or data.get("rope_theta") or 10_000.0
+    base, scaling = _rope(rope, data.get("rope_theta") or 10_000.0)
+    return dict(
+        head_width=data.get("head_dim") or data["hidden_size"] // data["num_attention_heads"],
+        rope_base=base,
+        rope_scaling=scaling,
+        tied_head=bool(data.get("tie_word_embeddings")),
+    )
+
+
+def _gemma(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not said is as in transformers, which does not write what it has by default."""
+    ropes = data.get("rope_parameters") or {}
+    full = ropes.get("full_attention") or data.get("rope_scaling") or {}
+    base, scaling = _rope(full, data.get("rope_theta") or 1e6)
+    near = ropes.get("sliding_attention") or {}
+    local_base, local_scaling = _rope(near, data.get("rope_local_base_freq") or 10_000.0)
+    if local_scaling:
+        raise FileError("a scaled rope in the local layers is not supported")
+    layers, period = data["num_hidden_layers"], data.get("sliding_window_pattern") or 6
+    kinds = data.get("layer_types") or [
+        "sliding_attention" if layer % period else "full_attention"
+        for layer in range(1, layers + 1)
+    ]
+    if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
+        raise FileError(f"layer_types {kinds!a} are not one of the two kinds for each layer")
+    return dict(
+        head_width=data.get("head_dim") or 256,
+        rope_base=base,
+        rope_scaling=scaling,
+        tied_head=bool(data.get("tie_word_embeddings", True)),
+        activation="gelu_tanh",
+        embedding_scale=data["hidden_size"] ** 0.5,
+        attention_scale=float(data.get("query_pre_attn_scalar") or 256) ** -0.5,
+        query_key_norm=True,
+        post_norms=True,
+        local_layers=tuple(
+            layer for layer, kind in enumerate(kinds, 1) if kind == "sliding_attention"
+        ),
+        local_rope_base=local_base,
+        window=data.get("sliding_window") or 4096,
+    )
+
+
+_MORE = {"llama": _llama, "gemma3_text": _gemma}
+
+
+def _rope(rope: Mapping[str, Any], base: float) -> tuple[float, RopeScaling | None]:
+    """The base of the rotary frequencies, ``base`` if not said, and how they are stretched."""
+    base = float(rope.get("rope_theta") or base)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "llama3"):
         raise FileError(f"rope type {kind!a} is not supported, only 'default' and 'llama3' are")
@@ -120,14 +189,14 @@ def _weights(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
             yield folder / name, tensor, value
 
 
-def _name(name: str, file: Path) -> str:
+def _name(name: str, file: Path, parts: Mapping[str, str]) -> str:
     stem = name.removesuffix(".weight")
     if stem in _NAMES:
         return f"{_NAMES[stem]}.weight"
     match stem.split(".", 3):
-        case ["model", "layers", index, part] if part in _LAYER_NAMES:
-            return f"layers.{index}.{_LAYER_NAMES[part]}.weight"
-    raise FileError(f"{file}: tensor {name!a} is none that a Llama model has here")
+        case ["model", "layers", index, part] if part in parts:
+            return f"layers.{index}.{parts[part]}.weight"
+    raise FileError(f"{file}: tensor {name!a} is none that such a model has here")
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

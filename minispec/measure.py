@@ -106,7 +106,7 @@ def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         emitted.append(len(round.tokens))
         if round.evidence:
             pairs = zip(round.evidence.laws, round.evidence.proposal.laws, strict=False)
-            covered += [min(1.0, float(p.probs[q.ids].sum())) for p, q in pairs]
+            covered += [min(1.0, float(p.probs[p.shared(q)[0]].sum())) for p, q in pairs]
         stop, passes = round.stop, passes + 1
     depth = max(proposed, default=-1) + 1
     return Figures(

@@ -169,8 +169,10 @@ def decoder(
     stop: StopRule,
     trace: bool = False,
     verifier: str = "token",
+    watched: Shortlist | None = None,
 ) -> Decoder:
-    """A method ready to decode prompts: (ids, random source) -> rounds.
+    """A method ready to decode prompts: (ids, random source) -> rounds. ``watched`` stands in
+    the place of its list.
 
     Raises as ``shortlist``, and ArgumentError for gamma out of range, an unknown verifier or a
     missing draft.
@@ -189,7 +191,7 @@ def decoder(
             f"method {method} needs a draft, and none is known for model {model.name}: "
             "use autoregressive, or train one and give it with --draft"
         )
-    ids_of, own = shortlist(method, model, domain), draft.with_own_head()
+    ids_of, own = watched or shortlist(method, model, domain), draft.with_own_head()
     learner = None
     if method.adapt:
         if not isinstance(own, EagleDraft):

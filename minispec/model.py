@@ -1,16 +1,22 @@
-"""The target: a Llama-style decoder.
+"""The target: a Llama-style decoder, or Gemma 3, which is one with a few things more.
 
 RMSNorm, rotary positions, grouped-query attention, SwiGLU: the model that speculative
 decoding accelerates and whose law it must keep. One property matters more here than in most
 implementations: **a forward pass gives the same features for any chunking of its input**,
 since a verify pass is nothing but a chunk of gamma + 1 tokens where plain decoding reads one.
 
+Gemma 3 normalises queries and keys, and what attention and MLP give before it is added; gates
+with GELU; scales its embeddings; and most of its layers are *local*: they see a window of the
+last positions, with a rope of their own. That it writes its norms' weights as 1 + w is undone
+where they are read.
+
 Knows nothing of vocabularies as text, of sampling, or of drafts. Shapes: ``B`` rows, ``T``
 new positions, ``S`` positions held by the cache, ``D`` width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +24,23 @@ from torch import Tensor, nn
 
 from minispec.cache import KVCache
 from minispec.checkpoint import check_tensors
-from minispec.errors import ArgumentError, ContextError, FileError
+from minispec.errors import ArgumentError, FileError
 from minispec.head import LinearHead
+from minispec.rope import Places, Rope, RopeScaling, turned
 from minispec.types import Features
 
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's stretching of rotary frequencies for contexts longer than those trained on:
-    wavelengths above ``original_context / low_factor`` are stretched by ``factor``, those
-    below ``original_context / high_factor`` are left alone, and between the two the
-    frequency is interpolated."""
-
-    factor: float
-    low_factor: float
-    high_factor: float
-    original_context: int
+# What gates an MLP. Hugging Face calls the second ``gelu_pytorch_tanh``.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model. ``tap_layers`` counts layers from 1: tap 2 is layer 2's output.
-    Raises ArgumentError on construction."""
+    """The shape of a model. Layers are counted from 1: tap 2 is layer 2's output. What comes
+    with a default after ``tap_layers`` is Llama's way, and the other is Gemma's. Raises
+    ArgumentError on construction."""
 
     vocabulary_size: int
     width: int
@@ -54,6 +55,14 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     tied_head: bool = True
     tap_layers: tuple[int, ...] = ()
+    activation: str = "silu"
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None  # None: 1 / sqrt(head_width)
+    query_key_norm: bool = False
+    post_norms: bool = False  # behind attention and MLP too, not just before
+    local_layers: tuple[int, ...] = ()  # that see ``window`` positions, with a rope of their own
+    local_rope_base: float = 10_000.0
+    window: int | None = None
     int8_rows: bool = False  # each row of a matrix lies on a grid of 255 steps (``quantised``)
 
     def __post_init__(self) -> None:
@@ -70,6 +79,36 @@ class ModelConfig:
             raise ArgumentError(f"head width {self.head_width} is odd: rotary pairs need it even")
         if any(not 1 <= tap <= self.layers for tap in self.tap_layers):
             raise ArgumentError(f"taps {self.tap_layers} must lie in 1..{self.layers}")
+        if self.activation not in ACTIVATIONS:
+            raise ArgumentError(f"activation {self.activation!r} is none of {[*ACTIVATIONS]}")
+        if self.local_layers and not (self.window and self.window > 0):
+            raise ArgumentError(f"local layers need a window of 1 or more, not {self.window}")
+
+    def rope(self, *, local: bool = False) -> Rope:
+        """The places of the layers that see everything, or of the local ones."""
+        return Rope(
+            self.head_width,
+            self.local_rope_base if local else self.rope_base,
+            group=self.heads // self.kv_heads,
+            limit=self.context_limit,
+            scaling=None if local else self.rope_scaling,
+            window=self.window if local else None,
+        )
+
+    @property
+    def beyond_llama(self) -> tuple[str, ...]:
+        """The settings that a Llama does not have, for those who run nothing else."""
+        names = ("activation", "embedding_scale", "attention_scale", "query_key_norm")
+        fields = type(self).__dataclass_fields__
+        return tuple(
+            name
+            for name in (*names, "post_norms", "local_layers")
+            if getattr(self, name) != fields[name].default
+        )
+
+    def norm(self, width: int, wanted: bool = True) -> nn.Module:
+        """A norm, or where none is wanted what changes nothing."""
+        return nn.RMSNorm(width, eps=self.norm_epsilon) if wanted else nn.Identity()
 
 
 def default_taps(layers: int) -> tuple[int, ...]:
@@ -79,68 +118,6 @@ def default_taps(layers: int) -> tuple[int, ...]:
     if layers > 8:
         return 2, layers // 2 - 1, layers - 4
     return tuple(sorted({1, (layers + 1) // 2, layers}))
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Where the tokens of one pass stand; computed once, used by every layer."""
-
-    positions: Tensor  # (B, T)
-    cos: Tensor  # (B, T, 1, head_width)
-    sin: Tensor  # (B, T, 1, head_width)
-    mask: Tensor | None  # (B, 1, T * group, S), true where a query may look; None: everywhere
-    span: int  # S, the longest row after this pass
-
-
-class Rope:
-    """Rotary position embedding (Su et al., arXiv 2104.09864): the pair of coordinates
-    (j, j + head_width / 2) of a query or key at position t is turned by t * base^(-2j/width),
-    so that a query and a key see only the distance between them."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.group = config.heads // config.kv_heads
-        self._limit = config.context_limit
-        # No weights: made in float64, even where weights are yet without memory.
-        half = torch.arange(config.head_width // 2, dtype=torch.float64, device="cpu")
-        self._frequencies = config.rope_base ** (-2 * half / config.head_width)
-        if config.rope_scaling:
-            self._frequencies = _stretched(self._frequencies, config.rope_scaling)
-
-    def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (..., 1, head_width) for positions (...); 1 stands for the heads."""
-        angles = positions[..., None, None] * self._frequencies.to(positions.device).repeat(2)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-    def places(self, cache: KVCache, new: int) -> Places:
-        """The places of the next ``new`` positions of each row of the cache.
-
-        Raises ContextError if a row has no room for them, or the model no such positions.
-        """
-        positions = cache.positions(new)  # (B, T)
-        span = max(cache.lengths) + new
-        if span > self._limit:
-            raise ContextError(f"position {span} is outside the model's context of {self._limit}")
-        if new == 1 and len(set(cache.lengths)) == 1:
-            mask = None  # a single token looks at everything that is held
-        else:
-            queries = positions.repeat_interleave(self.group, dim=1)  # (B, T * group)
-            mask = torch.arange(span, device=positions.device) <= queries[:, None, :, None]
-        cos, sin = self.turns(positions, cache.keys.dtype)
-        return Places(positions, cos, sin, mask, span)
-
-
-def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    wavelengths = 2 * torch.pi / frequencies
-    turns = scaling.original_context / wavelengths
-    blend = (turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
-    blend = blend.clip(0, 1)  # 0: long waves, stretched; 1: short waves, left alone
-    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries or keys (B, T, heads, head_width) turned by their positions' angles."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
 class Attention(nn.Module):
@@ -159,12 +136,15 @@ class Attention(nn.Module):
         self.key = nn.Linear(input_width, key_width, bias=False)
         self.value = nn.Linear(input_width, key_width, bias=False)
         self.output = nn.Linear(config.heads * config.head_width, config.width, bias=False)
+        self.query_norm = config.norm(config.head_width, config.query_key_norm)
+        self.key_norm = config.norm(config.head_width, config.query_key_norm)
+        self.scale = config.attention_scale
 
     def forward(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
         """x (B, T, input_width) -> (B, T, D), over all that the cache then holds of this layer."""
         queries, keys, values = self.project(x, places.cos, places.sin)
         cache.write(layer, places.positions, keys, values)
-        seen = slice(0, places.span)
+        seen = places.seen
         return self.attend(
             queries, cache.keys[layer, :, seen], cache.values[layer, :, seen], places.mask
         )
@@ -173,8 +153,8 @@ class Attention(nn.Module):
         """x (B, T, input_width), cos and sin (..., 1, hw) -> queries (B, T, heads, hw), keys and
         values (B, T, kv, hw)."""
         split = (-1, self.head_width)
-        queries = _turned(self.query(x).unflatten(-1, split), cos, sin)
-        keys = _turned(self.key(x).unflatten(-1, split), cos, sin)
+        queries = turned(self.query_norm(self.query(x).unflatten(-1, split)), cos, sin)
+        keys = turned(self.key_norm(self.key(x).unflatten(-1, split)), cos, sin)
         return queries, keys, self.value(x).unflatten(-1, split)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -190,23 +170,26 @@ class Attention(nn.Module):
             keys.transpose(1, 2),  # (B, kv, S, hw)
             values.transpose(1, 2),
             attn_mask=mask,
+            scale=self.scale,
         )  # (B, kv, T * group, hw)
         attended = attended.unflatten(2, (new, group)).transpose(1, 2)  # (B, T, kv, group, hw)
         return self.output(attended.flatten(2))
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer, arXiv 2002.05202): down(silu(gate(x)) * up(x))."""
+    """SwiGLU: down(silu(gate(x)) * up(x)), or GeGLU with GELU in its place (Shazeer, arXiv
+    2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate = nn.Linear(config.width, config.mlp_width, bias=False)
         self.up = nn.Linear(config.width, config.mlp_width, bias=False)
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))  # (B, T, D)
+        return self.down(self.activation(self.gate(x)) * self.up(x))  # (B, T, D)
 
 
 class Layer(nn.Module):
@@ -214,15 +197,18 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
+        self.attention_norm = config.norm(config.width)
         self.attention = Attention(config, config.width)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
+        self.attention_post_norm = config.norm(config.width, config.post_norms)
+        self.mlp_norm = config.norm(config.width)
         self.mlp = MLP(config)
+        self.mlp_post_norm = config.norm(config.width, config.post_norms)
 
     def forward(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
         """The stream (B, T, D) -> (B, T, D)."""
-        x = x + self.attention(self.attention_norm(x), places, cache, layer)
-        return x + self.mlp(self.mlp_norm(x))  # (B, T, D)
+        attended = self.attention(self.attention_norm(x), places, cache, layer)
+        x = x + self.attention_post_norm(attended)
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))  # (B, T, D)
 
 
 class Transformer(nn.Module):
@@ -236,8 +222,8 @@ class Transformer(nn.Module):
             nn.init.normal_(rows)
         self.embedding = nn.Embedding.from_pretrained(rows, freeze=False)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_epsilon)
-        self.rope = Rope(config)
+        self.norm = config.norm(config.width)
+        self.rope, self.local_rope = config.rope(), config.rope(local=True)
         if not config.tied_head:
             self.output = nn.Linear(config.width, config.vocabulary_size, bias=False)
 
@@ -276,13 +262,15 @@ class Transformer(nn.Module):
 
         Raises ContextError, before anything is changed, if they do not fit the cache.
         """
+        config = self.config
         places = self.rope.places(cache, ids.shape[1])
-        x = self.embedding(ids)  # (B, T, D)
+        near = self.local_rope.places(cache, ids.shape[1]) if config.local_layers else places
+        x = self.embedding(ids) * config.embedding_scale  # (B, T, D)
         taps = []
         for index, layer in enumerate(self.layers):
-            x = layer(x, places, cache, index)
-            if index + 1 in self.config.tap_layers:
-                taps.append(x)
+            x = layer(x, near if index + 1 in config.local_layers else places, cache, index)
+            if index + 1 in config.tap_layers:
+                taps.append(x / config.embedding_scale)
         cache.advance(ids.shape[1])
         return Features(self.norm(x), torch.cat(taps, dim=-1) if taps else x[..., :0])
 

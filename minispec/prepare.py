@@ -33,8 +33,9 @@ def loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, An
         guesser = None
         if path and not plain:
             guesser = draft.load(path, model.reference, model.fingerprint)
-        # One answer should not wait for a measurement: `doctor` and `compare` take the time.
-        return backend.placed(model, guesser, options.backend, options.command != "generate")
+        # One prompt should not wait for a measurement: `doctor` and `compare` take the time.
+        patient = options.command not in ("generate", "explore")
+        return backend.placed(model, guesser, options.backend, patient)
 
 
 def draft_path(options: argparse.Namespace) -> Path | None:

@@ -79,7 +79,7 @@ def find(model: str, name: str) -> Path:
     file = shipped(model, name) or Path(name)
     if not file.is_file():
         raise ArgumentError(
-            f"no ranking {name!r} for model {model}: smollm2 has {', '.join(NAMES)}, "
+            f"no ranking {name!r} for model {model}: known ones may have {', '.join(NAMES)}, "
             "any model those in files made by `minispec rank`"
         )
     return file

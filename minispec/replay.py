@@ -38,6 +38,9 @@ class _Certain:
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         return self.full(hidden)[..., ids]
 
+    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden[:, 0], torch.ones(len(hidden), dtype=self._dtype)
+
 
 @dataclass
 class _Place:
@@ -97,26 +100,28 @@ class Recorded(Reciter):
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
+class Step:
     """One question to a list: what it saw, what it answered, and which part brought what."""
 
     context: Context
-    ids: Tensor
+    ids: Tensor  # (K,)
     parts: Mapping[str, Tensor]
 
 
-class _Witness:
+class Witness:
     """A list that notes what it is asked; otherwise the list that it stands for."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self.name, self.budget, self.per_round = inner.name, inner.budget, inner.per_round
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
 
     def select(self, context: Context) -> Tensor:
-        ids: Tensor = self._inner.select(context)
+        # Asked once, so that a list takes the time here that it takes unwatched.
         parts = self._inner.explain(context) if hasattr(self._inner, "explain") else {}
-        self.steps.append(_Step(context, ids, parts))
+        brought = torch.cat([*parts.values()]).sort().values if parts else None
+        ids: Tensor = self._inner.select(context) if brought is None else brought
+        self.steps.append(Step(context, ids, parts))
         return ids
 
     def observe(self, round: Round) -> None:
@@ -149,7 +154,7 @@ def replayed(
 ) -> Replay:
     """Drafts a text again; ``stop`` is the rule that ended it, the rest as in ``speculative``.
     The draft's head must have the target's own rows."""
-    witness = _Witness(shortlist)
+    witness = Witness(shortlist)
     overlaps: list[float] = []
     origin: Counter[str] = Counter()
 
@@ -170,7 +175,7 @@ def replayed(
     return Replay(figures, tuple(overlaps), origin)
 
 
-def _overlap(text: Recorded, draft: Draft, step: _Step) -> float:
+def _overlap(text: Recorded, draft: Draft, step: Step) -> float:
     place = len(step.context.tokens) - 1
     both = torch.stack((text.hidden[place], step.context.hidden))  # (2, D)
     p, q = draft.head.rows(both, step.ids).float() / TEMPERATURE  # (K,) each

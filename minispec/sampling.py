@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from minispec.errors import ArgumentError
-from minispec.types import Law
+from minispec.types import Head, Law
+
+_FIRST = 1024  # ids that are put in order at first: a top-p of 0.95 takes a few hundred at most
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,10 @@ class Sampling:
         float64 for float64 logits, whatever the model ran in. Raises ArgumentError where no
         logit is finite, since no law exists.
         """
-        if logits.dtype != torch.float64:
-            logits = logits.float()
+        logits = _precise(logits)
         # The first of equal maxima, which is the lowest id; numpy's is six times faster here.
         best = int(logits.numpy().argmax())
-        if not torch.isfinite(logits[best]):
-            raise ArgumentError(f"the largest of {len(ids)} logits is {logits[best]}, not finite")
+        _check(logits[best])
         if self.temperature == 0:
             probs = torch.zeros_like(logits)
             probs[best] = 1
@@ -70,24 +70,65 @@ class Sampling:
             probs = probs / probs.sum()
         return Law(ids, probs)
 
+    def target_law(self, logits: Tensor) -> Law:
+        """logits (V,) of all ids -> the law over those that it gives any probability."""
+        if self.temperature == 0:
+            best = logits.argmax()[None]
+            return _certain(best, logits[best])
+        law = self.law(logits, torch.arange(len(logits)))
+        kept = np.flatnonzero(law.probs.numpy() != 0)
+        return Law(law.ids[kept], law.probs[kept]) if len(kept) < len(law.ids) else law
+
+    def target_laws(self, head: Head, hidden: Tensor) -> list[Law]:
+        """The ``target_law`` of each of several states (T, D). A greedy one needs no logits but
+        the largest. Raises as ``law``."""
+        if self.temperature == 0:
+            ids, logits = head.best(hidden)
+            return [_certain(ids[t : t + 1], logits[t : t + 1]) for t in range(len(ids))]
+        return [self.target_law(row) for row in head.full(hidden)]
+
+
+def _certain(token: Tensor, logit: Tensor) -> Law:
+    """The law that is all on one token (1,), whose logit (1,) is the largest."""
+    _check(logit[0])
+    return Law(token, torch.ones_like(_precise(logit)))
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _check(largest: Tensor) -> None:
+    if not torch.isfinite(largest):
+        raise ArgumentError(f"the largest logit is {float(largest)}, not finite")
+
 
 def _top_k(logits: Tensor, k: int) -> Tensor:
     """Which k logits are the largest (Fan et al., arXiv 1805.04833); of those equal to the k-th,
     the first ones."""
-    border = logits.topk(k).values[-1]
-    above = logits > border
-    equal = logits == border
-    return above | (equal & (equal.cumsum(0) <= k - above.sum()))
+    return _down_to(logits, logits.topk(k).values[-1], k)
 
 
 def _top_p(probs: Tensor, mass: float) -> Tensor:
     """The smallest set of largest probabilities that reaches ``mass`` (Holtzman et al., arXiv
-    1904.09751); never empty."""
-    order = probs.argsort(descending=True, stable=True)
-    before = probs[order].double().cumsum(0) - probs[order]  # mass of all that rank higher
-    keep = torch.empty_like(probs, dtype=torch.bool)
-    keep[order] = before < mass  # the first one always: nothing is before it
-    return keep
+    1904.09751); never empty.
+
+    Most laws reach it within few ids, so only as many are put in order as it takes.
+    """
+    for size in (_FIRST, 8 * _FIRST, len(probs)):
+        largest = probs.topk(min(size, len(probs))).values
+        sums = largest.double().cumsum(0)
+        if sums[-1] >= mass:
+            break
+    before = sums - largest  # mass of all that rank higher
+    count = int((before < mass).sum())  # the first one always: nothing is before it
+    return _down_to(probs, largest[count - 1], count)
+
+
+def _down_to(values: Tensor, border: Tensor, count: int) -> Tensor:
+    """Which values are above the border, and of those equal to it the first, ``count`` in all."""
+    above, equal = values > border, values == border
+    return above | (equal & (equal.cumsum(0) <= count - above.sum()))
 
 
 class SeededRandom:

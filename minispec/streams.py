@@ -41,9 +41,9 @@ class Turn:
 Plan = dict[str, list[list[Turn]]]  # by stream, by conversation, by turn
 
 
-def streams_of(names: Sequence[str], limit: int | None = None) -> list[Stream]:
+def streams_of(names: Sequence[str], limit: int | None = None, base: bool = False) -> list[Stream]:
     """Streams by the names of domains or of files; the stem of a file names its stream. With
-    ``limit`` only so many prompts of each.
+    ``limit`` only so many prompts of each. Those of a domain suit chat models, or ``base`` ones.
 
     Raises ArgumentError for a name that is neither or twice, FileError for a bad file.
     """
@@ -52,7 +52,7 @@ def streams_of(names: Sequence[str], limit: int | None = None) -> list[Stream]:
     streams = []
     for name in names:
         if name in corpus.DOMAINS:
-            streams.append(Stream(name, tuple(corpus.prompts(name)[:limit])))
+            streams.append(Stream(name, tuple(corpus.prompts(name, base)[:limit])))
         elif Path(name).suffix or Path(name).exists():
             streams.append(Stream(Path(name).stem, tuple(corpus.read_prompts(name)[:limit])))
         else:

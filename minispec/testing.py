@@ -150,7 +150,7 @@ class ToyTarget:
         cache.extend(ids.tolist())
         read = [tuple(cache.read[: start + i + 1]) for i in range(len(ids))]
         hidden = torch.stack([self.after(tokens) for tokens in read])  # (T, V)
-        taps = torch.zeros(len(ids), self.context_limit, dtype=torch.float64)
+        taps = torch.zeros(len(ids), self.context_limit, dtype=hidden.dtype)
         for row, tokens in enumerate(read):
             taps[row, : len(tokens)] = torch.tensor(tokens) + 1.0
         return Features(hidden, taps)
@@ -199,7 +199,7 @@ class ToyDraft:
 
 
 def _tokens_of(state: Tensor) -> tuple[int, ...]:
-    return tuple(int(value) - 1 for value in state if value > 0)
+    return tuple(int(value) - 1 for value in state.tolist() if value > 0)
 
 
 def random_table(

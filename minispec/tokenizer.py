@@ -28,10 +28,14 @@ from minispec.vocabulary import (
     read_llama3,
     read_tekken,
     reading,
+    sentencepiece_model,
 )
 
 # Special tokens with one of these names end an answer, whether or not the file says so.
-_END_NAMES = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "</s>")
+_END_NAMES = (
+    "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "</s>",
+    "<end_of_turn>",
+)  # fmt: skip
 # tiktoken's regex engine panics on a run of about a million characters of white space.
 _LONGEST_RUN = 400_000
 
@@ -249,16 +253,17 @@ class TiktokenTokenizer(_TableTokenizer):
 
 
 class SentencePieceTokenizer(_TableTokenizer):
-    """A SentencePiece `.model`, unigram or BPE. FileError if the file is anything else.
+    """A SentencePiece `.model`, unigram or BPE: a file, or its ``content``. FileError if it is
+    anything else.
 
     Where the model puts a space before every text, ``decode`` takes it away again. A model that
     normalises gives back the normalised text, and U+2581, its own sign for a space, is read as
     a space. Such a file carries no chat template.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, content: bytes | None = None) -> None:
         with reading(path, "a SentencePiece model"):
-            content = Path(path).read_bytes()
+            content = Path(path).read_bytes() if content is None else content
             if not content:
                 raise ValueError("empty")  # the library would take it for a model of nothing
             self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -279,6 +284,11 @@ class SentencePieceTokenizer(_TableTokenizer):
             )
         super().__init__(vocabulary)
         self.leading_space = "".join(model.encode("a", out_type=str)).startswith("\u2581")
+
+    @classmethod
+    def from_gguf_fields(cls, metadata: Mapping[str, Any]) -> "SentencePieceTokenizer":
+        """From GGUF metadata as a plain mapping (`tokenizer.ggml.tokens`, `.scores`, ...)."""
+        return cls("GGUF metadata", sentencepiece_model(metadata))
 
     def _encode_text(self, text: str, start: int) -> list[int]:
         ids: list[int] = self._model.encode(text)

@@ -120,6 +120,8 @@ def replayed_tau(draft: EagleDraft, sequences: Sequence[Shard], gamma: int) -> f
         batch = batch_of([sequence], draft.fusion.weight.dtype)
         right = torch.zeros(gamma, batch.ids.shape[1], dtype=torch.bool)
         for step, (hidden, begun) in enumerate(unrolled(draft, batch, gamma)):
+            if step:  # where the guess before was wrong no round comes to this one
+                begun[0, 1:] &= right[step - 1, :-1]
             guesses = draft.head.full(hidden[begun]).argmax(-1)
             right[step, begun[0]] = guesses == batch.following[begun]
         place, last = int(sequence.answers) - 2, batch.ids.shape[1]

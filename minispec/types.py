@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 
@@ -19,7 +20,8 @@ class Law:
     """A probability law over some ids of the vocabulary; every other id has probability 0.
 
     ``ids`` (K,) int64, sorted and unique; ``probs`` (K,) float32 or better, summing to one,
-    never a view of a buffer that is used again. A full law has ``ids = arange(V)``.
+    never a view of a buffer that is used again. A draft's law names all ids that were scored; of
+    the target's ids, those that it gives nothing may be missing: at temperature 0 one is left.
 
     Both may also be numpy arrays, ``probs`` then of ``fractions.Fraction``: the arithmetic of
     verification uses operators, indexing and sums alone, so that a proof can run through it.
@@ -30,7 +32,16 @@ class Law:
 
     def probability(self, token: int) -> Any:
         """The probability of one id, 0 where the law does not know it."""
-        return self.probs[self.ids == token].sum()
+        place = int(np.searchsorted(np.asarray(self.ids), token))
+        known = place < len(self.ids) and int(self.ids[place]) == token
+        return self.probs[place] if known else 0 * self.probs[0]
+
+    def shared(self, other: "Law") -> tuple[Any, Any]:
+        """The ids that two laws both know: where each of them stands here, and where there."""
+        ours, theirs = np.asarray(self.ids), np.asarray(other.ids)
+        places = np.minimum(np.searchsorted(ours, theirs), len(ours) - 1)
+        both = np.flatnonzero(ours[places] == theirs)
+        return places[both], both
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +128,8 @@ class Round:
 @dataclass(frozen=True, eq=False)
 class Features:
     """What the target shows of T positions: ``hidden`` (T, D), ready for the LM head, and
-    ``taps`` (T, n_taps * D), the outputs of chosen layers side by side, for the draft."""
+    ``taps`` (T, n_taps * D), the outputs of chosen layers side by side, for the draft, in units
+    of the scale that the embeddings were given."""
 
     hidden: Tensor
     taps: Tensor
@@ -149,6 +161,11 @@ class Head(Protocol):
 
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """(..., D), (K,) -> logits of those ids (..., K)."""
+        ...
+
+    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, D) -> the ids (T,) of the largest logits, ties to the lowest, and these logits
+        (T,); where a logit is no number, it is the largest."""
         ...
 
 

@@ -56,11 +56,9 @@ class Verdicts:
             torch.zeros(size),
             torch.full((size,), -1),
         )
-        self.filled = 0
-        self._windows = windows
+        self._windows, self._seed = windows, seed
         self._ring = windows - windows // 2  # of the newest; the others are the sample
-        self._written = 0
-        self._random = random.Random(seed)
+        self.clear()
 
     @property
     def bytes(self) -> int:
@@ -79,10 +77,13 @@ class Verdicts:
     ) -> int:
         """Keeps n positions: taps (n, n_taps * D), directions (n, D), trails (n, TRAIL), and a
         law and a difficulty for each. Returns how many were refused, not being finite."""
-        width = min(self.rows.ids.shape[1], *(len(law.ids) for law in laws))
-        largest = [law.probs.topk(width) for law in laws]
-        probs = torch.stack([law.values for law in largest]).to(self.rows.probs)  # (n, width)
-        ids = torch.stack([law.ids[i] for law, (_, i) in zip(laws, largest, strict=True)])
+        most = self.rows.ids.shape[1]
+        ids = torch.zeros(len(laws), most, dtype=torch.int64)
+        probs = torch.zeros(len(laws), most)  # a law of fewer ids gives nothing to id 0
+        for place, law in enumerate(laws):
+            width = min(most, len(law.ids))
+            probs[place, :width], largest = law.probs.topk(width)
+            ids[place, :width] = law.ids[largest]
         sound = torch.cat((taps, directions, probs), dim=1).isfinite().all(dim=1)  # (n,)
         rows = self.rows
         for place in sound.nonzero()[:, 0].tolist():
@@ -90,8 +91,7 @@ class Verdicts:
             rows.taps[row], rows.directions[row] = taps[place], directions[place]
             rows.trails[row], rows.sequence[row] = trails[place], text
             rows.difficulty[row] = difficulties[place]
-            rows.ids[row], rows.probs[row] = 0, 0
-            rows.ids[row, :width], rows.probs[row, :width] = ids[place], probs[place]
+            rows.ids[row], rows.probs[row] = ids[place], probs[place]
         return len(laws) - int(sound.sum())
 
     def _next_row(self) -> int:
@@ -140,3 +140,4 @@ class Verdicts:
         """Forgets all rows."""
         self.filled = self._written = 0
         self.rows.sequence.fill_(-1)
+        self._random = random.Random(self._seed)

@@ -37,8 +37,8 @@ Verifier = Callable[[Proposal, Sequence[Law], RandomSource], Verdict]
 def verify(proposal: Proposal, target_laws: Sequence[Law], random: RandomSource) -> Verdict:
     """Decides about a chain, token by token.
 
-    ``target_laws``: the target's full laws at the place of each drafted token and at the one
-    after the last, len(proposal) + 1 in all. Spends one coin for each token examined and one
+    ``target_laws``: the target's laws at the place of each drafted token and at the one after
+    the last, len(proposal) + 1 in all. Spends one coin for each token examined and one
     choice. Raises ArgumentError if the numbers do not match, or if a recorded law excludes the
     token that is said to be drawn from it.
     """
@@ -90,13 +90,12 @@ def verify_siblings(
 
 
 def acceptance_probability(p: Law, q: Law, token: int, weight: Any = 1) -> Any:
-    """min(1, w p(x) / q(x)) for x drawn from q; at w = 1 its mean is sum_x min(p(x), q(x)).
-    ``p`` is a full law, so that an id is its own index. Raises ArgumentError for an x that q
-    excludes."""
+    """min(1, w p(x) / q(x)) for x drawn from q; at w = 1 its mean is sum_x min(p(x), q(x)). Raises
+    ArgumentError for an x that q excludes."""
     proposed = q.probability(token)
     if not proposed > 0:
         raise ArgumentError(f"token {token} has probability 0 in the law it is said to come from")
-    return min(1, weight * p.probs[token] / proposed)
+    return min(1, weight * p.probability(token) / proposed)
 
 
 def residual(p: Law, q: Law, weight: Any = 1) -> Law:
@@ -111,9 +110,11 @@ def residual(p: Law, q: Law, weight: Any = 1) -> Law:
 
 
 def excess(p: Law, q: Law, weight: Any = 1) -> Any:
-    """(w p - q)+ (V,). ``p`` is a full law; ``q`` may know only some ids, which are unique."""
+    """(w p - q)+ over the ids of p: elsewhere p is 0, and so is the excess. Either law may know
+    only some ids, which are unique."""
     left = p.probs * weight  # a copy, for tensors and arrays alike
-    left[q.ids] = left[q.ids] - q.probs
+    ours, theirs = p.shared(q)
+    left[ours] = left[ours] - q.probs[theirs]
     return left * (left > 0)
 
 

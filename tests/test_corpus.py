@@ -170,7 +170,14 @@ def test_a_missing_package_is_named_at_the_call(monkeypatch: pytest.MonkeyPatch)
 
 
 def _evaluation() -> list[str]:
-    return [prompt for domain in corpus.DOMAINS for prompt in corpus.prompts(domain)]
+    """For models of both kinds."""
+    kinds = itertools.product((False, True), corpus.DOMAINS)
+    return [prompt for base, domain in kinds for prompt in corpus.prompts(domain, base)]
+
+
+def _openers() -> list[str]:
+    kinds = itertools.product((False, True), corpus.DOMAINS)
+    return [opener for base, domain in kinds for opener in corpus.openers(domain, base)]
 
 
 @pytest.mark.parametrize("domain", corpus.DOMAINS)
@@ -184,9 +191,20 @@ def test_prompts_and_openers_are_many_and_of_fitting_length(domain: str) -> None
     assert not [opener for opener in corpus.openers(domain) if opener[-1] in ".?!:,;"]
 
 
+@pytest.mark.parametrize("domain", corpus.DOMAINS)
+def test_texts_for_base_models_are_many_and_break_off(domain: str) -> None:
+    texts, openers = corpus.prompts(domain, base=True), corpus.openers(domain, base=True)
+    assert len(texts) >= 24 and len(openers) >= 60
+    assert all(8 <= len(text.split()) <= 60 for text in texts)
+    assert all(1 <= len(opener.split()) <= 8 for opener in openers)
+    assert "\\n" not in "".join(texts + openers)
+    assert all(("\n" in text) for text in texts) == (domain == "code")
+    if domain != "code":  # the sentence is for the model to end
+        assert not [text for text in texts + openers if text[-1] in ".?!"]
+
+
 def test_all_prompts_and_openers_differ() -> None:
-    openers = [opener for domain in corpus.DOMAINS for opener in corpus.openers(domain)]
-    lines = [line.casefold() for line in _evaluation() + openers]
+    lines = [line.casefold() for line in _evaluation() + _openers()]
     assert len(set(lines)) == len(lines)
 
 
@@ -198,10 +216,9 @@ def test_no_two_evaluation_prompts_share_a_run() -> None:
 def test_openers_share_no_run_with_evaluation_prompts_and_begin_none() -> None:
     guard = corpus.OverlapGuard(_evaluation())
     beginnings = [prompt.casefold() + " " for prompt in _evaluation()]
-    for domain in corpus.DOMAINS:
-        for opener in corpus.openers(domain):
-            assert guard.shared(opener) is None
-            assert not any(text.startswith(opener.casefold() + " ") for text in beginnings)
+    for opener in _openers():
+        assert guard.shared(opener) is None
+        assert not any(text.startswith(opener.casefold() + " ") for text in beginnings)
 
 
 def test_the_guard_finds_every_planted_run_and_no_shorter_one() -> None:

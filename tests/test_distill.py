@@ -1,5 +1,7 @@
 """Text that the target writes: the same from the same seed, and nothing of the evaluation."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,22 @@ def test_messages_begin_with_openers_and_repeat_nothing(tiny: tiny_model.Tiny) -
     assert texts != distill.messages(model.target, model.tokenizer, "law", 20, "other seed")
 
 
+def test_a_base_model_goes_on_with_texts(tiny: tiny_model.Tiny) -> None:
+    """No chat template is asked for, and no beginning holds the end of its text."""
+    model = tiny.model
+    texts = distill.messages(model.target, model.tokenizer, "code", 20, "seed", base=True)
+    assert len(set(texts)) == 20
+    assert all(text.startswith(tuple(corpus.openers("code", base=True))) for text in texts)
+    assert any("\n" in text for text in texts)
+
+
 def test_a_message_that_repeats_the_evaluation_is_thrown_away(
     tiny: tiny_model.Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With evaluation prompts among the openers, none of them comes through."""
     model, evaluation = tiny.model, corpus.prompts("law")
     clean = "When does a"
-    monkeypatch.setattr(corpus, "openers", lambda domain: [*evaluation, clean])
+    monkeypatch.setattr(corpus, "openers", lambda domain, base: [*evaluation, clean])
     texts = distill.messages(model.target, model.tokenizer, "law", 5, "seed")
     assert len(texts) == 5 and all(text.startswith(clean) for text in texts)
 
@@ -72,3 +83,23 @@ def test_the_recipe_makes_a_draft_and_its_log(tiny: tiny_model.Tiny, tmp_path: P
     assert log["log"][-1]["tokens"] >= 0.5 * 300 and log["log"][-1]["tau"] >= 1
     draft = load(path, tiny.model.target, tiny.model.fingerprint)
     assert draft.fusion.weight.shape == (tiny_model.WIDTH, 3 * tiny_model.WIDTH)
+
+
+def test_a_writer_that_is_killed_leaves_no_process_behind(
+    tiny: tiny_model.Tiny, tmp_path: Path
+) -> None:
+    """Its processes share its standard output, which ends when the last of them has."""
+    code = (
+        "import sys; from pathlib import Path; from minispec import distill\n"
+        "if __name__ == '__main__':\n"
+        "    for path in distill.write_shards("
+        "Path(sys.argv[2]), sys.argv[1], ['law'], 10**9, 0, 1, 6):\n"
+        "        print(path, flush=True)"
+    )
+    script = tmp_path / "write.py"
+    script.write_text(code)
+    command = [sys.executable, str(script), str(tiny.folder), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None and writer.stdout.readline()
+        writer.kill()
+        writer.communicate(timeout=60)

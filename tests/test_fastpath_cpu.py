@@ -7,12 +7,12 @@ its largest term; the bound used here is 2^-24 * 4 * sqrt(D) * |x| |w|, row by r
 import numpy as np
 import pytest
 import torch
-from conftest import toy_transformer
+from conftest import GEMMA, toy_transformer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpath import cpu
-from fastpath.kernels import product
+from fastpath.kernels import largest, product
 from fastpath.rows import CpuHead, PackedRows, gathered
 from minispec import draft, pretrained
 from minispec.audit import NEAR_TIE, audited
@@ -20,7 +20,7 @@ from minispec.commit import StopRule
 from minispec.corpus import prompts
 from minispec.decode import autoregressive, speculative
 from minispec.draft import untrained
-from minispec.errors import ContextError
+from minispec.errors import ArgumentError, ContextError
 from minispec.quantised import rounded, scales, steps
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
@@ -93,6 +93,33 @@ def test_gathered_rows_equal_the_reference(kind, size, width, new, threads, seed
     assert_products(out, states, exact[ids])
 
 
+@given(**shapes)
+def test_the_largest_product_is_that_of_the_reference(kind, size, width, new, threads, seed):
+    """Rows twice over, so that every largest one is tied, the second time in another share."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(size, width, generator=random).repeat(12, 1)
+    states = torch.randn(new, width, generator=random)
+    rows, sizes, _ = rows_of(weight, kind)
+    found, places = np.empty((threads, new), np.float32), np.empty((threads, new), np.int64)
+    largest(rows, sizes, states.numpy(), found, places, threads)
+    out = np.empty((new, len(weight)), np.float32)
+    product(rows, sizes, states.numpy(), out, threads)
+    best = found.argmax(0)
+    assert np.array_equal(found[best, range(new)], out.max(1))
+    assert np.array_equal(places[best, range(new)], out.argmax(1))
+
+
+@pytest.mark.parametrize("place", [0, 299, 699])
+def test_a_largest_product_that_is_no_number_shows(place):
+    weight = torch.randn(700, 8)
+    weight[place, 3] = float("nan")
+    head = CpuHead(*rows_of(weight, "float32")[:2])
+    ids, logits = head.best(torch.randn(2, 8))
+    assert ids.tolist() == [place, place] and logits.isnan().all()
+    with pytest.raises(ArgumentError, match="nan, not finite"):
+        Sampling().target_laws(head, torch.randn(2, 8))
+
+
 lists = st.lists(st.sets(st.integers(0, 39), min_size=1).map(sorted), min_size=1, max_size=8)
 
 
@@ -155,9 +182,10 @@ def toy_pair(**changes):
     return target, guesser
 
 
+@pytest.mark.parametrize("changes", [{}, GEMMA], ids=["llama", "gemma"])
 @given(cuts=st.lists(st.integers(1, 12), min_size=1, max_size=5), seed=st.integers(0, 20))
-def test_target_and_draft_equal_the_reference_in_any_chunks(cuts, seed):
-    model, guesser = toy_pair(seed=seed)
+def test_target_and_draft_equal_the_reference_in_any_chunks(changes, cuts, seed):
+    model, guesser = toy_pair(seed=seed, **changes)
     ids = torch.randint(0, 50, (sum(cuts),))
     expected = model.step(ids, model.new_cache(len(ids)))
     states = guesser.fuse(expected.taps)

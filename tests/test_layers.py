@@ -27,6 +27,7 @@ RIVER = [
     ["minispec.arguments"],
     ["minispec.tokenizer"],
     ["minispec.cache", "minispec.sampling", "minispec.commit"],
+    ["minispec.rope"],
     ["minispec.model"],
     ["minispec.gguf_file", "minispec.hf_folder"],
     ["minispec.pretrained"],
@@ -51,7 +52,7 @@ RIVER = [
     ["minispec.results", "minispec.study"],
     ["minispec.compare"],
     ["minispec.report"],
-    ["minispec.page"],
+    ["minispec.page", "minispec.explore"],
     ["minispec"],  # the package's own file, which may gather what lies above
     ["fastpath.static", "fastpath.device", "fastpath.kernels"],
     ["fastpath.compiled", "fastpath.cuda_kernels", "fastpath.rows", "fastpath.steps"],

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from minispec.cache import KVCache
 from minispec.errors import ArgumentError, ContextError
-from minispec.model import ModelConfig, Places, Rope, default_taps
+from minispec.model import ModelConfig, default_taps
+from minispec.rope import Places, Rope
 from minispec.types import Features
 
 MODEL = toy_transformer()
@@ -111,7 +112,7 @@ def misses_itself(self: Rope, cache: KVCache, new: int) -> Places:
     places = _places(self, cache, new)
     if places.mask is None:
         return replace(places, mask=None)
-    keys = torch.arange(places.span)
+    keys = torch.arange(places.seen.stop)
     queries = places.positions.repeat_interleave(self.group, dim=1)[:, None, :, None]
     return replace(places, mask=(keys < queries) | (keys == 0))
 
@@ -126,8 +127,9 @@ def starts_again(self: Rope, cache: KVCache, new: int) -> Places:
 def sees_the_longest_row(self: Rope, cache: KVCache, new: int) -> Places:
     """Short rows look at what the longest row's length lets them see."""
     places = _places(self, cache, new)
-    last = torch.arange(places.span - new, places.span).repeat_interleave(self.group)
-    mask = torch.arange(places.span) <= last[:, None]
+    end = places.seen.stop
+    last = torch.arange(end - new, end).repeat_interleave(self.group)
+    mask = torch.arange(end) <= last[:, None]
     return replace(places, mask=mask.expand(len(cache.lengths), 1, -1, -1))
 
 

@@ -22,6 +22,9 @@ DATA = sorted(
     for path in (ROOT / "minispec" / "data").rglob("*")
     if path.is_file()
 )
+WEIGHTS = sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "weights").rglob("*") if path.is_file()
+)
 ABOUT = "minispec-0.1.0.dist-info"
 
 
@@ -63,7 +66,10 @@ def test_wheel_holds_packages_and_data(built: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert wheel.name == "minispec-0.1.0-py3-none-any.whl"
-    assert {name.partition("/")[0] for name in names} == {"minispec", "fastpath", ABOUT}
+    apart = "minispec-0.1.0.data"
+    assert {name.partition("/")[0] for name in names} == {"minispec", "fastpath", ABOUT, apart}
+    shared = sorted(name for name in names if name.startswith(apart))
+    assert shared == [f"{apart}/data/share/minispec/{path}" for path in WEIGHTS]
     assert {"minispec/errors.py", "minispec/shortlist/full.py", "fastpath/__init__.py"} <= {*names}
     assert {f"{ABOUT}/licenses/LICENSE", f"{ABOUT}/licenses/NOTICE"} <= {*names}
     assert sorted(name for name in names if name.startswith("minispec/data/")) == DATA
@@ -101,6 +107,17 @@ def test_console_script_of_the_installed_wheel(installed: Path, tmp_path: Path) 
     says = run(installed / "bin" / "minispec", "--help", cwd=tmp_path, **where)
     for command in ("fetch", "generate", "compare", "train", "rank"):
         assert command in says
+
+
+def test_what_is_under_other_terms_is_found_where_the_wheel_puts_it(installed: Path) -> None:
+    assert "weights/gemma3-270m/GEMMA_TERMS.md" in WEIGHTS
+    code = (
+        "from minispec.pretrained import _shipped_apart as s; print(*s('gemma3-270m'), sep='\\n')"
+    )
+    told = run(sys.executable, "-c", code, cwd=installed, PYTHONPATH=str(installed))
+    found = sorted(Path(line) for line in told.splitlines())
+    assert [path.name for path in found] == [Path(path).name for path in WEIGHTS]
+    assert all(path.is_relative_to(installed.resolve()) and path.read_bytes() for path in found)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -2,62 +2,17 @@
 nothing and asks nobody for anything."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Page
 
 from minispec import page, report
 
-BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome", "chrome", "chromium-browser")
 Show = Callable[[Path], Any]
 IDLE = "window.Bokeh && Bokeh.documents.every(d => d.is_idle)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """The system's Chromium, or the one that Playwright may have brought along."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with sync_playwright() as playwright:
-        root = hasattr(os, "getuid") and os.getuid() == 0  # for whom Chromium has no sandbox
-        try:
-            found = playwright.chromium.launch(
-                executable_path=path, args=["--no-sandbox"] if root else []
-            )
-        except Error as error:
-            if path:
-                raise  # there is one, and it does not start: that is no reason to skip
-            pytest.skip(f"no browser: install chromium ({str(error).splitlines()[0]})")
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def show(browser: Browser) -> Iterator[Show]:
-    """Opens a file and waits for its plots; returns the page and all that it complained of,
-    asked for, or wanted to say."""
-    tabs: list[Page] = []
-
-    def shown(path: Path) -> Any:
-        tab = browser.new_page(viewport={"width": 1400, "height": 1000})
-        tabs.append(tab)
-        seen = SimpleNamespace(tab=tab, errors=[], asked=[])
-        tab.on("console", lambda m: m.type in ("error", "warning") and seen.errors.append(m.text))
-        tab.on("pageerror", lambda error: seen.errors.append(str(error)))
-        tab.on("dialog", lambda dialog: (seen.errors.append(dialog.message), dialog.dismiss()))
-        tab.on("request", lambda request: seen.asked.append(request.url))
-        tab.goto(path.as_uri())
-        tab.wait_for_timeout(300)
-        return seen
-
-    yield shown
-    for tab in tabs:
-        tab.close()
 
 
 def row(method: str, stream: str, gamma: int | None, **changes: Any) -> dict[str, Any]:

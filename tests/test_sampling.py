@@ -6,10 +6,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
+from minispec import sampling
 from minispec.errors import ArgumentError
+from minispec.head import LinearHead
 from minispec.sampling import Sampling, SeededRandom
+from minispec.types import Law
 
 LAST_BELOW_ONE = 1 - 2**-53
 
@@ -153,3 +156,61 @@ def test_one_uniform_per_decision_in_a_fixed_order() -> None:
 def test_a_top_p_of_one_leaves_nothing_out() -> None:
     """Not even what comes after shares that already round to one in float32."""
     assert law([0.0, -17.0], Sampling(1.0))[1] > 0
+
+
+# ------------------------------------------------------------------ large vocabularies
+
+
+def plainly(probs: torch.Tensor, mass: float) -> torch.Tensor:
+    """Which ids top-p keeps, by putting all of them in order."""
+    order = probs.argsort(descending=True, stable=True)
+    before = probs[order].double().cumsum(0) - probs[order]
+    keep = torch.empty_like(probs, dtype=torch.bool)
+    keep[order] = before < mass
+    return keep
+
+
+@settings(max_examples=150)
+@given(
+    size=st.sampled_from([1, 7, 1024, 1025, 9000, 40_000]),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 5.0, 40.0]),
+    digits=st.sampled_from([0, 1, 6]),  # few digits make many ties
+    mass=st.sampled_from([1e-9, 0.1, 0.5, 0.95, 0.999999, 0.9999999999]),
+    seed=st.integers(0, 2**31),
+)
+def test_top_p_by_parts_keeps_what_sorting_everything_keeps(size, spread, digits, mass, seed):
+    random = torch.Generator().manual_seed(seed)
+    logits = (spread * torch.randn(size, generator=random)).round(decimals=digits)
+    probs = torch.softmax(logits, 0)
+    assert torch.equal(sampling._top_p(probs, mass), plainly(probs, mass))
+
+
+@given(
+    logits=st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=9),
+    shape=st.sampled_from(
+        [Sampling(), Sampling(0.7), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.6)]
+    ),
+)
+def test_a_target_law_is_the_law_over_its_support(logits, shape):
+    values = torch.tensor(logits)
+    if not torch.isfinite(values.max()):
+        with pytest.raises(ArgumentError, match="not finite"):
+            shape.target_law(values)
+        return
+    whole, short = shape.law(values, torch.arange(len(values))), shape.target_law(values)
+    assert (short.probs > 0).all()
+    spread = torch.zeros(len(values)).index_put((short.ids,), short.probs)
+    assert torch.equal(spread, whole.probs)
+    for token in range(len(values)):
+        assert short.probability(token) == whole.probability(token) == whole.probs[token]
+    head = LinearHead(values[:, None])
+    [through_head] = shape.target_laws(head, torch.ones(1, 1))
+    assert torch.equal(through_head.ids, short.ids)
+    assert torch.equal(through_head.probs, short.probs)
+
+
+@given(st.sets(st.integers(0, 12), min_size=1), st.sets(st.integers(0, 12), min_size=1))
+def test_what_two_laws_share(ours, theirs):
+    one, other = (Law(torch.tensor(sorted(ids)), torch.ones(len(ids))) for ids in (ours, theirs))
+    here, there = one.shared(other)
+    assert one.ids[here].tolist() == other.ids[there].tolist() == sorted(ours & theirs)

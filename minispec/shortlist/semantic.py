@@ -125,7 +125,8 @@ def write_index(
 ) -> None:
     """Writes the cluster of each id (V,), and a router to them if there is one (see
     ``routed``), with the fingerprints that they were made for."""
-    tensors = {"clusters": clusters.to(torch.int32)}
+    small = int(clusters.max()) < 2**15
+    tensors = {"clusters": clusters.to(torch.int16 if small else torch.int32)}
     tensors |= {_ROUTER + name: value.to(torch.bfloat16) for name, value in router.items()}
     write_tensors(path, tensors, {"model": model, "tokenizer": tokenizer})
 
@@ -143,7 +144,7 @@ def read_index(
     router = {n: tensors.pop(n) for n in [*tensors] if n.startswith(_ROUTER)}
     check_tensors(tensors, {"clusters": (vocabulary_size,)}, str(path))
     clusters = tensors["clusters"]
-    if clusters.dtype != torch.int32 or clusters.min() < 0:
+    if clusters.dtype not in (torch.int16, torch.int32) or clusters.min() < 0:
         raise FileError(f"{path} is no index: the number of each id's cluster was expected")
     return clusters.long(), {n.removeprefix(_ROUTER): value for n, value in router.items()}
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import toy_transformer
 from drawn import distance
-from parts import static
+from lists import static
 
 from minispec import sampling as sampling_module
 from minispec.batched import batched

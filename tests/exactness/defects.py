@@ -16,7 +16,8 @@ import parts
 import pytest
 import torch
 from drawn import AS_IT_IS
-from parts import RestlessList, candidates, static
+from lists import RestlessList, static
+from parts import candidates
 
 from minispec import propose
 from minispec import sampling as sampling_module

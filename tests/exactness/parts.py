@@ -1,11 +1,13 @@
-"""What is certified: lists, verifiers, samplings, backends. A further one is one line here."""
+"""What is certified: lists, learners, verifiers, samplings, backends. A further one is one line."""
 
-import random
+import importlib
 from collections.abc import Callable, Iterable
 from functools import cache
 
 import numpy as np
 import torch
+from learners import WIDTH, adapting, poisoned
+from lists import LISTS, ListOf, evolving, static
 
 from fastpath.rows import CpuHead
 from minispec.certify import SAMPLINGS, Backend, Decoding, Toys, speculation
@@ -13,73 +15,15 @@ from minispec.commit import Output
 from minispec.head import LinearHead
 from minispec.propose import likeliest
 from minispec.sampling import Sampling
-from minispec.shortlist.full import FullList
-from minispec.shortlist.static import StaticList
-from minispec.types import Context, Evidence, Head, Proposal, RandomSource, Round, Shortlist
+from minispec.types import Context, Evidence, Head, Learner, Proposal, RandomSource, Round
 from minispec.verify import verify, verify_block, verify_siblings
 
-ListOf = Callable[[int], Shortlist]
-
-
-class RestlessList:
-    """Another list at every position, of every size but the whole."""
-
-    name, per_round = "restless", False
-
-    def __init__(self, size: int) -> None:
-        self.budget, self._size = max(1, size - 1), size
-
-    def select(self, context: Context) -> torch.Tensor:
-        luck = random.Random(f"{context.tokens} {context.depth}")
-        return torch.tensor(sorted(luck.sample(range(self._size), luck.randint(1, self.budget))))
-
-    def observe(self, round: Round) -> None:
-        """Learns nothing."""
-
-    def reset(self) -> None:
-        """Has learnt nothing."""
-
-
-class LearningList:
-    """Remembers all that a list may: rejected drafts, laws, acceptance. It proposes what was
-    rejected before, and one id that hangs on everything else."""
-
-    name, per_round = "learning", False
-
-    def __init__(self, size: int) -> None:
-        self.budget = max(2, size - 1)
-        self._size = size
-        self.reset()
-
-    def select(self, context: Context) -> torch.Tensor:
-        luck = random.Random(f"{self._past} {context.tokens}")
-        ids = {luck.randrange(self._size), *self._rejected[1 - self.budget :]}
-        return torch.tensor(sorted(ids))
-
-    def observe(self, round: Round) -> None:
-        assert round.evidence is not None
-        self._rejected += round.proposed[len(round.path) :]
-        # As numbers that are the same in every arithmetic.
-        acceptance = [round.evidence.acceptance, *(law.probs for law in round.evidence.laws)]
-        shares = [f"{float(share):.3f}" for row in acceptance for share in row]
-        self._past = (*self._past, (round.tokens, *shares))
-
-    def reset(self) -> None:
-        self._past: tuple[object, ...] = ()
-        self._rejected: tuple[int, ...] = ()
-
-
-def static(size: int) -> Shortlist:
-    """The upper half of the ids, ends included."""
-    return StaticList(torch.arange(size).flip(0), (size + 1) // 2, (size - 1,))
-
-
-LISTS: dict[str, ListOf] = {
-    "full": FullList,
-    "static": static,
-    "restless": RestlessList,
-    "learning": LearningList,
+# Lists with drafts that learn between rounds.
+LEARNING: dict[str, tuple[ListOf, Callable[[Toys], Learner]]] = {
+    "evospec+adapt": (lambda size: evolving(size, width=WIDTH), adapting),
+    "static+adapt, lied to": (static, poisoned),
 }
+DRAFTING = (*LISTS, *LEARNING)
 
 
 def candidates(shortlist: ListOf) -> Decoding:
@@ -130,20 +74,61 @@ def candidates(shortlist: ListOf) -> Decoding:
     return decode
 
 
-VERIFIERS: dict[str, Callable[[ListOf], Decoding]] = {
-    "token": lambda shortlist: speculation(shortlist, verify),
-    "block": lambda shortlist: speculation(shortlist, verify_block),
-    "candidates": candidates,
-}
+CHAINS = {"token": verify, "block": verify_block}
+VERIFIERS = (*CHAINS, "candidates")
+
+
+def decoding(verifier: str, drafting: str) -> Decoding:
+    """What a verifier and a list, or a list and a learner, by name are together."""
+    if verifier == "candidates":
+        return candidates(LISTS[drafting])
+    if drafting in LEARNING:
+        shortlist, learner = LEARNING[drafting]
+        return speculation(shortlist, CHAINS[verifier], learner)
+    return speculation(LISTS[drafting], CHAINS[verifier])
 
 
 def numba_head(weight: torch.Tensor) -> Head:
     return CpuHead(weight.float().numpy(), np.ones(len(weight), np.float32))
 
 
+def device_head(weight: torch.Tensor) -> Head:
+    cuda, rows, device = map(
+        importlib.import_module, ("fastpath.cuda", "fastpath.cuda_head", "fastpath.device")
+    )
+    head: Head = cuda.DeviceHead(rows.DeviceRows(weight.float().to(device.home())))
+    return head
+
+
 # Whose head multiplies. The reference proves in fractions; compiled code has only floats.
-BACKENDS: dict[str, Callable[[torch.Tensor], Head]] = {"reference": LinearHead, "cpu": numba_head}
+BACKENDS: dict[str, Callable[[torch.Tensor], Head]] = {
+    "reference": LinearHead,
+    "cpu": numba_head,
+    "compiled": LinearHead,
+    "cuda": device_head,
+}
 ARITHMETICS = {"fraction": 0.0, "float64": 1e-12, "float32": 1e-6}  # with the worst allowed
+
+
+def impossible(backend: str, arithmetic: str, verifier: str, drafting: str) -> str | None:
+    """Why a combination cannot be, None if it can."""
+    if backend == "compiled":
+        return "compiled has the reference's heads, and toys have no layers to compile"
+    if backend == "cuda" and not torch.cuda.is_available():
+        return "cuda needs a GPU, and there is none here"
+    if backend != "reference" and arithmetic == "fraction":
+        return f"{backend} multiplies in floats and knows no fractions"
+    if backend != "reference" and arithmetic == "float64":
+        return f"{backend} adds up in float32"
+    if drafting not in LEARNING:
+        return None
+    if backend != "reference":
+        return "a draft that learns runs on the reference backend alone"
+    if arithmetic == "fraction":
+        return "a draft that learns has gradients, which are floats"
+    if verifier == "candidates":
+        return "candidates are tried by a loop of the suite's own, in which no draft learns"
+    return None
 
 
 def named(sampling: Sampling) -> str:
@@ -152,15 +137,6 @@ def named(sampling: Sampling) -> str:
     parts += [f"top-k {sampling.top_k}"] if sampling.top_k else []
     parts += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
     return ", ".join(parts)
-
-
-def impossible(backend: str, arithmetic: str) -> str | None:
-    """Why a combination cannot be, None if it can."""
-    if arithmetic == "fraction" and backend != "reference":
-        return f"{backend} multiplies in floats and knows no fractions"
-    if arithmetic == "float64" and backend == "cpu":
-        return "cpu adds up in float32"
-    return None
 
 
 def backend_of(name: str, arithmetic: str) -> Backend:

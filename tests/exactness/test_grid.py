@@ -9,7 +9,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from parts import ARITHMETICS, BACKENDS, LISTS, SAMPLING, VERIFIERS, backend_of, impossible, static
+from lists import LISTS, static
+from parts import (
+    ARITHMETICS,
+    BACKENDS,
+    CHAINS,
+    DRAFTING,
+    LEARNING,
+    SAMPLING,
+    VERIFIERS,
+    backend_of,
+    decoding,
+    impossible,
+)
 
 from minispec.certify import GRID, Certificate, ExactSampling, certify, speculation
 from minispec.errors import ArgumentError
@@ -24,19 +36,22 @@ PART = [GRID[i] for i in (2, 8, 11, 13)]
 @pytest.mark.parametrize("shortlist", LISTS)
 @pytest.mark.parametrize("verifier", VERIFIERS)
 def test_the_law_is_exactly_the_targets(verifier: str, shortlist: str, sampling: str) -> None:
-    decode = VERIFIERS[verifier](LISTS[shortlist])
+    decode = decoding(verifier, shortlist)
     found = certify(decode, SAMPLING[sampling], PART)
     assert isinstance(found.worst_tv, Fraction | int) and found.worst_tv == 0
     assert found.branches > len(PART) or SAMPLING[sampling].temperature == 0
 
 
-FLOATS = [(b, a) for b in BACKENDS for a in ("float64", "float32") if not impossible(b, a)]
+FLOATS = [
+    (b, a) for b in BACKENDS for a in ("float64", "float32")
+    if not impossible(b, a, "token", "learning")
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("backend", "arithmetic"), FLOATS)
 @pytest.mark.parametrize("verifier", VERIFIERS)
 def test_rounding_stays_rounding(verifier: str, backend: str, arithmetic: str) -> None:
-    decode = VERIFIERS[verifier](LISTS["learning"])
+    decode = decoding(verifier, "learning")
     found = certify(decode, Sampling(1.0), PART, backend_of(backend, arithmetic))
     assert found.worst_tv <= ARITHMETICS[arithmetic]
 
@@ -57,10 +72,13 @@ def test_a_row_says_what_is_wrong_with_it() -> None:
 
 def test_the_whole_product_is_either_walked_or_refused() -> None:
     possible, refused = certificate.keys()
-    count = len(BACKENDS) * len(ARITHMETICS) * len(VERIFIERS) * len(LISTS) * len(SAMPLING)
+    count = len(BACKENDS) * len(ARITHMETICS) * len(VERIFIERS) * len(DRAFTING) * len(SAMPLING)
     assert len(possible) + len(refused) == count
-    assert all(impossible(row["backend"], row["arithmetic"]) == row["reason"] for row in refused)
-    assert impossible("reference", "fraction") is None and impossible("other", "fraction")
+    names = ("backend", "arithmetic", "verifier", "shortlist")
+    assert all(impossible(*(row[n] for n in names)) == row["reason"] for row in refused)
+    assert all(impossible("reference", "fraction", v, d) is None for v in VERIFIERS for d in LISTS)
+    assert all(impossible("reference", "float64", v, d) is None for v in CHAINS for d in LEARNING)
+    assert impossible("other", "fraction", "token", "full")
 
 
 def test_a_block_never_accepts_fewer_tokens() -> None:
@@ -69,7 +87,7 @@ def test_a_block_never_accepts_fewer_tokens() -> None:
     found: dict[tuple[str, ...], Certificate] = {}
     for verifier in ("token", "block"):
         key = ("reference", "fraction", verifier, "static", "temperature 1")
-        found[key] = certify(VERIFIERS[verifier](static), Sampling(1.0), cases)
+        found[key] = certify(decoding(verifier, "static"), Sampling(1.0), cases)
     gains = certificate.block_against_token(found)
     assert gains["cases"] == len(cases)
     assert gains["fewer"] == 0 and gains["more"] > 2

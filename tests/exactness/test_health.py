@@ -12,7 +12,7 @@ import pytest
 import torch
 from drawn import drawn
 from hypothesis import given
-from parts import LISTS
+from lists import LISTS
 from test_draft import assert_fresh
 
 from minispec.cache import KVCache

@@ -6,7 +6,8 @@ import torch
 from conftest import toy_transformer
 from drawn import EXAMPLES, drawn
 from hypothesis import given, settings
-from parts import LISTS, VERIFIERS
+from lists import LISTS
+from parts import VERIFIERS, decoding
 from test_draft import DRAFT, TARGET, same
 
 from minispec.certify import GRID, Backend, Case, Toys, output_law, plain
@@ -102,7 +103,7 @@ def test_renumbered_ids_renumber_the_law(case: Case, verifier: str) -> None:
     """Of whole outputs, by a list that lists by number: other ids, the same law."""
     twin = Renumbered(**vars(case))
     object.__setattr__(twin, "order", tuple(reversed(range(case.vocabulary))))
-    sampling, decode = Sampling(0.5), VERIFIERS[verifier](LISTS["static"])
+    sampling, decode = Sampling(0.5), decoding(verifier, "static")
     expected = output_law(plain, Toys.of(case, sampling, Backend()))
     renamed = {
         (tuple(twin.order[t] for t in said), stop): share

@@ -3,7 +3,8 @@
 import ast
 
 import pytest
-from mutants import ROOT, SELECTION, mutants
+from changes import mutants
+from mutants import ROOT, SELECTION
 
 SOURCE = '''
 """Words: 1 + 1."""

@@ -13,7 +13,8 @@ import torch
 from defects import PLANTED, Planted
 from drawn import DrawnCase, cases, distance, drawn, lists, samplings
 from hypothesis import given
-from parts import LISTS, candidates, static
+from lists import LISTS, static
+from parts import candidates
 
 from minispec.certify import Backend, speculation
 from minispec.sampling import Sampling, SeededRandom

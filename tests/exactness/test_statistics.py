@@ -75,6 +75,10 @@ class Identity:
     def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
         return hidden[ids]
 
+    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        logits, ids = hidden.max(-1)
+        return ids, logits
+
 
 def row_of(tokens: tuple[int, ...]) -> int:
     """Which of the 20 laws follows: that of the place, then of the place and the first token."""

@@ -1,0 +1,106 @@
+"""What a draft step costs as the vocabulary grows at a fixed budget, and as the context grows.
+
+Physics: a step reads the draft's layer, the K rows of its list and the keys and values so far;
+choosing a list reads centroids and marks V ids. Of these only the marks, one byte an id, grow
+with V, as long as nobody touches all rows: the whole head, beside it, is V * D numbers.
+
+Models of SmolLM2's width with random weights and one layer, whose vocabularies differ. The whole
+production chain is timed (choosing the list, four steps, laws, draws), divided by its steps.
+Between two chains other memory is read, as the target's pass does. The sides alternate, chain
+by chain, in one process; figures are medians.
+
+Run: make bench, or python -m benchmarks.bench_scaling --json FILE
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from timeit import default_timer
+
+import numba
+import torch
+
+from fastpath import cpu
+from minispec import draft as drafts
+from minispec.checkpoint import write_json
+from minispec.model import ModelConfig, Transformer
+from minispec.propose import Drafter
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlist.evolving import EvolvingList
+from minispec.shortlist.full import FullList
+from minispec.stopwatch import Stopwatch
+from minispec.types import Shortlist
+
+VOCABULARIES = (32_768, 65_536, 131_072, 262_144)
+CONTEXTS = (64, 512, 2_048)
+BUDGET, CLUSTERS, GAMMA = 1_536, 2_048, 4
+BETWEEN = torch.zeros(16 * 2**20)  # 64 MiB that are read between two chains
+
+
+def config(vocabulary: int) -> ModelConfig:
+    """SmolLM2-135M's shape, but for the vocabulary and the number of layers."""
+    return ModelConfig(
+        vocabulary_size=vocabulary, width=576, layers=1, heads=9, kv_heads=3, head_width=64,
+        mlp_width=1_536, norm_epsilon=1e-5, rope_base=100_000.0, context_limit=4_096,
+        tap_layers=(1,),
+    )  # fmt: skip
+
+
+def chains(vocabulary: int, context: int, name: str) -> Iterator[float]:
+    """Seconds a draft step, chain after chain, behind a context of so many tokens."""
+    model = Transformer(config(vocabulary)).eval().requires_grad_(False)
+    target = cpu.target(model)
+    draft = cpu.draft(drafts.untrained(model), target)
+    ids = torch.randperm(vocabulary)
+    shortlist: Shortlist = FullList(vocabulary)
+    if name == "evospec":
+        clusters = torch.arange(vocabulary) % CLUSTERS
+        shortlist = EvolvingList(ids, BUDGET, (), clusters, model.head.weight)
+    drafter = Drafter(draft, shortlist, model.context_limit)
+    tokens = torch.randint(vocabulary, (context,)).tolist()
+    drafter.absorb(torch.tensor(tokens), torch.randn(context, 576))
+    sampling, random, watch = Sampling(), SeededRandom(0), Stopwatch()
+    while True:
+        drafter.absorb(torch.tensor(tokens[:1]), torch.randn(1, 576))  # forgets the last chain
+        BETWEEN.sum()
+        start = default_timer()
+        drafter.propose(tokens, GAMMA, sampling, random, watch)
+        yield (default_timer() - start) / GAMMA
+
+
+def medians(sides: dict[str, Iterator[float]], count: int) -> dict[str, float]:
+    """Microseconds a step of each side, which take turns."""
+    for side in sides.values():
+        next(side)  # compiles, and packs what is packed once
+    seconds: dict[str, list[float]] = {label: [] for label in sides}
+    for _ in range(count):
+        for label, side in sides.items():
+            seconds[label].append(next(side))
+    return {label: round(1e6 * statistics.median(s), 1) for label, s in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--chains", type=int, default=200, help="of each side (200)")
+    options = parser.parse_args()
+    by_vocabulary = {
+        f"{name} V={v}": chains(v, 256, name) for v in VOCABULARIES for name in ("evospec", "full")
+    }
+    steps = medians(by_vocabulary, options.chains)
+    by_context = {f"evospec T={t}": chains(VOCABULARIES[0], t, "evospec") for t in CONTEXTS}
+    first, last = (f"evospec V={v}" for v in (VOCABULARIES[0], VOCABULARIES[-1]))
+    figures = {
+        "threads": numba.get_num_threads(),
+        "microseconds_a_step": steps | medians(by_context, options.chains),
+        "largest_over_smallest_vocabulary": round(steps[last] / steps[first], 3),
+    }
+    if options.json:
+        write_json(options.json, figures)
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

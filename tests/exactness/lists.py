@@ -1,0 +1,165 @@
+"""Lists that are walked: toys that change as much as a list may, our own over a few ids, and the
+two indices of the evolving list, each alone."""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from minispec.shortlist.evolving import EvolvingList
+from minispec.shortlist.full import FullList
+from minispec.shortlist.in_context import InContextList
+from minispec.shortlist.routed import RoutedList, Router
+from minispec.shortlist.semantic import SemanticIndex
+from minispec.shortlist.static import StaticList
+from minispec.shortlist.statistical import StatisticalIndex, recent
+from minispec.types import Context, Round, Shortlist
+
+ListOf = Callable[[int], Shortlist]
+
+
+class RestlessList:
+    """Another list at every position, of every size but the whole."""
+
+    name, per_round = "restless", False
+
+    def __init__(self, size: int) -> None:
+        self.budget, self._size = max(1, size - 1), size
+
+    def select(self, context: Context) -> torch.Tensor:
+        luck = random.Random(f"{context.tokens} {context.depth}")
+        return torch.tensor(sorted(luck.sample(range(self._size), luck.randint(1, self.budget))))
+
+    def observe(self, round: Round) -> None:
+        """Learns nothing."""
+
+    def reset(self) -> None:
+        """Has learnt nothing."""
+
+
+class LearningList:
+    """Remembers all that a list may: rejected drafts, laws, acceptance. It proposes what was
+    rejected before, and one id that hangs on everything else."""
+
+    name, per_round = "learning", False
+
+    def __init__(self, size: int) -> None:
+        self.budget = max(2, size - 1)
+        self._size = size
+        self.reset()
+
+    def select(self, context: Context) -> torch.Tensor:
+        luck = random.Random(f"{self._past} {context.tokens}")
+        ids = {luck.randrange(self._size), *self._rejected[1 - self.budget :]}
+        return torch.tensor(sorted(ids))
+
+    def observe(self, round: Round) -> None:
+        assert round.evidence is not None
+        self._rejected += round.proposed[len(round.path) :]
+        # As numbers that are the same in every arithmetic.
+        acceptance = [round.evidence.acceptance, *(law.probs for law in round.evidence.laws)]
+        shares = [f"{float(share):.3f}" for row in acceptance for share in row]
+        self._past = (*self._past, (round.tokens, *shares))
+
+    def reset(self) -> None:
+        self._past: tuple[object, ...] = ()
+        self._rejected: tuple[int, ...] = ()
+
+
+class SemanticList:
+    """What the draft's state points at, at every step: the semantic index alone."""
+
+    name, per_round = "semantic", False
+
+    def __init__(self, size: int) -> None:
+        self.budget = half(size)
+        self._index = SemanticIndex(
+            clusters(size), torch.eye(size), np.arange(size), np.array([], np.int64)
+        )
+
+    def select(self, context: Context) -> torch.Tensor:
+        return torch.from_numpy(
+            self._index.near(context.hidden, self.budget)[: self.budget]
+        ).sort()[0]
+
+    def observe(self, round: Round) -> None:
+        """Learns nothing: its rows were clustered before."""
+
+    def reset(self) -> None:
+        """Has learnt nothing."""
+
+
+class StatisticalList:
+    """What followed the last token before, rejected drafts included, then what is recent: the
+    statistical index alone."""
+
+    name, per_round = "statistical", False
+
+    def __init__(self, size: int) -> None:
+        self.budget, self._index = half(size), StatisticalIndex(size)
+
+    def select(self, context: Context) -> torch.Tensor:
+        followers = self._index.successors(context.tokens[-1])
+        ids = dict.fromkeys((*followers.tolist(), *recent(context.tokens).tolist()))
+        return torch.tensor(sorted([*ids][: self.budget]))
+
+    def observe(self, round: Round) -> None:
+        self._index.observe(round)
+
+    def reset(self) -> None:
+        self._index.reset()
+
+
+def half(size: int) -> int:
+    return (size + 1) // 2
+
+
+def upper(size: int) -> torch.Tensor:
+    """A ranking that begins with the ids that may end a case."""
+    return torch.arange(size).flip(0)
+
+
+def clusters(size: int) -> torch.Tensor:
+    """Neighbours by twos."""
+    return torch.arange(size) // 2
+
+
+def static(size: int) -> Shortlist:
+    """The upper half of the ids, ends included."""
+    return StaticList(upper(size), half(size), (size - 1,))
+
+
+def in_context(size: int) -> Shortlist:
+    return InContextList(upper(size), half(size), ())
+
+
+def routed(size: int) -> Shortlist:
+    with torch.random.fork_rng():
+        torch.manual_seed(size)
+        router = Router(size, half(size)).requires_grad_(False)
+    return RoutedList(upper(size), half(size), (), clusters(size), router)
+
+
+def evolving(size: int, per_round: bool = True, width: int = 0) -> Shortlist:
+    """A core of one; of what is left, recency has a part where there are two places or more.
+    ``width``: that of the draft's states, for a draft whose states are not its logits."""
+    budget = max(1, size - 1)
+    return EvolvingList(
+        upper(size), budget, (), clusters(size), torch.eye(size, width or size), core=1,
+        recency=(budget - 1) // 2, per_round=per_round,
+    )  # fmt: skip
+
+
+LISTS: dict[str, ListOf] = {
+    "full": FullList,
+    "static": static,
+    "restless": RestlessList,
+    "learning": LearningList,
+    "in_context": in_context,
+    "routed": routed,
+    "semantic": SemanticList,
+    "statistical": StatisticalList,
+    "evospec": evolving,
+    "evospec, each step": lambda size: evolving(size, per_round=False),
+}
