@@ -8,14 +8,13 @@
 run: our prompts answered by the target, and lists of every size replayed over the answers.
 """
 
+import hashlib
 import json
 import sys
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "figures"
@@ -23,7 +22,7 @@ BUDGET = ROOT / "docs" / "figures" / "budget.json"
 _PROMPTS, _TOKENS = 3, 48  # of each domain, and of each answer, in the live run
 _COLOURS = ("#3b6fb6", "#d98c3f", "#b5524c", "#5b9b6b", "#8d7bb5", "#999999", "#555555")
 # The same bytes at every run, and text as text, small and searchable.
-matplotlib.rcParams |= {
+_STYLE = {
     "svg.hashsalt": "minispec",
     "svg.fonttype": "none",
     "font.size": 10,
@@ -33,15 +32,18 @@ matplotlib.rcParams |= {
 }
 
 
-def saved(figure: plt.Figure, name: str, folder: Path) -> None:
+def saved(figure: Figure, name: str, folder: Path, data: object) -> None:
+    """Writes a figure; its description says what data it was drawn from, by a digest."""
+    digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
     figure.tight_layout()
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    plt.close(figure)
+    metadata = {"Date": None, "Description": f"drawn from data {digest}"}
+    figure.savefig(folder / f"{name}.svg", metadata=metadata)
 
 
 def stacked(rows: dict[str, dict[str, float]], title: str, unit: str, name: str, to: Path) -> None:
     """Horizontal bars, one a row, of its parts side by side."""
-    figure, axes = plt.subplots(figsize=(8, 0.55 * len(rows) + 1.4))
+    figure = Figure(figsize=(8, 0.55 * len(rows) + 1.4))
+    axes = figure.subplots()
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     for colour, part in zip(_COLOURS, parts, strict=False):
         widths = [row.get(part, 0.0) for row in rows.values()]
@@ -51,10 +53,11 @@ def stacked(rows: dict[str, dict[str, float]], title: str, unit: str, name: str,
     axes.invert_yaxis()
     axes.set(xlabel=unit, title=title)
     axes.legend(ncols=len(parts), fontsize=8, frameon=False, loc="upper center",
-                bbox_to_anchor=(0.45, -0.32))  # fmt: skip
-    saved(figure, name, to)
+                bbox_to_anchor=(0.45, -0.28))  # fmt: skip
+    saved(figure, name, to, rows)
 
 
+@matplotlib.rc_context(_STYLE)
 def draw_bytes(folder: Path) -> None:
     """What a round of SmolLM2 reads in float32, from the sizes of its parts."""
     layers, draft, row, v = 4 * 106.168, 4 * 5.09, 4 * 576 / 1e6, 49_152
@@ -69,13 +72,15 @@ def draw_bytes(folder: Path) -> None:
     stacked(rows, "Bytes read in a round, four tokens proposed", "MB", "bytes", folder)
 
 
+@matplotlib.rc_context(_STYLE)
 def draw_overlap(folder: Path) -> None:
     """Two toy laws: what is accepted, and the residual."""
     p = [0.30, 0.24, 0.16, 0.12, 0.08, 0.06, 0.04]
     q = [0.12, 0.34, 0.26, 0.14, 0.14, 0.0, 0.0]
     both = [min(pair) for pair in zip(p, q, strict=True)]
     places = range(len(p))
-    figure, axes = plt.subplots(figsize=(8, 3.2))
+    figure = Figure(figsize=(8, 3.2))
+    axes = figure.subplots()
     axes.bar(places, both, color=_COLOURS[3], label=f"accepted: min(p, q), {sum(both):.2f}")
     left = [a - b for a, b in zip(p, both, strict=True)]
     axes.bar(places, left, bottom=both, color=_COLOURS[0], label="residual: (p − q)₊")
@@ -83,8 +88,8 @@ def draw_overlap(folder: Path) -> None:
     axes.axvspan(4.5, 6.5, color="#eeeeee", zorder=0)
     axes.text(5.5, 0.2, "not on\nthe list", ha="center", color="#666666")
     axes.set(xlabel="token", ylabel="probability", xticks=list(places))
-    axes.legend(frameon=False)
-    saved(figure, "overlap", folder)
+    axes.legend(frameon=False, loc="upper right")
+    saved(figure, "overlap", folder, [p, q])
 
 
 def table_after(text: str, words: str) -> list[dict[str, str]]:
@@ -99,6 +104,7 @@ def table_after(text: str, words: str) -> list[dict[str, str]]:
     return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
 
 
+@matplotlib.rc_context(_STYLE)
 def draw_round(folder: Path) -> None:
     """Where a round's time goes, from the measured table."""
     text = (ROOT / "docs" / "measurements.md").read_text("utf-8")
@@ -110,17 +116,20 @@ def draw_round(folder: Path) -> None:
     stacked(rows, title, "milliseconds", "round", folder)
 
 
+@matplotlib.rc_context(_STYLE)
 def draw_learning(folder: Path) -> None:
     """tau on held-out answers over the draft's training, from the logs beside the weights."""
-    figure, axes = plt.subplots(figsize=(8, 3.2))
+    figure = Figure(figsize=(8, 3.2))
+    axes = figure.subplots()
+    logs = {}
     for colour, name in zip(_COLOURS, ("smollm2", "smollm2-general-code"), strict=False):
         file = ROOT / "minispec" / "data" / "drafts" / f"{name}.json"
         log = [line for line in json.loads(file.read_text("utf-8"))["log"] if "tau" in line]
-        millions = [line["tokens"] / 1e6 for line in log]
-        axes.plot(millions, [line["tau"] for line in log], ".-", color=colour, label=name)
+        logs[name] = [(line["tokens"] / 1e6, line["tau"]) for line in log]
+        axes.plot(*zip(*logs[name], strict=True), ".-", color=colour, label=name)
     axes.set(xlabel="million tokens seen, repeats included", ylabel="tau, held-out answers")
     axes.legend(frameon=False)
-    saved(figure, "learning", folder)
+    saved(figure, "learning", folder, logs)
 
 
 def measure_budget() -> None:
@@ -168,10 +177,12 @@ def measure_budget() -> None:
     checkpoint.write_json(BUDGET, {**setting, "points": points})
 
 
+@matplotlib.rc_context(_STYLE)
 def draw_budget(folder: Path) -> None:
     """Acceptance over the budget, from the last live run."""
     points = json.loads(BUDGET.read_text("utf-8"))["points"]
-    figure, both = plt.subplots(1, 2, figsize=(8, 3.2))
+    figure = Figure(figsize=(8, 3.2))
+    both = figure.subplots(1, 2)
     names = [name for name in dict.fromkeys(p["curve"] for p in points) if name != "full"]
     for axes, key, label in (
         (both[0], "tau", "tau, greedy"),
@@ -184,7 +195,7 @@ def draw_budget(folder: Path) -> None:
         axes.axhline(full, color="#999999", linestyle=":", label="whole vocabulary")
         axes.set(xscale="log", xlabel="ids on the list", ylabel=label)
     both[0].legend(frameon=False, fontsize=8)
-    saved(figure, "budget", folder)
+    saved(figure, "budget", folder, points)
 
 
 DRAWN = {

@@ -141,6 +141,7 @@ def compare_methods(options: argparse.Namespace) -> None:
 
 
 def explore_prompt(options: argparse.Namespace) -> None:
+    """Writes a page on which a prompt's rounds can be watched. Raises ArgumentError."""
     from minispec import explore
     from minispec.compare import Settings
     from minispec.methods import Method

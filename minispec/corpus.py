@@ -47,8 +47,8 @@ def documents(domain: str, limit_bytes: int | None = None) -> Iterator[str]:
 
 def prompts(domain: str, base: bool = False) -> list[str]:
     """The evaluation prompts: messages for a chat model, or the beginnings of texts that a
-    ``base`` model goes on with. Nothing may be trained on them: see `OverlapGuard`.
-    Raises ArgumentError for an unknown domain."""
+    ``base`` model goes on with. Nothing may be trained on them: see `OverlapGuard`. Raises
+    ArgumentError for an unknown domain."""
     return _packaged("prompts", domain, base)
 
 

@@ -177,8 +177,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer, arXiv 2002.05202): down(silu(gate(x)) * up(x)); with GELU in silu's
-    place it is GeGLU."""
+    """SwiGLU: down(silu(gate(x)) * up(x)), or GeGLU with GELU in its place (Shazeer, arXiv
+    2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

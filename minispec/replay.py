@@ -104,7 +104,7 @@ class Step:
     """One question to a list: what it saw, what it answered, and which part brought what."""
 
     context: Context
-    ids: Tensor
+    ids: Tensor  # (K,)
     parts: Mapping[str, Tensor]
 
 

@@ -93,7 +93,8 @@ class Rope:
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries or keys (B, T, heads, head_width) turned by their positions' angles."""
+    """Queries or keys x (B, T, heads, head_width) -> the same (B, T, heads, head_width), turned by
+    their positions' angles, given as cos and sin (B, T, 1, head_width)."""
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 

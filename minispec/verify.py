@@ -90,8 +90,8 @@ def verify_siblings(
 
 
 def acceptance_probability(p: Law, q: Law, token: int, weight: Any = 1) -> Any:
-    """min(1, w p(x) / q(x)) for x drawn from q; at w = 1 its mean is sum_x min(p(x), q(x)).
-    Raises ArgumentError for an x that q excludes."""
+    """min(1, w p(x) / q(x)) for x drawn from q; at w = 1 its mean is sum_x min(p(x), q(x)). Raises
+    ArgumentError for an x that q excludes."""
     proposed = q.probability(token)
     if not proposed > 0:
         raise ArgumentError(f"token {token} has probability 0 in the law it is said to come from")

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 README = ROOT / "README.md"
+figures = runpy.run_path(str(DOCS / "figures.py"))
 reading_order = runpy.run_path(str(DOCS / "reading_order.py"))["page"]
 # Their blocks walk the whole grid of the certificate.
 SLOW = {"README.md", "docs/exactness.md"}
@@ -297,3 +298,18 @@ def test_every_module_is_in_the_reference() -> None:
     files = (ROOT / "minispec").rglob("*.py")
     names = {".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files}
     assert sorted(shown) == sorted(name for name in names if not name.endswith("__init__"))
+
+
+def description(figure: Path) -> str:
+    """What a figure says it was drawn from."""
+    [found] = re.findall(r"drawn from data (\w+)", figure.read_text("utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("name", figures["DRAWN"])
+def test_figures_are_drawn_from_the_data_at_hand(name: str, tmp_path: Path) -> None:
+    committed = DOCS / "figures" / f"{name}.svg"
+    assert committed.stat().st_size < 100_000
+    figures["DRAWN"][name](tmp_path)
+    advice = f"run `python docs/figures.py {name}`"
+    assert description(tmp_path / f"{name}.svg") == description(committed), advice
