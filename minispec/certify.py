@@ -125,6 +125,15 @@ class ExactSampling:
         total = sum(weights)
         return Law(ids.numpy(), np.array([Fraction(w, total) for w in weights], dtype=object))
 
+    def target_laws(self, head: Head, hidden: Tensor) -> list[Law]:
+        """The law of each of several states (T, D) over the ids that it gives anything."""
+        vocabulary = torch.arange(head.vocabulary_size)
+        laws = [self.law(row, vocabulary) for row in head.full(hidden)]
+        support = [np.flatnonzero(np.asarray(law.probs) > 0) for law in laws]
+        return [
+            Law(law.ids[kept], law.probs[kept]) for law, kept in zip(laws, support, strict=True)
+        ]
+
 
 def _only(weights: list[int], kept: list[int]) -> list[int]:
     return [w if i in kept else 0 for i, w in enumerate(weights)]

@@ -32,9 +32,7 @@ class Law:
 
     def probability(self, token: int) -> Any:
         """The probability of one id, 0 where the law does not know it."""
-        place = int(np.searchsorted(np.asarray(self.ids), token))
-        known = place < len(self.ids) and int(self.ids[place]) == token
-        return self.probs[place] if known else 0 * self.probs[0]
+        return self.probs[np.flatnonzero(np.asarray(self.ids) == token)].sum()
 
     def shared(self, other: "Law") -> tuple[Any, Any]:
         """The ids that two laws both know: where each of them stands here, and where there."""

@@ -22,7 +22,7 @@ from parts import candidates
 from minispec import propose
 from minispec import sampling as sampling_module
 from minispec import verify as verification
-from minispec.certify import GRID, Decoding, Toys, certify, speculation
+from minispec.certify import GRID, Decoding, ExactSampling, Toys, certify, speculation
 from minispec.commit import Committed, Output
 from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
@@ -152,6 +152,8 @@ def _() -> Any:
     class Reusing:
         def __init__(self, toys: Toys) -> None:
             self._toys, self._recorded = toys, list[Law]()
+
+        target_laws = ExactSampling.target_laws
 
         def law(self, logits: torch.Tensor, ids: torch.Tensor) -> Law:
             law = self._toys.sampling.law(logits, ids)
