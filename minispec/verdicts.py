@@ -59,6 +59,11 @@ class Verdicts:
         self._ring = windows - windows // 2  # of the newest; the others are the sample
         self.clear()
 
+    def clear(self) -> None:
+        self.filled = self._written = 0
+        self.rows.sequence.fill_(-1)
+        self._random = random.Random(self._seed)
+
     @property
     def bytes(self) -> int:
         parts = (getattr(self.rows, name) for name in self.rows.__dataclass_fields__)
@@ -131,8 +136,3 @@ class Verdicts:
         if not slots:
             return None
         return self._random.choice(slots) * self.window + torch.arange(self.window)
-
-    def clear(self) -> None:
-        self.filled = self._written = 0
-        self.rows.sequence.fill_(-1)
-        self._random = random.Random(self._seed)
