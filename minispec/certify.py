@@ -193,7 +193,8 @@ def speculation(
 ) -> Decoding:
     """Speculative decoding with a list made for a vocabulary's size, any verifier, and a learner
     made for the models at hand (not in fractions), whose draft is then the one that drafts."""
-    made, taught = cache(shortlist), cache(learner) if learner else lambda toys: None
+    made = cache(shortlist)
+    taught: Callable[[Toys], Learner | None] = cache(learner) if learner else lambda toys: None
 
     def decode(toys: Toys, source: RandomSource) -> Iterable[Round]:
         case, learns = toys.case, taught(toys)

@@ -57,9 +57,14 @@ class Verdicts:
             torch.full((size,), -1),
         )
         self._windows, self._seed = windows, seed
-        self.filled = self._written = 0
-        self._random = random.Random(seed)
         self._ring = windows - windows // 2  # of the newest; the others are the sample
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all rows."""
+        self.filled = self._written = 0
+        self.rows.sequence.fill_(-1)
+        self._random = random.Random(self._seed)
 
     @property
     def bytes(self) -> int:
@@ -136,9 +141,3 @@ class Verdicts:
         if not slots:
             return None
         return self._random.choice(slots) * self.window + torch.arange(self.window)
-
-    def clear(self) -> None:
-        """Forgets all rows."""
-        self.filled = self._written = 0
-        self.rows.sequence.fill_(-1)
-        self._random.seed(self._seed)

@@ -92,17 +92,19 @@ class SemanticList:
 
 
 class StatisticalList:
-    """What followed the last token before, rejected drafts included, then what was said, the
-    oldest first: the statistical index alone."""
+    """What followed the last token before, rejected drafts included, an id that may end a case,
+    then what was said, the oldest first: the statistical index alone."""
 
     name, per_round = "statistical", False
 
     def __init__(self, size: int) -> None:
-        self.budget, self._index = half(size), StatisticalIndex(size)
+        self.budget, self._size = half(size), size
+        self._index = StatisticalIndex(size)
 
     def select(self, context: Context) -> torch.Tensor:
         followers = self._index.successors(context.tokens[-1])
-        ids = dict.fromkeys((*followers.tolist(), *recent(context.tokens).tolist()[::-1]))
+        said = recent(context.tokens).tolist()[::-1]
+        ids = dict.fromkeys((*followers.tolist(), self._size - 1, *said))
         return torch.tensor(sorted([*ids][: self.budget]))
 
     def observe(self, round: Round) -> None:
