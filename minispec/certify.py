@@ -125,6 +125,12 @@ class ExactSampling:
         total = sum(weights)
         return Law(ids.numpy(), np.array([Fraction(w, total) for w in weights], dtype=object))
 
+    def target_laws(self, head: Head, hidden: Tensor) -> list[Law]:
+        """States (T, D) -> the law at each, over the ids that it gives any probability."""
+        laws = [self.law(row, torch.arange(len(row))) for row in head.full(hidden)]
+        kept = [np.flatnonzero(law.probs) for law in laws]
+        return [Law(p.ids[ids], p.probs[ids]) for p, ids in zip(laws, kept, strict=True)]
+
 
 def _only(weights: list[int], kept: list[int]) -> list[int]:
     return [w if i in kept else 0 for i, w in enumerate(weights)]
