@@ -53,7 +53,7 @@ class TargetConfig(RunConfig):
     """How the target is trained; an update reads ``windows`` stretches of text."""
 
     peak_rate: float = 4e-3
-    report: int = 250_000
+    report: int = 100_000
     windows: int = 4
     length: int = 512
 
