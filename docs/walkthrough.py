@@ -231,14 +231,16 @@ assert sum(map(len, seen[0].values())) <= budget
 
 # %% [markdown]
 # Side by side, on prompts of four domains: *coverage* is the mass of the target's law that lies
-# within the list, and tau what comes of it. Both lists score one row in 32.
+# within the list, and tau what comes of it. Both lists score one row in 32. Greedily a model as
+# small as this one goes in circles of frequent words, where any list will do; drawn from its law,
+# its text is richer.
 
 
 # %%
-def figures(spelled: str) -> list[measure.Figures]:
+def figures(spelled: str, sampling: Sampling) -> list[measure.Figures]:
     """Two prompts of each domain, continued by a method."""
     run = methods.decoder(
-        methods.Method.parse(spelled), model, guesser, None, gamma=4, sampling=greedy,
+        methods.Method.parse(spelled), model, guesser, None, gamma=4, sampling=sampling,
         stop=stop, trace=True,
     )  # fmt: skip
     found = []
@@ -250,16 +252,21 @@ def figures(spelled: str) -> list[measure.Figures]:
 
 
 names = ["autoregressive", "full", f"frspec@{budget}", f"evospec@{budget}"]
-decoded = {name: figures(name) for name in names}
-table = {name: measure.pooled(runs) for name, runs in decoded.items()}
-texts = {name: [run.tokens for run in runs] for name, runs in decoded.items()}
-for name, row in table.items():
-    covered = f"{row['coverage']:.3f}" if row["coverage"] else "    -"
-    print(f"{name:>15}: tau {row['tau']:.2f}, coverage {covered}")
+tables = {}
+for kind, sampling in (("greedy", greedy), ("temperature 1", warm)):
+    decoded = {name: figures(name, sampling) for name in names}
+    tables[kind] = {name: measure.pooled(runs) for name, runs in decoded.items()}
+    for name, row in tables[kind].items():
+        covered = f"{row['coverage']:.3f}" if row["coverage"] else "    -"
+        print(f"{kind:>13} {name:>15}: tau {row['tau']:.2f}, coverage {covered}")
+    if kind == "greedy":  # lossless, all of them
+        texts = [[run.tokens for run in runs] for runs in decoded.values()]
+        assert all(text == texts[0] for text in texts)
+table = tables["temperature 1"]
 full, static, followed = (table[name] for name in names[1:])
-assert all(found == texts["autoregressive"] for found in texts.values())  # lossless, all of them
-assert full["tau"] > 1.3 and full["coverage"] > 0.999999
-assert followed["coverage"] > static["coverage"] and followed["tau"] > static["tau"]
+assert full["tau"] > 1.2 and full["coverage"] > 0.999999
+assert static["coverage"] < full["coverage"]
+assert followed["coverage"] > static["coverage"]
 
 # %% [markdown]
 # ## 8. Exactness by walking
@@ -335,7 +342,7 @@ left_axis.tick_params(axis="x", rotation=60)
 left_axis.set_ylabel("probability")
 left_axis.legend()
 right_axis.barh(names[::-1], [table[name]["tau"] for name in names[::-1]])
-right_axis.set_xlabel("tokens per target pass (tau), greedy, gamma 4")
+right_axis.set_xlabel("tokens per target pass (tau), temperature 1, gamma 4")
 picture = Path("build/walkthrough.png")
 picture.parent.mkdir(exist_ok=True)
 figure.savefig(picture, dpi=100)

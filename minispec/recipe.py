@@ -129,7 +129,10 @@ def make_rankings(model: str, written: Path, folder: Path) -> None:
     """Writes all the rankings that a known model has, of installed text of each domain and of
     what the model wrote."""
     loaded = pretrained.load(model)
-    counts = {domain: _domain_counts(loaded, domain, written) for domain in corpus.DOMAINS}
+    counts = {}
+    for domain in corpus.DOMAINS:  # a short run may not have come to all of them
+        wrote = written if any(written.glob(f"{domain}-*")) else None
+        counts[domain] = _domain_counts(loaded, domain, wrote)
     for name in ranking.NAMES:
         left_out = name.removeprefix("without-")
         domains = [d for d in corpus.DOMAINS if d != left_out]

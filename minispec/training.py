@@ -86,6 +86,7 @@ class Run(ABC):
         if it holds those of this very run, known by its ``identity``, training goes on from
         there. Raises ArgumentError if they belong to another.
         """
+        identity = json.loads(json.dumps(identity))  # as it comes back: lists for tuples
         log: list[Line] = []
         checkpoint, log_path = folder / "checkpoint.safetensors", folder / "training.json"
         if checkpoint.exists():

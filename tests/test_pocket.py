@@ -98,17 +98,18 @@ def test_a_target_that_was_killed_goes_on_to_the_same(tmp_path: Path) -> None:
         return pocket._TargetRun(pocket.untrained(0), TEXT, config)
 
     whole, killed, resumed = run(), run(), run()
-    lines = list(whole.train(tmp_path / "whole", {"n": 1}, lambda seen: None))
+    same = {"shape": (1, 2)}
+    lines = list(whole.train(tmp_path / "whole", same, lambda seen: None))
     assert lines[-1]["loss_1"] < lines[0]["loss_1"] and lines[-1]["held_out"] < 8
-    next(killed.train(tmp_path / "cut", {"n": 1}, lambda seen: None))
+    next(killed.train(tmp_path / "cut", same, lambda seen: None))
     killed.update()  # lost
-    list(resumed.train(tmp_path / "cut", {"n": 1}, lambda seen: None))
+    list(resumed.train(tmp_path / "cut", same, lambda seen: None))
     assert resumed.seen == whole.seen
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
     assert len(read_json(tmp_path / "cut" / "training.json")["log"]) == len(lines)
     with pytest.raises(ArgumentError, match="another training run"):
-        next(run().train(tmp_path / "cut", {"n": 2}, lambda seen: None))
+        next(run().train(tmp_path / "cut", {"shape": (1, 3)}, lambda seen: None))
 
 
 def test_every_window_is_read_once_before_any_is_read_again() -> None:
