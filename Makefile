@@ -12,8 +12,8 @@ EXAMPLES    ?= 100
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test slow bench bench-gpu adaptation exactness mutants draft docs figures lint clean help \
-	python FORCE
+.PHONY: demo test slow bench bench-gpu adaptation exactness mutants draft pocket docs figures \
+	notebook lint clean help python FORCE
 
 ifdef PYTHON
 PY := $(PYTHON)
@@ -32,11 +32,12 @@ endif
 # Runs from this folder, so that it also serves an environment without an installed minispec.
 MINISPEC = $(PY) -m minispec.cli
 
-demo: $(INSTALLED)  ## see one model decode plainly, and speculate over all, few and evolving ids
-	$(MINISPEC) fetch smollm2
-	$(MINISPEC) doctor --warm
-	$(MINISPEC) compare --model smollm2 --prompts general code law medicine --limit 3 \
-		--methods autoregressive,full,frspec@0.25,evospec@1536 --max-new-tokens 48 --out build/demo
+# MODEL=pocket is here already, and needs no network.
+demo: $(INSTALLED)  ## see MODEL decode plainly, and speculate over all, few and evolving ids
+	$(MINISPEC) fetch $(MODEL)
+	$(MINISPEC) doctor --model $(MODEL) --warm
+	$(MINISPEC) compare --model $(MODEL) --prompts general code law medicine --limit 3 \
+		--methods autoregressive,full,frspec@0.25,evospec --max-new-tokens 48 --out build/demo
 
 test: $(DEV)  ## run the tests, but for the slow ones
 	$(PY) -m pytest -m "not slow"
@@ -79,6 +80,13 @@ docs: $(DOCS)  ## build the book into build/book, to be opened without a network
 
 figures: $(INSTALLED)  ## draw the book's figures again, one of them from a run of some minutes
 	$(PY) docs/figures.py
+
+pocket: $(DEV)  ## train the pocket pair from nothing, into build/pocket
+	$(MINISPEC) train pocket --out build/pocket
+
+notebook: $(DOCS)  ## make a notebook of the walkthrough, in build/
+	@mkdir -p build
+	$(PY) -m jupytext --from py:percent --to notebook --output build/walkthrough.ipynb docs/walkthrough.py
 
 lint: $(DEV)  ## check style, format and types
 	$(PY) -m ruff check

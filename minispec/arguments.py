@@ -17,8 +17,9 @@ _DOMAINS = ("general", "code", "law", "medicine")
 
 
 _EPILOG = """\
-a model is a name (smollm2 or gemma3-270m, after `minispec fetch NAME`), a GGUF file, or a
-folder of safetensors in Hugging Face layout, of the Llama or Gemma 3 architecture
+a model is a name (pocket, which is here already, smollm2 or gemma3-270m, after
+`minispec fetch NAME`), a GGUF file, or a folder of safetensors in Hugging Face layout, of the
+Llama or Gemma 3 architecture
 
 a method is NAME[@BUDGET][:RANKING][+adapt]
   autoregressive       plain decoding, one token a pass
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     fetch = commands.add_parser("fetch", help="get a model; prints where it is")
-    fetch.add_argument("model", help="smollm2 or gemma3-270m")
+    fetch.add_argument("model", help="smollm2, gemma3-270m or pocket")
     fetch.add_argument(
         "--accept-licence", action="store_true", help="accept the terms of a model that has its own"
     )
@@ -189,13 +190,34 @@ def _parser() -> argparse.ArgumentParser:
         "--out", default=Path("build/draft"), type=Path,
         help="folder; goes on with what is there (%(default)s)",
     )  # fmt: skip
+    draft.add_argument(
+        "--raw", action="store_true", help="the model continues texts, use no chat template"
+    )
     draft.set_defaults(command="train draft")
+
+    pocket = train.add_parser("pocket", help="train the pocket pair, from installed text alone")
+    pocket.add_argument(
+        "--tokens", type=int, default=10_000_000, help="the target learns from (%(default)s)"
+    )
+    pocket.add_argument(
+        "--draft-tokens", type=int, default=600_000, help="it writes for its draft (%(default)s)"
+    )
+    pocket.add_argument(
+        "--epochs", type=float, default=2.0, help="how often the draft sees them (2.0)"
+    )
+    pocket.add_argument("--seed", type=int, default=0, help="of first weights and order (0)")
+    pocket.add_argument("--threads", type=int, help="processor threads (all)")
+    pocket.add_argument(
+        "--out", default=Path("build/pocket"), type=Path,
+        help="folder; goes on with what is there (%(default)s)",
+    )  # fmt: skip
+    pocket.set_defaults(command="train pocket")
     return parser
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default="smollm2", help="smollm2, gemma3-270m, FILE.gguf or a folder"
+        "--model", default="smollm2", help="smollm2, gemma3-270m, pocket, FILE.gguf or a folder"
     )
 
 

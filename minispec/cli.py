@@ -92,6 +92,7 @@ _COMMANDS = {
     "rank": commands_make.rank,
     "index build": commands_make.build_index,
     "train draft": commands_make.train_draft,
+    "train pocket": commands_make.train_pocket,
     "train router": commands_make.train_router,
 }
 

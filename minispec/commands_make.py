@@ -69,12 +69,32 @@ def train_draft(options: argparse.Namespace) -> None:
 
     if options.tokens < 1:
         raise ArgumentError(f"tokens {options.tokens} must be 1 or above")
-    if not 0 < options.epochs < math.inf:
-        raise ArgumentError(f"epochs {options.epochs} must be a number above 0")
+    _check_epochs(options.epochs)
     use_threads(options.threads)
     check_writable(options.out)
     domains = list(dict.fromkeys(options.domains))  # named twice, it would be written twice
     path = recipe.make_draft(
-        options.model, domains, options.tokens, options.epochs, options.seed, options.out
+        options.model, domains, options.tokens, options.epochs, options.seed, options.out,
+        options.raw,
+    )  # fmt: skip
+    print(f"wrote {path}")
+
+
+def train_pocket(options: argparse.Namespace) -> None:
+    from minispec import pocket
+
+    for name in ("tokens", "draft_tokens"):
+        if getattr(options, name) < 1:
+            raise ArgumentError(f"{name.replace('_', '-')} must be 1 or above")
+    _check_epochs(options.epochs)
+    use_threads(options.threads)
+    check_writable(options.out)
+    path = pocket.make(
+        options.out, options.tokens, options.draft_tokens, options.epochs, options.seed
     )
     print(f"wrote {path}")
+
+
+def _check_epochs(epochs: float) -> None:
+    if not 0 < epochs < math.inf:
+        raise ArgumentError(f"epochs {epochs} must be a number above 0")

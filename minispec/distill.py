@@ -73,6 +73,7 @@ def write_shards(
     seed: int,
     processes: int,
     shard_prompts: int = 512,
+    base: bool = False,
 ) -> Iterator[Path]:
     """Writes shards, round robin over the domains, until they hold ``tokens`` answer tokens;
     yields each path in order, of those that exist already at once. Each process decodes on
@@ -92,7 +93,7 @@ def write_shards(
         yield path
     if written >= tokens:
         return
-    work = partial(_write_shard, folder, model, seed, shard_prompts)
+    work = partial(_write_shard, folder, model, seed, shard_prompts, base)
     others = set(active_children())
     with ProcessPoolExecutor(processes, get_context("spawn"), _prepare_process) as pool:
         try:
@@ -191,7 +192,7 @@ def messages(
 
 
 def _write_shard(
-    folder: Path, model: str, seed: int, shard_prompts: int, domain: str, number: int
+    folder: Path, model: str, seed: int, shard_prompts: int, base: bool, domain: str, number: int
 ) -> Path:
     path = shard_path(folder, domain, number)
     if path.exists():
@@ -200,7 +201,6 @@ def _write_shard(
     loaded = pretrained.load(model, "bfloat16")
     target, tokenizer = loaded.reference, loaded.tokenizer
     name = f"{seed} {domain} {number}"
-    base = pretrained.is_base(model)
     texts = messages(target, tokenizer, domain, shard_prompts, name, base)
     prompts = [prompt_ids(tokenizer, text, base) for text in texts]
     tokens: list[Tensor] = []

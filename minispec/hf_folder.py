@@ -7,13 +7,14 @@ does not do is refused by name: a model that is nearly right writes nearly the r
 Knows where a model is in the folder, not where the folder comes from.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from minispec.checkpoint import read_json, read_tensors
+from minispec.checkpoint import read_json, read_tensors, write_json, write_tensors
 from minispec.errors import ArgumentError, FileError
 from minispec.model import ModelConfig, Transformer, assembled, default_taps
 from minispec.rope import RopeScaling
@@ -76,6 +77,34 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
         ours, offset = _name(name, file, parts), gemma and name.endswith("norm.weight")
         state[ours] = value.float() + 1 if offset else value.float()
     return assembled(config, state, str(path)), tokenizer
+
+
+def save(path: Path, model: Transformer) -> None:
+    """Writes a Llama's configuration and, in bfloat16, its weights; a tokenizer is beside them,
+    or is to be. The weights come last: where they are, the folder is whole."""
+    config = model.config
+    head = {"tie_word_embeddings": config.tied_head, "rope_theta": config.rope_base}
+    shape = {
+        "vocab_size": config.vocabulary_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "intermediate_size": config.mlp_width,
+        "max_position_embeddings": config.context_limit,
+        "rms_norm_eps": config.norm_epsilon,
+    }
+    fixed = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+    write_json(path / "config.json", {**fixed, **shape, **head, "torch_dtype": "bfloat16"})
+    theirs = {ours: name for name, ours in (_NAMES | _LAYER_NAMES).items()}
+    weights = {}
+    for name, value in model.state_dict().items():
+        layer = re.match(r"layers\.\d+\.", name)
+        start = layer[0] if layer else ""
+        stem = theirs[name.removeprefix(start).removesuffix(".weight")]
+        weights[f"model.{start}{stem}.weight" if layer else f"{stem}.weight"] = value.bfloat16()
+    write_tensors(path / "model.safetensors", weights, {"format": "pt"})
 
 
 def _config(path: Path) -> tuple[str, ModelConfig]:

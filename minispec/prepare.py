@@ -42,7 +42,8 @@ def draft_path(options: argparse.Namespace) -> Path | None:
     """Where the draft is: the one given, or the model's own, if it has one."""
     from minispec import draft, pretrained
 
-    own = draft.shipped(options.model) if options.model in pretrained.SOURCES else None
+    known = options.model in (pretrained.POCKET, *pretrained.SOURCES)
+    own = draft.shipped(options.model) if known else None
     return options.draft or own
 
 

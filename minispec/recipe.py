@@ -3,7 +3,8 @@
 order, and what came out is kept together with the settings and figures that made it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -28,18 +29,29 @@ _DOCUMENT_BYTES = 4_000_000  # of installed text that a ranking counts, for each
 
 
 def make_draft(
-    model: str, domains: Sequence[str], tokens: int, epochs: float, seed: int, folder: Path
+    model: str,
+    domains: Sequence[str],
+    tokens: int,
+    epochs: float,
+    seed: int,
+    folder: Path,
+    raw: bool = False,
+    report: Callable[[], object] = lambda: None,
 ) -> Path:
     """Has the target write ``tokens`` tokens, trains a draft on them ``epochs`` times, and
-    keeps it as ``draft.safetensors`` beside ``training.json``. Goes on with what it finds."""
+    keeps it as ``draft.safetensors`` beside ``training.json``. Goes on with what it finds.
+    A model that is to continue texts is ``raw``; ``report`` is called at each line of figures."""
+    base = raw or pretrained.is_base(model)
     for domain in domains:
-        corpus.openers(domain)  # an unknown one is refused before any work
+        corpus.openers(domain, base)  # an unknown one is refused before any work
     if model in pretrained.SOURCES:
         pretrained.fetch(model)
     processes = min(torch.get_num_threads(), _PROCESSES)
     paths = []
     with tqdm(total=tokens, desc="writing", unit="token", disable=None) as bar:
-        for path in distill.write_shards(folder, model, domains, tokens, seed, processes):
+        for path in distill.write_shards(
+            folder, model, domains, tokens, seed, processes, base=base
+        ):
             paths.append(path)
             bar.update(distill.answer_tokens(path))
 
@@ -52,6 +64,9 @@ def make_draft(
     torch.manual_seed(seed)
     draft = drafts.untrained(loaded.reference)
     config = train.TrainConfig(tokens=seen, seed=seed)
+    size = draft.head.vocabulary_size  # of a small one a part is enough as well
+    common, others = min(config.common_ids, size // 4), min(config.random_ids, size // 8)
+    config = replace(config, common_ids=common, random_ids=others)
     with tqdm(total=seen, desc="training", unit="token", disable=None) as bar:
 
         def progress(seen: int) -> None:
@@ -61,6 +76,7 @@ def make_draft(
             draft, material, examples, config, folder, loaded.fingerprint, progress
         ):
             bar.set_postfix(tau=line.get("tau"), loss=line["loss_1"])
+            report()
     path = folder / "draft.safetensors"
     drafts.save(path, draft, loaded.fingerprint)
     return path
@@ -81,20 +97,48 @@ def count(
             raise FileError(f"cannot count {path}: {error}") from None
         sources.append(ranking.counted([model.tokenizer.encode(text)], size))
     for domain in domains:
-        documents = corpus.documents(domain, _DOCUMENT_BYTES)
-        encoded = (model.tokenizer.encode(text) for text in tqdm(documents, domain, disable=None))
-        sources.append(ranking.counted(encoded, size))
-        if written:
-            shards = sorted(written.glob(f"{domain}-*.safetensors"))
-            if not shards:
-                raise FileError(f"{written} holds no text of domain {domain}")
-            sources.append(Corpus(shards).counts(size))
+        sources += _domain_counts(model, domain, written)
+    return _ranked(sources, domains, texts)
+
+
+def _domain_counts(model: Pretrained, domain: str, written: Path | None) -> list[Tensor]:
+    size = model.target.head.vocabulary_size
+    documents = corpus.documents(domain, _DOCUMENT_BYTES)
+    encoded = (model.tokenizer.encode(text) for text in tqdm(documents, domain, disable=None))
+    sources = [ranking.counted(encoded, size)]
+    if written:
+        shards = sorted(written.glob(f"{domain}-*.safetensors"))
+        if not shards:
+            raise FileError(f"{written} holds no text of domain {domain}")
+        sources.append(Corpus(shards).counts(size))
+    return sources
+
+
+def _ranked(
+    sources: Sequence[Tensor], domains: Sequence[str], texts: Sequence[Path]
+) -> tuple[Tensor, dict[str, str]]:
     details = {
         "domains": " ".join(domains),
         "texts": " ".join(path.name for path in texts),
         "tokens": " ".join(str(int(counts.sum())) for counts in sources),
     }
     return ranking.ranked(ranking.blended(sources)), details
+
+
+def make_rankings(model: str, written: Path, folder: Path) -> None:
+    """Writes all the rankings that a known model has, of installed text of each domain and of
+    what the model wrote."""
+    loaded = pretrained.load(model)
+    counts = {}
+    for domain in corpus.DOMAINS:  # a short run may not have come to all of them
+        wrote = written if any(written.glob(f"{domain}-*")) else None
+        counts[domain] = _domain_counts(loaded, domain, wrote)
+    for name in ranking.NAMES:
+        left_out = name.removeprefix("without-")
+        domains = [d for d in corpus.DOMAINS if d != left_out]
+        domains = ["general"] if name == "general" else domains
+        ids, details = _ranked([c for d in domains for c in counts[d]], domains, ())
+        keep_ranking(loaded, ids, None, details, folder / f"{name}.safetensors")
 
 
 def keep_ranking(

@@ -11,15 +11,9 @@ the chain's own from there on.
 up to a constant, over a part of the vocabulary: the likeliest ids of the training text and
 some random others; plus the distance to the target's own hidden state, which the law is a
 function of. Every token is thus worth D numbers of evidence instead of one law's few.
-
-Everything random is a function of the seed and the number of the update, so a run that was
-killed goes on, from its last checkpoint, to the very same weights.
 """
 
-import json
-import math
 import random
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -30,29 +24,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minispec.batches import Batch, Corpus, batch_of
-from minispec.checkpoint import read_metadata, read_tensors, write_json, write_tensors
 from minispec.distill import Shard
 from minispec.draft import EagleDraft
-from minispec.errors import ArgumentError, FileError, MinispecError
+from minispec.training import Line, Run, RunConfig
 
 _BUCKET = 32  # updates that are put together at a time
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a draft is trained; ``tokens`` counts answer tokens seen, repeats included."""
+class TrainConfig(RunConfig):
+    """How a draft is trained; only tokens of answers are counted."""
 
-    tokens: int
-    seed: int = 0
     steps: int = 4  # of the training-time test
     step_decay: float = 0.8  # weight of step j: decay^(j - 1)
     feature_weight: float = 0.5
-    peak_rate: float = 2e-3
-    warmup: float = 0.03  # share of the run
     sequences: int = 1  # an update
     common_ids: int = 6144
     random_ids: int = 1024
-    report: int = 50_000  # tokens between two lines of figures, and two checkpoints
 
 
 def unrolled(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -143,152 +131,66 @@ def train(
     folder: Path,
     fingerprint: str,
     progress: Callable[[int], object] = lambda seen: None,
-) -> Iterator[dict[str, float]]:
-    """Trains a draft in place; yields a line of figures every ``config.report`` tokens.
-
-    ``folder`` keeps the checkpoint (weights and optimiser) and the log, ``training.json``; if
-    it holds those of this very configuration and data, training goes on from there. Raises
-    ArgumentError if they belong to another run, MinispecError where a loss is not finite.
-    """
+) -> Iterator[Line]:
+    """Trains a draft in place, for the model of this fingerprint; see ``Run.train``."""
     identity = {
         "model": fingerprint,
         "config": asdict(config),
         "shards": [path.name for path in corpus.paths],
         "sequences": len(corpus.places),
     }
-    run = _Run(draft, corpus, config)
-    log: list[dict[str, float]] = []
-    checkpoint, log_path = folder / "checkpoint.safetensors", folder / "training.json"
-    if checkpoint.exists():
-        log = run.restore(checkpoint, identity)
-        write_json(log_path, {**identity, "log": log})  # a kill may have come between the two
-    started = time.perf_counter() - (log[-1]["seconds"] if log else 0.0)
-    while run.seen < config.tokens:
-        goal = min(run.seen + config.report, config.tokens)
-        losses: list[list[float]] = []
-        while run.seen < goal:
-            losses.append(run.update())
-            progress(run.seen)
-        line = {
-            "tokens": run.seen,
-            "updates": run.updates,
-            "seconds": round(time.perf_counter() - started, 1),
-            "rate": run.rate(),
-        }
-        if held_out:
-            line["tau"] = round(replayed_tau(draft, held_out, config.steps), 4)
-        means = torch.tensor(losses).mean(0).tolist()
-        line |= {f"loss_{step + 1}": round(loss, 4) for step, loss in enumerate(means)}
-        if not all(map(math.isfinite, means)):
-            raise MinispecError(
-                f"training diverged after {run.seen} tokens: the last checkpoint in {folder} is "
-                "sound; train with a lower peak_rate in a new folder"
-            )
-        log.append(line)
-        run.save(checkpoint, identity, log)
-        write_json(log_path, {**identity, "log": log})
-        yield line
+    return _DraftRun(draft, corpus, held_out, config).train(folder, identity, progress)
 
 
-class _Run:
-    """The state of a training run: what a checkpoint must hold, and how it moves on."""
+class _DraftRun(Run):
+    config: TrainConfig
+    model: EagleDraft
 
-    def __init__(self, draft: EagleDraft, corpus: Corpus, config: TrainConfig) -> None:
-        self.draft, self.corpus, self.config = draft, corpus, config
-        draft.requires_grad_(True)
-        self.optimiser = torch.optim.AdamW(
-            draft.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True
-        )
+    def __init__(
+        self, draft: EagleDraft, corpus: Corpus, held_out: Sequence[Shard], config: TrainConfig
+    ) -> None:
+        super().__init__("draft", draft, config, _sequences(corpus, config))
+        self.corpus, self.held_out = corpus, held_out
         counts = corpus.counts(draft.head.vocabulary_size)
         common = counts.argsort(descending=True, stable=True)[: config.common_ids]
         self._is_common = torch.zeros(len(counts), dtype=torch.bool)
         self._is_common[common] = True
         self._common_rows = self._rows(common)  # (common_ids, D), the same in every update
-        self.seen = self.updates = 0
-        self._order = self._sequences()
 
-    def rate(self) -> float:
-        """The learning rate now: a linear warm-up, then down to nothing along a cosine."""
-        done = self.seen / self.config.tokens
-        if done < self.config.warmup:
-            return self.config.peak_rate * (done + 1e-3) / self.config.warmup
-        turn = (done - self.config.warmup) / (1 - self.config.warmup)
-        return self.config.peak_rate * (1 + math.cos(math.pi * turn)) / 2
-
-    def update(self) -> list[float]:
-        """One step of the optimiser; each unroll step's cross-entropy."""
-        batch = batch_of([self.corpus.sequence(index) for index in next(self._order)])
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.updates)
-        vocabulary = self.draft.head.vocabulary_size
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
+        batch = batch_of([self.corpus.sequence(index) for index in next(self.order)])
+        vocabulary = self.model.head.vocabulary_size
         others = torch.randint(vocabulary, (self.config.random_ids,), generator=generator)
         ids = torch.cat((others, batch.following[batch.learn])).unique()
         rows = torch.cat((self._common_rows, self._rows(ids[~self._is_common[ids]])))  # (K, D)
         with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
             # The norms' weights stay in float32, which costs PyTorch a fused kernel it regrets.
             warnings.filterwarnings("ignore", "Mismatch dtype")
-            loss, parts = loss_of(self.draft, batch, rows, self.config)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.draft.parameters(), 1.0)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self.updates += 1
-        self.seen += int(batch.learn.sum())
-        return parts
+            loss, parts = loss_of(self.model, batch, rows, self.config)
+        return loss, parts, int(batch.learn.sum())
+
+    def figures(self) -> Line:
+        if not self.held_out:
+            return {}
+        return {"tau": round(replayed_tau(self.model, self.held_out, self.config.steps), 4)}
 
     def _rows(self, ids: Tensor) -> Tensor:
         """Rows of the head, in the dtype that the products run in."""
-        return self.draft.head.weight[ids].bfloat16()
+        return self.model.head.weight[ids].bfloat16()
 
-    def _sequences(self) -> Iterator[list[int]]:
-        """Which sequences make an update, epoch after epoch; of similar length, since the
-        shorter are padded to the longest."""
-        size, epoch = self.config.sequences, 0
-        while True:
-            shuffled = random.Random(f"{self.config.seed} {epoch}")
-            order = list(range(len(self.corpus.places)))
-            shuffled.shuffle(order)
-            batches = []
-            for start in range(0, len(order), _BUCKET * size):
-                bucket = sorted(
-                    order[start : start + _BUCKET * size], key=self.corpus.answer_tokens
-                )
-                batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
-            shuffled.shuffle(batches)
-            yield from batches
-            epoch += 1
 
-    def save(self, path: Path, identity: dict[str, object], log: list[dict[str, float]]) -> None:
-        tensors = {f"draft.{k}": v for k, v in self.draft.state_dict().items()}
-        for name, parameter in self.draft.named_parameters():
-            for key in ("exp_avg", "exp_avg_sq", "step"):
-                tensors[f"{key}.{name}"] = self.optimiser.state[parameter][key]
-        state = {"identity": identity, "seen": self.seen, "updates": self.updates, "log": log}
-        write_tensors(path, tensors, {"state": json.dumps(state)})
-
-    def restore(self, path: Path, identity: dict[str, object]) -> list[dict[str, float]]:
-        try:
-            state = json.loads(read_metadata(path)["state"])
-        except (KeyError, ValueError):
-            raise FileError(f"{path} is no checkpoint of a training run") from None
-        if state["identity"] != identity:
-            raise ArgumentError(
-                f"{path.parent} holds another training run: give its settings, or a new folder"
-            )
-        shapes = {f"draft.{k}": tuple(v.shape) for k, v in self.draft.state_dict().items()}
-        for name, parameter in self.draft.named_parameters():
-            shapes |= {f"exp_avg.{name}": tuple(parameter.shape), f"step.{name}": ()}
-            shapes |= {f"exp_avg_sq.{name}": tuple(parameter.shape)}
-        tensors = read_tensors(path, shapes)
-        self.draft.load_state_dict(
-            {k.removeprefix("draft."): v for k, v in tensors.items() if k.startswith("draft.")}
-        )
-        for name, parameter in self.draft.named_parameters():
-            self.optimiser.state[parameter] = {
-                key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step")
-            }
-        self.seen, self.updates = state["seen"], state["updates"]
-        for _ in range(self.updates):
-            next(self._order)
-        return state["log"]
+def _sequences(corpus: Corpus, config: TrainConfig) -> Iterator[list[int]]:
+    """Which sequences make an update, epoch after epoch; of similar length, since the shorter
+    are padded to the longest."""
+    size, epoch = config.sequences, 0
+    while True:
+        shuffled = random.Random(f"{config.seed} {epoch}")
+        order = list(range(len(corpus.places)))
+        shuffled.shuffle(order)
+        batches = []
+        for start in range(0, len(order), _BUCKET * size):
+            bucket = sorted(order[start : start + _BUCKET * size], key=corpus.answer_tokens)
+            batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
+        shuffled.shuffle(batches)
+        yield from batches
+        epoch += 1

@@ -121,7 +121,9 @@ def test_what_is_under_other_terms_is_found_where_the_wheel_puts_it(installed: P
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["demo", "test", "slow", "bench", "draft", "docs", "lint"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "slow", "bench", "draft", "pocket", "notebook", "docs", "lint"]
+)
 def test_make_with_a_python_builds_no_environment(target: str) -> None:
     # As if typed by a person: nothing comes down from a make that runs these tests.
     fresh = {"MAKEFLAGS": "", "MAKELEVEL": "", "VENV": "no-venv"}
