@@ -81,6 +81,7 @@ def train_draft(options: argparse.Namespace) -> None:
 
 
 def train_pocket(options: argparse.Namespace) -> None:
+    """Trains the pocket pair from nothing. Raises ArgumentError, FileError."""
     from minispec import pocket
 
     for name in ("tokens", "draft_tokens"):

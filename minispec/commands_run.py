@@ -23,7 +23,8 @@ def fetch(options: argparse.Namespace) -> None:
     from minispec import pretrained
 
     path = pretrained.fetch(options.model, options.accept_licence)
-    if terms := pretrained.SOURCES[options.model].terms:
+    source = pretrained.SOURCES.get(options.model)
+    if source and (terms := source.terms):
         print(f"minispec: {terms.notice}; they are in {path.parent}", file=sys.stderr)
     print(path)
 
@@ -142,7 +143,7 @@ def compare_methods(options: argparse.Namespace) -> None:
 
 def explore_prompt(options: argparse.Namespace) -> None:
     """Writes a page on which a prompt's rounds can be watched. Raises ArgumentError."""
-    from minispec import explore
+    from minispec import explore, pretrained
     from minispec.compare import Settings
     from minispec.methods import Method
 
@@ -158,7 +159,7 @@ def explore_prompt(options: argparse.Namespace) -> None:
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         ignore_eos=options.ignore_eos,
-        raw=options.raw,
+        raw=options.raw or pretrained.is_base(options.model),
         verifier=options.verifier,
     )
     for method in methods:

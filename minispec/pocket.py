@@ -172,7 +172,7 @@ def _layers(target: Transformer) -> list[Layer]:
 
 
 def cross_entropy(target: Transformer, ids: Tensor) -> Tensor:
-    """The mean cross-entropy, nats a token, of ids (B, T + 1), each after those before it."""
+    """The mean cross-entropy (scalar), nats a token, of ids (B, T + 1), each after those before."""
     (rows, length), weight = ids[:, 1:].shape, target.embedding.weight
     places = target.rope.places(target.new_cache(length, rows), length)
     x = target.embedding(ids[:, :-1])  # (B, T, D)

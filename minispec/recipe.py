@@ -127,7 +127,7 @@ def _ranked(
 
 def make_rankings(model: str, written: Path, folder: Path) -> None:
     """Writes all the rankings that a known model has, of installed text of each domain and of
-    what the model wrote."""
+    what the model wrote. Raises ArgumentError, FileError."""
     loaded = pretrained.load(model)
     counts = {}
     for domain in corpus.DOMAINS:  # a short run may not have come to all of them

@@ -48,8 +48,8 @@ class Run(ABC):
 
     @abstractmethod
     def loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
-        """Of the next in order: what to make smaller, the figures to report of it, and how many
-        tokens it was of; draws come from the generator."""
+        """Of the next in order: what to make smaller (scalar), the figures to report of it, and how
+        many tokens it was of; draws come from the generator."""
 
     @abstractmethod
     def figures(self) -> Line:
@@ -84,7 +84,8 @@ class Run(ABC):
 
         ``folder`` keeps the checkpoint (weights and optimiser) and the log, ``training.json``;
         if it holds those of this very run, known by its ``identity``, training goes on from
-        there. Raises ArgumentError if they belong to another.
+        there. Raises ArgumentError if they belong to another, FileError if they are damaged,
+        MinispecError where a loss is not finite.
         """
         identity = json.loads(json.dumps(identity))  # as it comes back: lists for tuples
         log: list[Line] = []

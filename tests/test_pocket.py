@@ -152,7 +152,7 @@ def test_the_pair_speaks_exactly_and_its_draft_is_of_use(
                 assert other.tokens == plain.tokens
                 taus.append(other.tau)
             text = pair[0].tokenizer.decode(plain.tokens)
-            assert len(text.split()) > 4 and "\ufffd" not in text
+            assert len(text.strip()) > 40 and "\ufffd" not in text
     assert sum(taus) / len(taus) > 1.5
 
 
@@ -192,6 +192,7 @@ def test_what_is_shipped_belongs_together(pair: tuple[Pretrained, draft.EagleDra
         "generate --model pocket The --max-new-tokens 8 --method evospec@256 --trace",
         "rank --model pocket --text FILE --out OUT/r.safetensors",
         "index build --model pocket --clusters 16 --out OUT/i.safetensors",
+        "explore --model pocket The --max-new-tokens 8 --out OUT/x.html",
         "doctor --model pocket",
         "compare --model pocket --prompts law --limit 1 --max-new-tokens 8 --out OUT",
     ],
