@@ -580,7 +580,7 @@ model, shard, out = sys.argv[1:]
 load = pretrained.load
 pretrained.fetch = lambda name: Path(model)
 pretrained.load = lambda name: load(model)
-distill.write_shards = lambda *arguments: iter([Path(shard)])
+distill.write_shards = lambda *arguments, **options: iter([Path(shard)])
 config = train.TrainConfig
 train.TrainConfig = lambda **options: config(report=500, **options)
 epochs = ["--epochs", "1e6", "--tokens", "1", "--threads", "1"]
@@ -609,7 +609,7 @@ def test_ctrl_c_while_training(tiny: Tiny, tmp_path: Path) -> None:
 def test_ctrl_c_while_writing_text_to_train_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*arguments: object) -> Iterator[Path]:
+    def interrupted(*arguments: object, **options: object) -> Iterator[Path]:
         raise KeyboardInterrupt
         yield tmp_path
 

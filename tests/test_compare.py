@@ -197,8 +197,8 @@ def test_the_verifier_is_said_and_used(tiny: Tiny, files: list[str], tmp_path: P
     options = ["--methods", "full", "--temperature", "2", "--verifier"]
     found = {v: run(tiny, files, tmp_path, *options, v) for v in ("token", "block")}
     assert {v: report["verifier"] for v, report in found.items()} == {v: v for v in found}
-    passes = [only(report, stream="all")["target_passes"] for report in found.values()]
-    assert passes[0] != passes[1]
+    # Coins are spent in another order, so other texts come of the same seed.
+    assert found["token"]["samples"] != found["block"]["samples"]
 
 
 def test_an_unknown_verifier_is_refused(tiny: Tiny) -> None:
