@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_conformity import IDS, edit, our_logits, refused, relative_error, write_tokenizer
 from test_model import error
+from tiny_model import gguf_writer
 from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -268,24 +268,9 @@ def small_target(**changes: Any) -> Transformer:
 
 def write_gguf(path: Path, model: Transformer, **fields: Any) -> None:
     """Writes a model as llama.cpp's converter does: names, metadata, norms as 1 + w."""
-    config, writer = model.config, gguf.GGUFWriter(path, "gemma3")
-    for name, value in {
-        "block_count": config.layers,
-        "context_length": config.context_limit,
-        "embedding_length": config.width,
-        "feed_forward_length": config.mlp_width,
-        "attention.head_count": config.heads,
-        "attention.head_count_kv": config.kv_heads,
-        "attention.key_length": config.head_width,
-        "attention.sliding_window": config.window,
-        **fields,
-    }.items():
-        if isinstance(value, str):
-            writer.add_string(f"gemma3.{name}", value)
-        elif value is not None:
-            writer.add_uint32(f"gemma3.{name}", value)
-    writer.add_layer_norm_rms_eps(config.norm_epsilon)
-    writer.add_rope_freq_base(config.rope_base)
+    config = model.config
+    fields = {"attention.sliding_window": config.window} | fields
+    writer = gguf_writer(path, "gemma3", config, **fields)
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *[f"<0x{b:02X}>" for b in range(256)]]
     words = ["\n\n", "  ", *"\u2581abcdef", "ab", "\u2581ab", "abc"]
     words += [f"{a}{b}" for a in "abcdef" for b in "abcdef"][: 300 - len(pieces) - len(words)]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_transformer
+from tiny_model import gguf_writer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from minispec import checkpoint, cli, gguf_file, hf_folder, pretrained
@@ -282,24 +283,9 @@ def write_gguf(
     **fields: Any,
 ) -> None:
     """Writes a model as llama.cpp's converter does: names, order of rows, metadata."""
-    config, writer = model.config, gguf.GGUFWriter(path, architecture)
-    for name, value in {
-        "block_count": config.layers,
-        "context_length": config.context_limit,
-        "embedding_length": config.width,
-        "feed_forward_length": config.mlp_width,
-        "attention.head_count": config.heads,
-        "attention.head_count_kv": config.kv_heads,
-        "attention.key_length": config.head_width,
-        "rope.dimension_count": config.head_width,
-        **fields,
-    }.items():
-        if isinstance(value, str):
-            writer.add_string(f"{architecture}.{name}", value)
-        elif value is not None:
-            writer.add_uint32(f"{architecture}.{name}", value)
-    writer.add_layer_norm_rms_eps(config.norm_epsilon)
-    writer.add_rope_freq_base(config.rope_base)
+    config = model.config
+    fields = {"rope.dimension_count": config.head_width} | fields
+    writer = gguf_writer(path, architecture, config, **fields)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(TOKENS)

@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from minispec import draft, pretrained, ranking
 from minispec.draft import EagleDraft
+from minispec.model import ModelConfig
 from minispec.pretrained import Pretrained
 
 CONTEXT = 2048
@@ -146,3 +149,28 @@ def write_tokenizer(folder: Path, special: tuple[str, ...] = SPECIAL) -> int:
     config = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return len(tokens) + len(extra)
+
+
+def gguf_writer(
+    path: Path, architecture: str, config: ModelConfig, **fields: Any
+) -> gguf.GGUFWriter:
+    """A writer of a GGUF file that holds a model's settings, named as llama.cpp's converter does;
+    further ``fields`` too, or in their place, and those that are None not at all."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, value in {
+        "block_count": config.layers,
+        "context_length": config.context_limit,
+        "embedding_length": config.width,
+        "feed_forward_length": config.mlp_width,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        "attention.key_length": config.head_width,
+        **fields,
+    }.items():
+        if isinstance(value, str):
+            writer.add_string(f"{architecture}.{name}", value)
+        elif value is not None:
+            writer.add_uint32(f"{architecture}.{name}", value)
+    writer.add_layer_norm_rms_eps(config.norm_epsilon)
+    writer.add_rope_freq_base(config.rope_base)
+    return writer
