@@ -47,30 +47,54 @@ def unrolled(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tens
     """For each step of the training-time test: what the head would be multiplied with
     (B, m, D), and at which places a chain has come that far (B, m) bool."""
     m = batch.ids.shape[1]
-    places = torch.arange(m)
-    cos, sin = draft.rope.turns(places, batch.taps.dtype)
-    behind = places[:, None] - places  # (m, m): how far a key lies behind a query
+    cos, sin = draft.rope.turns(torch.arange(m), batch.taps.dtype)
     states = draft.fusion(batch.taps)  # (B, m, D)
+    scale = draft.attention.scale or draft.config.head_width**-0.5
     keys: list[Tensor] = []
     values: list[Tensor] = []
+
+    def attend(x: Tensor) -> Tensor:
+        queries, new_keys, new_values = draft.attention.project(x, cos, sin)
+        keys.append(new_keys)
+        values.append(new_values)
+        return draft.attention.output(_attended(queries * scale, keys, values))
+
     for step in range(steps):
-
-        def attend(x: Tensor, step: int = step) -> Tensor:
-            queries, new_keys, new_values = draft.attention.project(x, cos, sin)
-            keys.append(new_keys)
-            values.append(new_values)
-            # The target's states up to the chain's beginning; then one state for each step.
-            seen = [behind >= step] + [behind == step - i for i in range(1, step + 1)]
-            mask = torch.cat(seen, dim=1).repeat_interleave(draft.rope.group, dim=0)
-            return draft.attention.attend(
-                queries, torch.cat(keys, dim=1), torch.cat(values, dim=1), mask
-            )
-
         states = draft.layer(batch.ids, states, attend)
         # A chain's first token must be the answer's too: its place lies ``step`` earlier.
-        begun = F.pad(batch.learn, (step, 0))[:, :m] & batch.learn
-        yield draft.norm(states), begun
-        states = F.pad(states, (0, 0, 1, 0))[:, :m]  # step j + 1 at t reads step j at t - 1
+        yield draft.norm(states), _behind(batch.learn, step) & batch.learn
+        states = _behind(states, 1)  # step j + 1 at t reads step j at t - 1
+
+
+def _attended(queries: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """Attention at the last of some steps: its queries (B, m, heads, hw), scaled, over the keys
+    and values (B, m, kv, hw) of each step up to it -> (B, m, heads * hw).
+
+    A chain sees the target's states up to its beginning, each with the keys of the first step;
+    then one state of its own for each further step. These lie on diagonals, so they cost as many
+    products as there are chains, and not as many as there are pairs of places.
+    """
+    step, m = len(keys) - 1, queries.shape[1]
+    grouped = queries.unflatten(2, (keys[0].shape[2], -1))  # (B, m, kv, group, hw)
+    known = torch.einsum("btkgw,bskw->bkgts", grouped, keys[0])
+    places = torch.arange(m)
+    known = known.masked_fill(places[:, None] - places < step, -torch.inf)
+    # At the first places, where no chain has come so far, these keys are zeros.
+    own_keys, own_values = (
+        [_behind(each, step - i) for i, each in enumerate(side[1:], start=1)]
+        for side in (keys, values)
+    )
+    own = [torch.einsum("btkgw,btkw->bkgt", grouped, each)[..., None] for each in own_keys]
+    weights = torch.softmax(torch.cat((known, *own), dim=-1), dim=-1)
+    mixed = torch.einsum("bkgts,bskw->btkgw", weights[..., :m], values[0])
+    for place, each in enumerate(own_values, start=m):
+        mixed = mixed + torch.einsum("bkgt,btkw->btkgw", weights[..., place], each)
+    return mixed.flatten(2)
+
+
+def _behind(x: Tensor, count: int) -> Tensor:
+    """x (B, m, ...) with every place taken ``count`` places later, zeros at the beginning."""
+    return torch.cat((torch.zeros_like(x[:, :count]), x[:, : x.shape[1] - count]), dim=1)
 
 
 def loss_of(
