@@ -94,7 +94,9 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelCon
     head_width = metadata.get(at + "attention.key_length") or width // heads
     if metadata.get(at + "rope.dimension_count", head_width) != head_width:
         raise FileError("rotary positions on a part of each head are not supported")
-    more = _gemma(metadata, width, layers) if architecture == "gemma3" else {}
+    more: dict[str, Any] = dict(tap_layers=default_taps(layers))
+    if architecture == "gemma3":
+        more |= _gemma(metadata, width, layers)
     return ModelConfig(
         vocabulary_size=len(metadata["tokenizer.ggml.tokens"]),
         width=width,
@@ -107,7 +109,6 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelCon
         norm_epsilon=metadata[at + "attention.layer_norm_rms_epsilon"],
         rope_base=metadata.get(at + "rope.freq_base", 10_000.0),
         tied_head="output.weight" not in tensors,
-        tap_layers=default_taps(layers),
         **more,
     )
 
@@ -122,6 +123,8 @@ def _gemma(metadata: Mapping[str, Any], width: int, layers: int) -> dict[str, An
         post_norms=True,
         local_layers=tuple(layer for layer in range(1, layers + 1) if layer % 6),
         window=metadata["gemma3.attention.sliding_window"],
+        # The lowest tap says little that the embedding does not, and makes a larger draft.
+        tap_layers=default_taps(layers)[1:],
     )
 
 

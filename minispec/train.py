@@ -7,10 +7,12 @@ before, shifted by one. Step j at position t stands for a chain that began at t 
 it may look at the states that the target vouches for up to the chain's beginning, and at
 the chain's own from there on.
 
-**Loss**, per step: cross-entropy to the target's law, which is the Kullback-Leibler divergence
-up to a constant, over a part of the vocabulary: the likeliest ids of the training text and
-some random others; plus the distance to the target's own hidden state, which the law is a
-function of. Every token is thus worth D numbers of evidence instead of one law's few.
+**Loss**, per step: the chance 1 - alpha that verification rejects, and, times that chance, the
+cross-entropy to the target's law, which shows the way where the two laws hardly meet (derived in
+``minispec.objective``); both over a part of the vocabulary: the likeliest ids of the training
+text and some random others. To this comes the distance to the target's own hidden state, which
+the law is a function of: every token is thus worth D numbers of evidence instead of one law's
+few.
 """
 
 import random
@@ -37,6 +39,7 @@ class TrainConfig(RunConfig):
 
     steps: int = 4  # of the training-time test
     step_decay: float = 0.8  # weight of step j: decay^(j - 1)
+    rejection_weight: float = 8.0
     feature_weight: float = 0.5
     sequences: int = 1  # an update
     common_ids: int = 6144
@@ -115,7 +118,9 @@ def loss_of(
         distance = (hidden.float() - goal).square().mean(-1) / scale
         # Answers of a few tokens have no chain of four: then there is nothing to average.
         weight = begun[batch.learn] / begun.sum().clamp(min=1)
-        loss = cross_entropy + config.feature_weight * distance
+        rejected = 1 - torch.minimum(laws, logs.exp()).sum(-1)
+        loss = config.rejection_weight * rejected + rejected.detach() * cross_entropy
+        loss = loss + config.feature_weight * distance
         total = total + config.step_decay**step * (loss * weight).sum()
         parts.append((cross_entropy * weight).sum().item())
     return total, parts

@@ -64,7 +64,7 @@ def test_it_is_the_model_that_was_expected_and_has_no_chat_template(gemma):
     config, tokenizer = gemma.target.config, gemma.tokenizer
     assert (config.vocabulary_size, config.width, config.layers) == (262_144, 640, 18)
     assert config.window == 512 and set(range(1, 19)) - {*config.local_layers} == {6, 12, 18}
-    assert config.tied_head and config.tap_layers == (2, 8, 14)
+    assert config.tied_head and config.tap_layers == (8, 14)
     assert tokenizer.vocabulary_size == config.vocabulary_size
     assert (tokenizer.bos_id, tokenizer.eos_ids) == (2, (1, 106))
     assert pretrained.is_base(gemma.name)
