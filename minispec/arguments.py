@@ -184,6 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     draft.add_argument(
         "--domains", nargs="+", default=list(_DOMAINS), help="what to write about (all four)"
     )
+    draft.add_argument("--start", type=Path, help="a draft of this model, to go on from")
+    draft.add_argument("--rate", type=float, default=2e-3, help="highest learning rate (0.002)")
     draft.add_argument("--seed", type=int, default=0, help="of what is written and drawn (0)")
     draft.add_argument("--threads", type=int, help="processor threads (all)")
     draft.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from minispec.errors import ArgumentError
+from minispec.errors import ArgumentError, FileError
 from minispec.prepare import check_out, check_writable, loaded, use_threads
 
 
@@ -70,12 +70,16 @@ def train_draft(options: argparse.Namespace) -> None:
     if options.tokens < 1:
         raise ArgumentError(f"tokens {options.tokens} must be 1 or above")
     _check_epochs(options.epochs)
+    if not 0 < options.rate < math.inf:
+        raise ArgumentError(f"rate {options.rate} must be a number above 0")
+    if options.start and not options.start.is_file():
+        raise FileError(f"{options.start} does not exist: a draft's weights were expected")
     use_threads(options.threads)
     check_writable(options.out)
     domains = list(dict.fromkeys(options.domains))  # named twice, it would be written twice
     path = recipe.make_draft(
         options.model, domains, options.tokens, options.epochs, options.seed, options.out,
-        options.raw,
+        options.raw, options.start, options.rate,
     )  # fmt: skip
     print(f"wrote {path}")
 

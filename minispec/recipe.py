@@ -36,16 +36,26 @@ def make_draft(
     seed: int,
     folder: Path,
     raw: bool = False,
+    start: Path | None = None,
+    rate: float = 2e-3,
     report: Callable[[], object] = lambda: None,
 ) -> Path:
     """Has the target write ``tokens`` tokens, trains a draft on them ``epochs`` times, and
     keeps it as ``draft.safetensors`` beside ``training.json``. Goes on with what it finds.
-    A model that is to continue texts is ``raw``; ``report`` is called at each line of figures."""
+    A model that is to continue texts is ``raw``. The weights are at first a copy of the target's
+    last layer, or those of the draft in ``start``; ``rate`` is the highest learning rate.
+    ``report`` is called at each line of figures."""
     base = raw or pretrained.is_base(model)
     for domain in domains:
         corpus.openers(domain, base)  # an unknown one is refused before any work
     if model in pretrained.SOURCES:
         pretrained.fetch(model)
+    loaded = pretrained.load(model)
+    torch.manual_seed(seed)
+    if start:
+        draft = drafts.load(start, loaded.reference, loaded.fingerprint)
+    else:
+        draft = drafts.untrained(loaded.reference)
     processes = min(torch.get_num_threads(), _PROCESSES)
     paths = []
     with tqdm(total=tokens, desc="writing", unit="token", disable=None) as bar:
@@ -55,15 +65,14 @@ def make_draft(
             paths.append(path)
             bar.update(distill.answer_tokens(path))
 
-    loaded = pretrained.load(model)
     material = Corpus(paths)
     held_out = material.split(_HELD_OUT)
     greedy = (s for s in held_out if written_greedily(s, loaded.reference.head))
     examples = list(islice(greedy, _HELD_OUT_MOST))
     seen = math.ceil(epochs * sum(map(material.answer_tokens, range(len(material.places)))))
-    torch.manual_seed(seed)
-    draft = drafts.untrained(loaded.reference)
-    config = train.TrainConfig(tokens=seen, seed=seed)
+    config = train.TrainConfig(
+        tokens=seen, seed=seed, peak_rate=rate, start=str(start) if start else None
+    )
     size = draft.head.vocabulary_size  # of a small one a part is enough as well
     common, others = min(config.common_ids, size // 4), min(config.random_ids, size // 8)
     config = replace(config, common_ids=common, random_ids=others)

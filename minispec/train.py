@@ -44,6 +44,7 @@ class TrainConfig(RunConfig):
     sequences: int = 1  # an update
     common_ids: int = 6144
     random_ids: int = 1024
+    start: str | None = None  # the file of the draft that it goes on from, if it does
 
 
 def unrolled(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -300,6 +300,8 @@ OTHERS = {
     "train draft --out TMP/out --epochs 0": ["epochs 0.0", "above 0"],
     "train draft --out TMP/out --epochs nan": ["epochs nan", "above 0"],
     "train draft --out TMP/out --epochs inf": ["epochs inf", "above 0"],
+    "train draft --out TMP/out --rate 0": ["rate 0.0", "above 0"],
+    "train draft --out TMP/out --start BAD/none": ["BAD/none does not exist"],
     "train draft --out TMP/out --threads 0": ["threads 0"],
     "train draft --out BAD/file/out": ["cannot write into BAD/file/out"],
 }

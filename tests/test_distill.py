@@ -1,5 +1,6 @@
 """Text that the target writes: the same from the same seed, and nothing of the evaluation."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,16 @@ def test_the_recipe_makes_a_draft_and_its_log(tiny: tiny_model.Tiny, tmp_path: P
     assert log["log"][-1]["tokens"] >= 0.5 * 300 and log["log"][-1]["tau"] >= 1
     draft = load(path, tiny.model.target, tiny.model.fingerprint)
     assert draft.fusion.weight.shape == (tiny_model.WIDTH, 3 * tiny_model.WIDTH)
+
+    # At next to no rate, a run that goes on from this draft stays where it is.
+    (tmp_path / "second").mkdir()
+    for shard in tmp_path.glob("law-*"):
+        shutil.copy(shard, tmp_path / "second")
+    second = recipe.make_draft(
+        str(tiny.folder), ["law"], 300, 0.5, 0, tmp_path / "second", start=path, rate=1e-12
+    )
+    first_weights, weights = read_tensors(path), read_tensors(second)
+    assert all(torch.allclose(weights[name], first_weights[name]) for name in weights)
 
 
 def test_a_writer_that_is_killed_leaves_no_process_behind(
