@@ -175,6 +175,41 @@ def _asked(typingctx, rows, row, column):
 asked: Any = intrinsic(_asked)
 
 
+def _laid(typingctx, rows, row, shelf, place):
+    """shelf[place] = rows[row], both contiguous (N, D), past the caches: what is to be read
+    only when they have been used for something else need not be fetched to be overwritten.
+
+    A row must be whole cache lines, and ``shelf`` begin at one.
+    """
+    element = _ELEMENTS[rows.dtype]
+
+    def codegen(context, builder, signature, args):
+        matrix, shelves = (
+            context.make_array(kind)(context, builder, value)
+            for kind, value in ((rows, args[0]), (shelf, args[2]))
+        )
+        width = builder.extract_value(matrix.shape, 1)
+        bits = element.width if isinstance(element, ir.IntType) else 32
+        line = ir.VectorType(element, 512 // bits)
+        source, target = (
+            builder.gep(array.data, [builder.mul(index, width)], source_etype=element)
+            for array, index in ((matrix, args[1]), (shelves, args[3]))
+        )
+        past = builder.module.add_metadata([_i32(1)])
+        with cgutils.for_range_slice(builder, _i64(0), width, _i64(line.count)) as (column, _):
+            coming = builder.gep(source, [column], source_etype=element)
+            numbers = builder.load(coming, typ=line, align=bits // 8)
+            there = builder.gep(target, [column], source_etype=element)
+            there = builder.bitcast(there, line.as_pointer())
+            builder.store(numbers, there, align=64).set_metadata("nontemporal", past)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, shelf, types.intp), codegen
+
+
+laid: Any = intrinsic(_laid)
+
+
 @njit(cache=True)
 def ask(rows, row):
     """Asks memory for a whole row that will be read soon."""

@@ -18,11 +18,13 @@ import torch
 from numba import get_num_threads, njit, prange
 from torch import Tensor
 
-from fastpath.kernels import AHEAD, ask, largest, meet, product
+from fastpath.kernels import AHEAD, ask, dots, laid, largest, meet, product
 
 Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
 _STAYS = 16  # a list that outlasts the longest round is there to stay
+_EARLY = 2  # rows: those that come are asked for that much before their turn
+_NONE = np.empty(0, np.int64)
 
 
 def home(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -48,28 +50,72 @@ def gathered(rows, scales, ids, states, out, threads):
 
 
 @njit(cache=True)
-def _streamed(rows, scales, places, states, out, first, last):
-    width = rows.shape[1]
-    for slot in range(first, last):
-        meet(rows, slot, slot + AHEAD, states, out, places[slot], 0, width)
-        for state in range(len(states)):
-            out[state, places[slot]] *= scales[slot]
+def _met_one(rows, scales, row, ahead, place, states, out):
+    """out[:, place] = states @ rows[row] * scales[row]; row ``ahead`` is asked for."""
+    if len(states) == 1:  # straight to it: what else a loop does, memory waits for
+        dots(rows, row, ahead, states, out, place, 0, rows.shape[1], 1)
+    else:
+        meet(rows, row, ahead, states, out, place, 0, rows.shape[1])
+    for state in range(len(states)):
+        out[state, place] *= scales[row]
+
+
+@njit(cache=True)
+def _met(rows, scales, places, states, out, first, last):
+    """Row ``slot`` of a stream meets the states -> out[:, places[slot]], for slots first..last."""
+    if len(states) == 1:
+        for slot in range(first, last):
+            dots(rows, slot, slot + 1, states, out, places[slot], 0, rows.shape[1], 1)
+            out[0, places[slot]] *= scales[slot]
+    else:
+        for slot in range(first, last):
+            _met_one(rows, scales, slot, slot + AHEAD, places[slot], states, out)
+
+
+@njit(cache=True)
+def _put(rows, row, packed, slot):
+    """packed[slot] = rows[row]."""
+    if rows.shape[1] * rows.itemsize % 64 == 0 and packed.ctypes.data % 64 == 0:
+        laid(rows, row, packed, slot)
+    else:
+        packed[slot] = rows[row]
+
+
+@njit(cache=True)
+def _streamed(rows, scales, ids, fresh, places, packed, packed_scales, states, out, first, last):
+    first_turn, end = np.searchsorted(fresh, first), np.searchsorted(fresh, last)
+    for turn in range(first_turn, min(first_turn + _EARLY, end)):
+        ask(rows, ids[places[fresh[turn]]])
+    begin = first
+    for turn in range(first_turn, end):
+        slot = fresh[turn]
+        _met(packed, packed_scales, places, states, out, begin, slot)
+        # A row that came meets the states on its way: so it is read once, from where it lies.
+        row = ids[places[slot]]
+        _met_one(rows, scales, row, row, places[slot], states, out)
+        _put(rows, row, packed, slot)
+        packed_scales[slot] = scales[row]
+        if turn + _EARLY < end:
+            ask(rows, ids[places[fresh[turn + _EARLY]]])
+        begin = slot + 1
+    _met(packed, packed_scales, places, states, out, begin, last)
 
 
 @njit(parallel=True, cache=True)
-def _shared_out(rows, scales, places, states, out, threads):
-    size = len(places)
+def _shared_out(rows, scales, ids, fresh, places, packed, packed_scales, states, out, threads):
     for thread in prange(threads):
-        first, last = thread * size // threads, (thread + 1) * size // threads
-        _streamed(rows, scales, places, states, out, first, last)
+        first, last = thread * len(ids) // threads, (thread + 1) * len(ids) // threads
+        _streamed(rows, scales, ids, fresh, places, packed, packed_scales, states, out, first, last)
 
 
-def streamed(rows: Rows, scales: Rows, places: Rows, states: Rows, out: Rows, threads: int) -> None:
-    """rows (>= K, D), one after the other -> out (T, K), row ``slot`` at ``places[slot]``."""
+@njit(cache=True)
+def streamed(rows, scales, ids, fresh, places, packed, packed_scales, states, out, threads):
+    """packed (>= K, D), one row after the other -> out (T, K), row ``slot`` at ``places[slot]``.
+    The rows of the slots ``fresh`` (n,), ascending, are copied to there on the way."""
     if threads == 1:  # a list is short: calling the threads together would cost a fifth of it
-        _streamed(rows, scales, places, states, out, 0, len(places))
+        _streamed(rows, scales, ids, fresh, places, packed, packed_scales, states, out, 0, len(ids))
     else:
-        _shared_out(rows, scales, places, states, out, threads)
+        _shared_out(rows, scales, ids, fresh, places, packed, packed_scales, states, out, threads)
 
 
 @njit(parallel=True, cache=True)
@@ -89,81 +135,59 @@ def runs(rows, scales, starts, lengths, states, out, threads):
 
 
 @njit(cache=True)
-def newcomers(old, new):
-    """How many ids of a sorted list are not in another."""
-    count = position = 0
-    for place in range(len(new)):
+def planned(old, slots, new, packed, packed_scales, churn):
+    """Where the rows of a list ``new`` (K,) will lie, in slots 0..K-1, after those of ``old``
+    lay in ``slots``: its slots (K,), the places (K,) in the list of the rows in the slots, and
+    the slots (n,), ascending, of the ids that came, whose rows are to be copied. All are empty
+    where more than a share ``churn`` of the ids came."""
+    size, nothing = len(new), np.empty(0, np.int64)
+    new_slots, free = np.empty(size, np.int64), np.empty(len(old), np.int64)
+    gone = came = position = 0
+    for place in range(size):  # walks the two sorted lists side by side
         while position < len(old) and old[position] < new[place]:
-            position += 1
-        count += position == len(old) or old[position] != new[place]
-    return count
-
-
-@njit(cache=True)
-def compared(old, slots, new, new_slots, rows, packed):
-    """Walks two sorted lists side by side: ``new_slots`` takes the slots (K,) of ids that
-    stay. Returns the places of those that came, and the slots of those that went. The rows
-    that will have to be copied, and those to be overwritten, are asked for on the way."""
-    went, came = np.empty(len(old), np.int64), np.empty(len(new), np.int64)
-    gone = found = position = 0
-    for place in range(len(new)):
-        while position < len(old) and old[position] < new[place]:
-            went[gone] = slots[position]
-            ask(packed, went[gone])
-            gone += 1
+            free[gone] = slots[position]
+            gone += slots[position] < size
             position += 1
         if position < len(old) and old[position] == new[place]:
             new_slots[place] = slots[position]
             position += 1
         else:
-            came[found] = place
-            found += 1
-            ask(rows, new[place])
-    while position < len(old):
-        went[gone] = slots[position]
-        gone += 1
-        position += 1
-    return came[:found], went[:gone]
-
-
-@njit(cache=True)
-def exchanged(rows, scales, ids, slots, came, went, before, packed, packed_scales, places):
-    """Copies the rows of ids (K,) that came into slots that became free, and fills what is
-    still empty, so that the slots in use are again 0..K-1; ``places`` (K,) is their order.
-    ``before``: how many slots were in use."""
-    size, free, end = len(ids), len(went), before
-    for place in came:
-        if free:
-            free -= 1
-            slot = went[free]
-        else:
-            slot = end
-            end += 1
-        slots[place] = slot
-        packed[slot] = rows[ids[place]]
-        packed_scales[slot] = scales[ids[place]]
+            new_slots[place] = -1
+            came += 1
+    if came > churn * size:
+        return nothing, nothing, nothing
+    for place in range(position, len(old)):
+        free[gone] = slots[place]
+        gone += slots[place] < size
+    places, end, fresh = np.empty(size, np.int64), len(old), np.zeros(size, np.bool_)
     for place in range(size):
-        if slots[place] >= size:  # the list shrank: a row from beyond moves into a hole
-            free -= 1
-            while went[free] >= size:
-                free -= 1
-            packed[went[free]] = packed[slots[place]]
-            packed_scales[went[free]] = packed_scales[slots[place]]
-            slots[place] = went[free]
-        places[slots[place]] = place
+        slot = new_slots[place]
+        if slot < 0 or slot >= size:
+            if gone:
+                gone -= 1
+                hole = free[gone]
+            else:
+                hole = end
+                end += 1
+            if slot < 0:
+                fresh[hole] = True
+            else:  # the list shrank: a row from beyond moves into a hole
+                packed[hole] = packed[slot]
+                packed_scales[hole] = packed_scales[slot]
+            new_slots[place] = slot = hole
+        places[slot] = place
+    return new_slots, places, np.flatnonzero(fresh)
 
 
 @njit(cache=True)
-def followed(rows, scales, old, slots, new, packed, packed_scales, churn):
-    """Brings packed rows from the list ``old`` to the list ``new``: slots and places (K,) as
-    they are then, or none where more than a share ``churn`` of the ids would have to be copied.
-    """
-    new_slots, places = np.empty(len(new), np.int64), np.empty(len(new), np.int64)
-    if churn < 1 and newcomers(old, new) > churn * len(new):
-        return new_slots[:0], places[:0]
-    came, went = compared(old, slots, new, new_slots, rows, packed)
-    exchanged(rows, scales, new, new_slots, came, went, len(old), packed, packed_scales, places)
-    return new_slots, places
+def followed(rows, scales, old, slots, new, packed, packed_scales, churn, states, out, threads):
+    """Brings packed rows from the list ``old`` to the list ``new`` (K,), and these through the
+    states -> out (T, K); returns slots and places (K,) as they are then, or none, and does
+    nothing, where more than a share ``churn`` of the ids would have to be copied."""
+    slots, places, fresh = planned(old, slots, new, packed, packed_scales, churn)
+    if len(places):
+        streamed(rows, scales, new, fresh, places, packed, packed_scales, states, out, threads)
+    return slots, places
 
 
 class PackedRows:
@@ -178,14 +202,16 @@ class PackedRows:
         self._packed = np.empty((0, rows.shape[1]), rows.dtype)
         self._packed_scales = np.empty(0, np.float32)
 
-    def update(self, ids: np.ndarray, churn: float = 1.0) -> bool:
-        """Makes ids (K,), sorted and unique, the list that is packed, unless more than a
-        share ``churn`` of them is new; says whether it did."""
+    def follow(
+        self, ids: np.ndarray, states: np.ndarray, out: np.ndarray, churn: float = 1.0
+    ) -> bool:
+        """Makes ids (K,), sorted and unique, the list that is packed: states (T, D) -> out
+        (T, K). Does neither, and says so, if more than a share ``churn`` of the ids is new."""
         if len(ids) > len(self._packed):
             self._grow(len(ids))
         slots, places = followed(
             self._rows, self._scales, self._ids, self._slots, ids,
-            self._packed, self._packed_scales, churn,
+            self._packed, self._packed_scales, churn, states, out, get_num_threads(),
         )  # fmt: skip
         if not len(places):
             return False
@@ -193,8 +219,11 @@ class PackedRows:
         return True
 
     def product(self, states: np.ndarray, out: np.ndarray) -> None:
-        """states (T, D) -> out (T, K), in the order of the ids."""
-        streamed(self._packed, self._packed_scales, self._places, states, out, get_num_threads())
+        """The list that is packed: states (T, D) -> out (T, K), in the order of the ids."""
+        streamed(
+            self._rows, self._scales, self._ids, _NONE, self._places,
+            self._packed, self._packed_scales, states, out, get_num_threads(),
+        )  # fmt: skip
 
     def _grow(self, size: int) -> None:
         packed = home((size, self._rows.shape[1]), torch.from_numpy(self._rows).dtype).numpy()
@@ -232,14 +261,13 @@ class CpuHead:
         # The same tensor means the same ids (``types.Shortlist``).
         self._asked = self._asked + 1 if ids is self._list else 0
         self._list = ids
-        if (
-            ids is not self._packed_list
-            and self._asked in (0, _STAYS)
-            and self._packed.update(ids.numpy(), 1.0 if self._asked else _CHURN)
-        ):
-            self._packed_list = ids
+        churn = 1.0 if self._asked else _CHURN
         if ids is self._packed_list:
             self._packed.product(states, out.numpy())
+        elif self._asked in (0, _STAYS) and self._packed.follow(
+            ids.numpy(), states, out.numpy(), churn
+        ):
+            self._packed_list = ids
         else:
             gathered(self._rows, self._scales, ids.numpy(), states, out.numpy(), get_num_threads())
         return out.view(*hidden.shape[:-1], -1)

@@ -202,6 +202,7 @@ def _rounds(
             evidence=evidence,
         )
         if drafter:
+            round = replace(round, rows_probed=drafter.rows_probed(len(proposal)))
             drafter.shortlist.observe(round)
             watch.lap("observe")
             round = replace(round, events=drafter.learn(round))

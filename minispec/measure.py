@@ -47,6 +47,7 @@ class Figures:
     proposed_at: tuple[int, ...]
     latencies: tuple[float, ...]
     shortlist_sizes: tuple[int, ...]
+    rows_probed: int
     emitted: tuple[int, ...] = ()
     covered: tuple[float, ...] = ()
     prompt: tuple[int, ...] = ()
@@ -89,6 +90,7 @@ def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
     proposed: Counter[int] = Counter()
     latencies: list[float] = []
     sizes: list[int] = []
+    probed = 0
     emitted: list[int] = []
     covered: list[float] = []
     events: Counter[str] = Counter()
@@ -102,6 +104,7 @@ def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         spent = sum(s for phase, s in round.seconds.items() if phase != "prefill")
         latencies += [spent / len(round.tokens)] * len(round.tokens)
         sizes += round.shortlist_sizes
+        probed += round.rows_probed
         events.update(round.events)
         emitted.append(len(round.tokens))
         if round.evidence:
@@ -119,6 +122,7 @@ def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         proposed_at=tuple(proposed[i] for i in range(depth)),
         latencies=tuple(latencies),
         shortlist_sizes=tuple(sizes),
+        rows_probed=probed,
         emitted=tuple(emitted),
         covered=tuple(covered),
         prompt=tuple(prompt),
@@ -145,6 +149,7 @@ def pooled(figures: Sequence[Figures]) -> dict[str, Any]:
         "tokens_per_second": speed(figures),
         "latency_ms": {"p50": _quantile(latencies, 0.5), "p95": _quantile(latencies, 0.95)},
         "shortlist_mean": statistics.fmean(sizes) if sizes else None,
+        "rows_probed": sum(f.rows_probed for f in figures) / len(sizes) if sizes else None,
         "coverage": statistics.fmean(covered) if covered else None,
         "seconds": {phase: sum(f.seconds.get(phase, 0.0) for f in figures) for phase in phases},
         "repeated_4gram_share": statistics.fmean(f.repeated_4gram_share for f in figures),

@@ -99,6 +99,12 @@ class Drafter:
         watch.lap("draft")
         return Proposal(tuple(drafted), tuple(laws))
 
+    def rows_probed(self, steps: int) -> int:
+        """Rows of D numbers that choosing the lists of so many draft steps reads: a list that
+        reads none need not say so."""
+        times = min(steps, 1) if self.shortlist.per_round else steps
+        return times * getattr(self.shortlist, "rows_probed", 0)
+
     def _checked(self, ids: Tensor) -> Tensor:
         """The door: what passes here may be multiplied with rows and written into laws."""
         name, budget = self.shortlist.name, self.shortlist.budget

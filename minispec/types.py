@@ -106,7 +106,8 @@ class Round:
     ``tokens``: the tokens emitted, never past a stop. ``text``: the text that is decided by
     now (text that may be the start of a stop string is held back). ``path``: indices of the
     accepted proposals that were kept. ``proposed``: the drafted tokens. ``shortlist_sizes``:
-    ids scored at each draft step. ``seconds``: wall time by phase. ``stop``: why decoding
+    ids scored at each draft step. ``rows_probed``: rows of the model's width that were read to
+    choose these ids, beside their own. ``seconds``: wall time by phase. ``stop``: why decoding
     ended with this round, or None. ``evidence`` is always there for ``observe`` and is
     handed to the caller only when tracing, since it holds (gamma + 1) * V numbers. ``events``:
     what a learning draft did with it, counted by name.
@@ -121,6 +122,7 @@ class Round:
     stop: str | None
     evidence: Evidence | None = field(default=None, repr=False)
     events: Mapping[str, int] = field(default_factory=dict)
+    rows_probed: int = 0
 
 
 @dataclass(frozen=True, eq=False)

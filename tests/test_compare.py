@@ -137,6 +137,7 @@ def test_the_figures_of_each_row_agree_with_each_other(several: Any) -> None:
         assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p95"]
         assert row["peak_rss_mb"] > 50
         assert row["shortlist_mean"] == sizes.get(row["method"])
+        assert row["rows_probed"] == (0 if row["gamma"] else None)
         assert row["budget"] == sizes.get(row["method"]) or row["method"] == "full"
         assert (row["method"] == "autoregressive") == (row["gamma"] is None)
         if row["method"] == "autoregressive":
@@ -524,7 +525,7 @@ def figures(speed: float, tokens: int = 10) -> Figures:
     return Figures(
         tokens=tuple(range(tokens)), text="", stop=None, passes=tokens,
         seconds={"target": tokens / speed}, accepted_at=(), proposed_at=(),
-        latencies=(1 / speed,) * tokens, shortlist_sizes=(),
+        latencies=(1 / speed,) * tokens, shortlist_sizes=(), rows_probed=0,
     )  # fmt: skip
 
 
@@ -563,7 +564,16 @@ def test_figures_add_up_what_rounds_say() -> None:
         Round(
             (1, 2, 3), "abc", (0, 1), (1, 2, 9), (8, 8, 8), {"prefill": 5.0, "target": 0.3}, None
         ),
-        Round((4,), "d", (), (7, 7, 7), (8, 8, 8), {"target": 0.2, "draft": 0.2}, None),
+        Round(
+            (4,),
+            "d",
+            (),
+            (7, 7, 7),
+            (8, 8, 8),
+            {"target": 0.2, "draft": 0.2},
+            None,
+            rows_probed=26,
+        ),
         Round((5, 6), "e", (0,), (5,), (4,), {"target": 0.4}, "eos"),
     ]
     got = measure.measured(rounds)
@@ -582,6 +592,7 @@ def test_figures_add_up_what_rounds_say() -> None:
     assert row["tokens_per_second"] == pytest.approx(10 / 1.8)
     assert row["latency_ms"]["p50"] == pytest.approx(100)
     assert row["shortlist_mean"] == pytest.approx((8 * 12 + 4) / 13)
+    assert row["rows_probed"] == pytest.approx(2 * 26 / 13)
     assert row["seconds"] == pytest.approx({"prefill": 10.0, "target": 1.4, "draft": 0.4})
 
 

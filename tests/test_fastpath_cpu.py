@@ -129,10 +129,11 @@ def test_packed_rows_follow_any_lists(lists, kind):
     rows, sizes, exact = rows_of(weight, kind)
     packed = PackedRows(rows, sizes)
     for ids in lists:
-        assert packed.update(np.array(ids))
-        out = np.empty((3, len(ids)), np.float32)
-        packed.product(states.numpy(), out)
+        out, again = np.empty((2, 3, len(ids)), np.float32)
+        assert packed.follow(np.array(ids), states.numpy(), out)
+        packed.product(states.numpy(), again)
         assert_products(out, states, exact[ids])
+        assert np.array_equal(again, out)
 
 
 @given(lists=lists)

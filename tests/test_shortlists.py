@@ -123,6 +123,8 @@ def test_how_often_lists_are_asked() -> None:
             sampling=Sampling(1.0), random=SeededRandom(0), stop=StopRule(9),
         ))  # fmt: skip
         drafted = [len(round.shortlist_sizes) for round in rounds]
+        probed = chosen.rows_probed if isinstance(chosen, EvolvingList) else 0
+        assert sum(round.rows_probed for round in rounds) == probed * len(calls)
         once = len(calls) == sum(map(bool, drafted)) and not any(calls)
         assert once or len(calls) == sum(drafted) > len(rounds)
         asked.setdefault(chosen.name, []).append(once)
@@ -160,6 +162,7 @@ def test_shares_of_the_budget() -> None:
 
 def test_each_part_brings_what_it_is_for() -> None:
     chosen = evolving(core=2, recency=3)
+    assert chosen.rows_probed == 10
     found = parts(chosen, (30, 20, 10, 20, 0), 5)
     assert found == {
         "core": [0, 39],
@@ -183,12 +186,6 @@ def test_an_old_topic_fades_from_recency() -> None:
     assert 33 in parts(chosen, (33, *[1] * 500), 0)["recency"]
     assert 33 not in parts(chosen, (33, *[1] * 600), 0)["recency"]
     assert 33 not in parts(chosen, (33, *range(10, 20), 1), 0)["recency"]
-
-
-def test_the_layout_puts_the_core_and_each_cluster_side_by_side() -> None:
-    chosen = evolving(core=2)
-    assert chosen.layout.tolist() == [0, 39, *range(1, 39)]
-    assert chosen.rows_probed == 10
 
 
 @pytest.mark.parametrize("core", [0, 9, -1])

@@ -354,7 +354,8 @@ def test_an_answer_is_audited_in_its_own_context(
 def figures(*emitted: int) -> Figures:
     return Figures(
         tokens=tuple(range(sum(emitted))), text="", stop=None, passes=len(emitted), seconds={},
-        accepted_at=(), proposed_at=(), latencies=(), shortlist_sizes=(), emitted=emitted,
+        accepted_at=(), proposed_at=(), latencies=(), shortlist_sizes=(), rows_probed=0,
+        emitted=emitted,
     )  # fmt: skip
 
 

@@ -19,7 +19,6 @@ budget is our formulation.
 """
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -64,9 +63,6 @@ class EvolvingList:
         everything = whole(ranking, len(clusters))
         self.semantic = SemanticIndex(clusters, rows, everything, self._core)
         self.statistical = StatisticalIndex(len(clusters))
-        # A permutation of all ids (V,): a head whose rows lie in this order has the core, and
-        # what each cluster brings, side by side, and needs no copy of a list's rows.
-        self.layout = torch.from_numpy(np.concatenate((self._core, self.semantic.lists.members)))
 
     @property
     def rows_probed(self) -> int:
@@ -74,16 +70,15 @@ class EvolvingList:
         return len(self.semantic.centroids)
 
     def select(self, context: Context) -> Tensor:
-        _, taken = self._parts(context)
-        return torch.from_numpy(np.flatnonzero(taken))
+        return torch.from_numpy(np.sort(np.concatenate([*self._parts(context).values()])))
 
     def explain(self, context: Context) -> dict[str, Tensor]:
         """What ``select`` returns, by the part that brought it: disjoint, each sorted."""
-        parts, _ = self._parts(context)
-        return {name: torch.from_numpy(np.sort(ids)) for name, ids in parts.items()}
+        parts = self._parts(context).items()
+        return {name: torch.from_numpy(np.sort(ids)) for name, ids in parts}
 
-    def _parts(self, context: Context) -> tuple[dict[str, Ids], npt.NDArray[np.bool_]]:
-        """What each part brings, and of every id (V,) whether one has brought it."""
+    def _parts(self, context: Context) -> dict[str, Ids]:
+        """What each part brings, in any order; no id comes twice."""
         taken, room = self._in_core.copy(), self.budget - len(self._core)
 
         def fresh(ids: Ids, most: int) -> Ids:
@@ -95,8 +90,7 @@ class EvolvingList:
         after = fresh(self.statistical.successors(context.tokens[-1]), room - len(latest))
         near = self.semantic.near(context.hidden, room)
         near = fresh(near, room - len(latest) - len(after))
-        parts = {"core": self._core, "recency": latest, "successor": after, "semantic": near}
-        return parts, taken
+        return {"core": self._core, "recency": latest, "successor": after, "semantic": near}
 
     def observe(self, round: Round) -> None:
         self.statistical.observe(round)
