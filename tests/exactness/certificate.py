@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from defects import PLANTED
+from numba import set_num_threads
 from parts import (
     ARITHMETICS,
     BACKENDS,
@@ -113,8 +114,9 @@ def keys() -> tuple[list[tuple[str, ...]], list[dict[str, str]]]:
 
 
 def walked(keys: Sequence[tuple[str, ...]]) -> Iterator[tuple[dict[str, Any], Certificate]]:
-    """The rows, in their order, as many at a time as there are cores."""
-    with multiprocessing.get_context("fork").Pool() as pool:
+    """The rows, in their order, as many at a time as there are cores, each on one of them."""
+    context = multiprocessing.get_context("fork")
+    with context.Pool(initializer=set_num_threads, initargs=(1,)) as pool:
         yield from pool.imap(row, keys)
 
 
