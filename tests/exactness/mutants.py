@@ -298,6 +298,11 @@ def _preloaded() -> None:
     sys.modules["torch"].set_num_threads(1)
 
 
+def _kept(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """A mutant a line, so that what changed between two runs can be read."""
+    path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", "utf-8")
+
+
 def _all_tried(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
@@ -319,8 +324,7 @@ def _all_tried(options: argparse.Namespace) -> int:
             made = pool.map(trial.tried, trial.mutants)
             for row in tqdm(made, desc=file, unit="mutant", disable=None, total=len(trial.mutants)):
                 rows.append(row)
-                kept = json.dumps([*found, *rows], indent=1) + "\n"
-                options.out.write_text(kept, "utf-8")
+                _kept([*found, *rows], options.out)
         for mutant, row in zip(trial.mutants, rows, strict=True):
             if row["verdict"] == "survived" and not options.unwalked:
                 digest = digest or _apart(_digested, None)
@@ -330,7 +334,7 @@ def _all_tried(options: argparse.Namespace) -> int:
             if row["verdict"] != "killed":
                 print(f"{row['verdict']}: {row['file']}:{row['line']}  {row['change']}", flush=True)
         found += rows
-        options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        _kept(found, options.out)
         counts = Counter(row["verdict"] for row in rows)
         score = counts["killed"] / max(1, len(rows) - counts["equivalent"])
         wanted = 1.0 if file in LAW_BEARING else 0.9
