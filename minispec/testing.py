@@ -42,7 +42,7 @@ class Branching:
         return bool(self._decide([1 - probability, probability]))
 
     def choose(self, probs: Any) -> int:
-        return self._decide(list(probs))
+        return self._decide(probs.tolist() if hasattr(probs, "tolist") else list(probs))
 
     def _decide(self, probs: list[Any]) -> int:
         exact = [p if isinstance(p, Fraction | int) else float(p) for p in probs]
@@ -150,10 +150,9 @@ class ToyTarget:
         cache.extend(ids.tolist())
         read = [tuple(cache.read[: start + i + 1]) for i in range(len(ids))]
         hidden = torch.stack([self.after(tokens) for tokens in read])  # (T, V)
-        taps = torch.zeros(len(ids), self.context_limit, dtype=hidden.dtype)
-        for row, tokens in enumerate(read):
-            taps[row, : len(tokens)] = torch.tensor(tokens) + 1.0
-        return Features(hidden, taps)
+        rest = [0] * self.context_limit
+        rows = [[token + 1 for token in tokens] + rest[len(tokens) :] for tokens in read]
+        return Features(hidden, torch.tensor(rows, dtype=hidden.dtype))
 
 
 class ToyDraft:

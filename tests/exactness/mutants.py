@@ -2,7 +2,7 @@
 
 A mutant is one file of ``minispec/`` with one change (``changes.py``). For each, a fresh process
 loads the package with that file in place and runs the tests that come by the changed line, the
-quickest first, until one fails; which they are is found out once for each file, under coverage.
+quickest first, until one fails; which they are is found out once for all files, under coverage.
 One that they let pass is tried by all tests that bear on the file. If it survives these too, it
 is *equivalent* only if nothing that can be seen differs: the laws of the whole grid, in fractions
 and in float64, and what the production source says for many seeds, bit for bit.
@@ -144,18 +144,25 @@ def _run(tests: Sequence[str], watch: _Watch) -> str | None:
     return watch.failed or (f"exit code {code}" if code else None)
 
 
-def _surveyed(file: str, answer: Connection) -> None:
-    """Without any change: the test that fails, or else which tests come by each line, and the
-    seconds that each takes."""
+def _surveyed(files: Sequence[str], answer: Connection) -> None:
+    """Without any change: the test that fails, or else which tests come by each line of each
+    file, and the seconds that each takes."""
     from coverage import Coverage
 
     _prepared(None)
-    coverage = Coverage(data_file=None, config_file=False, include=[str(_path(file))])
+    paths = [str(_path(file)) for file in files]
+    coverage = Coverage(data_file=None, config_file=False, include=paths)
     coverage.start()
     watch = _Watch({}, coverage)
-    failed = _run([f"tests/{test}" for test in SELECTION[file]], watch)
+    failed = _run([*dict.fromkeys(test for file in files for test in _selected(file))], watch)
     coverage.stop()
-    answer.send((failed, coverage.get_data().contexts_by_lineno(str(_path(file))), watch.seconds))
+    data = coverage.get_data()
+    lines = {file: data.contexts_by_lineno(str(_path(file))) for file in files}
+    answer.send((failed, lines, watch.seconds))
+
+
+def _selected(file: str) -> list[str]:
+    return [f"tests/{test}" for test in SELECTION[file]]
 
 
 def _tested(
@@ -215,12 +222,21 @@ def _apart(target: Any, *arguments: Any) -> Any:
 class Trial:
     """The mutants of one file, and what is known of the tests that they are tried by."""
 
-    def __init__(self, file: str, done: dict[str, dict[str, Any]]) -> None:
-        """``done``: what is known already, by the hash of the changed source."""
-        self._done = done
-        self.failed, by_line, self._seconds = _apart(_surveyed, file)
-        self._by_line: dict[int, list[str]] = by_line
-        self._all = [f"tests/{test}" for test in SELECTION[file]]
+    def __init__(
+        self,
+        file: str,
+        by_line: dict[int, list[str]],
+        seconds: Counter[str],
+        done: dict[str, dict[str, Any]],
+    ) -> None:
+        """``by_line``: which tests come by each, and ``seconds``: how long each takes; ``done``:
+        what is known already, by the hash of the changed source."""
+        self._done, self._seconds = done, seconds
+        self._all = _selected(file)
+        self._by_line = {
+            line: [test for test in tests if test.startswith(tuple(self._all))]
+            for line, tests in by_line.items()
+        }
         source = _path(file).read_text("utf-8")
         self.mutants = list(mutants(file, source))
 
@@ -282,6 +298,11 @@ def _preloaded() -> None:
     sys.modules["torch"].set_num_threads(1)
 
 
+def _kept(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """A mutant a line, so that what changed between two runs can be read."""
+    path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", "utf-8")
+
+
 def _all_tried(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
@@ -291,19 +312,19 @@ def _all_tried(options: argparse.Namespace) -> int:
     digest, failed = "", False
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    broken, lines, seconds = _apart(_surveyed, options.files)
+    if broken:
+        print(f"{broken} fails without any change", file=sys.stderr)
+        return 1
     for file in options.files:
-        trial = Trial(file, done)
-        if trial.failed:
-            print(f"{file}: {trial.failed} fails without any change", file=sys.stderr)
-            return 1
+        trial = Trial(file, lines[file], seconds, done)
         rows = []
         context = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
             made = pool.map(trial.tried, trial.mutants)
             for row in tqdm(made, desc=file, unit="mutant", disable=None, total=len(trial.mutants)):
                 rows.append(row)
-                kept = json.dumps([*found, *rows], indent=1) + "\n"
-                options.out.write_text(kept, "utf-8")
+                _kept([*found, *rows], options.out)
         for mutant, row in zip(trial.mutants, rows, strict=True):
             if row["verdict"] == "survived" and not options.unwalked:
                 digest = digest or _apart(_digested, None)
@@ -313,7 +334,7 @@ def _all_tried(options: argparse.Namespace) -> int:
             if row["verdict"] != "killed":
                 print(f"{row['verdict']}: {row['file']}:{row['line']}  {row['change']}", flush=True)
         found += rows
-        options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        _kept(found, options.out)
         counts = Counter(row["verdict"] for row in rows)
         score = counts["killed"] / max(1, len(rows) - counts["equivalent"])
         wanted = 1.0 if file in LAW_BEARING else 0.9
