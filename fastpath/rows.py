@@ -18,7 +18,7 @@ import torch
 from numba import get_num_threads, njit, prange
 from torch import Tensor
 
-from fastpath.kernels import AHEAD, ask, largest, meet, product
+from fastpath.kernels import AHEAD, ask, fitting, largest, meet, product
 
 Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
@@ -37,12 +37,12 @@ def home(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 @njit(parallel=True, cache=True)
 def gathered(rows, scales, ids, states, out, threads):
     """rows (V, D), ids (K,), states (T, D) -> out (T, K), the rows read where they lie."""
-    size, width = len(ids), rows.shape[1]
+    size, width, read = len(ids), rows.shape[1], fitting(rows, states)
     for thread in prange(threads):
         last = (thread + 1) * size // threads
         for place in range(thread * size // threads, last):
             coming = ids[min(place + AHEAD, last - 1)]
-            meet(rows, ids[place], coming, states, out, place, 0, width)
+            meet(rows, ids[place], coming, 0, read, out, place, 0, width)
             for state in range(len(states)):
                 out[state, place] *= scales[ids[place]]
 
@@ -51,23 +51,23 @@ def gathered(rows, scales, ids, states, out, threads):
 def _streamed(rows, scales, places, states, out, first, last):
     width = rows.shape[1]
     for slot in range(first, last):
-        meet(rows, slot, slot + AHEAD, states, out, places[slot], 0, width)
+        meet(rows, slot, slot + AHEAD, 0, states, out, places[slot], 0, width)
         for state in range(len(states)):
             out[state, places[slot]] *= scales[slot]
 
 
 @njit(parallel=True, cache=True)
 def _shared_out(rows, scales, places, states, out, threads):
-    size = len(places)
+    size, read = len(places), fitting(rows, states)
     for thread in prange(threads):
         first, last = thread * size // threads, (thread + 1) * size // threads
-        _streamed(rows, scales, places, states, out, first, last)
+        _streamed(rows, scales, places, read, out, first, last)
 
 
 def streamed(rows: Rows, scales: Rows, places: Rows, states: Rows, out: Rows, threads: int) -> None:
     """rows (>= K, D), one after the other -> out (T, K), row ``slot`` at ``places[slot]``."""
     if threads == 1:  # a list is short: calling the threads together would cost a fifth of it
-        _streamed(rows, scales, places, states, out, 0, len(places))
+        _streamed(rows, scales, places, fitting(rows, states), out, 0, len(places))
     else:
         _shared_out(rows, scales, places, states, out, threads)
 
@@ -78,12 +78,12 @@ def runs(rows, scales, starts, lengths, states, out, threads):
     ``starts`` (R,), ``lengths`` (R,) of each -> out (T, sum of lengths), one after the other."""
     places = np.zeros(len(starts) + 1, np.int64)
     places[1:] = np.cumsum(lengths)
-    width = rows.shape[1]
+    width, read = rows.shape[1], fitting(rows, states)
     for thread in prange(threads):
         for run in range(thread * len(starts) // threads, (thread + 1) * len(starts) // threads):
             for row in range(starts[run], starts[run] + lengths[run]):
                 place = places[run] + row - starts[run]
-                meet(rows, row, row + AHEAD, states, out, place, 0, width)
+                meet(rows, row, row + AHEAD, 0, read, out, place, 0, width)
                 for state in range(len(states)):
                     out[state, place] *= scales[row]
 
