@@ -2,7 +2,8 @@
 ``minispec.draft`` without a Python step between two products.
 
 A pass is a loop over layers in which every product is shared out to the threads and all that
-lies between is small. States are float32 whatever the weights are. Weights come stacked:
+lies between is small. States are float32 whatever the weights are (see
+``kernels.fitting`` for what a product makes of them). Weights come stacked:
 one array for each kind of matrix, layers first, projections that read the same states side by
 side. What one kind of model has and another has not (norms of queries, norms behind) comes as
 arrays of no length where it is missing.
