@@ -1,10 +1,11 @@
 """The CPU backend: ``minispec.model`` and ``minispec.draft`` on Numba's kernels.
 
 Weights are stacked once, so that a whole pass is one call; the reference's own parameters
-become views into the stacks, so nothing is held twice. bfloat16 weights meet float32 states:
-finer than the reference, which rounds every intermediate result. A draft whose weights came
-out of a bfloat16 file is read in bfloat16 whatever the target's dtype: the same numbers in
-half the bytes. It is read once; a draft that learns belongs to the reference.
+become views into the stacks, so nothing is held twice. bfloat16 weights meet states that are
+rounded to bfloat16 for each product, as in the reference, which also rounds every result; here
+these stay float32. A draft whose weights came out of a bfloat16 file is read in bfloat16, by
+the same rule, whatever the target's dtype: half the bytes. It is read once; a draft that learns
+belongs to the reference.
 """
 
 import copy

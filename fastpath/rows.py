@@ -18,7 +18,8 @@ import torch
 from numba import get_num_threads, njit, prange
 from torch import Tensor
 
-from fastpath.kernels import AHEAD, ask, dots, laid, largest, meet, product
+from fastpath.dots import dots
+from fastpath.kernels import AHEAD, ask, fitting, laid, largest, meet, product
 
 Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
@@ -39,12 +40,12 @@ def home(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 @njit(parallel=True, cache=True)
 def gathered(rows, scales, ids, states, out, threads):
     """rows (V, D), ids (K,), states (T, D) -> out (T, K), the rows read where they lie."""
-    size, width = len(ids), rows.shape[1]
+    size, width, read = len(ids), rows.shape[1], fitting(rows, states)
     for thread in prange(threads):
         last = (thread + 1) * size // threads
         for place in range(thread * size // threads, last):
             coming = ids[min(place + AHEAD, last - 1)]
-            meet(rows, ids[place], coming, states, out, place, 0, width)
+            meet(rows, ids[place], coming, 0, read, out, place, 0, width)
             for state in range(len(states)):
                 out[state, place] *= scales[ids[place]]
 
@@ -53,9 +54,9 @@ def gathered(rows, scales, ids, states, out, threads):
 def _met_one(rows, scales, row, ahead, place, states, out):
     """out[:, place] = states @ rows[row] * scales[row]; row ``ahead`` is asked for."""
     if len(states) == 1:  # straight to it: what else a loop does, memory waits for
-        dots(rows, row, ahead, states, out, place, 0, rows.shape[1], 1)
+        dots(rows, row, ahead, 0, states, out, place, 0, rows.shape[1], 1)
     else:
-        meet(rows, row, ahead, states, out, place, 0, rows.shape[1])
+        meet(rows, row, ahead, 0, states, out, place, 0, rows.shape[1])
     for state in range(len(states)):
         out[state, place] *= scales[row]
 
@@ -65,7 +66,7 @@ def _met(rows, scales, places, states, out, first, last):
     """Row ``slot`` of a stream meets the states -> out[:, places[slot]], for slots first..last."""
     if len(states) == 1:
         for slot in range(first, last):
-            dots(rows, slot, slot + 1, states, out, places[slot], 0, rows.shape[1], 1)
+            dots(rows, slot, slot + 1, 0, states, out, places[slot], 0, rows.shape[1], 1)
             out[0, places[slot]] *= scales[slot]
     else:
         for slot in range(first, last):
@@ -103,9 +104,10 @@ def _streamed(rows, scales, ids, fresh, places, packed, packed_scales, states, o
 
 @njit(parallel=True, cache=True)
 def _shared_out(rows, scales, ids, fresh, places, packed, packed_scales, states, out, threads):
+    read = fitting(rows, states)
     for thread in prange(threads):
         first, last = thread * len(ids) // threads, (thread + 1) * len(ids) // threads
-        _streamed(rows, scales, ids, fresh, places, packed, packed_scales, states, out, first, last)
+        _streamed(rows, scales, ids, fresh, places, packed, packed_scales, read, out, first, last)
 
 
 @njit(cache=True)
@@ -113,7 +115,8 @@ def streamed(rows, scales, ids, fresh, places, packed, packed_scales, states, ou
     """packed (>= K, D), one row after the other -> out (T, K), row ``slot`` at ``places[slot]``.
     The rows of the slots ``fresh`` (n,), ascending, are copied to there on the way."""
     if threads == 1:  # a list is short: calling the threads together would cost a fifth of it
-        _streamed(rows, scales, ids, fresh, places, packed, packed_scales, states, out, 0, len(ids))
+        read = fitting(rows, states)
+        _streamed(rows, scales, ids, fresh, places, packed, packed_scales, read, out, 0, len(ids))
     else:
         _shared_out(rows, scales, ids, fresh, places, packed, packed_scales, states, out, threads)
 
@@ -124,12 +127,12 @@ def runs(rows, scales, starts, lengths, states, out, threads):
     ``starts`` (R,), ``lengths`` (R,) of each -> out (T, sum of lengths), one after the other."""
     places = np.zeros(len(starts) + 1, np.int64)
     places[1:] = np.cumsum(lengths)
-    width = rows.shape[1]
+    width, read = rows.shape[1], fitting(rows, states)
     for thread in prange(threads):
         for run in range(thread * len(starts) // threads, (thread + 1) * len(starts) // threads):
             for row in range(starts[run], starts[run] + lengths[run]):
                 place = places[run] + row - starts[run]
-                meet(rows, row, row + AHEAD, states, out, place, 0, width)
+                meet(rows, row, row + AHEAD, 0, read, out, place, 0, width)
                 for state in range(len(states)):
                     out[state, place] *= scales[row]
 

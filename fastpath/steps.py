@@ -2,7 +2,8 @@
 ``minispec.draft`` without a Python step between two products.
 
 A pass is a loop over layers in which every product is shared out to the threads and all that
-lies between is small. States are float32 whatever the weights are. Weights come stacked:
+lies between is small. States are float32 whatever the weights are (see
+``kernels.fitting`` for what a product makes of them). Weights come stacked:
 one array for each kind of matrix, layers first, projections that read the same states side by
 side. What one kind of model has and another has not (norms of queries, norms behind) comes as
 arrays of no length where it is missing.
@@ -18,7 +19,7 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from fastpath.kernels import product, room, span
+from fastpath.kernels import fitting, product, room, span
 
 
 def _as_float(typingctx, bits):
@@ -137,10 +138,11 @@ def gated(gate_up, scales, states, gelu, both, out, threads):
     sigmoid(2 z), of 2 sqrt(2 / pi) (gate + 0.044715 gate^3).
     """
     new, inner = out.shape
+    read = fitting(gate_up, states)
     for thread in prange(threads):
         first, last = thread * inner // threads, (thread + 1) * inner // threads
-        span(gate_up, scales, states, both, first, last)
-        span(gate_up, scales, states, both, inner + first, inner + last)
+        span(gate_up, scales, read, both, first, last)
+        span(gate_up, scales, read, both, inner + first, inner + last)
         for t in range(new):
             for i in range(first, last):
                 gate = both[t, i]

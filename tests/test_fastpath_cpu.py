@@ -1,8 +1,14 @@
 """The CPU backend against the reference, which is its oracle.
 
 A sum of D products in float32, in whatever order, is off by at most about sqrt(D) roundings of
-its largest term; the bound used here is 2^-24 * 4 * sqrt(D) * |x| |w|, row by row.
+its largest term; the bound used here is 2^-24 * 4 * sqrt(D) * |x| |w|, row by row. Rows in
+bfloat16 meet states that were rounded to bfloat16 once, in the oracle too; where the processor
+multiplies them in pairs, what is below 2^-126 counts as 0, far below this bound.
 """
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,9 +16,12 @@ import torch
 from conftest import GEMMA, toy_transformer
 from hypothesis import given
 from hypothesis import strategies as st
+from llvmlite.binding import get_host_cpu_name
+from numba.core.codegen import get_host_cpu_features
 
 from fastpath import cpu
-from fastpath.kernels import largest, product
+from fastpath.dots import PAIRED
+from fastpath.kernels import fitting, largest, product
 from fastpath.rows import CpuHead, PackedRows, gathered
 from minispec import draft, pretrained
 from minispec.audit import NEAR_TIE, audited
@@ -42,8 +51,10 @@ def rows_of(weight, kind):
     return whole.numpy(), size.numpy(), whole.double() * size.double()[:, None]
 
 
-def assert_products(out, states, weight):
+def assert_products(out, states, weight, kind="float32"):
     """``out`` (T, N) equals states @ weight.T within the bound of float32 sums."""
+    if kind == "bfloat16":
+        states = states.bfloat16()
     exact = states.double() @ weight.T
     norms = states.double().norm(dim=1)[:, None] * weight.norm(dim=1)[None, :]
     bound = 2**-24 * (4 * weight.shape[1] ** 0.5 + 4) * norms + 1e-30
@@ -69,8 +80,71 @@ def test_dense_products_equal_the_reference(kind, size, width, new, threads, see
     rows, sizes, exact = rows_of(weight, kind)
     around = np.full((new + 2, size), 7, np.float32)
     product(rows, sizes, states.numpy(), around[1:-1], threads)
-    assert_products(around[1:-1], states, exact)
+    assert_products(around[1:-1], states, exact, kind)
     assert (around[0] == 7).all() and (around[-1] == 7).all(), "wrote beside the result"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [577, 1536, 2048, 5000])
+def test_rows_in_parts_equal_the_reference(kind, width):
+    """Wide enough, and of more rows than a panel, that what is asked for lies in another part."""
+    for new in (1, 5, 8):
+        weight, states = torch.randn(70, width), torch.randn(new, width)
+        rows, sizes, exact = rows_of(weight, kind)
+        out = np.empty((new, 70), np.float32)
+        product(rows, sizes, states.numpy(), out, 2)
+        assert_products(out, states, exact, kind)
+
+
+@given(new=st.integers(1, 8), width=st.integers(1, 600), seed=st.integers(0, 2**31))
+def test_several_states_get_the_very_numbers_that_each_gets_alone(new, width, seed):
+    """So plain decoding and verification in bfloat16 differ by no rounding of states."""
+    random = torch.Generator().manual_seed(seed)
+    weight, states = (torch.randn(n, width, generator=random) for n in (40, new))
+    rows, sizes, _ = rows_of(weight, "bfloat16")
+    together, alone = np.empty((new, 40), np.float32), np.empty((new, 40), np.float32)
+    product(rows, sizes, states.numpy(), together, 2)
+    for place in range(new):
+        product(rows, sizes, states[place : place + 1].numpy(), alone[place : place + 1], 1)
+    assert np.array_equal(together, alone)
+
+
+floats = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+@given(numbers=st.lists(floats, min_size=1, max_size=70))
+def test_states_are_rounded_as_torch_rounds_them(numbers):
+    states = torch.tensor([numbers])
+    fit = fitting(np.empty((1, len(numbers)), np.uint16), states.numpy())
+    ours = torch.from_numpy(fit)
+    ours = ours.view(torch.bfloat16).float() if PAIRED else ours
+    assert torch.equal(ours.isnan(), states.isnan())
+    assert torch.equal(ours.nan_to_num(0), states.bfloat16().float().nan_to_num(0))
+    assert (
+        fitting(np.empty((1, 1), np.float32), states.numpy()).tobytes() == states.numpy().tobytes()
+    )
+
+
+def test_without_pairs_products_are_the_same():
+    """The tests of bfloat16 rows again, on a processor that is said to have no such instruction."""
+    if not PAIRED:
+        pytest.skip("this processor multiplies no pairs, so the other tests have seen this path")
+    features = ",".join(f for f in get_host_cpu_features().split(",") if f != "+avx512bf16")
+    script = """
+import pytest, sys
+from fastpath.dots import PAIRED
+assert not PAIRED
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1], "-k", sys.argv[2]]))
+"""
+    tests = "dense or gathered or parts or rounded or very_numbers or largest_product_is"
+    result = subprocess.run(
+        [sys.executable, "-c", script, __file__, tests],
+        env=os.environ | {"NUMBA_CPU_FEATURES": features, "NUMBA_CPU_NAME": get_host_cpu_name()},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_states_too_wide_for_the_first_cache_meet_two_rows_at_once():
@@ -90,7 +164,7 @@ def test_gathered_rows_equal_the_reference(kind, size, width, new, threads, seed
     rows, sizes, exact = rows_of(weight, kind)
     out = np.empty((new, size), np.float32)
     gathered(rows, sizes, ids.numpy(), states.numpy(), out, threads)
-    assert_products(out, states, exact[ids])
+    assert_products(out, states, exact[ids], kind)
 
 
 @given(**shapes)
@@ -132,7 +206,7 @@ def test_packed_rows_follow_any_lists(lists, kind):
         out, again = np.empty((2, 3, len(ids)), np.float32)
         assert packed.follow(np.array(ids), states.numpy(), out)
         packed.product(states.numpy(), again)
-        assert_products(out, states, exact[ids])
+        assert_products(out, states, exact[ids], kind)
         assert np.array_equal(again, out)
 
 
@@ -169,11 +243,12 @@ def test_a_result_that_is_a_view_of_reused_room_is_noticed():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [0, 16, 19])  # in the first vector, in the second, in the tail
-def test_what_is_not_finite_shows(bad, place):
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_what_is_not_finite_shows(bad, place, kind):
     weight, states = torch.ones(3, 20), torch.ones(2, 20)
     weight[1, place] = bad
     out = np.empty((2, 3), np.float32)
-    product(*rows_of(weight, "float32")[:2], states.numpy(), out, 1)
+    product(*rows_of(weight, kind)[:2], states.numpy(), out, 1)
     assert np.isfinite(out[:, [0, 2]]).all() and not np.isfinite(out[:, 1]).any()
 
 

@@ -55,7 +55,8 @@ RIVER = [
     ["minispec.report"],
     ["minispec.page", "minispec.explore"],
     ["minispec"],  # the package's own file, which may gather what lies above
-    ["fastpath.static", "fastpath.device", "fastpath.kernels"],
+    ["fastpath.static", "fastpath.device", "fastpath.dots"],
+    ["fastpath.kernels"],
     ["fastpath.compiled", "fastpath.cuda_kernels", "fastpath.rows", "fastpath.steps"],
     ["fastpath.cuda_head", "fastpath.cpu"],
     ["fastpath.cuda_verify", "fastpath.cuda"],
