@@ -3,9 +3,9 @@
 Weights are stacked once, so that a whole pass is one call; the reference's own parameters
 become views into the stacks, so nothing is held twice. bfloat16 weights meet states that are
 rounded to bfloat16 for each product, as in the reference, which also rounds every result; here
-these stay float32. A draft whose weights came out of a bfloat16 file is read in bfloat16, by
-the same rule, whatever the target's dtype: half the bytes. It is read once; a draft that learns
-belongs to the reference.
+these stay float32. A float32 draft whose weights came out of a bfloat16 file is read in bfloat16
+too, half the bytes, but nothing is rounded for it. It is read once; a draft that learns belongs
+to the reference.
 """
 
 import copy
@@ -201,9 +201,11 @@ def _rows(weight: Tensor, int8: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shortened(weight: Tensor) -> Tensor:
-    """The weights in bfloat16, if that holds them exactly."""
+    """float32 weights in bfloat16, if that holds them exactly: as int16, of which the kernels
+    know that their states are float32 still. Others as they are."""
     short = home(weight.shape, torch.bfloat16).copy_(weight)
-    return short if torch.equal(short.to(weight.dtype), weight) else weight
+    exact = weight.dtype == torch.float32 and torch.equal(short.float(), weight)
+    return short.view(torch.int16) if exact else weight
 
 
 def _readable(stacks: Sequence[Tensor], int8: bool) -> _Stacks:

@@ -4,7 +4,8 @@ A row is read once, as one long stream, and meets all states while it passes thr
 registers. Compilers do not find that by themselves, so it is written in vectors here. Rows in
 bfloat16 meet states in bfloat16, as they do in the reference: where the processor can
 (``PAIRED``), in pairs, of whose products it adds two to a float32 sum at once. Other rows meet
-float32 states, of which nothing is rounded.
+float32 states, of which nothing is rounded; so do those in bfloat16 that stand for float32 ones
+which it holds exactly.
 """
 
 from typing import Any
@@ -35,7 +36,8 @@ _Bfloat._create_instance()
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _f32 = ir.FloatType()
 _floats, _pairs = ir.VectorType(_f32, LANES), ir.VectorType(_Bfloat(), 2 * LANES)
-_ELEMENTS = {types.float32: _f32, types.uint16: ir.IntType(16), types.int8: ir.IntType(8)}
+_i16 = ir.IntType(16)
+_ELEMENTS = {types.float32: _f32, types.uint16: _i16, types.int16: _i16, types.int8: ir.IntType(8)}
 
 
 def _prefetch(builder: Any, place: Any) -> None:
@@ -189,3 +191,38 @@ def _asked(typingctx, rows, row, column):
 
 
 asked: Any = intrinsic(_asked)
+
+
+def _laid(typingctx, rows, row, shelf, place):
+    """shelf[place] = rows[row], both contiguous (N, D), past the caches: what is to be read
+    only when they have been used for something else need not be fetched to be overwritten.
+
+    A row must be whole cache lines, and ``shelf`` begin at one.
+    """
+    element = _ELEMENTS[rows.dtype]
+
+    def codegen(context, builder, signature, args):
+        matrix, shelves = (
+            context.make_array(kind)(context, builder, value)
+            for kind, value in ((rows, args[0]), (shelf, args[2]))
+        )
+        width = builder.extract_value(matrix.shape, 1)
+        bits = element.width if isinstance(element, ir.IntType) else 32
+        line = ir.VectorType(element, 512 // bits)
+        source, target = (
+            builder.gep(array.data, [builder.mul(index, width)], source_etype=element)
+            for array, index in ((matrix, args[1]), (shelves, args[3]))
+        )
+        past = builder.module.add_metadata([_i32(1)])
+        with cgutils.for_range_slice(builder, _i64(0), width, _i64(line.count)) as (column, _):
+            coming = builder.gep(source, [column], source_etype=element)
+            numbers = builder.load(coming, typ=line, align=bits // 8)
+            there = builder.gep(target, [column], source_etype=element)
+            there = builder.bitcast(there, line.as_pointer())
+            builder.store(numbers, there, align=64).set_metadata("nontemporal", past)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, shelf, types.intp), codegen
+
+
+laid: Any = intrinsic(_laid)

@@ -6,9 +6,9 @@ nearly as cheap as a step of plain decoding. For this to come true each row must
 as one long stream, and meet all states while it passes through the registers
 (``fastpath.dots``).
 
-Rows are float32, bfloat16 (passed as uint16, its bits) or int8 with a scale for each row;
-states, sums and results are float32, but that states are rounded to bfloat16 for rows in
-bfloat16 (``fitting``). Knows nothing of models.
+Rows are float32, bfloat16 (passed as uint16, its bits; as int16 where states are to stay
+float32) or int8 with a scale for each row; states, sums and results are float32, but that states
+are rounded to bfloat16 for rows in bfloat16 (``fitting``). Knows nothing of models.
 """
 
 import numpy as np
@@ -23,41 +23,6 @@ _SOON = 10 * 1024  # bytes, the same where rows follow each other in memory
 _L1 = 20 * 1024  # bytes of states that leave the first cache room for the rows passing by
 _BLOCK = 256  # rows whose products are looked at before the next are computed
 _PANEL = 32  # rows that meet one part of the states before the next part is taken up
-
-
-def _laid(typingctx, rows, row, shelf, place):
-    """shelf[place] = rows[row], both contiguous (N, D), past the caches: what is to be read
-    only when they have been used for something else need not be fetched to be overwritten.
-
-    A row must be whole cache lines, and ``shelf`` begin at one.
-    """
-    element = _ELEMENTS[rows.dtype]
-
-    def codegen(context, builder, signature, args):
-        matrix, shelves = (
-            context.make_array(kind)(context, builder, value)
-            for kind, value in ((rows, args[0]), (shelf, args[2]))
-        )
-        width = builder.extract_value(matrix.shape, 1)
-        bits = element.width if isinstance(element, ir.IntType) else 32
-        line = ir.VectorType(element, 512 // bits)
-        source, target = (
-            builder.gep(array.data, [builder.mul(index, width)], source_etype=element)
-            for array, index in ((matrix, args[1]), (shelves, args[3]))
-        )
-        past = builder.module.add_metadata([_i32(1)])
-        with cgutils.for_range_slice(builder, _i64(0), width, _i64(line.count)) as (column, _):
-            coming = builder.gep(source, [column], source_etype=element)
-            numbers = builder.load(coming, typ=line, align=bits // 8)
-            there = builder.gep(target, [column], source_etype=element)
-            there = builder.bitcast(there, line.as_pointer())
-            builder.store(numbers, there, align=64).set_metadata("nontemporal", past)
-        return context.get_dummy_value()
-
-    return types.void(rows, types.intp, shelf, types.intp), codegen
-
-
-laid: Any = intrinsic(_laid)
 
 
 @njit(cache=True)

@@ -18,8 +18,8 @@ import torch
 from numba import get_num_threads, njit, prange
 from torch import Tensor
 
-from fastpath.dots import dots
-from fastpath.kernels import AHEAD, ask, fitting, laid, largest, meet, product
+from fastpath.dots import dots, laid
+from fastpath.kernels import AHEAD, ask, fitting, largest, meet, product
 
 Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
