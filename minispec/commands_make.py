@@ -64,7 +64,8 @@ def train_router(options: argparse.Namespace) -> None:
 
 
 def train_draft(options: argparse.Namespace) -> None:
-    """Trains a draft, going on where one began. Raises ArgumentError for options out of range."""
+    """Trains a draft, going on where one began. Raises ArgumentError for options out of range,
+    FileError where there is no draft to start from."""
     from minispec import recipe
 
     if options.tokens < 1:
