@@ -1,13 +1,13 @@
 """Plain decoding is no straw man: the same weights, prompts and tokens in transformers.
 
-Both sides decode greedily, in float32, one sequence at a time, with a key-value cache, a fixed
+Both sides decode greedily, in one dtype, one sequence at a time, with a key-value cache, a fixed
 number of tokens, the prompt's own pass included on both sides. They alternate, prompt by
 prompt, in one process; what is reported is the geometric mean of paired ratios.
 
 The CPU backend takes torch's threads and gives them to its own kernels, so each side gets them
 back, all of them, before its turn.
 
-Run: make bench, or python benchmarks/bench_plain.py --backend reference|cpu
+Run: make bench, or python benchmarks/bench_plain.py --backend reference|cpu --model gemma3-270m
 """
 
 import argparse
@@ -23,6 +23,7 @@ from minispec import backend, corpus, pretrained
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.sampling import Sampling, SeededRandom
+from minispec.tokenizer import prompt_ids
 
 TOKENS = 64
 PROMPTS = 4  # of each domain
@@ -31,12 +32,15 @@ PROMPTS = 4  # of each domain
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=("reference", "cpu"), default="cpu")
-    name, threads = parser.parse_args().backend, torch.get_num_threads()
-    path = pretrained.fetch("smollm2")
-    model = backend.placed(pretrained.load("smollm2"), None, name)[0]
+    parser.add_argument("--model", choices=pretrained.SOURCES, default="smollm2")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    options = parser.parse_args()
+    name, threads = options.backend, torch.get_num_threads()
+    path = pretrained.fetch(options.model)
+    model = backend.placed(pretrained.load(options.model, options.dtype), None, name)[0]
     logging.set_verbosity_error()
     theirs = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
+        path.parent, gguf_file=path.name, dtype=getattr(torch, options.dtype)
     ).eval()
     theirs.generation_config.eos_token_id = None  # both sides go on past the end of an answer
 
@@ -60,8 +64,9 @@ def main() -> None:
         return output[0, len(ids) :].tolist()
 
     sides = [ours, transformers]
-    texts = [text for domain in corpus.DOMAINS for text in corpus.prompts(domain)[:PROMPTS]]
-    prompts = [model.tokenizer.chat(text) for text in texts]
+    base = pretrained.is_base(options.model)
+    texts = [text for domain in corpus.DOMAINS for text in corpus.prompts(domain, base)[:PROMPTS]]
+    prompts = [prompt_ids(model.tokenizer, text, base) for text in texts]
     for side in sides:
         side(prompts[0])
     ratios = []
@@ -77,6 +82,8 @@ def main() -> None:
         "prompts": len(prompts),
         "threads": threads,
         "backend": name,
+        "model": options.model,
+        "dtype": options.dtype,
         "speed_over_transformers": round(statistics.geometric_mean(ratios), 3),
         "lowest": round(min(ratios), 3),
         "highest": round(max(ratios), 3),
