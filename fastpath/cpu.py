@@ -203,9 +203,10 @@ def _rows(weight: Tensor, int8: bool) -> tuple[np.ndarray, np.ndarray]:
 def _shortened(weight: Tensor) -> Tensor:
     """float32 weights in bfloat16, if that holds them exactly: as int16, of which the kernels
     know that their states are float32 still. Others as they are."""
+    if weight.dtype != torch.float32:
+        return weight
     short = home(weight.shape, torch.bfloat16).copy_(weight)
-    exact = weight.dtype == torch.float32 and torch.equal(short.float(), weight)
-    return short.view(torch.int16) if exact else weight
+    return short.view(torch.int16) if torch.equal(short.float(), weight) else weight
 
 
 def _readable(stacks: Sequence[Tensor], int8: bool) -> _Stacks:

@@ -200,9 +200,9 @@ def _rounds(
             seconds={},
             stop=committed.stop,
             evidence=evidence,
+            rows_probed=drafter.rows_probed(len(proposal)) if drafter else 0,
         )
         if drafter:
-            round = replace(round, rows_probed=drafter.rows_probed(len(proposal)))
             drafter.shortlist.observe(round)
             watch.lap("observe")
             round = replace(round, events=drafter.learn(round))
