@@ -651,8 +651,9 @@ def test_each_round_gives_its_own_token_and_those_accepted(tiny: Tiny) -> None:
 def test_memory_is_the_most_that_was_held_since() -> None:
     measure.reset_peak()
     before = measure.peak_mb()
-    held = torch.ones(40 * 2**20, dtype=torch.uint8)
-    assert measure.peak_mb() > before + 30
+    # Much, since meanwhile the system may take back some of what a long run of tests left over.
+    held = torch.ones(400 * 2**20, dtype=torch.uint8)
+    assert measure.peak_mb() > before + 300
     del held
 
 
