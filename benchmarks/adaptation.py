@@ -26,17 +26,17 @@ from benchmarks.memory import Watched
 from benchmarks.replay import Recording, record
 from benchmarks.rival import Rival
 from minispec import draft as drafts
-from minispec import methods, pretrained
 from minispec.align import AdaptConfig, Aligner
 from minispec.checkpoint import write_json
 from minispec.commit import StopRule
 from minispec.decode import speculative
 from minispec.draft import EagleDraft
 from minispec.errors import MinispecError
-from minispec.measure import Figures, machine, measured
 from minispec.sampling import Sampling, SeededRandom
-from minispec.streams import Stream, streams_of
 from minispec.types import Learner, Shortlist
+from workshop import methods, pretrained
+from workshop.measure import Figures, machine, measured
+from workshop.streams import Stream, streams_of
 
 CONTROL = ("general", "code")
 RIVAL = AdaptConfig(rate=2e-5)

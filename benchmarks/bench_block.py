@@ -12,15 +12,15 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from minispec import corpus, pretrained
 from minispec import draft as drafts
 from minispec.commit import StopRule
 from minispec.decode import speculative
-from minispec.measure import measured, paired_ratio, pooled
-from minispec.methods import Method, shortlist
 from minispec.sampling import Sampling, SeededRandom
 from minispec.types import Law, Proposal, RandomSource, Verdict
 from minispec.verify import VERIFIERS, verify
+from workshop import corpus, pretrained
+from workshop.measure import measured, paired_ratio, pooled
+from workshop.methods import Method, shortlist
 
 METHOD, GAMMA = Method.parse("frspec@0.25"), 4
 

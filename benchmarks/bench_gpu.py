@@ -33,11 +33,11 @@ from torch import Tensor
 from fastpath import cuda, cuda_round, device
 from fastpath.cuda_head import DeviceRows, PackedRows
 from minispec import draft as drafts
-from minispec import pretrained
 from minispec.checkpoint import written_aside
 from minispec.commit import StopRule
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.static import StaticList
+from workshop import pretrained
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = [  # name, V, D, dtype, list sizes; the whole vocabulary comes by itself

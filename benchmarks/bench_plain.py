@@ -19,11 +19,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from minispec import backend, corpus, pretrained
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tokenizer import prompt_ids
+from workshop import backend, corpus, pretrained
 
 TOKENS = 64
 PROMPTS = 4  # of each domain

@@ -4,8 +4,9 @@ Physics: a step reads the draft's layer, the K rows of its list and the keys and
 choosing a list reads centroids and marks V ids. Of these only the marks, one byte an id, grow
 with V, as long as nobody touches all rows: the whole head, beside it, is V * D numbers.
 
-Models of SmolLM2's width with random weights and one layer, whose vocabularies differ. The whole
-production chain is timed (choosing the list, four steps, laws, draws), divided by its steps.
+Models of SmolLM2's and of Gemma-3-270M's width with random weights and one layer, whose
+vocabularies differ. The whole production chain is timed (choosing the list, four steps, laws,
+draws), divided by its steps.
 Between two chains other memory is read, as the target's pass does. The sides alternate, chain
 by chain, in one process; figures are medians.
 
@@ -35,35 +36,41 @@ from minispec.types import Shortlist
 
 VOCABULARIES = (32_768, 65_536, 131_072, 262_144)
 CONTEXTS = (64, 512, 2_048)
-BUDGET, CLUSTERS, GAMMA = 1_536, 2_048, 4
+CLUSTERS, GAMMA = 2_048, 4
 BETWEEN = torch.zeros(16 * 2**20)  # 64 MiB that are read between two chains
 
 
-def config(vocabulary: int) -> ModelConfig:
-    """SmolLM2-135M's shape, but for the vocabulary and the number of layers."""
+# By width: the rest of the layer, and the budget of the list, which is that of compare.
+SHAPES: dict[int, tuple[dict[str, int], int]] = {
+    576: ({"heads": 9, "kv_heads": 3, "head_width": 64, "mlp_width": 1_536}, 1_536),
+    640: ({"heads": 4, "kv_heads": 1, "head_width": 256, "mlp_width": 2_048}, 2_621),
+}
+
+
+def config(vocabulary: int, width: int) -> ModelConfig:
+    """A model's shape, but for the vocabulary and the number of layers."""
     return ModelConfig(
-        vocabulary_size=vocabulary, width=576, layers=1, heads=9, kv_heads=3, head_width=64,
-        mlp_width=1_536, norm_epsilon=1e-5, rope_base=100_000.0, context_limit=4_096,
-        tap_layers=(1,),
+        vocabulary_size=vocabulary, width=width, layers=1, norm_epsilon=1e-5,
+        rope_base=100_000.0, context_limit=4_096, tap_layers=(1,), **SHAPES[width][0],
     )  # fmt: skip
 
 
-def chains(vocabulary: int, context: int, name: str) -> Iterator[float]:
+def chains(vocabulary: int, context: int, name: str, width: int = 576) -> Iterator[float]:
     """Seconds a draft step, chain after chain, behind a context of so many tokens."""
-    model = Transformer(config(vocabulary)).eval().requires_grad_(False)
+    model = Transformer(config(vocabulary, width)).eval().requires_grad_(False)
     target = cpu.target(model)
     draft = cpu.draft(drafts.untrained(model), target)
     ids = torch.randperm(vocabulary)
     shortlist: Shortlist = FullList(vocabulary)
     if name == "evospec":
         clusters = torch.arange(vocabulary) % CLUSTERS
-        shortlist = EvolvingList(ids, BUDGET, (), clusters, model.head.weight)
+        shortlist = EvolvingList(ids, SHAPES[width][1], (), clusters, model.head.weight)
     drafter = Drafter(draft, shortlist, model.context_limit)
     tokens = torch.randint(vocabulary, (context,)).tolist()
-    drafter.absorb(torch.tensor(tokens), torch.randn(context, 576))
+    drafter.absorb(torch.tensor(tokens), torch.randn(context, width))
     sampling, random, watch = Sampling(), SeededRandom(0), Stopwatch()
     while True:
-        drafter.absorb(torch.tensor(tokens[:1]), torch.randn(1, 576))  # forgets the last chain
+        drafter.absorb(torch.tensor(tokens[:1]), torch.randn(1, width))  # forgets the last chain
         BETWEEN.sum()
         start = default_timer()
         drafter.propose(tokens, GAMMA, sampling, random, watch)
@@ -89,13 +96,18 @@ def main() -> None:
     by_vocabulary = {
         f"{name} V={v}": chains(v, 256, name) for v in VOCABULARIES for name in ("evospec", "full")
     }
+    ends = VOCABULARIES[0], VOCABULARIES[-1]
+    by_vocabulary |= {f"evospec V={v} D=640": chains(v, 256, "evospec", 640) for v in ends}
     steps = medians(by_vocabulary, options.chains)
     by_context = {f"evospec T={t}": chains(VOCABULARIES[0], t, "evospec") for t in CONTEXTS}
-    first, last = (f"evospec V={v}" for v in (VOCABULARIES[0], VOCABULARIES[-1]))
+    first, last = (f"evospec V={v}" for v in ends)
     figures = {
         "threads": numba.get_num_threads(),
         "microseconds_a_step": steps | medians(by_context, options.chains),
-        "largest_over_smallest_vocabulary": round(steps[last] / steps[first], 3),
+        "largest_over_smallest_vocabulary": {
+            width: round(steps[last + tail] / steps[first + tail], 3)
+            for width, tail in ((576, ""), (640, " D=640"))
+        },
     }
     if options.json:
         write_json(options.json, figures)

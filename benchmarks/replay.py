@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minispec.batched import batched
-from minispec.pretrained import Pretrained
-from minispec.replay import Reciter
 from minispec.sampling import Sampling, SeededRandom
+from workshop.pretrained import Pretrained
+from workshop.replay import Reciter
 
 
 @dataclass(frozen=True, eq=False)

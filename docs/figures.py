@@ -137,12 +137,13 @@ def measure_budget() -> None:
     from dataclasses import replace
     from statistics import fmean
 
-    from minispec import backend, checkpoint, corpus, draft, methods, pretrained
+    from minispec import checkpoint, draft
     from minispec.commit import StopRule
     from minispec.decode import autoregressive
-    from minispec.measure import measured, pooled
-    from minispec.replay import Recorded, replayed
     from minispec.sampling import Sampling, SeededRandom
+    from workshop import backend, corpus, methods, pretrained
+    from workshop.measure import measured, pooled
+    from workshop.replay import Recorded, replayed
 
     pretrained.fetch("smollm2")
     model = pretrained.load("smollm2")

@@ -72,14 +72,14 @@ def page() -> str:
     """The whole page."""
     modules = [module for layer in river() for module in layer]
     ours = [m for m in modules if m.startswith("minispec.") and m != "minispec.shortlist"]
-    fast = [m for m in modules if m.startswith("fastpath.")]
+    fast, work = ([m for m in modules if m.startswith(p)] for p in ("fastpath.", "workshop."))
     first = [path_of(f"minispec.{name}") for name in FIRST]
     text = _HEADER.format(
         pace=LINES_A_MINUTE,
         files=", ".join(f"`{path.relative_to(ROOT).as_posix()}`" for path in first),
         minutes=sum(map(minutes, first)),
     )
-    for title, part in (("The reference", ours), ("The fast paths", fast)):
+    for title, part in (("The reference", ours), ("The fast paths", fast), ("The workshop", work)):
         total = sum(minutes(path_of(module)) for module in part)
         text += f"## {title}\n\n{len(part)} files, {total} minutes.\n\n"
         text += "\n".join(table(part)) + "\n\n"

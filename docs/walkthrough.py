@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from minispec import corpus, decode, draft, measure, methods, pretrained, ranking, testing
+from minispec import decode, draft, testing
 from minispec.commit import StopRule
 from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
@@ -25,6 +25,7 @@ from minispec.stopwatch import Stopwatch
 from minispec.tokenizer import prompt_ids
 from minispec.types import Law
 from minispec.verify import acceptance_probability, excess, residual, verify
+from workshop import corpus, measure, methods, pretrained, ranking
 
 torch.set_num_threads(1)  # passes of this size are over before a second thread has begun
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from minispec import curriculum, lora
 from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError
+from minispec.floor import Floor
 from minispec.objective import OBJECTIVES, log_law, overlap, support
 from minispec.recall import recalled
 from minispec.sampling import Sampling
@@ -70,27 +71,6 @@ class AdaptConfig:
             raise ArgumentError(
                 f"unknown objective {self.objective!r}: known are {', '.join(OBJECTIVES)}"
             )
-
-
-class Floor:
-    """The mean gain of late, and whether it has become a loss.
-
-    An exponential mean that forgets a difference after ``memory`` of them; after as many it
-    acts below ``-margin`` and lets go above 0.
-    """
-
-    def __init__(self, memory: int, margin: float) -> None:
-        self._memory, self._margin = memory, margin
-        self.gain, self._seen, self.acts = 0.0, 0, False
-
-    def record(self, gain: float) -> bool:
-        """Takes the next gain; True if the floor begins to act with it."""
-        self._seen += 1
-        self.gain += (gain - self.gain) / min(self._seen, self._memory)
-        acted = self.acts
-        if self._seen >= self._memory:
-            self.acts = self.gain < (0 if acted else -self._margin)
-        return self.acts and not acted
 
 
 class Aligner:

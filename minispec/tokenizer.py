@@ -11,7 +11,7 @@ cannot forge a turn.
 import codecs
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,7 @@ import tiktoken
 
 from minispec.errors import TextError
 from minispec.types import Tokenizer
-from minispec.vocabulary import (
-    Vocabulary,
-    read_gguf,
-    read_hugging_face,
-    read_llama3,
-    read_tekken,
-    reading,
-    sentencepiece_model,
-)
+from minispec.vocabulary import Vocabulary, reading
 
 # Special tokens with one of these names end an answer, whether or not the file says so.
 _END_NAMES = (
@@ -184,7 +176,7 @@ class _TableTokenizer:
 
 
 class TiktokenTokenizer(_TableTokenizer):
-    """Byte-level BPE around a `tiktoken.Encoding`. Its makers raise FileError, in one line.
+    """Byte-level BPE around a `tiktoken.Encoding`. FileError for a table that tiktoken refuses.
 
     In tiktoken one number is both a token's id and its priority in merging; here priority is
     the place in ``Vocabulary.order``, and ``order`` itself leads back to the id.
@@ -207,26 +199,6 @@ class TiktokenTokenizer(_TableTokenizer):
             )
         absent = bytes(byte for byte in range(256) if bytes([byte]) not in ranks)
         self._absent = re.compile(b"[%s]" % re.escape(absent)) if absent else None
-
-    @classmethod
-    def from_gguf_fields(cls, metadata: Mapping[str, Any]) -> "TiktokenTokenizer":
-        """From GGUF metadata as a plain mapping (`tokenizer.ggml.tokens`, `.merges`, ...)."""
-        return cls(read_gguf(metadata))
-
-    @classmethod
-    def from_llama3_model(cls, path: str | Path) -> "TiktokenTokenizer":
-        """From a Llama 3 `tokenizer.model`."""
-        return cls(read_llama3(path))
-
-    @classmethod
-    def from_tekken(cls, path: str | Path) -> "TiktokenTokenizer":
-        """From Mistral's tekken JSON."""
-        return cls(read_tekken(path))
-
-    @classmethod
-    def from_tokenizer_json(cls, path: str | Path) -> "TiktokenTokenizer":
-        """From a Hugging Face `tokenizer.json`, with its neighbours in the same folder."""
-        return cls(read_hugging_face(path))
 
     def _encode_text(self, text: str, start: int) -> list[int]:
         data = text.encode()
@@ -284,11 +256,6 @@ class SentencePieceTokenizer(_TableTokenizer):
             )
         super().__init__(vocabulary)
         self.leading_space = "".join(model.encode("a", out_type=str)).startswith("\u2581")
-
-    @classmethod
-    def from_gguf_fields(cls, metadata: Mapping[str, Any]) -> "SentencePieceTokenizer":
-        """From GGUF metadata as a plain mapping (`tokenizer.ggml.tokens`, `.scores`, ...)."""
-        return cls("GGUF metadata", sentencepiece_model(metadata))
 
     def _encode_text(self, text: str, start: int) -> list[int]:
         ids: list[int] = self._model.encode(text)

@@ -24,9 +24,9 @@ if not torch.cuda.is_available():
 import tiny_model
 from tiny_model import Tiny
 
-from minispec import backend, pretrained
 from minispec.errors import FetchError
 from minispec.model import ModelConfig, Transformer
+from workshop import backend, pretrained
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

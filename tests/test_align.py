@@ -15,11 +15,11 @@ from benchmarks.memory import LiveBytes
 from benchmarks.replay import Recording
 from benchmarks.rival import Rival
 from minispec import curriculum, lora
-from minispec.align import AdaptConfig, Aligner, Floor
+from minispec.align import AdaptConfig, Aligner
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.errors import ArgumentError, FileError, FingerprintError
-from minispec.methods import Method
+from minispec.floor import Floor
 from minispec.objective import OBJECTIVES, overlap, support
 from minispec.recall import recalled
 from minispec.sampling import Sampling, SeededRandom
@@ -29,6 +29,7 @@ from minispec.testing import Branching, law_of, total_variation
 from minispec.types import Evidence, Law, Learner, Proposal, Round
 from minispec.verdicts import TRAIL, Verdicts
 from minispec.verify import verify
+from workshop.methods import Method
 
 TARGET = toy_transformer(context_limit=512)
 DRAFT = toy_draft(TARGET)

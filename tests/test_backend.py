@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_model import Tiny
 
-from minispec import backend, cli
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError
-from minispec.methods import Method, decoder
 from minispec.sampling import Sampling, SeededRandom
+from workshop import backend, cli
+from workshop.methods import Method, decoder
 
 
 @pytest.fixture

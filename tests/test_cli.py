@@ -24,14 +24,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import Tiny
 
-from minispec import checkpoint, cli, compare, draft, pretrained, ranking, recipe
+from minispec import checkpoint, draft
 from minispec.checkpoint import read_json, read_tensors
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.errors import FetchError
-from minispec.measure import measured
-from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling, SeededRandom
+from workshop import cli, compare, pretrained, ranking, recipe
+from workshop.measure import measured
+from workshop.pretrained import Pretrained
 
 # ------------------------------------------------------------------ what is given
 
@@ -456,7 +457,7 @@ def test_an_interrupted_download(
 
 
 def program(*arguments: str, code: str = "") -> list[str]:
-    start = ["-W", "ignore", "-c", code] if code else ["-m", "minispec.cli"]
+    start = ["-W", "ignore", "-c", code] if code else ["-m", "workshop.cli"]
     return [sys.executable, *start, *arguments]
 
 
@@ -471,7 +472,7 @@ def test_the_program_itself_refuses_alike(tiny: Tiny) -> None:
 def test_help_is_quick_and_names_everything() -> None:
     code = (
         "import sys\n"
-        "from minispec.cli import main\n"
+        "from workshop.cli import main\n"
         "for command in ['', 'fetch', 'generate', 'compare', 'rank', 'train', 'train draft']:\n"
         "    try:\n"
         "        main([*command.split(), '--help'])\n"
@@ -577,7 +578,7 @@ TRAINING = """
 import sys
 from pathlib import Path
 import torch
-from minispec import cli, distill, pretrained, train
+from workshop import cli, distill, pretrained, train
 model, shard, out = sys.argv[1:]
 load = pretrained.load
 pretrained.fetch = lambda name: Path(model)

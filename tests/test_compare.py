@@ -21,18 +21,18 @@ import torch
 from tiny_model import Tiny
 from torch import Tensor
 
-from minispec import audit, cli, compare, corpus, measure, methods, ranking, report, streams
 from minispec.commit import StopRule
-from minispec.compare import Settings
 from minispec.decode import autoregressive
 from minispec.errors import ArgumentError, ContextError, FileError, TextError
-from minispec.measure import Figures
-from minispec.methods import Method
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
-from minispec.streams import Stream
 from minispec.testing import ToyTarget
 from minispec.types import Context, Evidence, Law, Proposal, Round
+from workshop import audit, cli, compare, corpus, measure, methods, ranking, report, streams
+from workshop.compare import Settings
+from workshop.measure import Figures
+from workshop.methods import Method
+from workshop.streams import Stream
 
 SCHEMA = json.loads(resources.files("minispec").joinpath("data/report.schema.json").read_text())
 METHODS = ("autoregressive", "full", "frspec@40", "frspec@0.25", "frspec@0.5:mix")

@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from minispec import corpus, hf_folder, pretrained
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.errors import FileError
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tokenizer import SentencePieceTokenizer, TiktokenTokenizer
+from workshop import corpus, hf_folder, pretrained
 
 logging.disable_progress_bar()
 

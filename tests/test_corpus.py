@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from minispec import corpus
 from minispec.errors import ArgumentError, FileError
+from workshop import corpus
 
 LIMIT = 300_000
 NEEDS_MEDICINE = pytest.mark.skipif(

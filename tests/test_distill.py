@@ -9,10 +9,10 @@ import pytest
 import tiny_model
 import torch
 
-from minispec import corpus, distill, recipe
-from minispec.batches import Corpus
 from minispec.checkpoint import read_json, read_tensors
 from minispec.draft import load
+from workshop import corpus, distill, recipe
+from workshop.batches import Corpus
 
 
 def test_messages_begin_with_openers_and_repeat_nothing(tiny: tiny_model.Tiny) -> None:

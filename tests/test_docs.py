@@ -19,8 +19,8 @@ from urllib.parse import unquote
 import pytest
 import torch
 
-from minispec.arguments import parsed
 from minispec.errors import FetchError
+from workshop.arguments import parsed
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -199,7 +199,7 @@ def test_every_page_is_in_the_book() -> None:
 # --- equations ----------------------------------------------------------------------------------
 
 _ROW = re.compile(
-    r"^\| [^|]+ \| .+ \| `(minispec/[\w/]+\.py):([\w.]+)` \| (.*?) ?\|$", re.MULTILINE
+    r"^\| [^|]+ \| .+ \| `((?:minispec|workshop)/[\w/]+\.py):([\w.]+)` \| (.*?) ?\|$", re.MULTILINE
 )
 
 
@@ -233,13 +233,15 @@ def unfounded(rows: list[tuple[str, str, str]]) -> list[str]:
 def test_equations_lead_to_functions_that_name_their_source() -> None:
     text = (DOCS / "equations.md").read_text("utf-8")
     rows = equations(text)
-    assert len(rows) == text.count("| `minispec/") > 40  # no row is overlooked
+    assert (
+        len(rows) == text.count("| `minispec/") + text.count("| `workshop/") > 40
+    )  # no row is overlooked
     assert unfounded(rows) == []
 
 
 def test_every_paper_that_the_source_cites_has_an_equation() -> None:
     text = (DOCS / "equations.md").read_text("utf-8")
-    for path in (ROOT / "minispec").rglob("*.py"):
+    for path in (p for name in ("minispec", "workshop") for p in (ROOT / name).rglob("*.py")):
         plain = " ".join(path.read_text("utf-8").split())
         for paper in re.findall(r"arXiv (\d{4}\.\d{5})", plain):
             assert paper in text, f"{path} cites arXiv {paper}"
@@ -281,7 +283,7 @@ def test_the_reading_order_is_true() -> None:
 
 def test_the_reading_order_holds_every_module() -> None:
     files = {ROOT / file for _, file in re.findall(r"\| (\d+) \| `(.+?)`", reading_order())}
-    ours = {p for name in ("minispec", "fastpath") for p in (ROOT / name).rglob("*.py")}
+    ours = {p for name in ("minispec", "fastpath", "workshop") for p in (ROOT / name).rglob("*.py")}
     assert {p for p in ours - files if p.name != "__init__.py"} == set()
 
 
@@ -292,10 +294,11 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_every_module_is_in_the_reference() -> None:
-    """Each module of ``minispec`` on one page of the API reference, and none that is not there."""
+    """Each module of ``minispec`` and of ``workshop`` on one page of the API reference, and none
+    that is not there."""
     pages = "\n".join(p.read_text("utf-8") for p in (DOCS / "api").glob("*.md"))
     shown = re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)
-    files = (ROOT / "minispec").rglob("*.py")
+    files = [f for name in ("minispec", "workshop") for f in (ROOT / name).rglob("*.py")]
     names = {".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files}
     assert sorted(shown) == sorted(name for name in names if not name.endswith("__init__"))
 

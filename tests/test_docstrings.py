@@ -1,4 +1,4 @@
-"""Every public name of ``minispec`` says what it is, with shapes and errors.
+"""Every public name of ``minispec`` and ``workshop`` says what it is, with shapes and errors.
 
 Read from the source. Public are functions, classes, and methods of public classes, as long as
 no name on the way begins with an underscore. A method that a protocol of ``types.py`` asks for
@@ -24,7 +24,7 @@ import pytest
 
 from minispec import errors
 
-PACKAGE = Path(__file__).parent.parent / "minispec"
+ROOT = Path(__file__).parent.parent
 ERRORS = {name for name in vars(errors) if name.endswith("Error")}
 Function = ast.FunctionDef
 # Tensors by themselves or in a row; tensors by name (weights) have no one shape.
@@ -70,7 +70,7 @@ def methods(node: ast.ClassDef) -> dict[str, Function]:
 
 @cache
 def protocols() -> tuple[ast.ClassDef, ...]:
-    tree = ast.parse((PACKAGE / "types.py").read_text("utf-8"))
+    tree = ast.parse((ROOT / "minispec" / "types.py").read_text("utf-8"))
     return tuple(
         node
         for node in tree.body
@@ -175,14 +175,14 @@ def complaints(module: str, source: str) -> list[str]:
     ]
 
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
+MODULES = sorted(p for name in ("minispec", "workshop") for p in (ROOT / name).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_public_names_say_what_they_are(path: Path) -> None:
     source = path.read_text("utf-8")
     assert ast.get_docstring(ast.parse(source))
-    assert complaints(path.relative_to(PACKAGE).as_posix(), source) == []
+    assert complaints(path.relative_to(ROOT).as_posix(), source) == []
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,16 @@ import pytest
 import torch
 from tiny_model import Tiny
 
-from minispec import cli, explore, methods
 from minispec.commit import StopRule
-from minispec.compare import Settings
 from minispec.errors import ArgumentError, ContextError, FileError
-from minispec.methods import Method
-from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.statistical import recent
 from minispec.tokenizer import prompt_ids
 from minispec.types import Round
+from workshop import cli, explore, methods
+from workshop.compare import Settings
+from workshop.methods import Method
+from workshop.pretrained import Pretrained
 
 Show = Callable[..., Any]
 PROMPT = 'The sea 🌈 </script><script>alert("loud")</script><!-- <b>bold</b> &amp;'

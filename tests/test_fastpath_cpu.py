@@ -23,10 +23,8 @@ from fastpath import cpu
 from fastpath.dots import PAIRED
 from fastpath.kernels import fitting, largest, product
 from fastpath.rows import CpuHead, PackedRows, gathered
-from minispec import draft, pretrained
-from minispec.audit import NEAR_TIE, audited
+from minispec import draft
 from minispec.commit import StopRule
-from minispec.corpus import prompts
 from minispec.decode import autoregressive, speculative
 from minispec.draft import untrained
 from minispec.errors import ArgumentError, ContextError
@@ -34,6 +32,9 @@ from minispec.quantised import rounded, scales, steps
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList
+from workshop import pretrained
+from workshop.audit import NEAR_TIE, audited
+from workshop.corpus import prompts
 
 KINDS = ("float32", "bfloat16", "int8")
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from fastpath import compiled, cpu
-from minispec import gguf_file, hf_folder, pretrained
 from minispec.commit import StopRule
 from minispec.decode import speculative
 from minispec.draft import untrained
@@ -30,6 +29,7 @@ from minispec.rope import Rope
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
 from minispec.types import Features
+from workshop import gguf_file, hf_folder, pretrained
 
 MODEL = toy_transformer(**GEMMA)
 

@@ -10,13 +10,13 @@ from test_tokenizer import varied_texts, whole_characters
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
-from minispec import corpus, pretrained
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.errors import TextError
-from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tokenizer import SentencePieceTokenizer, prompt_ids
+from workshop import corpus, pretrained
+from workshop.pretrained import Pretrained
 
 pytestmark = pytest.mark.slow
 NAME = "gemma3-270m"

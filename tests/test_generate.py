@@ -12,11 +12,12 @@ import pytest
 import tiny_model
 from tiny_model import Tiny
 
-from minispec import cli, draft, generate, methods, pretrained, ranking
+from minispec import draft
 from minispec.commit import StopRule
-from minispec.methods import Method
 from minispec.sampling import Sampling, SeededRandom
 from minispec.types import Round
+from workshop import cli, generate, methods, pretrained, ranking
+from workshop.methods import Method
 
 PROMPT = "The wind and the sea"
 RULE = StopRule(40)

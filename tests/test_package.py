@@ -67,10 +67,17 @@ def test_wheel_holds_packages_and_data(built: Path) -> None:
         names = archive.namelist()
     assert wheel.name == "minispec-0.1.0-py3-none-any.whl"
     apart = "minispec-0.1.0.data"
-    assert {name.partition("/")[0] for name in names} == {"minispec", "fastpath", ABOUT, apart}
+    assert {name.partition("/")[0] for name in names} == {
+        "minispec", "fastpath", "workshop", ABOUT, apart
+    }  # fmt: skip
     shared = sorted(name for name in names if name.startswith(apart))
     assert shared == [f"{apart}/data/share/minispec/{path}" for path in WEIGHTS]
-    assert {"minispec/errors.py", "minispec/shortlist/full.py", "fastpath/__init__.py"} <= {*names}
+    assert {
+        "minispec/errors.py",
+        "minispec/shortlist/full.py",
+        "fastpath/__init__.py",
+        "workshop/cli.py",
+    } <= {*names}
     assert {f"{ABOUT}/licenses/LICENSE", f"{ABOUT}/licenses/NOTICE"} <= {*names}
     assert sorted(name for name in names if name.startswith("minispec/data/")) == DATA
     assert "minispec/data/prompts/law.txt" in DATA
@@ -99,9 +106,9 @@ def test_metadata(installed: Path) -> None:
 def test_console_script_of_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
     # Python's path begins with the installed copy, and the checkout is not the folder at hand.
     where = {"PYTHONPATH": str(installed)}
-    code = "import minispec.cli; print(minispec.cli.__file__)"
+    code = "import workshop.cli; print(workshop.cli.__file__)"
     assert run(sys.executable, "-c", code, cwd=tmp_path, **where).startswith(str(installed))
-    code = "from minispec import corpus; print(len(corpus.prompts('law')))"
+    code = "from workshop import corpus; print(len(corpus.prompts('law')))"
     assert int(run(sys.executable, "-c", code, cwd=tmp_path, **where)) >= 24
 
     says = run(installed / "bin" / "minispec", "--help", cwd=tmp_path, **where)
@@ -112,7 +119,7 @@ def test_console_script_of_the_installed_wheel(installed: Path, tmp_path: Path) 
 def test_what_is_under_other_terms_is_found_where_the_wheel_puts_it(installed: Path) -> None:
     assert "weights/gemma3-270m/GEMMA_TERMS.md" in WEIGHTS
     code = (
-        "from minispec.pretrained import _shipped_apart as s; print(*s('gemma3-270m'), sep='\\n')"
+        "from workshop.pretrained import _shipped_apart as s; print(*s('gemma3-270m'), sep='\\n')"
     )
     told = run(sys.executable, "-c", code, cwd=installed, PYTHONPATH=str(installed))
     found = sorted(Path(line) for line in told.splitlines())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from minispec import page, report
+from workshop import page, report
 
 Show = Callable[[Path], Any]
 IDLE = "window.Bokeh && Bokeh.documents.every(d => d.is_idle)"

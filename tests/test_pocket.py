@@ -10,17 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minispec import cli, corpus, distill, draft, pocket, pretrained, ranking
+from minispec import draft
 from minispec.checkpoint import read_json, read_tensors
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError
-from minispec.measure import Figures, measured
-from minispec.methods import Method, decoder
 from minispec.model import default_taps
-from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist import semantic
 from minispec.tokenizer import SentencePieceTokenizer, prompt_ids
+from workshop import cli, corpus, distill, pocket, pretrained, ranking
+from workshop.measure import Figures, measured
+from workshop.methods import Method, decoder
+from workshop.pretrained import Pretrained
 
 SMALL = replace(
     pocket.SHAPE, vocabulary_size=700, width=16, layers=3, heads=2, kv_heads=1, head_width=8,

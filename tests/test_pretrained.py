@@ -19,9 +19,10 @@ from conftest import toy_transformer
 from tiny_model import gguf_writer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from minispec import checkpoint, cli, gguf_file, hf_folder, pretrained
+from minispec import checkpoint
 from minispec.errors import ArgumentError, FetchError, FileError
 from minispec.model import Transformer
+from workshop import cli, gguf_file, hf_folder, pretrained
 
 # ------------------------------------------------------------------ fetching
 

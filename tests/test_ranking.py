@@ -8,13 +8,13 @@ import torch
 from tiny_model import Tiny
 from torch import Tensor
 
-from minispec import cli, ranking
 from minispec.checkpoint import read_metadata, write_tensors
 from minispec.errors import ArgumentError, FileError, FingerprintError
-from minispec.methods import Method, check_gamma, shortlist
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList, cut
 from minispec.types import Context, Shortlist
+from workshop import cli, ranking
+from workshop.methods import Method, check_gamma, shortlist
 
 ANY_PLACE = Context((1, 2), torch.zeros(4), 0)
 

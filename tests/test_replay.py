@@ -8,18 +8,19 @@ import torch
 from followers import Follower
 from tiny_model import Tiny
 
-from minispec import draft, pretrained, replay
+from minispec import draft
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, read, speculative
 from minispec.draft import EagleDraft
-from minispec.measure import measured
-from minispec.pretrained import Pretrained
-from minispec.replay import Recorded, replayed
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList
 from minispec.testing import ToyDraft, ToyTarget, random_table
 from minispec.types import Round, Shortlist, Target
+from workshop import pretrained, replay
+from workshop.measure import measured
+from workshop.pretrained import Pretrained
+from workshop.replay import Recorded, replayed
 
 V = 320
 GREEDY = Sampling()

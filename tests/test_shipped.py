@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from minispec import audit, corpus, draft, ranking
+from minispec import draft
 from minispec.checkpoint import read_json, read_metadata
 from minispec.commit import StopRule
-from minispec.measure import Figures, measured
-from minispec.methods import Method, decoder
-from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling, SeededRandom
+from workshop import audit, corpus, ranking
+from workshop.measure import Figures, measured
+from workshop.methods import Method, decoder
+from workshop.pretrained import Pretrained
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(str(resources.files("minispec"))) / "data"
@@ -110,7 +111,7 @@ def test_the_readmes_commands_run(tmp_path: Path, smollm2: Pretrained) -> None:
     assert {shlex.split(c)[1] for c in commands} == known
     for command in commands:
         done = subprocess.run(
-            [sys.executable, "-m", "minispec.cli", *shlex.split(command)[1:]],
+            [sys.executable, "-m", "workshop.cli", *shlex.split(command)[1:]],
             cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}: {done.stderr}"

@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from tiny_model import Tiny
 from torch import Tensor
 
-from minispec import cli
 from minispec.checkpoint import read_metadata, write_tensors
 from minispec.commit import StopRule
 from minispec.decode import speculative
 from minispec.errors import ArgumentError, FileError, FingerprintError
-from minispec.methods import Method, shortlist
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist import semantic, statistical
 from minispec.shortlist.evolving import EvolvingList
@@ -28,6 +26,8 @@ from minispec.shortlist.routed import RoutedList, Router
 from minispec.shortlist.static import StaticList
 from minispec.testing import ToyDraft, ToyTarget, random_table
 from minispec.types import Context, Round, Shortlist
+from workshop import cli
+from workshop.methods import Method, shortlist
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,13 @@ import torch
 from followers import Follower
 from tiny_model import Tiny
 
-from minispec import cli, compare, methods, ranking, study
-from minispec.compare import Settings
 from minispec.errors import ArgumentError
-from minispec.methods import Method
 from minispec.sampling import Sampling
-from minispec.streams import Stream
 from minispec.types import Context
+from workshop import cli, compare, methods, ranking, study
+from workshop.compare import Settings
+from workshop.methods import Method
+from workshop.streams import Stream
 
 SCHEMA = json.loads(resources.files("minispec").joinpath("data/report.schema.json").read_text())
 V = 320

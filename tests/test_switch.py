@@ -18,14 +18,14 @@ from followers import Follower
 from jinja2 import Template
 from tiny_model import Tiny
 
-from minispec import audit, cli, compare, methods, report, switch
-from minispec.compare import Settings
 from minispec.errors import ArgumentError, ContextError
-from minispec.measure import Figures
-from minispec.methods import Method
 from minispec.sampling import Sampling
-from minispec.streams import SWITCH, Stream, conversations, planned, so_far
-from minispec.study import Text
+from workshop import audit, cli, compare, methods, report, switch
+from workshop.compare import Settings
+from workshop.measure import Figures
+from workshop.methods import Method
+from workshop.streams import SWITCH, Stream, conversations, planned, so_far
+from workshop.study import Text
 
 SCHEMA = json.loads(resources.files("minispec").joinpath("data/report.schema.json").read_text())
 V = 320

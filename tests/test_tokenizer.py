@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
-from minispec import pretrained
 from minispec.errors import FetchError, FileError, TextError
 from minispec.tokenizer import ChatML, SentencePieceTokenizer, StreamDecoder, TiktokenTokenizer
-from minispec.vocabulary import PATTERNS, Vocabulary, read_gguf
+from minispec.vocabulary import Vocabulary
+from workshop import pretrained, tokenizer_files
+from workshop.tokenizer_files import PATTERNS
 
 # The bytes without a token in SmolLM2's vocabulary; the code computes them, here they are known.
 ABSENT = bytes([0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)])
@@ -119,7 +120,7 @@ def metadata(gguf_path):
 
 @pytest.fixture(scope="session")
 def smollm2(metadata) -> TiktokenTokenizer:
-    return TiktokenTokenizer.from_gguf_fields(metadata)
+    return tokenizer_files.from_gguf_fields(metadata)
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +176,7 @@ def small_gguf(small) -> dict:
 
 @pytest.fixture(scope="session")
 def small_tokenizer(small_gguf) -> TiktokenTokenizer:
-    return TiktokenTokenizer.from_gguf_fields(small_gguf)
+    return tokenizer_files.from_gguf_fields(small_gguf)
 
 
 def saved(tokenizer: tokenizers.Tokenizer, folder: Path, change=lambda data: None) -> Path:
@@ -277,8 +278,8 @@ def test_what_smollm2_says_of_itself(smollm2, metadata):
     assert smollm2.bos_id is None
     assert smollm2.token_bytes(2) == b""
     assert smollm2.special_tokens["<|im_start|>"] == 1
-    order = read_gguf(metadata).order
-    assert list(order) == sorted(order)  # here the id order is the merge order
+    order = tokenizer_files.from_gguf_fields(metadata)._order
+    assert order == sorted(order)  # here the id order is the merge order
     singles = {smollm2.token_bytes(i) for i in range(smollm2.vocabulary_size)}
     assert bytes(b for b in range(256) if bytes([b]) not in singles) == ABSENT
 
@@ -398,18 +399,18 @@ def test_every_pre_tokenizer_cuts_as_the_tokenizers_library_does(pre):
         "smollm": Sequence([Digits(individual_digits=True), byte_level]),
     }.get(pre, Sequence([own, ByteLevel(add_prefix_space=False, use_regex=False)]))
     theirs = train_byte_level(pre_tokenizer, ignore_merges=pre == "llama-bpe")
-    ours = TiktokenTokenizer.from_gguf_fields(as_gguf(theirs, pre))
+    ours = tokenizer_files.from_gguf_fields(as_gguf(theirs, pre))
     for text in varied_texts(300):
         assert ours.encode(text) == theirs.encode(text).ids, text
 
 
 def test_llama3_metadata_asks_for_a_first_token(small_gguf):
     fields = small_gguf | {"tokenizer.ggml.bos_token_id": 2}
-    assert TiktokenTokenizer.from_gguf_fields(fields).bos_id is None
+    assert tokenizer_files.from_gguf_fields(fields).bos_id is None
     fields["tokenizer.ggml.pre"] = "llama-bpe"
-    assert TiktokenTokenizer.from_gguf_fields(fields).bos_id == 2
+    assert tokenizer_files.from_gguf_fields(fields).bos_id == 2
     fields["tokenizer.ggml.add_bos_token"] = False
-    assert TiktokenTokenizer.from_gguf_fields(fields).bos_id is None
+    assert tokenizer_files.from_gguf_fields(fields).bos_id is None
 
 
 def test_a_token_has_the_priority_of_its_first_merge(small, tmp_path):
@@ -422,7 +423,7 @@ def test_a_token_has_the_priority_of_its_first_merge(small, tmp_path):
 
     path = saved(small, tmp_path, list_all_pairs)
     ours, theirs = (
-        TiktokenTokenizer.from_tokenizer_json(path),
+        tokenizer_files.from_tokenizer_json(path),
         tokenizers.Tokenizer.from_file(str(path)),
     )
     for text in varied_texts(200):
@@ -442,7 +443,7 @@ def test_ids_that_do_not_follow_the_merges(small, tmp_path, seed):
 
     path = saved(small, tmp_path, shuffle)
     ours, theirs = (
-        TiktokenTokenizer.from_tokenizer_json(path),
+        tokenizer_files.from_tokenizer_json(path),
         tokenizers.Tokenizer.from_file(str(path)),
     )
     for text in varied_texts(200):
@@ -461,7 +462,7 @@ def test_a_token_without_merge_is_made_only_of_whole_pieces(tmp_path):
 
     for ignore in (False, True):
         path = saved(theirs, tmp_path, lambda data, ignore=ignore: add(data, ignore))
-        ours = TiktokenTokenizer.from_tokenizer_json(path)
+        ours = tokenizer_files.from_tokenizer_json(path)
         oracle = tokenizers.Tokenizer.from_file(str(path))
         for text in ("a zqzq b", "zqzq", " zqzqzq"):
             assert ours.encode(text) == oracle.encode(text).ids
@@ -471,7 +472,7 @@ def test_a_token_without_merge_is_made_only_of_whole_pieces(tmp_path):
 def test_added_tokens_that_are_text_are_always_read_and_shown(tmp_path):
     theirs = train_byte_level(ByteLevel(add_prefix_space=False))
     theirs.add_tokens(["    ", "<tool>"])
-    ours = TiktokenTokenizer.from_tokenizer_json(saved(theirs, tmp_path))
+    ours = tokenizer_files.from_tokenizer_json(saved(theirs, tmp_path))
     for text in ("a     b<tool>c", "<tool", "        "):
         assert ours.encode(text) == theirs.encode(text).ids
         assert ours.decode(ours.encode(text)) == text
@@ -483,27 +484,27 @@ def test_the_neighbours_of_a_tokenizer_json(small, smollm2, metadata, tmp_path):
     )
     path = saved(small, tmp_path)
     small.post_processor = tokenizers.processors.ByteLevel()
-    alone = TiktokenTokenizer.from_tokenizer_json(path)
+    alone = tokenizer_files.from_tokenizer_json(path)
     assert alone.bos_id == 0 and alone.eos_ids == (1,)
     with pytest.raises(TextError, match="--raw"):
         alone.chat("hi")
     template = metadata["tokenizer.chat_template"]
     config = {"eos_token": {"content": "<|im"}, "chat_template": template}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = TiktokenTokenizer.from_tokenizer_json(path)
+    tokenizer = tokenizer_files.from_tokenizer_json(path)
     assert tokenizer.eos_ids == (2, 1)
     assert tokenizer.decode(tokenizer.chat("hi")) == smollm2.decode(smollm2.chat("hi"))
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     with pytest.raises(TextError, match="--raw"):
-        TiktokenTokenizer.from_tokenizer_json(path).chat("hi")
+        tokenizer_files.from_tokenizer_json(path).chat("hi")
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(FileError, match=r"tokenizer_config\.json is not a JSON object"):
-        TiktokenTokenizer.from_tokenizer_json(path)
+        tokenizer_files.from_tokenizer_json(path)
 
 
 def test_one_fingerprint_whatever_the_file(smollm2, oracle, small, small_tokenizer, tmp_path):
     for backend, ours in ((oracle.backend_tokenizer, smollm2), (small, small_tokenizer)):
-        other = TiktokenTokenizer.from_tokenizer_json(saved(backend, tmp_path))
+        other = tokenizer_files.from_tokenizer_json(saved(backend, tmp_path))
         assert other.fingerprint == ours.fingerprint
         assert re.fullmatch("[0-9a-f]{64}", ours.fingerprint)
     assert small_tokenizer.fingerprint != smollm2.fingerprint
@@ -523,11 +524,10 @@ def test_a_fingerprint_tells_apart_ids_bytes_and_roles():
 
 
 def test_a_llama3_file(small_tokenizer, small_gguf, tmp_path):
-    vocabulary = read_gguf(small_gguf)
-    ranks = {vocabulary.tokens[i]: rank for rank, i in enumerate(vocabulary.order)}
+    ranks = {small_tokenizer.token_bytes(i): r for r, i in enumerate(small_tokenizer._order)}
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(t), r) for t, r in ranks.items()))
-    ours, count = TiktokenTokenizer.from_llama3_model(path), len(ranks)
+    ours, count = tokenizer_files.from_llama3_model(path), len(ranks)
     theirs = tiktoken.Encoding(
         "llama", pat_str=PATTERNS["llama-bpe"], mergeable_ranks=ranks, special_tokens={}
     )
@@ -548,7 +548,7 @@ def test_a_llama3_file(small_tokenizer, small_gguf, tmp_path):
 def test_tekken_against_its_makers(tmp_path):
     tekken = pytest.importorskip("mistral_common.tokens.tokenizers.tekken")
     path = Path(tekken.__file__).parents[2] / "data" / "tekken_240911.json"
-    ours, theirs = TiktokenTokenizer.from_tekken(path), tekken.Tekkenizer.from_file(path)
+    ours, theirs = tokenizer_files.from_tekken(path), tekken.Tekkenizer.from_file(path)
     for text in varied_texts(1000):
         ids = ours.encode(text)
         assert ids == theirs.encode(text, bos=False, eos=False)
@@ -585,7 +585,7 @@ def test_other_templates_are_not_guessed_at(template):
 
 
 def test_chatml_without_a_system_message(small_gguf):
-    tokenizer = TiktokenTokenizer.from_gguf_fields(small_gguf | {"tokenizer.chat_template": PLAIN})
+    tokenizer = tokenizer_files.from_gguf_fields(small_gguf | {"tokenizer.chat_template": PLAIN})
     written = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.chat("hi") == tokenizer.encode(written, special=True)
 
@@ -594,7 +594,7 @@ def test_a_chat_needs_the_tokens_of_its_template(small_gguf):
     names = [name.replace("<|im_end|>", "<|end|>") for name in small_gguf["tokenizer.ggml.tokens"]]
     changed = {"tokenizer.chat_template": PLAIN, "tokenizer.ggml.tokens": names}
     with pytest.raises(TextError, match="--raw"):
-        TiktokenTokenizer.from_gguf_fields(small_gguf | changed).chat("hi")
+        tokenizer_files.from_gguf_fields(small_gguf | changed).chat("hi")
 
 
 # ------------------------------------------------------------------ SentencePiece
@@ -663,9 +663,9 @@ def test_sentencepiece_has_no_chat_template(pieces):
 
 LOADERS = {
     "sentencepiece": SentencePieceTokenizer,
-    "llama3": TiktokenTokenizer.from_llama3_model,
-    "tekken": TiktokenTokenizer.from_tekken,
-    "hugging face": TiktokenTokenizer.from_tokenizer_json,
+    "llama3": tokenizer_files.from_llama3_model,
+    "tekken": tokenizer_files.from_tekken,
+    "hugging face": tokenizer_files.from_tokenizer_json,
 }
 
 
@@ -709,7 +709,7 @@ def test_files_that_are_missing_or_folders(loader, tmp_path):
 def test_files_cut_short(share, small, tmp_path):
     files = {
         SentencePieceTokenizer: train_sentencepiece(tmp_path, **LOSSLESS),
-        TiktokenTokenizer.from_tokenizer_json: saved(small, tmp_path),
+        tokenizer_files.from_tokenizer_json: saved(small, tmp_path),
     }
     for load, path in files.items():
         content = path.read_bytes()
@@ -730,7 +730,7 @@ def test_a_sentencepiece_model_with_a_damaged_piece(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": "llama"}, "'llama' is not known; known: 'gpt2'"),
+        ({"model": "bert"}, "'bert' is not known; known: 'gpt2'"),
         ({"model": None}, "None is not known"),
         ({"pre": "viking"}, "'viking' is not known; known: .*'smollm'"),
         ({"tokens": None}, "not the vocabulary"),
@@ -747,7 +747,7 @@ def test_a_sentencepiece_model_with_a_damaged_piece(tmp_path):
 def test_damaged_gguf_metadata(small_gguf, change, words):
     changed = small_gguf | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
     with pytest.raises(FileError, match=words) as error:
-        TiktokenTokenizer.from_gguf_fields(changed)
+        tokenizer_files.from_gguf_fields(changed)
     one_line(error)
 
 
@@ -759,7 +759,7 @@ def test_damaged_gguf_tokens(small_gguf, name, words):
     tokens = small_gguf["tokenizer.ggml.tokens"]
     changed = {"tokenizer.ggml.tokens": [*tokens[:300], name, *tokens[301:]]}
     with pytest.raises(FileError, match=words) as error:
-        TiktokenTokenizer.from_gguf_fields(small_gguf | changed)
+        tokenizer_files.from_gguf_fields(small_gguf | changed)
     one_line(error)
 
 
@@ -767,7 +767,7 @@ def test_damaged_gguf_tokens(small_gguf, name, words):
 def test_gguf_metadata_that_lacks_something(small_gguf, key):
     lacking = {k: v for k, v in small_gguf.items() if k != f"tokenizer.ggml.{key}"}
     with pytest.raises(FileError, match=key):
-        TiktokenTokenizer.from_gguf_fields(lacking)
+        tokenizer_files.from_gguf_fields(lacking)
 
 
 def set_in(*path_and_value):
@@ -804,7 +804,7 @@ def set_in(*path_and_value):
 )
 def test_a_tokenizer_json_that_would_read_otherwise(small, tmp_path, change, words):
     with pytest.raises(FileError, match=re.escape(words)) as error:
-        TiktokenTokenizer.from_tokenizer_json(saved(small, tmp_path, change))
+        tokenizer_files.from_tokenizer_json(saved(small, tmp_path, change))
     assert str(tmp_path) in one_line(error)
 
 
@@ -824,10 +824,10 @@ def test_a_damaged_tekken(tmp_path, config):
     good = {"pattern": ".", "default_vocab_size": 259, "default_num_special_tokens": 3}
     path = tmp_path / "tekken.json"
     path.write_text(json.dumps({"config": good, "vocab": vocab}))
-    assert TiktokenTokenizer.from_tekken(path).encode("a") == [3 + 97]
+    assert tokenizer_files.from_tekken(path).encode("a") == [3 + 97]
     path.write_text(json.dumps({"config": good | config, "vocab": vocab}))
     with pytest.raises(FileError) as error:
-        TiktokenTokenizer.from_tekken(path)
+        tokenizer_files.from_tekken(path)
     assert str(path) in one_line(error)
 
 

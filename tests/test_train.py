@@ -7,20 +7,20 @@ import torch
 from conftest import toy_transformer
 
 from minispec import draft as drafts
-from minispec import train
 from minispec.batched import batched
-from minispec.batches import Corpus, batch_of, written_greedily
 from minispec.checkpoint import write_tensors
 from minispec.commit import StopRule
 from minispec.decode import speculative
-from minispec.distill import Shard
 from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError
-from minispec.measure import measured
 from minispec.model import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
-from minispec.train import TrainConfig
+from workshop import train
+from workshop.batches import Corpus, batch_of, written_greedily
+from workshop.distill import Shard
+from workshop.measure import measured
+from workshop.train import TrainConfig
 
 PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 3], [11, 12], [13, 2]]
 TARGET = toy_transformer().float()

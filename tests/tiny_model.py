@@ -18,10 +18,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minispec import draft, pretrained, ranking
+from minispec import draft
 from minispec.draft import EagleDraft
 from minispec.model import ModelConfig
-from minispec.pretrained import Pretrained
+from workshop import pretrained, ranking
+from workshop.pretrained import Pretrained
 
 CONTEXT = 2048
 NO_TOKEN = 0x04  # the one byte that no token stands for

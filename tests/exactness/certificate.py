@@ -34,7 +34,7 @@ from parts import (
     impossible,
 )
 
-from minispec.certify import GRID, KINDS, Case, Certificate, certify
+from workshop.certify import GRID, KINDS, Case, Certificate, certify
 
 HERE = Path(__file__).parent
 # Of the tests beside this file those that it does not do itself: the grid and the planted defects

@@ -18,7 +18,6 @@ from lists import static
 
 from minispec import sampling as sampling_module
 from minispec.batched import batched
-from minispec.certify import Backend, Decoding, ExactSampling, Toys, plain, speculation
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.errors import ShortlistError
@@ -27,6 +26,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.testing import ToyDraft, ToyTarget, law_of, random_table, total_variation
 from minispec.types import Context, Law, Proposal, RandomSource, Round, Verdict
 from minispec.verify import Verifier
+from workshop.certify import Backend, Decoding, ExactSampling, Toys, plain, speculation
 
 LAST_BELOW_ONE = 1 - 2**-53
 

@@ -22,7 +22,6 @@ from parts import candidates
 from minispec import propose
 from minispec import sampling as sampling_module
 from minispec import verify as verification
-from minispec.certify import GRID, Decoding, ExactSampling, Toys, certify, speculation
 from minispec.commit import Committed, Output
 from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
@@ -30,6 +29,7 @@ from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList
 from minispec.types import Law, Proposal, RandomSource, Round, Verdict
 from minispec.verify import excess, verify, verify_block
+from workshop.certify import GRID, Decoding, ExactSampling, Toys, certify, speculation
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import HealthCheck, assume, currently_in_test_context, settings
 
-from minispec.certify import Backend, Decoding, Toys, output_law, plain
 from minispec.commit import StopRule
 from minispec.sampling import Sampling
 from minispec.testing import total_variation
 from minispec.types import Context, RandomSource, Round
+from workshop.certify import Backend, Decoding, Toys, output_law, plain
 
 # How many cases each property draws: `make exactness` asks for more than `make test`.
 EXAMPLES = int(os.environ.get("EXAMPLES", "15"))

@@ -12,11 +12,11 @@ import torch
 
 from minispec import lora
 from minispec.align import AdaptConfig, Aligner
-from minispec.certify import Toys
 from minispec.draft import EagleDraft
 from minispec.head import PackedHead
 from minispec.model import ModelConfig
 from minispec.types import Law, Round
+from workshop.certify import Toys
 
 WIDTH = 16
 EAGER = AdaptConfig(

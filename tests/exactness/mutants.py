@@ -183,8 +183,8 @@ def _digest() -> str:
     import parts
     import torch
 
-    from minispec import certify
     from minispec.sampling import SeededRandom
+    from workshop import certify
 
     torch.set_num_threads(1)
     seen = hashlib.sha256()
@@ -292,7 +292,7 @@ def _preloaded() -> None:
     for name in ("conftest", "hypothesis", "pytest", "torch._dynamo", "tqdm"):
         importlib.import_module(name)
     for name, module in list(sys.modules.items()):
-        if str(ROOT / "minispec") in str(module) or str(ROOT / "fastpath") in str(module):
+        if any(str(ROOT / ours) in str(module) for ours in ("minispec", "fastpath", "workshop")):
             del sys.modules[name]
     del sys.modules["conftest"], sys.modules["tiny_model"]
     sys.modules["torch"].set_num_threads(1)

@@ -10,13 +10,13 @@ from learners import WIDTH, adapting, poisoned
 from lists import LISTS, ListOf, evolving, static
 
 from fastpath.rows import CpuHead
-from minispec.certify import SAMPLINGS, Backend, Decoding, Toys, speculation
 from minispec.commit import Output
 from minispec.head import LinearHead
 from minispec.propose import likeliest
 from minispec.sampling import Sampling
 from minispec.types import Context, Evidence, Head, Learner, Proposal, RandomSource, Round
 from minispec.verify import verify, verify_block, verify_siblings
+from workshop.certify import SAMPLINGS, Backend, Decoding, Toys, speculation
 
 # Lists with drafts that learn between rounds.
 LEARNING: dict[str, tuple[ListOf, Callable[[Toys], Learner]]] = {

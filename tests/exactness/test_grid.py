@@ -27,7 +27,12 @@ from parts import (
     impossible,
 )
 
-from minispec.certify import (
+from minispec.errors import ArgumentError
+from minispec.sampling import Sampling
+from minispec.testing import every_branch
+from minispec.types import Law, Proposal, RandomSource, Verdict
+from minispec.verify import verify
+from workshop.certify import (
     GRID,
     Backend,
     Certificate,
@@ -37,11 +42,6 @@ from minispec.certify import (
     certify,
     speculation,
 )
-from minispec.errors import ArgumentError
-from minispec.sampling import Sampling
-from minispec.testing import every_branch
-from minispec.types import Law, Proposal, RandomSource, Verdict
-from minispec.verify import verify
 
 PART = [GRID[i] for i in (2, 8, 11, 13)]
 

@@ -10,13 +10,13 @@ from lists import LISTS, over_states
 from parts import VERIFIERS, decoding
 from test_draft import DRAFT, TARGET, same
 
-from minispec.certify import GRID, Backend, Case, Toys, output_law, plain
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.model import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.testing import total_variation
 from minispec.verify import VERIFIERS as CHAINS
+from workshop.certify import GRID, Backend, Case, Toys, output_law, plain
 
 tokens = st.integers(0, 49)
 

@@ -16,11 +16,11 @@ from hypothesis import given
 from lists import LISTS, static
 from parts import candidates
 
-from minispec.certify import Backend, speculation
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList
 from minispec.verify import Verifier, verify, verify_block
+from workshop.certify import Backend, speculation
 
 CHAINS = {"token": verify, "block": verify_block}
 chains = pytest.mark.parametrize("verifier", CHAINS.values(), ids=CHAINS)

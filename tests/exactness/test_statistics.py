@@ -20,7 +20,6 @@ import torch
 from defects import patched
 from torch import Tensor
 
-from minispec import corpus, pretrained
 from minispec import draft as drafts
 from minispec import verify as verification
 from minispec.commit import StopRule
@@ -31,6 +30,7 @@ from minispec.testing import ToyDraft, ToyTarget
 from minispec.tokenizer import prompt_ids
 from minispec.types import Law
 from minispec.verify import VERIFIERS
+from workshop import corpus, pretrained
 
 PLACES, V, EXPECTED = 20, 1024, 10
 FALSE_ALARM = 1e-6

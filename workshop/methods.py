@@ -11,14 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from minispec import ranking
 from minispec.align import Aligner
 from minispec.commit import StopRule
-from minispec.corpus import DOMAINS
 from minispec.decode import autoregressive, check_gamma, speculative
 from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError
-from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling
 from minispec.shortlist import semantic
 from minispec.shortlist.evolving import EvolvingList
@@ -28,6 +25,9 @@ from minispec.shortlist.routed import RoutedList, router_of
 from minispec.shortlist.static import StaticList
 from minispec.types import Draft, RandomSource, Round, Shortlist
 from minispec.verify import VERIFIERS
+from workshop import ranking
+from workshop.corpus import DOMAINS
+from workshop.pretrained import Pretrained
 
 # Methods, and the share of the vocabulary that they draft from where a budget is not given.
 _SHARES = {"autoregressive": None, "full": None, "frspec": 0.25} | dict.fromkeys(

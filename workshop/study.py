@@ -1,6 +1,6 @@
 """The study: what a list costs in acceptance, over its budget and over its parts.
 
-By replay (see ``minispec.replay``): all lists draft over the same text, the target's own greedy
+By replay (see ``workshop.replay``): all lists draft over the same text, the target's own greedy
 answers, so two of them differ in nothing but the ids that they allow. Measures acceptance and
 not time. Also says, of any list that can explain itself, where accepted tokens came from.
 """
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minispec import methods, ranking
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError
-from minispec.measure import pooled
-from minispec.methods import Method
-from minispec.pretrained import Pretrained
-from minispec.replay import TEMPERATURE, Recorded, Replay, replayed
-from minispec.streams import SWITCH
 from minispec.types import Context, Draft, Round
+from workshop import methods, ranking
+from workshop.measure import pooled
+from workshop.methods import Method
+from workshop.pretrained import Pretrained
+from workshop.replay import TEMPERATURE, Recorded, Replay, replayed
+from workshop.streams import SWITCH
 
 _SMALLEST = 256  # the first budget of the sweep, doubled up to the whole vocabulary
 

@@ -8,8 +8,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from minispec.measure import Figures, measured
 from minispec.types import Round, Tokenizer
+from workshop.measure import Figures, measured
 
 # ANSI colours; what they mean is said at the end of a trace.
 _ACCEPTED, _REJECTED, _OWN, _PLAIN = "\x1b[32m", "\x1b[9;31m", "\x1b[1;34m", "\x1b[0m"

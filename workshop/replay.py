@@ -19,9 +19,9 @@ from torch import Tensor
 
 from minispec.commit import StopRule
 from minispec.decode import read, speculative
-from minispec.measure import Figures, measured
 from minispec.sampling import Sampling, SeededRandom
 from minispec.types import Context, Draft, Features, Round, Shortlist, Target
+from workshop.measure import Figures, measured
 
 TEMPERATURE = 0.8  # at which the laws of target and draft are laid over each other
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minispec import corpus, distill, pretrained, ranking, routing, train
 from minispec import draft as drafts
-from minispec.batches import Corpus, written_greedily
 from minispec.draft import EagleDraft
 from minispec.errors import FileError
-from minispec.pretrained import Pretrained
 from minispec.shortlist import semantic
 from minispec.shortlist.routed import Router
 from minispec.shortlist.static import cut
+from workshop import corpus, distill, pretrained, ranking, routing, train
+from workshop.batches import Corpus, written_greedily
+from workshop.pretrained import Pretrained
 
 _HELD_OUT = 40  # one sequence in so many is never trained on
 _HELD_OUT_MOST = 48  # sequences that tau is measured on

@@ -1,6 +1,6 @@
 """The rows of a report: figures pooled by method and stream, and set against one another.
 
-Knows what was measured; how it came about is ``minispec.compare``'s business.
+Knows what was measured; how it came about is ``workshop.compare``'s business.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from minispec import switch
-from minispec.measure import Figures, paired_ratio, pooled, speed
-from minispec.methods import Method
-from minispec.streams import SWITCH
+from workshop import switch
+from workshop.measure import Figures, paired_ratio, pooled, speed
+from workshop.methods import Method
+from workshop.streams import SWITCH
 
 
 @dataclass(frozen=True)

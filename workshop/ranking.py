@@ -17,8 +17,8 @@ from torch import Tensor
 
 from minispec import checkpoint
 from minispec.checkpoint import read_metadata, read_tensors, write_tensors, written_aside
-from minispec.corpus import DOMAINS
 from minispec.errors import ArgumentError, FileError, FingerprintError
+from workshop.corpus import DOMAINS
 
 NAMES = ("general", "mix", *(f"without-{domain}" for domain in DOMAINS))
 _WHOLE = (torch.uint8, torch.int16, torch.int32, torch.int64)

@@ -20,7 +20,8 @@ def loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, An
     loading them raises."""
     from tqdm import tqdm
 
-    from minispec import backend, draft, pretrained
+    from minispec import draft
+    from workshop import backend, pretrained
 
     use_threads(options.threads)
     path = draft_path(options)
@@ -40,7 +41,8 @@ def loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, An
 
 def draft_path(options: argparse.Namespace) -> Path | None:
     """Where the draft is: the one given, or the model's own, if it has one."""
-    from minispec import draft, pretrained
+    from minispec import draft
+    from workshop import pretrained
 
     known = options.model in (pretrained.POCKET, *pretrained.SOURCES)
     own = draft.shipped(options.model) if known else None

@@ -1,8 +1,8 @@
 """The pocket pair: a target and a draft from nothing, on a laptop, while one has lunch.
 
-Text that the machine already holds (``minispec.corpus``) is cut by a vocabulary of its own, a
+Text that the machine already holds (``workshop.corpus``) is cut by a vocabulary of its own, a
 small Llama learns to continue it, and that model then gets its draft, rankings and index as any
-other does (``minispec.recipe``). What comes out is laid out as the package's own data.
+other does (``workshop.recipe``). What comes out is laid out as the package's own data.
 
 A model of this size knows how words follow each other, and little else: it is for teaching and
 for tests. Whatever is interrupted goes on where it was.
@@ -25,11 +25,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minispec import corpus, hf_folder, pretrained, recipe
 from minispec.checkpoint import read_json, read_tensors, write_tensors, written_aside
 from minispec.model import Layer, ModelConfig, Transformer, default_taps
 from minispec.tokenizer import SentencePieceTokenizer
-from minispec.training import Line, Run, RunConfig
+from workshop import corpus, hf_folder, pretrained, recipe
+from workshop.training import Line, Run, RunConfig
 
 SHAPE = ModelConfig(
     vocabulary_size=8192,
@@ -214,7 +214,7 @@ class _TargetRun(Run):
 
     def _cross_entropy(self, ids: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Mismatch dtype")  # see ``minispec.train``
+            warnings.filterwarnings("ignore", "Mismatch dtype")  # see ``workshop.train``
             return cross_entropy(self.model, ids)
 
 

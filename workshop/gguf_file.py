@@ -20,8 +20,8 @@ from torch import Tensor
 
 from minispec.errors import FileError
 from minispec.model import ModelConfig, Transformer, assembled, default_taps
-from minispec.tokenizer import SentencePieceTokenizer, TiktokenTokenizer
 from minispec.types import Tokenizer
+from workshop import tokenizer_files
 
 _LAYER_NAMES = {
     "attn_norm": "attention_norm",
@@ -68,9 +68,7 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
         names = _LAYER_NAMES | (_GEMMA_NAMES if gemma else {})
         paired = {} if gemma else {"attn_q": config.heads, "attn_k": config.kv_heads}
         state = {_name(name, names): _tensor(name, tensors[name], paired) for name in tensors}
-        pieces = metadata.get("tokenizer.ggml.model") == "llama"
-        kind = SentencePieceTokenizer if pieces else TiktokenTokenizer
-        tokenizer = kind.from_gguf_fields(metadata)
+        tokenizer = tokenizer_files.from_gguf_fields(metadata)
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
     except NotImplementedError as error:  # a way to quantise that the library cannot undo

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from minispec import arguments as command_line
-from minispec import commands_make, commands_run
 from minispec.errors import ArgumentError, MinispecError
+from workshop import arguments as command_line
+from workshop import commands_make, commands_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,12 +4,12 @@ import argparse
 import math
 
 from minispec.errors import ArgumentError, FileError
-from minispec.prepare import check_out, check_writable, loaded, use_threads
+from workshop.prepare import check_out, check_writable, loaded, use_threads
 
 
 def rank(options: argparse.Namespace) -> None:
     """Counts, cuts or converts a ranking. Raises ArgumentError for options that do not fit."""
-    from minispec import pretrained, ranking, recipe
+    from workshop import pretrained, ranking, recipe
 
     if bool(options.text or options.domains) == (options.ranking is not None):
         raise ArgumentError(
@@ -39,7 +39,7 @@ def _check_budget(budget: int | None, most: int) -> None:
 
 def build_index(options: argparse.Namespace) -> None:
     """Clusters the rows of a model's head into a file."""
-    from minispec import recipe
+    from workshop import recipe
 
     use_threads(options.threads)
     check_out(options.out, ".safetensors")
@@ -49,8 +49,8 @@ def build_index(options: argparse.Namespace) -> None:
 
 def train_router(options: argparse.Namespace) -> None:
     """Trains a router for an index. Raises ArgumentError for options out of range."""
-    from minispec import recipe
-    from minispec.methods import Method
+    from workshop import recipe
+    from workshop.methods import Method
 
     if options.tokens < 1:
         raise ArgumentError(f"tokens {options.tokens} must be 1 or above")
@@ -66,7 +66,7 @@ def train_router(options: argparse.Namespace) -> None:
 def train_draft(options: argparse.Namespace) -> None:
     """Trains a draft, going on where one began. Raises ArgumentError for options out of range,
     FileError where there is no draft to start from."""
-    from minispec import recipe
+    from workshop import recipe
 
     if options.tokens < 1:
         raise ArgumentError(f"tokens {options.tokens} must be 1 or above")
@@ -87,7 +87,7 @@ def train_draft(options: argparse.Namespace) -> None:
 
 def train_pocket(options: argparse.Namespace) -> None:
     """Trains the pocket pair from nothing. Raises ArgumentError, FileError."""
-    from minispec import pocket
+    from workshop import pocket
 
     for name in ("tokens", "draft_tokens"):
         if getattr(options, name) < 1:

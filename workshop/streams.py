@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from minispec import corpus
 from minispec.errors import ArgumentError, ContextError
-from minispec.pretrained import Pretrained
 from minispec.tokenizer import prompt_ids
 from minispec.types import Tokenizer
+from workshop import corpus
+from workshop.pretrained import Pretrained
 
 SWITCH = "switch"  # the name of the stream that switches
 _TURNS = 4

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from platformdirs import user_cache_path
 
-from minispec import checkpoint, methods
+from minispec import checkpoint
 from minispec.commit import StopRule
 from minispec.draft import EagleDraft
 from minispec.errors import ArgumentError, FileError
-from minispec.pretrained import Pretrained
 from minispec.sampling import Sampling, SeededRandom
 from minispec.types import Draft, Target
+from workshop import methods
+from workshop.pretrained import Pretrained
 
 NAMES = ("reference", "cpu", "compiled", "cuda")
 _CONTEXT, _REPEATS = 64, 7

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, replace
 
 from minispec.errors import ArgumentError
-from minispec.prepare import (
+from workshop.prepare import (
     check_out,
     check_writable,
     draft_path,
@@ -20,7 +20,7 @@ from minispec.prepare import (
 
 def fetch(options: argparse.Namespace) -> None:
     """Gets a model, and prints where it is."""
-    from minispec import pretrained
+    from workshop import pretrained
 
     path = pretrained.fetch(options.model, options.accept_licence)
     source = pretrained.SOURCES.get(options.model)
@@ -31,13 +31,13 @@ def fetch(options: argparse.Namespace) -> None:
 
 def generate_one(options: argparse.Namespace) -> None:
     """Answers one prompt. Raises ArgumentError, and what loading raises."""
-    from minispec import pretrained
     from minispec.commit import StopRule
     from minispec.decode import check_gamma
-    from minispec.generate import generate
-    from minispec.methods import Method, decoder
     from minispec.sampling import SeededRandom
     from minispec.tokenizer import prompt_ids
+    from workshop import pretrained
+    from workshop.generate import generate
+    from workshop.methods import Method, decoder
 
     if not options.prompt.strip():
         raise ArgumentError("the prompt is empty: give some text")
@@ -83,7 +83,7 @@ def generate_one(options: argparse.Namespace) -> None:
 
 def _spelled(options: argparse.Namespace) -> str:
     """The method that was asked for, in one word, or the best that the model has all for."""
-    from minispec import methods
+    from workshop import methods
 
     spelled = options.method and options.method.removesuffix("+adapt")
     adapt = options.adapt or spelled != options.method
@@ -105,8 +105,8 @@ def _spelled(options: argparse.Namespace) -> str:
 
 def compare_methods(options: argparse.Namespace) -> None:
     """Compares methods, and writes the report's files."""
-    from minispec import compare, page, pretrained, report, streams
-    from minispec.methods import Method
+    from workshop import compare, page, pretrained, report, streams
+    from workshop.methods import Method
 
     use_threads(options.threads)
     methods = tuple(Method.parse(text.strip()) for text in options.methods.split(","))
@@ -143,9 +143,9 @@ def compare_methods(options: argparse.Namespace) -> None:
 
 def explore_prompt(options: argparse.Namespace) -> None:
     """Writes a page on which a prompt's rounds can be watched. Raises ArgumentError."""
-    from minispec import explore, pretrained
-    from minispec.compare import Settings
-    from minispec.methods import Method
+    from workshop import explore, pretrained
+    from workshop.compare import Settings
+    from workshop.methods import Method
 
     if not options.prompt.strip():
         raise ArgumentError("the prompt is empty: give some text")
@@ -173,7 +173,8 @@ def doctor(options: argparse.Namespace) -> None:
     """What this machine has for decoding, and what ``--backend auto`` makes of it."""
     import torch
 
-    from minispec import backend, draft, pretrained
+    from minispec import draft
+    from workshop import backend, pretrained
 
     use_threads(options.threads)
     threads = torch.get_num_threads()

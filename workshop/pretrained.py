@@ -19,14 +19,15 @@ from pathlib import Path
 
 import torch
 
-from minispec import checkpoint, gguf_file, hf_folder
+from minispec import checkpoint
 from minispec.checkpoint import written_aside
 from minispec.errors import ArgumentError, FetchError, FileError
 from minispec.model import Transformer
 from minispec.quantised import rounded
 from minispec.types import Target, Tokenizer
+from workshop import gguf_file, hf_folder
 
-POCKET = "pocket"  # made by ``minispec.pocket``
+POCKET = "pocket"  # made by ``workshop.pocket``
 DTYPES = ("float64", "float32", "bfloat16", "int8")
 
 

@@ -27,7 +27,6 @@ from threading import Thread
 import torch
 from torch import Tensor
 
-from minispec import corpus, pretrained
 from minispec.batched import batched
 from minispec.checkpoint import opened, read_metadata, write_tensors
 from minispec.errors import ArgumentError, MinispecError
@@ -35,6 +34,7 @@ from minispec.model import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tokenizer import prompt_ids
 from minispec.types import Tokenizer
+from workshop import corpus, pretrained
 
 _ROWS = 96  # decoded at once
 _MESSAGE_TOKENS = 40

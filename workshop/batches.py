@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from minispec.checkpoint import opened
-from minispec.distill import Shard
 from minispec.head import LinearHead
+from workshop.distill import Shard
 
 
 class Corpus:

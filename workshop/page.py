@@ -19,7 +19,7 @@ from bokeh.plotting import figure
 from bokeh.resources import Resources
 
 from minispec.checkpoint import written_aside
-from minispec.report import PHASES, interval, lossless_counts, switches, windows
+from workshop.report import PHASES, interval, lossless_counts, switches, windows
 
 Row = Mapping[str, Any]
 _COLUMNS = (

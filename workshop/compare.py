@@ -4,7 +4,7 @@ Each method decodes each prompt once, after a warm-up; which goes first rotates 
 prompt, so that a machine that gets slower slows all of them. Everything that a method could
 remember is reset between prompts. Ratios are paired: prompt by prompt, within this run.
 
-Knows what is compared; ``minispec.measure`` knows how it is counted, ``minispec.report`` how
+Knows what is compared; ``workshop.measure`` knows how it is counted, ``workshop.report`` how
 it is shown.
 """
 
@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from minispec import audit
 from minispec.commit import StopRule
 from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
-from minispec.measure import Figures, machine, measured, peak_mb, reset_peak
-from minispec.methods import Decoder, Method, decoder
-from minispec.pretrained import Pretrained
-from minispec.results import Talks, Variant, flat, rows
 from minispec.sampling import Sampling, SeededRandom
-from minispec.streams import Plan, Stream, planned, so_far
-from minispec.study import Study, Text
 from minispec.types import Draft
+from workshop import audit
+from workshop.measure import Figures, machine, measured, peak_mb, reset_peak
+from workshop.methods import Decoder, Method, decoder
+from workshop.pretrained import Pretrained
+from workshop.results import Talks, Variant, flat, rows
+from workshop.streams import Plan, Stream, planned, so_far
+from workshop.study import Study, Text
 
 _WARM_UP_ROUNDS = 16
 

@@ -18,8 +18,9 @@ from minispec.checkpoint import read_json, read_tensors, write_json, write_tenso
 from minispec.errors import ArgumentError, FileError
 from minispec.model import ModelConfig, Transformer, assembled, default_taps
 from minispec.rope import RopeScaling
-from minispec.tokenizer import SentencePieceTokenizer, TiktokenTokenizer
+from minispec.tokenizer import SentencePieceTokenizer
 from minispec.types import Tokenizer
+from workshop import tokenizer_files
 
 _LAYER_NAMES = {
     "input_layernorm": "attention_norm",
@@ -232,9 +233,9 @@ def _tokenizer(folder: Path) -> Tokenizer:
     """Of a folder's tokenizer files the first that can be read: a Llama 2 folder has a
     ``tokenizer.json`` that no one here reads, and beside it the ``tokenizer.model`` itself."""
     makers: tuple[tuple[str, Callable[[Path], Tokenizer]], ...] = (
-        ("tokenizer.json", TiktokenTokenizer.from_tokenizer_json),
+        ("tokenizer.json", tokenizer_files.from_tokenizer_json),
         ("tokenizer.model", SentencePieceTokenizer),
-        ("tokenizer.model", TiktokenTokenizer.from_llama3_model),
+        ("tokenizer.model", tokenizer_files.from_llama3_model),
     )
     refusals = []
     for name, make in makers:

@@ -19,16 +19,16 @@ from tqdm import tqdm
 
 from minispec.checkpoint import write_text
 from minispec.commit import StopRule
-from minispec.compare import Settings
-from minispec.generate import summary
-from minispec.measure import machine, measured
-from minispec.methods import Decoder, Method, decoder, shortlist
-from minispec.pretrained import Pretrained
-from minispec.replay import Step, Witness
-from minispec.report import PHASES
 from minispec.sampling import SeededRandom
 from minispec.tokenizer import StreamDecoder, prompt_ids
 from minispec.types import Draft, Law, Round, Tokenizer
+from workshop.compare import Settings
+from workshop.generate import summary
+from workshop.measure import machine, measured
+from workshop.methods import Decoder, Method, decoder, shortlist
+from workshop.pretrained import Pretrained
+from workshop.replay import Step, Witness
+from workshop.report import PHASES
 
 _WARM_UP_ROUNDS = 4
 _LIKELIEST = 8  # ids of each law at a place

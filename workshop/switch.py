@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minispec.measure import Figures
+from workshop.measure import Figures
 
 WINDOW = 32  # tokens over which tau is taken
 _STEP, _WINDOWS = 8, 9  # between the beginnings of windows, and how many on each side

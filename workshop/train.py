@@ -1,4 +1,4 @@
-"""Training the draft on what the target wrote (see ``minispec.distill``).
+"""Training the draft on what the target wrote (see ``workshop.distill``).
 
 **Training-time test** (EAGLE-3, arXiv 2503.01840): when it drafts, the draft reads its own
 states from its second step on, and they are worse than the target's. So it is trained as it
@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minispec.batches import Batch, Corpus, batch_of
-from minispec.distill import Shard
 from minispec.draft import EagleDraft
-from minispec.training import Line, Run, RunConfig
+from workshop.batches import Batch, Corpus, batch_of
+from workshop.distill import Shard
+from workshop.training import Line, Run, RunConfig
 
 _BUCKET = 32  # updates that are put together at a time
 

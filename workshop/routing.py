@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minispec.batches import Corpus, batch_of
 from minispec.draft import EagleDraft
 from minispec.shortlist.routed import Router
+from workshop.batches import Corpus, batch_of
 
 _RATE, _SEQUENCES = 2e-3, 4
 
