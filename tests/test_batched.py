@@ -10,11 +10,11 @@ from conftest import TOY, toy_transformer
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from minispec import batched as module
 from minispec.batched import Written, batched
 from minispec.cache import KVCache
 from minispec.errors import ArgumentError, ContextError
 from minispec.sampling import Sampling, SeededRandom
-from workshop import batched as module
 
 MODEL = toy_transformer(seed=1)
 EOS = (7, 11, 30)
