@@ -1,14 +1,17 @@
 """Rankings, the files that carry them, the lists that are cut from them, and methods by name."""
 
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_model import Tiny
 from torch import Tensor
 
-from minispec.checkpoint import read_metadata, write_tensors
+from minispec.checkpoint import read_metadata, read_tensors, write_tensors
 from minispec.errors import ArgumentError, FileError, FingerprintError
 from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList, cut
@@ -99,7 +102,25 @@ def test_a_ranking_comes_back_as_it_was(tmp_path: Path) -> None:
     ranking.write_ranking(path, ids, "fingerprint", {"domains": "law"})
     read = ranking.read_ranking(path, "fingerprint", 5)
     assert torch.equal(read, ids) and read.dtype == torch.int64
-    assert read_metadata(path) == {"tokenizer": "fingerprint", "domains": "law"}
+    assert read_metadata(path) == {"tokenizer": "fingerprint", "domains": "law", "unseen": "2"}
+    assert read_tensors(path)["ids"].tolist() == [3, 0, 4]
+
+
+@given(st.permutations(range(7)), st.integers(1, 7))
+def test_a_ranking_comes_back_whole_or_cut(order: list[int], count: int) -> None:
+    ids = torch.tensor(order[:count])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        ranking.write_ranking(path, ids, "fingerprint", {})
+        assert torch.equal(ranking.read_ranking(path, "fingerprint", 7), ids)
+
+
+@pytest.mark.parametrize("unseen", ["two", "-1", "3"])
+def test_a_wrong_number_of_unseen_ids_is_refused(tmp_path: Path, unseen: str) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"ids": torch.tensor([3, 0, 4])}, {"tokenizer": "t", "unseen": unseen})
+    with pytest.raises(FileError, match="unseen: beside its 3 there can be 2"):
+        ranking.read_ranking(path, "t", 5)
 
 
 def test_a_ranking_of_another_tokenizer_is_refused_by_name(tmp_path: Path) -> None:

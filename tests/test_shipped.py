@@ -35,8 +35,8 @@ def decoded(model: Pretrained, method: str, prompt: str, tokens: int) -> Figures
 
 
 def test_weights_are_small_enough_to_ship() -> None:
-    """Models and drafts together, those under other terms included. Rankings and indices are not
-    counted: what they hold are lists of ids, but for one router of 0.7 MB."""
+    """Models and drafts together, those under other terms included. Rankings and indices, lists of
+    ids but for one router, come on top."""
     files = [path for kind in ("drafts", "models") for path in (DATA / kind).rglob("*.safetensors")]
     files += (ROOT / "weights").rglob("drafts.safetensors")
     assert sum(path.stat().st_size for path in files) < 40_000_000

@@ -45,8 +45,24 @@ def ranked(frequencies: Tensor) -> Tensor:
 
 
 def write_ranking(path: Path, ids: Tensor, tokenizer: str, details: Mapping[str, str]) -> None:
-    """Writes a ranking (V,) with its tokenizer's fingerprint and what it was counted from."""
-    write_tensors(path, {"ids": ids.to(torch.int32)}, {"tokenizer": tokenizer, **details})
+    """Writes a ranking (N,) with its tokenizer's fingerprint and what it was counted from.
+
+    Ids that the text never had stand at the end, the lower first: only their number is kept.
+    """
+    falls = (ids[1:] < ids[:-1]).nonzero()
+    counted = int(falls[-1]) + 1 if len(falls) else 1
+    unseen = ids[counted:]
+    if not torch.equal(unseen, _lowest_but(ids[:counted], len(unseen))):
+        counted, unseen = len(ids), ids[:0]
+    details = {"tokenizer": tokenizer, "unseen": str(len(unseen)), **details}
+    write_tensors(path, {"ids": ids[:counted].to(torch.int32)}, details)
+
+
+def _lowest_but(ids: Tensor, count: int) -> Tensor:
+    """The lowest ids (count,) that are not among some (N,)."""
+    free = torch.ones(int(ids.max()) + 1 + count, dtype=torch.bool)
+    free[ids] = False
+    return free.nonzero().flatten()[:count]
 
 
 def read_ranking(path: Path, tokenizer: str, vocabulary_size: int) -> Tensor:
@@ -59,13 +75,21 @@ def read_ranking(path: Path, tokenizer: str, vocabulary_size: int) -> Tensor:
     tensors = read_tensors(path)
     if tensors.keys() != {"ids"}:
         raise FileError(f"{path} is no ranking: give a file made by `minispec rank`")
-    made_for = read_metadata(path).get("tokenizer", "none")
+    metadata = read_metadata(path)
+    made_for = metadata.get("tokenizer", "none")
     if made_for != tokenizer:
         raise FingerprintError(
             f"{path} ranks the ids of tokenizer {made_for[:12]}, this one is {tokenizer[:12]}: "
             "make its own with `minispec rank`"
         )
-    return _checked(tensors["ids"], vocabulary_size, path)
+    ids = _checked(tensors["ids"], vocabulary_size, path)
+    unseen = metadata.get("unseen", "0")
+    if not (unseen.isdecimal() and len(ids) + int(unseen) <= vocabulary_size):
+        raise FileError(
+            f"{path} says that {unseen!a} ids were unseen: beside its {len(ids)} there can be "
+            f"{vocabulary_size - len(ids)}"
+        )
+    return torch.cat((ids, _lowest_but(ids, int(unseen))))
 
 
 def shipped(model: str, name: str) -> Path | None:
