@@ -101,7 +101,7 @@ def test_a_writer_that_is_killed_leaves_no_process_behind(
 ) -> None:
     """Its processes share its standard output, which ends when the last of them has."""
     code = (
-        "import sys; from pathlib import Path; from minispec import distill\n"
+        "import sys; from pathlib import Path; from workshop import distill\n"
         "if __name__ == '__main__':\n"
         "    for path in distill.write_shards("
         "Path(sys.argv[2]), sys.argv[1], ['law'], 10**9, 0, 1, 6):\n"

@@ -120,7 +120,7 @@ def test_pip_says_nothing_on_stdout(world, capfd):
 def test_two_at_once_both_succeed(world, monkeypatch, make):
     script = (
         "import json, sys\n"
-        "from minispec import pretrained\n"
+        "from workshop import pretrained\n"
         "source = json.loads(sys.argv[1])\n"
         "def wheel(of): return pretrained.Wheel(**of)\n"
         "parts = tuple(map(wheel, source.pop('parts')))\n"
@@ -449,7 +449,7 @@ def test_loading_does_not_import_the_compiler(tmp_path):
     write_gguf(tmp_path / "x.gguf", small_target())
     script = (
         "import sys\n"
-        "from minispec import pretrained\n"
+        "from workshop import pretrained\n"
         "pretrained.load(sys.argv[1])\n"
         "sys.exit('torch._dynamo' in sys.modules)\n"
     )
