@@ -4,8 +4,9 @@
 
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
-TOKENS ?= 700000
 MODEL  ?= smollm2
+# Gemma writes at half the speed: as many tokens as an hour buys.
+TOKENS ?= $(if $(filter gemma3-270m,$(MODEL)),380000,700000)
 
 CERTIFICATE ?= build/certificate.json
 EXAMPLES    ?= 100
@@ -69,9 +70,9 @@ adaptation: $(BENCH)  ## what a draft that learns while it serves gains, and cos
 	$(PY) -m benchmarks.adaptation --quick --json build/adaptation.json
 
 # A model with terms of its own has to be there already: see `minispec fetch --help`.
-draft: $(INSTALLED)  ## train a draft for MODEL (smollm2) on TOKENS tokens, into build/draft
+draft: $(INSTALLED)  ## train a draft for MODEL (smollm2) on TOKENS tokens, into build/draft/
 	$(MINISPEC) fetch $(MODEL)
-	$(MINISPEC) train draft --model $(MODEL) --tokens $(TOKENS) --out build/draft
+	$(MINISPEC) train draft --model $(MODEL) --tokens $(TOKENS) --out build/draft/$(notdir $(MODEL))
 
 # The theme tells of its maker's plans whenever it is loaded: NO_MKDOCS_2_WARNING silences it.
 docs: $(DOCS)  ## build the book into build/book, to be opened without a network
