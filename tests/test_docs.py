@@ -208,6 +208,11 @@ def equations(text: str) -> list[tuple[str, str, str]]:
     return _ROW.findall(text)
 
 
+def sources(*packages: str) -> list[Path]:
+    """The files of packages of ours."""
+    return [path for name in packages for path in (ROOT / name).rglob("*.py")]
+
+
 def said_at(path: Path, name: str) -> str:
     """The docstrings of a file, of a name in it, and of its class."""
     tree: ast.Module | ast.ClassDef = ast.parse(path.read_text("utf-8"))
@@ -241,7 +246,7 @@ def test_equations_lead_to_functions_that_name_their_source() -> None:
 
 def test_every_paper_that_the_source_cites_has_an_equation() -> None:
     text = (DOCS / "equations.md").read_text("utf-8")
-    for path in (p for name in ("minispec", "workshop") for p in (ROOT / name).rglob("*.py")):
+    for path in sources("minispec", "workshop"):
         plain = " ".join(path.read_text("utf-8").split())
         for paper in re.findall(r"arXiv (\d{4}\.\d{5})", plain):
             assert paper in text, f"{path} cites arXiv {paper}"
@@ -283,7 +288,7 @@ def test_the_reading_order_is_true() -> None:
 
 def test_the_reading_order_holds_every_module() -> None:
     files = {ROOT / file for _, file in re.findall(r"\| (\d+) \| `(.+?)`", reading_order())}
-    ours = {p for name in ("minispec", "fastpath", "workshop") for p in (ROOT / name).rglob("*.py")}
+    ours = set(sources("minispec", "fastpath", "workshop"))
     assert {p for p in ours - files if p.name != "__init__.py"} == set()
 
 
@@ -298,7 +303,7 @@ def test_every_module_is_in_the_reference() -> None:
     that is not there."""
     pages = "\n".join(p.read_text("utf-8") for p in (DOCS / "api").glob("*.md"))
     shown = re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)
-    files = [f for name in ("minispec", "workshop") for f in (ROOT / name).rglob("*.py")]
+    files = sources("minispec", "workshop")
     names = {".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files}
     assert sorted(shown) == sorted(name for name in names if not name.endswith("__init__"))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from minispec import checkpoint
 from minispec.checkpoint import read_metadata, read_tensors, write_tensors, written_aside
 from minispec.errors import ArgumentError, FileError, FingerprintError
+from minispec.shortlist.semantic import whole
 from workshop.corpus import DOMAINS
 
 NAMES = ("general", "mix", *(f"without-{domain}" for domain in DOMAINS))
@@ -50,19 +51,11 @@ def write_ranking(path: Path, ids: Tensor, tokenizer: str, details: Mapping[str,
     Ids that the text never had stand at the end, the lower first: only their number is kept.
     """
     falls = (ids[1:] < ids[:-1]).nonzero()
-    counted = int(falls[-1]) + 1 if len(falls) else 1
-    unseen = ids[counted:]
-    if not torch.equal(unseen, _lowest_but(ids[:counted], len(unseen))):
-        counted, unseen = len(ids), ids[:0]
-    details = {"tokenizer": tokenizer, "unseen": str(len(unseen)), **details}
-    write_tensors(path, {"ids": ids[:counted].to(torch.int32)}, details)
-
-
-def _lowest_but(ids: Tensor, count: int) -> Tensor:
-    """The lowest ids (count,) that are not among some (N,)."""
-    free = torch.ones(int(ids.max()) + 1 + count, dtype=torch.bool)
-    free[ids] = False
-    return free.nonzero().flatten()[:count]
+    seen = ids[: int(falls[-1]) + 1 if len(falls) else 1]
+    if whole(seen, int(ids.max()) + 1)[: len(ids)].tolist() != ids.tolist():
+        seen = ids
+    details = {"tokenizer": tokenizer, "unseen": str(len(ids) - len(seen)), **details}
+    write_tensors(path, {"ids": seen.to(torch.int32)}, details)
 
 
 def read_ranking(path: Path, tokenizer: str, vocabulary_size: int) -> Tensor:
@@ -89,7 +82,7 @@ def read_ranking(path: Path, tokenizer: str, vocabulary_size: int) -> Tensor:
             f"{path} says that {unseen!a} ids were unseen: beside its {len(ids)} there can be "
             f"{vocabulary_size - len(ids)}"
         )
-    return torch.cat((ids, _lowest_but(ids, int(unseen))))
+    return torch.from_numpy(whole(ids, vocabulary_size)[: len(ids) + int(unseen)])
 
 
 def shipped(model: str, name: str) -> Path | None:
