@@ -57,6 +57,7 @@ RIVER = [
     ["workshop.gguf_file", "workshop.hf_folder"],
     ["workshop.pretrained"],
     ["workshop.ranking"],
+    ["workshop.products"],
     ["workshop.distill"],
     ["workshop.batches", "workshop.training"],
     ["workshop.train", "workshop.routing"],

@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pocket = train.add_parser("pocket", help="train the pocket pair, from installed text alone")
     pocket.add_argument(
-        "--tokens", type=int, default=10_000_000, help="the target learns from (%(default)s)"
+        "--tokens", type=int, default=6_000_000, help="the target learns from (%(default)s)"
     )
     pocket.add_argument(
         "--draft-tokens", type=int, default=600_000, help="it writes for its draft (%(default)s)"

@@ -135,6 +135,36 @@ class ExactSampling:
         ]
 
 
+class _Remembered:
+    """A way of sampling that makes the laws of the same states once, since a walk comes by them
+    in every branch that they lie on the way to."""
+
+    def __init__(self, sampling: Any) -> None:
+        self.law = _once(sampling.law)
+        self._target_laws = _once(sampling.target_laws)
+        self._sampling = sampling
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampling, name)
+
+    def target_laws(self, head: Head, hidden: Tensor) -> list[Law]:
+        return list(self._target_laws(head, hidden))
+
+
+def _once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors, and of things that stay what they are, that answers the same
+    question once."""
+    answers: dict[Hashable, Any] = {}
+
+    def answered(*questions: Any) -> Any:
+        key = tuple(q.numpy().tobytes() if isinstance(q, Tensor) else id(q) for q in questions)
+        if key not in answers:
+            answers[key] = function(*questions)
+        return answers[key]
+
+    return answered
+
+
 def _only(weights: list[int], kept: list[int]) -> list[int]:
     return [w if i in kept else 0 for i, w in enumerate(weights)]
 
@@ -172,7 +202,9 @@ class Toys:
         head = backend.head(torch.eye(case.vocabulary, dtype=dtype))
         target = ToyTarget(case.vocabulary, table(0), head=head)
         draft = ToyDraft(case.vocabulary, table(1), head=head)
-        return Toys(case, target, draft, ExactSampling(sampling) if exact else sampling)
+        return Toys(
+            case, target, draft, _Remembered(ExactSampling(sampling) if exact else sampling)
+        )
 
 
 Decoding = Callable[[Toys, RandomSource], Iterable[Round]]

@@ -6,8 +6,9 @@ is continued by the target into a whole message, and then answered by it, greedi
 For a base model the opener begins a text of any kind, and the answer is how it goes on. A
 message that shares a run of eight words with an evaluation prompt is thrown away.
 
-Each shard depends on the model and on its domain, number and seed alone: work that was
-interrupted goes on with the first shard that is missing. Knows nothing of drafts.
+Each shard depends on the model, on the dtype that it is quicker in here (``products``) and on its
+domain, number and seed alone: work that was interrupted goes on with the first shard that is
+missing. Knows nothing of drafts.
 """
 
 import itertools
@@ -34,7 +35,7 @@ from minispec.model import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tokenizer import prompt_ids
 from minispec.types import Tokenizer
-from workshop import corpus, pretrained
+from workshop import corpus, pretrained, products
 
 _ROWS = 96  # decoded at once
 _MESSAGE_TOKENS = 40
@@ -198,7 +199,7 @@ def _write_shard(
     if path.exists():
         _check_origin(path, model, seed)
         return path
-    loaded = pretrained.load(model, "bfloat16")
+    loaded = pretrained.load(model, str(products.faster()).removeprefix("torch."))
     target, tokenizer = loaded.reference, loaded.tokenizer
     name = f"{seed} {domain} {number}"
     texts = messages(target, tokenizer, domain, shard_prompts, name, base)
@@ -221,8 +222,8 @@ def _write_shard(
         assert features is not None  # asked for above
         tokens.append(torch.tensor([*prompt, *row.tokens]))
         unread = torch.zeros(1, features.hidden.shape[1], dtype=torch.bfloat16)
-        hidden += [features.hidden, unread]
-        taps += [features.taps, unread.repeat(1, len(target.config.tap_layers))]
+        hidden += [features.hidden.bfloat16(), unread]
+        taps += [features.taps.bfloat16(), unread.repeat(1, len(target.config.tap_layers))]
         lengths.append((len(prompt), len(prompt) + len(row.tokens)))
     answers, ends = torch.tensor(lengths).T
     starts = ends.cumsum(0) - ends

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from minispec.checkpoint import read_json, read_tensors, write_tensors, written_aside
 from minispec.model import Layer, ModelConfig, Transformer, default_taps
 from minispec.tokenizer import SentencePieceTokenizer
-from workshop import corpus, hf_folder, pretrained, recipe
+from workshop import corpus, hf_folder, pretrained, products, recipe
 from workshop.training import Line, Run, RunConfig
 
 SHAPE = ModelConfig(
@@ -213,7 +213,8 @@ class _TargetRun(Run):
         return torch.stack([self.text[part][i : i + length] for i in starts]).long()
 
     def _cross_entropy(self, ids: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+        half = products.faster() == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16, half), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Mismatch dtype")  # see ``workshop.train``
             return cross_entropy(self.model, ids)
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minispec.draft import EagleDraft
+from workshop import products
 from workshop.batches import Batch, Corpus, batch_of
 from workshop.distill import Shard
 from workshop.training import Line, Run, RunConfig
@@ -193,7 +194,8 @@ class _DraftRun(Run):
         others = torch.randint(vocabulary, (self.config.random_ids,), generator=generator)
         ids = torch.cat((others, batch.following[batch.learn])).unique()
         rows = torch.cat((self._common_rows, self._rows(ids[~self._is_common[ids]])))  # (K, D)
-        with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+        half = products.faster() == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16, half), warnings.catch_warnings():
             # The norms' weights stay in float32, which costs PyTorch a fused kernel it regrets.
             warnings.filterwarnings("ignore", "Mismatch dtype")
             loss, parts = loss_of(self.model, batch, rows, self.config)
@@ -206,7 +208,7 @@ class _DraftRun(Run):
 
     def _rows(self, ids: Tensor) -> Tensor:
         """Rows of the head, in the dtype that the products run in."""
-        return self.model.head.weight[ids].bfloat16()
+        return self.model.head.weight[ids].to(products.faster())
 
 
 def _sequences(corpus: Corpus, config: TrainConfig) -> Iterator[list[int]]:
