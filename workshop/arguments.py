@@ -199,10 +199,10 @@ def _parser() -> argparse.ArgumentParser:
 
     pocket = train.add_parser("pocket", help="train the pocket pair, from installed text alone")
     pocket.add_argument(
-        "--tokens", type=int, default=6_000_000, help="the target learns from (%(default)s)"
+        "--tokens", type=int, default=5_000_000, help="the target learns from (%(default)s)"
     )
     pocket.add_argument(
-        "--draft-tokens", type=int, default=600_000, help="it writes for its draft (%(default)s)"
+        "--draft-tokens", type=int, default=300_000, help="it writes for its draft (%(default)s)"
     )
     pocket.add_argument(
         "--epochs", type=float, default=2.0, help="how often the draft sees them (2.0)"
