@@ -116,10 +116,10 @@ def keys() -> tuple[list[tuple[str, ...]], list[dict[str, str]]]:
 
 
 def single() -> None:
-    """One thread for each process. A fork forgets what its parent set, and threads that wait for
-    each other on too few cores cost several times the work."""
-    torch.set_num_threads(1)
+    """One thread for each process, since threads that wait for each other on too few cores cost
+    several times the work. Numba comes first: when it begins, torch gets as many as it has."""
     set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 def seen(number: int) -> tuple[bool, float | None]:

@@ -124,7 +124,6 @@ def _prepared(mutant: Mutant | None) -> None:
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "exactness")]
     os.environ["EXAMPLES"] = "10"
-    sys.modules["torch"].set_num_threads(1)  # a fork forgets what its parent set
     if mutant:
         sys.meta_path.insert(0, _Finder(mutant))
 
@@ -182,10 +181,12 @@ def _digested(mutant: Mutant | None, answer: Connection) -> None:
 def _digest() -> str:
     """Of all that can be seen: laws over the grid, and what seeds say."""
     import parts
+    import torch
 
     from minispec.sampling import SeededRandom
     from workshop import certify
 
+    torch.set_num_threads(1)
     seen = hashlib.sha256()
     for arithmetic in ("fraction", "float64"):
         for verifier, shortlist, sampling in (
@@ -294,6 +295,7 @@ def _preloaded() -> None:
         if any(str(ROOT / ours) in str(module) for ours in ("minispec", "fastpath", "workshop")):
             del sys.modules[name]
     del sys.modules["conftest"], sys.modules["tiny_model"]
+    sys.modules["torch"].set_num_threads(1)
 
 
 def _kept(rows: Sequence[dict[str, Any]], path: Path) -> None:
