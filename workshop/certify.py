@@ -36,7 +36,6 @@ from minispec.types import Head, Law, Learner, RandomSource, Round, Shortlist
 from minispec.verify import Verifier, excess, verify
 
 _NOTHING = -1e4  # the logit of weight 0: its probability is exactly 0 in every dtype
-_CONTEXT = 16  # positions that a toy has room for, unless an output needs more
 _KINDS = ("settled", "alike", "near", "apart", "other", "other", "other", "other")
 
 SAMPLINGS = (
@@ -201,8 +200,7 @@ class Toys:
             return cache(logits)
 
         head = backend.head(torch.eye(case.vocabulary, dtype=dtype))
-        context = max(_CONTEXT, len(case.prompt) + case.limit)
-        target = ToyTarget(case.vocabulary, table(0), context, head)
+        target = ToyTarget(case.vocabulary, table(0), head=head)
         draft = ToyDraft(case.vocabulary, table(1), head=head)
         return Toys(
             case, target, draft, _Remembered(ExactSampling(sampling) if exact else sampling)

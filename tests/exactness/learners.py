@@ -25,10 +25,10 @@ EAGER = AdaptConfig(
 
 
 def layer(toys: Toys) -> EagleDraft:
-    """A draft layer with random weights; the toy target's taps are 16 numbers wide."""
+    """A draft layer with random weights; the toy target's taps are 64 numbers wide."""
     config = ModelConfig(
         vocabulary_size=toys.case.vocabulary, width=WIDTH, layers=4, heads=2, kv_heads=1,
-        head_width=4, mlp_width=8, context_limit=64, tap_layers=(2,),
+        head_width=4, mlp_width=8, context_limit=64, tap_layers=(1, 2, 3, 4),
     )  # fmt: skip
     dtype = toys.target.after(tuple(toys.case.prompt)).dtype
     with torch.random.fork_rng():
