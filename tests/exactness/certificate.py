@@ -55,10 +55,10 @@ def inapplicable(verifier: str, shortlist: str, sampling: str) -> dict[str, str]
 
 def cases_of(arithmetic: str, shortlist: str, sampling: str) -> Sequence[Case]:
     """The cases of a row: the grid, but where it would cost most and show least."""
-    if arithmetic == "float32":
-        return FEW  # the very lines that run in fractions, and in question is their rounding alone
     if SAMPLING[sampling].temperature == 0:
         return GRID  # a branch or so each
+    if arithmetic == "float32":
+        return FEW  # the very lines that run in fractions, and in question is their rounding alone
     if shortlist == "full":
         return GRID[1::3]  # many branches, and never anything off the list
     if shortlist in LEARNING:  # an update after each token costs ten times the rest
