@@ -75,6 +75,7 @@ RIVER = [
     ["workshop.cli"],
     ["workshop"],
     ["minispec.testing"],  # for users and for our tests: nothing that ships relies on it
+    ["workshop.exact_laws"],
     ["workshop.certify"],
 ]
 

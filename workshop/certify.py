@@ -13,27 +13,24 @@ The law is that of whole outputs, end ids and limits included, and is compared w
 decoding says in the same arithmetic. Knows toy models only.
 """
 
-import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
-from minispec.errors import ArgumentError
 from minispec.head import LinearHead
 from minispec.sampling import Sampling
 from minispec.testing import ToyDraft, ToyTarget, every_branch, total_variation
 from minispec.types import Head, Law, Learner, RandomSource, Round, Shortlist
 from minispec.verify import Verifier, excess, verify
+from workshop.exact_laws import ExactSampling
 
 _NOTHING = -1e4  # the logit of weight 0: its probability is exactly 0 in every dtype
 _KINDS = ("settled", "alike", "near", "apart", "other", "other", "other", "other")
@@ -94,47 +91,6 @@ SHAPES = (
 GRID = tuple(Case(seed, *SHAPES[seed % len(SHAPES)]) for seed in range(3 * len(SHAPES)))
 
 
-class ExactSampling:
-    """``Sampling`` in fractions: logits are read as weights, so that a temperature of 1/n is
-    the n-th power. The rules for ties are the same. Raises ArgumentError for other ones."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-        self._power = round(1 / sampling.temperature) if sampling.temperature else 0
-        if sampling.temperature and self._power * sampling.temperature != 1:
-            raise ArgumentError(
-                f"temperature {sampling.temperature} has no exact powers: in fractions it must be "
-                "0 or 1/n; use Backend('float64') for others"
-            )
-
-    def law(self, logits: Tensor, ids: Tensor) -> Law:
-        """Whole-number weights (K,), ids (K,) sorted -> the law over just those ids."""
-        weights = [int(w) for w in logits]
-        weights = weights if any(weights) else [1] * len(weights)
-        ranked = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
-        if not self._power:
-            weights = [int(i == ranked[0]) for i in range(len(weights))]
-        weights = [w ** max(1, self._power) for w in weights]
-        if self._sampling.top_k:
-            weights = _only(weights, ranked[: self._sampling.top_k])
-        before = itertools.accumulate((weights[i] for i in ranked), initial=0)
-        mass = Fraction(self._sampling.top_p) * sum(weights)
-        if self._sampling.top_p < 1:
-            kept = [i for i, w in zip(ranked, before, strict=False) if i == ranked[0] or w < mass]
-            weights = _only(weights, kept)
-        total = sum(weights)
-        return Law(ids.numpy(), np.array([Fraction(w, total) for w in weights], dtype=object))
-
-    def target_laws(self, head: Head, hidden: Tensor) -> list[Law]:
-        """The law of each of several states (T, D) over the ids that it gives anything."""
-        vocabulary = torch.arange(head.vocabulary_size)
-        laws = [self.law(row, vocabulary) for row in head.full(hidden)]
-        support = [np.flatnonzero(np.asarray(law.probs) > 0) for law in laws]
-        return [
-            Law(law.ids[kept], law.probs[kept]) for law, kept in zip(laws, support, strict=True)
-        ]
-
-
 class _Remembered:
     """A way of sampling that makes the laws of the same states once, since a walk comes by them
     in every branch that they lie on the way to."""
@@ -163,10 +119,6 @@ def _once(function: Callable[..., Any]) -> Callable[..., Any]:
         return answers[key]
 
     return answered
-
-
-def _only(weights: list[int], kept: list[int]) -> list[int]:
-    return [w if i in kept else 0 for i, w in enumerate(weights)]
 
 
 @dataclass(frozen=True)

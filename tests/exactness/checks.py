@@ -26,7 +26,8 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.testing import ToyDraft, ToyTarget, law_of, random_table, total_variation
 from minispec.types import Context, Law, Proposal, RandomSource, Round, Verdict
 from minispec.verify import Verifier
-from workshop.certify import Backend, Decoding, ExactSampling, Toys, plain, speculation
+from workshop.certify import Backend, Decoding, Toys, plain, speculation
+from workshop.exact_laws import ExactSampling
 
 LAST_BELOW_ONE = 1 - 2**-53
 

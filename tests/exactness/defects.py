@@ -29,7 +29,8 @@ from minispec.shortlist.full import FullList
 from minispec.shortlist.static import StaticList
 from minispec.types import Law, Proposal, RandomSource, Round, Verdict
 from minispec.verify import excess, verify, verify_block
-from workshop.certify import GRID, Decoding, ExactSampling, Toys, certify, speculation
+from workshop.certify import GRID, Decoding, Toys, certify, speculation
+from workshop.exact_laws import ExactSampling
 
 
 @dataclass(frozen=True)

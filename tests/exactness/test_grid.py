@@ -37,11 +37,11 @@ from workshop.certify import (
     Backend,
     Certificate,
     Decoding,
-    ExactSampling,
     Toys,
     certify,
     speculation,
 )
+from workshop.exact_laws import ExactSampling
 
 PART = [GRID[i] for i in (2, 8, 11, 13)]
 
