@@ -13,7 +13,6 @@ import io
 import itertools
 import math
 import random
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -213,9 +212,7 @@ class _TargetRun(Run):
         return torch.stack([self.text[part][i : i + length] for i in starts]).long()
 
     def _cross_entropy(self, ids: Tensor) -> Tensor:
-        half = products.faster() == torch.bfloat16
-        with torch.autocast("cpu", torch.bfloat16, half), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Mismatch dtype")  # see ``workshop.train``
+        with products.autocast():
             return cross_entropy(self.model, ids)
 
 

@@ -5,6 +5,9 @@ a roundabout way that takes ten times as long. Which of the two this one is, is 
 """
 
 import timeit
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -15,6 +18,16 @@ import torch.nn.functional as F
 def faster() -> torch.dtype:
     """bfloat16 or float32, whose products take less time here."""
     return min((torch.bfloat16, torch.float32), key=_seconds)
+
+
+@contextmanager
+def autocast() -> Iterator[None]:
+    """Within it products run in the dtype that is faster, whatever the weights are kept in."""
+    half = faster() == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16, half), warnings.catch_warnings():
+        # The norms' weights stay in float32, which costs PyTorch a fused kernel it regrets.
+        warnings.filterwarnings("ignore", "Mismatch dtype")
+        yield
 
 
 def _seconds(dtype: torch.dtype) -> float:

@@ -16,7 +16,6 @@ few.
 """
 
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -194,10 +193,7 @@ class _DraftRun(Run):
         others = torch.randint(vocabulary, (self.config.random_ids,), generator=generator)
         ids = torch.cat((others, batch.following[batch.learn])).unique()
         rows = torch.cat((self._common_rows, self._rows(ids[~self._is_common[ids]])))  # (K, D)
-        half = products.faster() == torch.bfloat16
-        with torch.autocast("cpu", torch.bfloat16, half), warnings.catch_warnings():
-            # The norms' weights stay in float32, which costs PyTorch a fused kernel it regrets.
-            warnings.filterwarnings("ignore", "Mismatch dtype")
+        with products.autocast():
             loss, parts = loss_of(self.model, batch, rows, self.config)
         return loss, parts, int(batch.learn.sum())
 

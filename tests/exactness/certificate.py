@@ -42,6 +42,7 @@ HERE = Path(__file__).parent
 ELSEWHERE = ("test_grid.py", "test_statistics.py", "test_mutants.py")
 # Cases with few branches that hold every kind between them.
 FEW = [GRID[seed] for seed in (2, 3, 8, 9, 12, 18, 19, 20, 21, 26)]
+# More of them; case 13 has an end inside an accepted run for greedy rows that have none else.
 MORE = [case for case in GRID if case in FEW or case.seed % 2 == 0 or case.seed == 13]
 # Lists that learn from rejected drafts, and cases so long that other rejections on the way to the
 # same text lead to other lists.
@@ -155,7 +156,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     started = time.perf_counter()
-    environment = {**os.environ, "EXAMPLES": str(options.examples), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "EXAMPLES": str(options.examples)}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", str(HERE)]
     command += ["-k", "not a_planted_defect_is_seen"]
     command += [f"--ignore={HERE / name}" for name in ELSEWHERE]
