@@ -94,8 +94,8 @@ class Output:
 
     def _begun(self, stop_string: str) -> int:
         """How many characters of a stop string the held text ends with."""
-        longest = min(len(stop_string) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop_string[:n])), 0)
+        begins = (stop_string[:n] for n in range(len(stop_string), 0, -1))
+        return next((len(begin) for begin in begins if self._held.endswith(begin)), 0)
 
     def _rest(self, stop: str) -> str:
         """What is still to be said at the end; a stop string and what follows it is not."""

@@ -115,7 +115,7 @@ class Drafter:
             raise ShortlistError(f"{name}: ids are {kind}, not int64 (K,) in a tensor")
         if not 1 <= len(ids) <= budget:
             raise ShortlistError(f"{name}: {len(ids)} ids, allowed are 1 to {budget}")
-        values = ids.numpy(force=True)  # each look at a tensor costs several at an array
+        values = ids.cpu().numpy()  # each look at a tensor costs several at an array
         if values[0] < 0 or values[-1] >= size:
             raise ShortlistError(
                 f"{name}: ids {values[0]}..{values[-1]} are not within 0..{size - 1}"
@@ -129,7 +129,8 @@ def likeliest(law: Law, count: int) -> Proposal:
     """The ``count`` likeliest ids of a draft's law as candidates for one and the same place,
     ties to the lower id. Nothing is drawn, so each comes from the law that is all on it."""
     order = np.argsort(-np.asarray(law.probs), kind="stable")[:count].tolist()
-    laws = [Law(law.ids, law.probs * 0) for _ in order]
-    for i, point in zip(order, laws, strict=True):
-        point.probs[i] = 1
+    laws = []
+    for i in order:
+        laws.append(Law(law.ids, law.probs * 0))
+        laws[-1].probs[i] = 1
     return Proposal(tuple(int(law.ids[i]) for i in order), tuple(laws))

@@ -80,6 +80,7 @@ def text_of(rounds: Sequence[Round]) -> str:
         ([0, 1, 2, 0, 1], StopRule(9, (7,), ("ca",)), (0, 1, 2, 0), "ab", "stop_string"),
         # The stop string begins inside one token and ends inside another.
         ([2, 3, 3, 1], StopRule(9, (7,), ("ba",)), (2, 3, 3), "ca", "stop_string"),
+        ([0, 0, 1, 2], StopRule(9, (7,), ("abc",)), (0, 0, 1, 2), "a", "stop_string"),
         # What could have been a stop string and was not is said in the end.
         ([0, 1, 1, 7], StopRule(9, (7,), ("bbb",)), (0, 1, 1, 7), "abb", "eos"),
         # Of two that end at one token, the text ends before the earlier.
@@ -107,6 +108,39 @@ def test_everything_stops_where_plain_decoding_stops(
     assert tokens_of(rounds) == tokens
     assert text_of(rounds) == text
     assert rounds[-1].stop == reason and all(r.stop is None for r in rounds[:-1])
+
+
+@pytest.mark.parametrize(
+    ("stop_strings", "texts"),
+    [((), ["a", "b", "b", ""]), (("bbb",), ["a", "", "", "bb"]), (("abc",), ["", "", "abb", ""])],
+)
+def test_text_is_said_as_soon_as_it_is_decided(
+    stop_strings: tuple[str, ...], texts: list[str]
+) -> None:
+    rounds = run(scripted([0, 1, 1, 7]), None, StopRule(9, (7,), stop_strings))
+    assert [round.text for round in rounds] == texts
+
+
+def test_ids_that_the_tokenizer_has_not_are_silent() -> None:
+    class Five(Letters):
+        vocabulary_size, _bytes = 5, Letters._bytes[:5]
+
+    rounds = run(scripted([0, 5, 1, 7, 2]), None, StopRule(5, (6,)), tokenizer=Five())
+    assert text_of(rounds) == "abc"
+
+
+def test_a_draft_takes_no_step_more_than_it_draws() -> None:
+    """The first token of a chain is drawn from what reading the text left."""
+    stepped = []
+
+    class Counting(ToyDraft):
+        def step(self, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+            stepped.append(len(ids))
+            return super().step(ids, *rest)
+
+    draft = Counting(V, random_table(V, seed=3))
+    (round,) = run(TARGET, draft, StopRule(4), gamma=3, prompt=[0, 1, 2])
+    assert len(round.proposed) == 3 and stepped == [2, 1, 1]
 
 
 def test_nothing_is_asked_for_and_nothing_comes() -> None:

@@ -44,8 +44,9 @@ LISTED = ["test_shortlists.py", "test_exactness.py"]
 SELECTION = {
     "verify": ["test_verify.py", *LAWS, "exactness/test_source.py"],
     "sampling": ["test_sampling.py", *LAWS, "exactness/test_source.py"],
-    "propose": ["test_verify.py", *LOOP, *LAWS, "test_align.py"],
-    "decode": [*LOOP, "test_verify.py", *LAWS, "exactness/test_source.py", "test_align.py"],
+    "propose": ["test_verify.py", "test_shortlists.py", *LOOP, *LAWS, "test_align.py"],
+    "decode": [*LOOP, "test_verify.py", "test_shortlists.py", *LAWS, "exactness/test_source.py",
+               "test_align.py"],
     "commit": ["test_decode.py", *LAWS],
     "shortlist/full": ["test_decode.py", "test_exactness.py"],
     "shortlist/static": ["test_ranking.py", "exactness/test_properties.py", "test_draft.py"],
@@ -231,12 +232,8 @@ class Trial:
     ) -> None:
         """``by_line``: which tests come by each, and ``seconds``: how long each takes; ``done``:
         what is known already, by the hash of the changed source."""
-        self._done, self._seconds = done, seconds
-        self._all = _selected(file)
-        self._by_line = {
-            line: [test for test in tests if test.startswith(tuple(self._all))]
-            for line, tests in by_line.items()
-        }
+        self._done, self._seconds, self._by_line = done, seconds, by_line
+        self._files = tuple(_selected(file))
         source = _path(file).read_text("utf-8")
         self.mutants = list(mutants(file, source))
 
@@ -255,20 +252,25 @@ class Trial:
 
     def _killer(self, mutant: Mutant) -> str | None:
         """The first test that fails; None if none does."""
-        near = self._near(mutant.line)
-        found = _apart(_tested, mutant, near, dict(self._seconds)) if near else None
-        return found or _apart(_tested, mutant, self._all, dict(self._seconds))
+        for tests in self._in_turn(mutant.line):
+            if found := _apart(_tested, mutant, tests, dict(self._seconds)):
+                return str(found)
+        return None
 
-    def _near(self, line: int) -> list[str]:
-        """Tests that come by a line: those that take no time first, and file by file, since
-        what a file's tests share is made once."""
-        files = [*dict.fromkeys(test.split("::")[0] for test in self._seconds)]
+    def _in_turn(self, line: int) -> list[list[str]]:
+        """All tests, in the order in which they are tried: those that come by a line and take no
+        time, file by file, since what a file's tests share is made once; then those that take
+        some; then those that do not come by, for what an earlier test made may serve them."""
+        near = {*self._by_line.get(line, ())}
+        turns: dict[tuple[bool, bool, str], list[str]] = {}
+        for test in sorted(filter(self._bears, self._seconds), key=self._seconds.__getitem__):
+            slow = self._seconds[test] > 1
+            file = "" if slow or test not in near else test.split("::")[0]
+            turns.setdefault((test not in near, slow, file), []).append(test)
+        return [turns[key] for key in sorted(turns, key=lambda key: (*key[:2], len(turns[key])))]
 
-        def rank(test: str) -> tuple[bool, int, float]:
-            seconds = self._seconds[test]
-            return seconds > 1, files.index(test.split("::")[0]), seconds
-
-        return sorted((test for test in self._by_line.get(line, ()) if test), key=rank)
+    def _bears(self, test: str) -> bool:
+        return test.startswith(self._files)
 
 
 def main() -> int:
