@@ -154,12 +154,29 @@ def test_the_end_of_the_context_is_a_clean_stop(draft: ToyDraft | None) -> None:
     assert len(tokens_of(rounds)) == 7 and rounds[-1].stop == "context"
 
 
+def test_a_prompt_may_leave_room_for_one_token() -> None:
+    (round,) = run(TARGET, DRAFT, StopRule(5), prompt=[0] * 63)
+    assert len(round.tokens) == 1 and round.stop == "context"
+
+
+def test_a_long_prompt_is_read_in_parts() -> None:
+    read = []
+
+    class Noting(ToyTarget):
+        def step(self, ids: torch.Tensor, cache: Any) -> Any:
+            read.append(len(ids))
+            return super().step(ids, cache)
+
+    run(Noting(V, random_table(V, seed=3), context=700), DRAFT, StopRule(1), prompt=[0] * 600)
+    assert read == [512, 87, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"prompt": []}, ArgumentError, "no tokens"),
-        ({"prompt": [8]}, ArgumentError, "outside 0..7"),
-        ({"prompt": [-1]}, ArgumentError, "outside 0..7"),
+        ({"prompt": [0, 8]}, ArgumentError, "outside 0..7"),
+        ({"prompt": [-1, 0]}, ArgumentError, "outside 0..7"),
         ({"prompt": [0] * 64}, ContextError, "64 tokens, the context holds 64"),
         ({"gamma": 0}, ArgumentError, "must lie in 1..16"),
         ({"gamma": 17}, ArgumentError, "must lie in 1..16"),
@@ -251,8 +268,9 @@ def test_what_a_list_is_shown() -> None:
 
 
 def test_evidence_is_kept_back_unless_traced() -> None:
-    assert all(round.evidence is None for round in run(TARGET, DRAFT, StopRule(5)))
-    assert all(round.evidence for round in run(TARGET, DRAFT, StopRule(5), trace=True))
+    for draft in (DRAFT, None):
+        assert all(round.evidence is None for round in run(TARGET, draft, StopRule(5)))
+        assert all(round.evidence for round in run(TARGET, draft, StopRule(5), trace=True))
 
 
 def test_an_abandoned_run_leaves_nothing_behind() -> None:
