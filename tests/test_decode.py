@@ -273,6 +273,16 @@ def test_evidence_is_kept_back_unless_traced() -> None:
         assert all(round.evidence for round in run(TARGET, draft, StopRule(5), trace=True))
 
 
+def test_a_round_that_ends_inside_its_chain_ends_in_all_its_parts() -> None:
+    target = scripted([3, 0, 1, 7, 2, 1])
+    draft = ToyDraft(V, lambda tokens: target.after(tokens))
+    (round,) = run(target, draft, StopRule(9, (7,)), gamma=4, prompt=[0, 0], trace=True)
+    assert round.tokens == round.proposed == (0, 1, 7) and round.path == (0, 1, 2)
+    evidence = round.evidence
+    assert evidence and evidence.proposal.tokens == round.tokens and evidence.next_law is None
+    assert len(evidence.laws) == len(evidence.acceptance) == len(round.shortlist_sizes) == 3
+
+
 def test_an_abandoned_run_leaves_nothing_behind() -> None:
     full = run(TARGET, STRANGER, StopRule(9), sampling=Sampling(1.0))
     rounds = speculative(
