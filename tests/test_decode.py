@@ -295,6 +295,12 @@ def test_an_abandoned_run_leaves_nothing_behind() -> None:
     assert tokens_of(again) == tokens_of(full)
 
 
+def test_plain_decoding_says_that_nothing_was_drafted() -> None:
+    for round in run(TARGET, None, StopRule(3)):
+        assert (round.path, round.proposed, round.shortlist_sizes) == ((), (), ())
+        assert round.rows_probed == 0 and not round.events
+
+
 def test_a_seed_fixes_a_run() -> None:
     runs = [
         tokens_of(
