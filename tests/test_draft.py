@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from conftest import toy_transformer
+from conftest import GEMMA, toy_transformer
 from hypothesis import given, settings
 
 from minispec import draft as drafts
@@ -121,10 +121,42 @@ def test_any_chunking_gives_the_same_states(cuts: list[int]) -> None:
     assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("changes", [{}, GEMMA], ids=["Llama", "Gemma"])
+def test_an_untrained_draft_is_the_targets_last_layer_once_more(changes: dict[str, Any]) -> None:
+    target = toy_transformer(**changes)
+    draft = drafts.untrained(target).requires_grad_(False)
+    width, scale = target.config.width, target.config.embedding_scale
+    for projection in (draft.attention.query, draft.attention.key, draft.attention.value):
+        toward_embedding = projection.weight[:, :width]
+        assert 0 < toward_embedding.abs().max() < 0.1
+        toward_embedding.zero_()
+    ids = torch.arange(6) * 7 % 50
+    taps = target.step(ids, target.new_cache(6)).taps
+    got = draft.hidden(draft.step(ids, draft.fuse(taps), draft.new_cache(6)))
+    cache = target.new_cache(6)
+    states, places = scale * taps[None, :, -width:], target.rope.places(cache, 6)
+    expected = target.norm(target.last_layer(states, places, cache, 2))[0]
+    # A norm's epsilon weighs more where states are in smaller units.
+    assert torch.allclose(got, expected, rtol=0, atol=1e-4 if changes else 1e-10)
+
+
+def test_what_a_draft_has_of_its_own() -> None:
+    draft = drafts.untrained(TARGET)
+    assert draft.version == 0 and draft.new_cache(5).keys.shape == (1, 1, 5, 2, 6)
+    assert not [name for name, _ in draft.named_parameters() if "bias" in name]
+    twin = draft.with_own_head()
+    assert twin.head is not draft.head and torch.equal(twin.head.weight, draft.head.weight)
+    assert twin.fusion is draft.fusion
+    for name in ("smollm2", "pocket"):
+        assert (file := drafts.shipped(name)) and file.is_file()
+    assert drafts.shipped("another") is None
+
+
 def test_a_draft_is_kept_in_bfloat16_and_known_by_its_target(tmp_path: Path) -> None:
     path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
     drafts.save(path, DRAFT, fingerprint)
     loaded = drafts.load(path, TARGET, fingerprint)
+    assert not any(weight.requires_grad for weight in loaded.parameters())
     for name, value in DRAFT.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.bfloat16().double())
     other = toy_transformer(seed=1).head.fingerprint()

@@ -1,6 +1,8 @@
 """Lists that follow the text: their contract, what each part brings, what they learn and hold."""
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from minispec.shortlist import semantic, statistical
 from minispec.shortlist.evolving import EvolvingList
 from minispec.shortlist.full import FullList
 from minispec.shortlist.in_context import InContextList
-from minispec.shortlist.routed import RoutedList, Router
+from minispec.shortlist.routed import RoutedList, Router, router_of
 from minispec.shortlist.static import StaticList
 from minispec.testing import ToyDraft, ToyTarget, random_table
 from minispec.types import Context, Round, Shortlist
@@ -216,6 +218,19 @@ def test_learning_costs_the_same_however_much_was_learnt(tokens: int) -> None:
     assert sum(last) < 1.1 * sum(first) + 0.02
 
 
+def test_what_followed_is_said_the_latest_first() -> None:
+    learner = statistical.StatisticalIndex(12)
+    for follower in (2, 3, 4, 5, 6):
+        learner.observe(finished((1, follower)))
+    assert learner.successors(1).tolist() == [6, 5, 4, 3]  # four, the oldest pushed out
+    learner.observe(finished((1, 4)))
+    assert learner.successors(1).tolist() == [4, 6, 5, 3]
+    learner.observe(finished((7,)))  # what a round begins with follows the round before
+    assert learner.successors(4).tolist() == [7, 1]
+    learner.observe(finished((8, 9), (8, 10), 1))  # the target's 9 before the draft's 10
+    assert learner.successors(8).tolist() == [9, 10]
+
+
 # ------------------------------------------------------------------ state
 
 
@@ -275,24 +290,34 @@ def test_rows_that_point_the_same_way_share_a_cluster() -> None:
             semantic.clustered(rows, count)
 
 
-def test_near_clusters_come_first_and_whole() -> None:
+def test_what_is_near() -> None:
+    """Of three clusters, the best by their members' mean logit, the five best expected ids."""
     generator = torch.Generator().manual_seed(1)
     rows, state = torch.randn(50, 6, generator=generator), torch.randn(6, generator=generator)
     clusters = torch.arange(50) % 7
     ranking = torch.randperm(50, generator=generator).numpy()
-    found = semantic.SemanticIndex(clusters, rows, ranking, np.array([3, 4])).near(state, 20)
-    rank = {int(token): place for place, token in enumerate(ranking)}
-    expected: list[int] = []
-    scores = {}
-    for number in range(7):
-        members = [i for i in range(number, 50, 7) if i not in (3, 4)]
-        weights = torch.tensor([1 / (1 + rank[i]) for i in members])
-        scores[number] = float((rows[members] @ state * weights).sum() / weights.sum())
-    for number in sorted(scores, key=lambda n: -scores[n]):
-        if len(expected) < 20:
-            members = [i for i in range(number, 50, 7) if i not in (3, 4)]
-            expected += sorted(members, key=lambda i: rank[i])
-    assert found.tolist() == expected
+    rank = {int(token): 1 + place for place, token in enumerate(ranking)}
+    members = {c: [i for i in range(c, 50, 7) if i not in (3, 4)] for c in range(7)}
+    logits = (rows @ state).tolist()
+    scores = {
+        cluster: sum(logits[i] / rank[i] for i in ids) / sum(1 / rank[i] for i in ids)
+        for cluster, ids in members.items()
+    }
+    worth = {i: scores[c] - 2 * math.log(rank[i]) for c, ids in members.items() for i in ids}
+    index = semantic.SemanticIndex(clusters, rows, ranking, np.array([3, 4]))
+
+    def expected(count: int, probed: int, taken: Sequence[int]) -> set[int]:
+        best = sorted(scores, key=lambda cluster: -scores[cluster])[:probed]
+        left = [i for cluster in best for i in members[cluster] if i not in taken]
+        return set(sorted(left, key=lambda i: -worth[i])[:count])
+
+    first = list(expected(5, 3, []))
+    crowded = [i for i in range(50) if i not in first[:3]]
+    for count, probed, taken in [(5, 3, []), (5, 3, first[:2]), (0, 0, []), (3, 7, crowded)]:
+        mask = np.isin(np.arange(50), taken)
+        found = index.near(state, count, mask).tolist()
+        assert len(found) == count and set(found) == expected(count, probed, taken)
+    assert len(index.near(state, 60, np.zeros(50, bool))) == 48  # all there are
 
 
 def damaged(index: Path, tmp_path: Path, clusters: Tensor) -> Path:
@@ -345,6 +370,39 @@ def test_what_index_build_refuses(
     assert cli.main([*command, *options.replace("OUT", str(tmp_path)).split()]) == 2
     assert reason in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(("last", "bytes_each"), [(2**15 - 1, 2), (2**15, 4), (40_000, 4)])
+def test_an_index_takes_as_few_bytes_as_hold_its_numbers(
+    last: int, bytes_each: int, tmp_path: Path
+) -> None:
+    path, clusters = tmp_path / "index.safetensors", torch.arange(last + 1)
+    semantic.write_index(path, clusters, {}, "a" * 64, "b" * 64)
+    read, _ = semantic.read_index(path, last + 1, "a" * 64, "b" * 64)
+    assert torch.equal(read, clusters) and read.dtype == torch.int64
+    assert 0 < path.stat().st_size - bytes_each * (last + 1) < 1000
+
+
+def test_a_router_of_another_shape_is_refused() -> None:
+    weights = Router(4, 3).state_dict()
+    assert not any(p.requires_grad for p in router_of(weights, 4, 3, "file").parameters())
+    with pytest.raises(FileError, match="file"):
+        router_of(weights, 4, 5, "file")
+    with pytest.raises(FileError, match="no router"):
+        router_of({}, 4, 3, "file")
+
+
+def test_a_routed_cluster_is_weighed_by_what_its_rows_cost() -> None:
+    """Of two that are as likely, the one with fewer rows."""
+    router = Router(4, 2).requires_grad_(False)
+    for weight in router.parameters():
+        weight.zero_()
+    clusters = torch.tensor([0] * 6 + [1] * 2)
+    chosen = RoutedList(torch.arange(8), 3, (5,), clusters, router)
+    context = Context((1, 2), torch.zeros(4), 0)
+    assert chosen.select(context).tolist() == [5, 6, 7]
+    router.outer.bias[0] = 2.0  # e^2 times as likely is worth more than three times the rows
+    assert chosen.select(context).tolist() == [0, 1, 5]
 
 
 def test_a_router_is_trained_and_routes(

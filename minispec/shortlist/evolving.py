@@ -6,7 +6,7 @@ does not bring again:
 1. core: the most frequent ids of some text, a ranking's first, and the ids that end an answer;
 2. recency: the distinct ids of the text's last tokens, the latest first;
 3. successors: what came after the last token when it stood in this text before;
-4. semantic: the members of the clusters that the draft's state scores highest.
+4. semantic: members of the clusters that the draft's state scores highest.
 
 Who gives way: the core stands always, recency has a share that it cannot exceed, successors
 are a handful, and the semantic part fills what they leave, so it yields where they grow.
@@ -88,8 +88,7 @@ class EvolvingList:
 
         latest = fresh(recent(context.tokens), min(room, self._recency))
         after = fresh(self.statistical.successors(context.tokens[-1]), room - len(latest))
-        near = self.semantic.near(context.hidden, room)
-        near = fresh(near, room - len(latest) - len(after))
+        near = self.semantic.near(context.hidden, room - len(latest) - len(after), taken)
         return {"core": self._core, "recency": latest, "successor": after, "semantic": near}
 
     def observe(self, round: Round) -> None:

@@ -10,11 +10,14 @@ of gamma steps can so afford gamma times the clusters of one that serves a step.
 
 Clusters are of rows scaled to unit length (spherical k-means), since by plain distance the
 longest rows get clusters of their own. They are scored by the mean of their *raw* rows, which
-is the mean logit of their members.
+is the mean logit of their members. Of the clusters scored highest, more than there is room for,
+those ids are taken whose own logit can be expected to be highest: frequent ids' logits lie above
+their cluster's mean, rare ones' below it.
 
 Knows nothing of budgets and of the other parts of a list.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -29,6 +32,8 @@ from minispec.checkpoint import check_made_for, check_tensors, read_tensors, wri
 from minispec.errors import ArgumentError, FileError
 
 _BLOCK = 8192  # rows compared with all centroids at once
+_PROBED = 3  # ids looked at for each that is taken, where clusters are of average size
+_RARITY = 2.0  # nats that a logit is expected to lose where a rank is e times as high
 _ROUTER = "router."  # what a router's tensors are called in the file
 Ids = npt.NDArray[np.int64]
 
@@ -78,27 +83,41 @@ class Inverted:
         self.sizes = np.bincount(cluster)  # (C,)
         self._ends = self.sizes.cumsum()  # where each cluster's members end
 
+    def places(self, clusters: Ids) -> Ids:
+        """Where in ``members`` (n,) the members of some clusters are, cluster by cluster."""
+        sizes = self.sizes[clusters]
+        ends = sizes.cumsum()  # of the clusters' members, laid end to end
+        shifts = (self._ends[clusters] - ends).repeat(sizes)
+        return np.arange(len(shifts)) + shifts
+
     def best(self, scores: npt.NDArray[np.floating], least: int) -> Ids:
         """scores (C,) -> the members (n,) of the clusters of highest score, whole clusters, best
         first: at least so many ids where there are as many."""
         best = np.argsort(-scores)
-        ends = self.sizes[best].cumsum()  # of the clusters' members, laid end to end
-        best = best[: np.searchsorted(ends, least) + 1]
-        shifts = (self._ends[best] - ends[: len(best)]).repeat(self.sizes[best])
-        return self.members[np.arange(len(shifts)) + shifts]
+        ends = self.sizes[best].cumsum()
+        return self.members[self.places(best[: np.searchsorted(ends, least) + 1])]
 
 
 class SemanticIndex:
     """Inverted lists, and for each cluster the mean row that a state is compared with."""
 
-    def __init__(self, clusters: Tensor, rows: Tensor, ranking: Ids, without: Ids) -> None:
+    def __init__(
+        self,
+        clusters: Tensor,
+        rows: Tensor,
+        ranking: Ids,
+        without: Ids,
+        rarity: float = _RARITY,
+    ) -> None:
         """``rows`` (V, D): the head's; ``clusters`` (V,), ``ranking`` (V,) and ``without`` (n,) as
         for ``Inverted``. Means are weighted by one over an id's rank, which is its frequency by
-        Zipf's law."""
+        Zipf's law. ``rarity``: nats that a logit loses where its id's rank is e times as high,
+        0 for a ranking that says nothing."""
         self.lists = Inverted(clusters, ranking, without)
         members, sizes = self.lists.members, self.lists.sizes
         cluster = np.repeat(np.arange(len(sizes)), sizes)
-        weights = 1 / (1 + ranking.argsort()[members])
+        ranks = 1 + ranking.argsort()[members]
+        weights = 1 / ranks
         weights /= np.bincount(cluster, weights)[cluster]
         means = torch.zeros(len(sizes), rows.shape[1])
         for start in range(0, len(members), _BLOCK):
@@ -108,10 +127,24 @@ class SemanticIndex:
             means.index_add_(0, torch.from_numpy(cluster[block]), weighted)
         # (C, D), float16 whatever the rows are: half the bytes, and fine enough to rank by.
         self.centroids = means.half()
+        self._rarity = (rarity * np.log(ranks)).astype(np.float32)  # (N,)
 
-    def near(self, hidden: Tensor, least: int) -> Ids:
-        """hidden (D,) -> at least so many ids (n,), those of highest mean logit first."""
-        return self.lists.best(torch.mv(self.centroids, hidden.half()).float().numpy(), least)
+    def near(self, hidden: Tensor, count: int, taken: npt.NDArray[np.bool_]) -> Ids:
+        """hidden (D,) -> the ids (n,), in any order, whose logits can be expected to be highest:
+        ``count`` of those that are not ``taken`` (V,), fewer where there are not as many."""
+        scores = torch.mv(self.centroids, hidden.half()).float()  # (C,)
+        lists, clusters = self.lists, len(scores)
+        probed = math.ceil(_PROBED * count * clusters / max(1, len(lists.members)))
+        while True:
+            best = scores.topk(min(probed, clusters), sorted=False).indices.numpy()
+            places = lists.places(best)
+            fresh = ~taken[lists.members[places]]
+            if probed >= clusters or np.count_nonzero(fresh) >= count:
+                break
+            probed *= 2  # clusters that were small, or mostly taken
+        worth = scores.numpy()[best].repeat(lists.sizes[best]) - self._rarity[places]
+        ids, worth = lists.members[places[fresh]], worth[fresh]
+        return ids[np.argpartition(-worth, count)[:count]] if len(ids) > count else ids
 
 
 def whole(ranking: Tensor, vocabulary_size: int) -> Ids:

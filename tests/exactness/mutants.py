@@ -27,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,9 @@ SELECTION = {
     "decode": [*LOOP, "test_verify.py", "test_shortlists.py", *LAWS, "exactness/test_source.py",
                "test_align.py"],
     "commit": ["test_decode.py", *LAWS],
-    "shortlist/full": ["test_decode.py", "test_exactness.py"],
-    "shortlist/static": ["test_ranking.py", "exactness/test_properties.py", "test_draft.py"],
+    "shortlist/full": ["test_decode.py", *LISTED],
+    "shortlist/static": ["test_ranking.py", "exactness/test_properties.py", "test_draft.py",
+                         "test_shortlists.py"],
     "shortlist/in_context": LISTED,
     "shortlist/routed": LISTED,
     "shortlist/semantic": LISTED,
@@ -278,7 +280,7 @@ def main() -> int:
     parser.add_argument("files", nargs="*", default=list(SELECTION), help=", ".join(SELECTION))
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants.json")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time")
-    parser.add_argument("--resume", action="store_true", help="trust what --out says was killed")
+    parser.add_argument("--resume", action="store_true", help="trust what --out has")
     parser.add_argument("--unwalked", action="store_true", help="call no survivor equivalent")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as compiled:
@@ -308,8 +310,9 @@ def _kept(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def _all_tried(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    found: list[dict[str, Any]] = []
     known = json.loads(options.out.read_text("utf-8")) if options.resume else []
+    asked = [f"minispec/{file}.py" for file in options.files]
+    found: list[dict[str, Any]] = [row for row in known if row["file"] not in asked]
     done = {row["sha256"]: row for row in known if row["verdict"] == "killed"}
     digest, failed = "", False
 
@@ -327,14 +330,19 @@ def _all_tried(options: argparse.Namespace) -> int:
             for row in tqdm(made, desc=file, unit="mutant", disable=None, total=len(trial.mutants)):
                 rows.append(row)
                 _kept([*found, *rows], options.out)
-        for mutant, row in zip(trial.mutants, rows, strict=True):
-            if row["verdict"] == "survived" and not options.unwalked:
-                digest = digest or _apart(_digested, None)
+            survivors = [
+                (mutant, row)
+                for mutant, row in zip(trial.mutants, rows, strict=True)
+                if row["verdict"] == "survived"
+            ]
+            if survivors and not options.unwalked:
+                digest = digest or str(_apart(_digested, None))
                 assert digest != NO_ANSWER, "the grid cannot be walked without any change"
-                if _apart(_digested, mutant) == digest:
-                    row["verdict"] = "equivalent"
-            if row["verdict"] != "killed":
-                print(f"{row['verdict']}: {row['file']}:{row['line']}  {row['change']}", flush=True)
+                walks = pool.map(partial(_apart, _digested), [mutant for mutant, _ in survivors])
+                for (_, row), walked in zip(survivors, walks, strict=True):
+                    row["verdict"] = "equivalent" if walked == digest else "survived"
+        for _, row in survivors:
+            print(f"{row['verdict']}: {row['file']}:{row['line']}  {row['change']}", flush=True)
         found += rows
         _kept(found, options.out)
         counts = Counter(row["verdict"] for row in rows)
