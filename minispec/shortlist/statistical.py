@@ -112,4 +112,5 @@ def read_state(path: Path, index: StatisticalIndex, tokenizer: str) -> None:
 
 def recent(tokens: Sequence[int]) -> Ids:
     """The distinct ids (n,) of a text's last tokens, the latest first."""
-    return np.array(list(dict.fromkeys(reversed(tokens[-_WINDOW:]))), np.int64)
+    ids = dict.fromkeys(reversed(tokens[-_WINDOW:]))
+    return np.fromiter(ids, np.int64, len(ids))
