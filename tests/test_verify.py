@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 
 from minispec.errors import ArgumentError
-from minispec.propose import Drafter
+from minispec.propose import Drafter, likeliest
 from minispec.stopwatch import Stopwatch
 from minispec.testing import (
     Branching,
@@ -197,6 +197,15 @@ def test_a_token_that_its_law_excludes_is_refused(verifier: Verifier) -> None:
     law = fraction_law([1, 1])
     with pytest.raises(ArgumentError, match="probability 0"):
         verifier(Proposal((1,), (fraction_law([1], ids=[0]),)), [law] * 2, Branching([]))
+
+
+def test_candidates_are_the_likeliest_ids() -> None:
+    law = Law(torch.tensor([2, 3, 5, 7]), torch.tensor([0.2, 0.3, 0.2, 0.3]))
+    for count, tokens in [(1, (3,)), (3, (3, 7, 2)), (9, (3, 7, 2, 5))]:
+        proposal = likeliest(law, count)
+        assert proposal.tokens == tokens
+        for token, point in zip(tokens, proposal.laws, strict=True):
+            assert point.probability(token) == 1 == point.probs.sum()
 
 
 def test_acceptance_is_said_for_each_examined_node() -> None:

@@ -32,7 +32,7 @@ from minispec.checkpoint import check_made_for, check_tensors, read_tensors, wri
 from minispec.errors import ArgumentError, FileError
 
 _BLOCK = 8192  # rows compared with all centroids at once
-_PROBED = 3  # ids looked at for each that is taken, where clusters are of average size
+_PROBED = 2  # ids looked at for each that is taken, where clusters are of average size
 _RARITY = 2.0  # nats that a logit is expected to lose where a rank is e times as high
 _ROUTER = "router."  # what a router's tensors are called in the file
 Ids = npt.NDArray[np.int64]

@@ -77,12 +77,13 @@ class SemanticList:
 
     def __init__(self, size: int, width: int = 0) -> None:
         self.budget, rows = half(size), torch.eye(size, width or size)
-        self._index = SemanticIndex(clusters(size), rows, np.arange(size), np.array([], np.int64))
+        ids, none = np.arange(size), np.array([], np.int64)
+        self._index = SemanticIndex(clusters(size), rows, ids, none, rarity=0)
+        self._taken = np.zeros(size, bool)
 
     def select(self, context: Context) -> torch.Tensor:
-        return torch.from_numpy(
-            self._index.near(context.hidden, self.budget)[: self.budget]
-        ).sort()[0]
+        near = self._index.near(context.hidden, self.budget, self._taken)
+        return torch.from_numpy(np.sort(near))
 
     def observe(self, round: Round) -> None:
         """Learns nothing: its rows were clustered before."""
