@@ -197,9 +197,9 @@ def test_a_core_that_does_not_fit_is_refused(core: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "tokens", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)], ids=str
+    ("tokens", "most"), [(20_000, 1.5), pytest.param(1_000_000, 1.1, marks=pytest.mark.slow)]
 )
-def test_learning_costs_the_same_however_much_was_learnt(tokens: int) -> None:
+def test_learning_costs_the_same_however_much_was_learnt(tokens: int, most: float) -> None:
     """Memory to the byte; time per update between the first and the last tenth by medians of
     blocks, with room for a machine that does other things beside."""
     learner = statistical.StatisticalIndex(49_152)
@@ -215,7 +215,7 @@ def test_learning_costs_the_same_however_much_was_learnt(tokens: int) -> None:
     state = learner.state()
     assert learner.bytes == before == state["after"].nbytes == 4 * 4 * 49_152
     first, last = sorted(blocks[:30])[:15], sorted(blocks[-30:])[:15]
-    assert sum(last) < 1.1 * sum(first) + 0.02
+    assert sum(last) < most * sum(first) + 0.02
 
 
 def test_what_followed_is_said_the_latest_first() -> None:
