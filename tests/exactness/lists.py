@@ -146,10 +146,11 @@ def routed(size: int, width: int = 0) -> Shortlist:
 
 
 def evolving(size: int, width: int = 0, per_round: bool = True) -> Shortlist:
-    """A core of one; of what is left, recency has a part where there are two places or more."""
+    """A core of one; of what is left, recency has a part where there are two places or more.
+    Rows are so long that a state says more than how rare an id is."""
     budget = max(1, size - 1)
     return EvolvingList(
-        upper(size), budget, (), clusters(size), torch.eye(size, width or size), core=1,
+        upper(size), budget, (), clusters(size), 8 * torch.eye(size, width or size), core=1,
         recency=(budget - 1) // 2, per_round=per_round,
     )  # fmt: skip
 
