@@ -40,14 +40,11 @@ demo: $(INSTALLED)  ## see MODEL decode plainly, and speculate over all, few and
 	$(MINISPEC) compare --model $(MODEL) --prompts general code law medicine --limit 3 \
 		--methods autoregressive,full,frspec@0.25,evospec --max-new-tokens 48 --out build/demo
 
-# Two processes, each on one thread, and each file's tests in one of them, since they share parts.
-TESTS = $(PY) -m pytest -n 2 --dist loadfile
-
 test: $(DEV)  ## run the tests, but for the slow ones
-	$(TESTS) -m "not slow"
+	$(PY) -m pytest -m "not slow"
 
 slow: $(DEV)  ## run the slow tests
-	@echo '$(TESTS) -m slow'; $(TESTS) -m slow; code=$$?; \
+	@echo '$(PY) -m pytest -m slow'; $(PY) -m pytest -m slow; code=$$?; \
 	if [ $$code -eq 5 ]; then echo "make slow: no test is marked slow, so none was run"; exit 0; fi; \
 	exit $$code
 

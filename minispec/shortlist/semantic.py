@@ -84,7 +84,8 @@ class Inverted:
         self._ends = self.sizes.cumsum()  # where each cluster's members end
 
     def places(self, clusters: Ids) -> Ids:
-        """Where in ``members`` (n,) the members of some clusters are, cluster by cluster."""
+        """The numbers of some clusters (c,) -> where in ``members`` their members are (n,), cluster
+        by cluster."""
         sizes = self.sizes[clusters]
         ends = sizes.cumsum()  # of the clusters' members, laid end to end
         shifts = (self._ends[clusters] - ends).repeat(sizes)
