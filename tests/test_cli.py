@@ -30,7 +30,7 @@ from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.errors import FetchError
 from minispec.sampling import Sampling, SeededRandom
-from workshop import cli, compare, pretrained, ranking, recipe
+from workshop import backend, cli, compare, pretrained, ranking, recipe
 from workshop.measure import measured
 from workshop.pretrained import Pretrained
 
@@ -401,8 +401,16 @@ def test_a_ranking_that_does_not_fit_the_disk(
 
 @pytest.mark.parametrize(("left", "kept"), [(100, set()), (20_000, {"report.json"})])
 def test_a_report_that_does_not_fit_the_disk(
-    left: int, kept: set[str], tiny: Tiny, bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    left: int,
+    kept: set[str],
+    tiny: Tiny,
+    bad: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Nor does what was measured to choose a backend, which is done without."""
+    monkeypatch.setattr(backend, "user_cache_path", lambda name: tmp_path / "none" / name)
     out = tmp_path / "out"
     line = f"compare --out {out} TINY --prompts BAD/good.txt --methods full --max-new-tokens 2"
     with full_disk(left):

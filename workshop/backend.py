@@ -9,6 +9,7 @@ import importlib
 import os
 import platform
 import timeit
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -60,7 +61,8 @@ def chosen(model: Pretrained) -> dict[str, Any]:
         torch.set_num_threads(threads)
         fastest = min(figures, key=lambda name: sum(figures[name]))
         kept[key] = {"backend": fastest, "milliseconds": figures}
-        checkpoint.write_json(_path(), kept)
+        with suppress(FileError):  # where it cannot be kept, it is measured again
+            checkpoint.write_json(_path(), kept)
     return kept[key]
 
 
