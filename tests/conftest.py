@@ -21,7 +21,6 @@ if not torch.cuda.is_available():
     # had their turn: shorter turns make it several times as fast.
     sys.setswitchinterval(0.0005)
 
-import numba
 import tiny_model
 from tiny_model import Tiny
 
@@ -34,15 +33,6 @@ if TYPE_CHECKING:
 
 # Toys are so small that a second thread would mostly be waited for, and on a busy machine long.
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """When Numba begins, it gives torch as many threads as it has: so it begins here, and not
-    with the import, since what begins it cannot be forked."""
-    numba.get_num_threads()
-    torch.set_num_threads(1)
-
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("minispec", deadline=None)
