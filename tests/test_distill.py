@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,10 @@ def test_what_is_stored_is_what_the_target_computes(tiny: tiny_model.Tiny, tmp_p
             assert not stored[-1].any()
 
 
-def test_the_recipe_makes_a_draft_and_its_log(tiny: tiny_model.Tiny, tmp_path: Path) -> None:
+def test_the_recipe_makes_a_draft_and_its_log(
+    tiny: tiny_model.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "write_shards", partial(distill.write_shards, shard_prompts=6))
     path = recipe.make_draft(str(tiny.folder), ["law"], 300, 0.5, 0, tmp_path)
     log = read_json(tmp_path / "training.json")
     assert log["log"][-1]["tokens"] >= 0.5 * 300 and log["log"][-1]["tau"] >= 1

@@ -318,7 +318,7 @@ def test_greedy_output_is_that_of_the_reference(smollm2, kind):
     """On the real model: ids equal, or the first difference is a near tie of the reference."""
     model = pretrained.load("smollm2", kind)
     guesser = draft.load(draft.shipped("smollm2"), model.reference, model.fingerprint)
-    stop, sampling = StopRule(24), Sampling()
+    stop, sampling = StopRule(16), Sampling()
 
     def decoded(target, ids, guess=None, shortlist=None):
         source = SeededRandom(0)

@@ -116,14 +116,14 @@ def test_drafts_that_learn_are_walked_learning(drafting: str) -> None:
 def test_most_cases_reject_and_miss() -> None:
     """At least half of all cases have more than 0.05 of the target's mass off the first list,
     and a first round that rejects with probability 0.05 to 0.95; of each list, at temperature 1,
-    two thirds do."""
+    two thirds do. Every third case is asked here; the certificate counts all."""
     cases, stressed = 0, 0
     for drafting, sampling in itertools.product(DRAFTING, SAMPLING):
         decode = decoding("token", drafting)
         arithmetic = "float64" if drafting in LEARNING else "fraction"
         found = certify(
             lambda toys, source, decode=decode: itertools.islice(decode(toys, source), 1),
-            SAMPLING[sampling], certificate.cases_of(arithmetic, drafting, sampling),
+            SAMPLING[sampling], certificate.cases_of(arithmetic, drafting, sampling)[::3],
             Backend(arithmetic),
         )  # fmt: skip
         cases, stressed = cases + found.cases, stressed + found.stressed
