@@ -281,10 +281,16 @@ def test_rows_that_point_the_same_way_share_a_cluster() -> None:
     clusters = semantic.clustered(rows, 3, seed=3, progress=lambda: done.append(1))
     assert [len(set(part.tolist())) for part in clusters.split(30)] == [1, 1, 1]
     assert sorted(set(clusters.tolist())) == [0, 1, 2] and len(done) == 20
+    usual = semantic.clustered(rows, 30)
+    assert torch.equal(usual, semantic.clustered(rows, 30, seed=0, rounds=20))
+    assert not torch.equal(usual, semantic.clustered(rows, 30, seed=1))
     for count in (1, 7, 90):
         assert len(semantic.clustered(rows, count).unique()) == count  # none is empty
     same = torch.ones(10, 4)
     assert len(semantic.clustered(same, 4).unique()) == 4
+    two = torch.eye(4)[:2].repeat_interleave(5, 0)  # of each direction fewer than have none
+    assert len(semantic.clustered(two, 9).unique()) == 9
+    assert len(semantic.clustered(two, 10).unique()) == 10
     for count in (0, 91):
         with pytest.raises(ArgumentError, match=rf"clusters {count} must lie in 1\.\.90"):
             semantic.clustered(rows, count)
@@ -293,31 +299,38 @@ def test_rows_that_point_the_same_way_share_a_cluster() -> None:
 def test_what_is_near() -> None:
     """Of two clusters, the best by their members' mean logit, the five best expected ids."""
     generator = torch.Generator().manual_seed(1)
-    rows, state = torch.randn(50, 6, generator=generator), torch.randn(6, generator=generator)
+    rows, states = (torch.randn(n, 6, generator=generator) for n in (50, 20))
     clusters = torch.arange(50) % 7
     ranking = torch.randperm(50, generator=generator).numpy()
     rank = {int(token): 1 + place for place, token in enumerate(ranking)}
     members = {c: [i for i in range(c, 50, 7) if i not in (3, 4)] for c in range(7)}
-    logits = (rows @ state).tolist()
-    scores = {
-        cluster: sum(logits[i] / rank[i] for i in ids) / sum(1 / rank[i] for i in ids)
-        for cluster, ids in members.items()
-    }
-    worth = {i: scores[c] - 2 * math.log(rank[i]) for c, ids in members.items() for i in ids}
     index = semantic.SemanticIndex(clusters, rows, ranking, np.array([3, 4]))
 
-    def expected(count: int, probed: int, taken: Sequence[int]) -> set[int]:
-        best = sorted(scores, key=lambda cluster: -scores[cluster])[:probed]
-        left = [i for cluster in best for i in members[cluster] if i not in taken]
-        return set(sorted(left, key=lambda i: -worth[i])[:count])
+    for state in states:
+        logits = (rows @ state).tolist()
+        means = [
+            sum(logits[i] / rank[i] for i in ids) / sum(1 / rank[i] for i in ids)
+            for ids in members.values()
+        ]
+        scores = dict(enumerate(torch.mv(index.centroids, state.half()).tolist()))
+        assert [*scores.values()] == pytest.approx(means, abs=0.01)
+        worth = {i: scores[c] - 2 * math.log(rank[i]) for c, ids in members.items() for i in ids}
 
-    first = list(expected(5, 2, []))
-    crowded = [i for i in range(50) if i not in first[:3]]
-    for count, probed, taken in [(5, 2, []), (5, 2, first[:2]), (0, 0, []), (3, 7, crowded)]:
-        mask = np.isin(np.arange(50), taken)
-        found = index.near(state, count, mask).tolist()
-        assert len(found) == count and set(found) == expected(count, probed, taken)
-    assert len(index.near(state, 60, np.zeros(50, bool))) == 48  # all there are
+        def expected(
+            count: int, probed: int, taken: Sequence[int],
+            scores: dict[int, float] = scores, worth: dict[int, float] = worth,
+        ) -> set[int]:  # fmt: skip
+            best = sorted(scores, key=lambda cluster: -scores[cluster])[:probed]
+            left = [i for cluster in best for i in members[cluster] if i not in taken]
+            return set(sorted(left, key=lambda i: -worth[i])[:count])
+
+        first = list(expected(5, 2, []))
+        crowded = [i for i in range(50) if i not in first[:3]]
+        for count, probed, taken in [(5, 2, []), (5, 2, first[:2]), (0, 0, []), (3, 7, crowded)]:
+            mask = np.isin(np.arange(50), taken)
+            near = index.near(state, count, mask).tolist()
+            assert len(near) == count and set(near) == expected(count, probed, taken)
+        assert len(index.near(state, 60, np.zeros(50, bool))) == 48  # all there are
 
 
 def damaged(index: Path, tmp_path: Path, clusters: Tensor) -> Path:

@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         "build", help="make the index that an evolving list searches"
     )
     _add_model(build)
-    build.add_argument("--clusters", type=int, default=1024, help="how many (1024)")
+    build.add_argument("--clusters", type=int, default=2048, help="how many (2048)")
     build.add_argument("--seed", type=int, default=0, help="of the first centroids (0)")
     build.add_argument("--threads", type=int, help="processor threads (all)")
     build.add_argument("--out", required=True, type=Path, help="FILE.safetensors")

@@ -23,7 +23,7 @@ class InContextList:
     def __init__(self, ranking: Tensor, budget: int, eos_ids: tuple[int, ...]) -> None:
         """``ranking`` (N,) ids, most frequent first; 1 <= budget <= N."""
         self.budget = budget
-        self._ends = eos_ids[:budget]
+        self._ends = eos_ids
         self._frequent = cut(ranking, budget, eos_ids).tolist()
 
     def select(self, context: Context) -> Tensor:

@@ -67,7 +67,7 @@ class RoutedList:
         """``ranking`` (N,) ids, most frequent first, orders a cluster's members; ``clusters``
         (V,) int64."""
         self.budget, self._router = budget, router
-        self._ends = np.array(eos_ids[:budget], np.int64)
+        self._ends = np.array(eos_ids, np.int64)
         self._lists = Inverted(clusters, whole(ranking, len(clusters)), self._ends)
         self._log_sizes = np.log(self._lists.sizes)
 

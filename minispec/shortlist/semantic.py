@@ -58,12 +58,13 @@ def clustered(
     for _ in range(rounds):
         best = [(block @ centroids.T).max(1) for block in unit.split(_BLOCK)]
         nearest = torch.cat([b.indices for b in best])  # (V,)
-        # A cluster that lost all its rows takes over one that lies far from its own centre.
+        # A cluster that lost all its rows takes over one that lies far from its own centre, but
+        # never the one of a cluster that lies nearest to it: no other is emptied by that.
         loneliest = torch.cat([b.values for b in best]).argsort()
-        sizes = torch.bincount(nearest, minlength=clusters)
-        empty = (sizes == 0).nonzero().flatten()
-        spare = loneliest[sizes[nearest[loneliest]] > len(empty)]
-        nearest[spare[: len(empty)]] = empty[: len(spare)]
+        own, places = nearest[loneliest], torch.arange(len(unit))
+        last = torch.zeros(clusters, dtype=torch.int64).scatter_reduce(0, own, places, "amax")
+        empty = (torch.bincount(nearest, minlength=clusters) == 0).nonzero().flatten()
+        nearest[loneliest[places < last[own]][: len(empty)]] = empty
         sums = torch.zeros_like(centroids).index_add_(0, nearest, unit)
         centroids = F.normalize(sums, dim=1)
         progress()
