@@ -104,9 +104,9 @@ def cache() -> Path:
 
 
 def shipped(kind: str, model: str, name: str | None = None) -> Path | None:
-    """Where a part of a known model is, by what it is: ``drafts``, ``indices``, or, with a name
-    of its own, one of several ``rankings``. The package keeps it, or ``minispec fetch`` has put
-    it beside a model that has terms of its own. None for any other model."""
+    """Where a part of a known model is, by what it is: ``drafts``, ``indices``, ``routers``, or,
+    with a name of its own, one of several ``rankings``. The package keeps it, or ``minispec
+    fetch`` has put it beside a model that has terms of its own. None for any other model."""
     if Path(model).name != model:
         return None  # a path, not a name
     folder = Path(str(resources.files("minispec"))) / "data" / kind

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from minispec import checkpoint
 from minispec.align import Aligner
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, check_gamma, speculative
@@ -148,7 +149,10 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
         return StaticList(ids, budget, eos_ids)
     if method.name == "in_context":
         return InContextList(ids, budget, eos_ids)
-    rows, file = model.reference.head.weight, semantic.find(model.name, model.index)
+    rows, index = model.reference.head.weight, model.index
+    if method.name == "routed" and index is None:  # routes to the clusters that it was trained to
+        index = checkpoint.shipped("routers", model.name)
+    file = semantic.find(model.name, index)
     clusters, router = semantic.read_index(
         file, size, model.fingerprint, model.tokenizer.fingerprint
     )

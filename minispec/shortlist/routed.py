@@ -4,7 +4,7 @@ Theirs: the LM head's ids are partitioned into coarse clusters; a light classifi
 what follows in text, routes each context to a few of them, and their union is the list, while
 the target verifies over the whole vocabulary; on a GPU routing runs beside the draft.
 
-Ours: the clusters are those of the semantic index, filled in up to a budget instead of a fixed
+Ours: the clusters are made as the semantic index's are, filled in up to a budget instead of a fixed
 number of whole ones, those first whose probability is highest for each row that they cost; the
 classifier (one hidden layer) reads the state that the list's rows will be multiplied with, which
 theirs does not wait for; ids that end an answer are always on the list.
