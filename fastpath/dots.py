@@ -20,6 +20,8 @@ from numba.extending import intrinsic
 # What code is made for is Numba's to say: NUMBA_CPU_FEATURES, or all that the processor has.
 _FEATURES = (config.CPU_FEATURES or get_host_cpu_features()).split(",")
 LANES = 16 if "+avx512f" in _FEATURES else 8  # float32 numbers in a vector
+_AT_ONCE = 32  # numbers of a row that are met between two branches
+_ASKED = 32  # bytes: each line is asked for twice, since some processors forget what they are asked
 # Older versions of LLVM know the instruction's operands as numbers of another kind.
 PAIRED = "+avx512bf16" in _FEATURES and llvm.llvm_version_info >= (20,)
 
@@ -47,33 +49,38 @@ def _prefetch(builder: Any, place: Any) -> None:
     builder.call(prefetch, [place, _i32(0), _i32(3), _i32(1)])
 
 
-def _dots(typingctx, rows, row, ahead, coming, states, out, place, begin, end, count):
-    """out[j, place] = rows[row] . states[j] for j < ``count``, over the columns from ``begin``
-    up to ``end``; added to what is there where ``begin`` is not 0.
+def _dots(typingctx, rows, row, ahead, coming, states, first, out, place, begin, end, count):
+    """out[j, place] = rows[row] . states[j] for ``count`` states from j = ``first`` on, over the
+    columns from ``begin`` up to ``end``; added to what is there where ``begin`` is not 0.
 
-    ``rows`` (N, D), ``states`` (>= count, D) and ``out`` (>= count, M) are contiguous, and
-    ``count`` is a literal. While it works, row ``ahead`` is asked for, from column ``coming``
-    on; any number will do there, since a prefetch of no valid address does nothing.
+    ``rows`` (N, D), ``states`` (T, D) and ``out`` (T, M) are contiguous, and ``count`` is a
+    literal. They are passed whole: a slice would be counted as a reference, row by row, by
+    operations that let no later read begin before they end. While it works, row ``ahead`` is asked
+    for, from column ``coming`` on; any number will do there, since a prefetch of no valid address
+    does nothing.
 
     States are float32 or, for rows in bfloat16 where that is ``PAIRED``, bfloat16 too. Then
     numbers below 2^-126 count as 0, and so do sums.
     """
     # The literal is part of the signature: by it Numba tells one variant from the next.
     index = types.intp
-    signature = types.void(rows, index, index, index, states, out, index, index, index, count)
+    signature = types.void(
+        rows, index, index, index, states, index, out, index, index, index, count
+    )
     states_at_once = range(count.literal_value)
     element, number = _ELEMENTS[rows.dtype], _ELEMENTS[states.dtype]
     paired = number is not _f32
     step = 2 * LANES if paired else LANES
+    size = element.width // 8 if isinstance(element, ir.IntType) else 4
 
     def codegen(context, builder, signature, args):
         matrix, many, sums = (
             context.make_array(kind)(context, builder, value)
-            for kind, value in ((rows, args[0]), (states, args[4]), (out, args[5]))
+            for kind, value in ((rows, args[0]), (states, args[4]), (out, args[6]))
         )
         width = builder.extract_value(matrix.shape, 1)
         stride = builder.extract_value(sums.shape, 1)
-        begin, end = args[7], args[8]
+        first, place, begin, end = args[5], args[7], args[8], args[9]
 
         def call(name: str, result: Any, *values: Any, **flags: Any) -> Any:
             kind = ir.FunctionType(result, [value.type for value in values])
@@ -100,19 +107,27 @@ def _dots(typingctx, rows, row, ahead, coming, states, out, place, begin, end, c
 
         this, following = (row_of(matrix.data, index, element) for index in (args[1], args[2]))
         following = at(following, builder.sub(args[3], begin), element)
-        heads = [row_of(many.data, _i64(j), number) for j in states_at_once]
-        zero = ir.Constant(_floats, [0.0] * LANES)
+        these = [builder.add(first, _i64(j)) for j in states_at_once]
+        heads = [row_of(many.data, state, number) for state in these]
+
+        def below(left: Any) -> Any:
+            """The mask of the lanes whose numbers are less than ``left``."""
+            lanes = ir.Constant(ir.VectorType(_i64, step), list(range(step)))
+            limit = ir.Constant(lanes.type, ir.Undefined)
+            for lane in range(step):
+                limit = builder.insert_element(limit, left, _i32(lane))
+            return builder.icmp_signed("<", lanes, limit)
 
         def met(column: Any, before: list[Any], mask: Any) -> list[Any]:
             """The sums after one more vector of the row has met every state."""
 
             def load(base: Any, kind: Any) -> Any:
                 place, vectors = at(base, column, kind), ir.VectorType(kind, step)
-                size = kind.width // 8 if isinstance(kind, ir.IntType) else 4
+                bytes_ = kind.width // 8 if isinstance(kind, ir.IntType) else 4
                 if mask is None:
-                    return builder.load(place, typ=vectors, align=size)
+                    return builder.load(place, typ=vectors, align=bytes_)
                 name = f"llvm.masked.load.v{step}{kind.intrinsic_name}.p0"
-                return call(name, vectors, place, _i32(size), mask, ir.Constant(vectors, None))
+                return call(name, vectors, place, _i32(bytes_), mask, ir.Constant(vectors, None))
 
             passing = load(this, element)
             met_states = zip(before, (load(head, number) for head in heads), strict=True)
@@ -122,50 +137,41 @@ def _dots(typingctx, rows, row, ahead, coming, states, out, place, begin, end, c
             name, passing = f"llvm.fma.v{LANES}f32", widened(passing)
             return [call(name, _floats, passing, new, sum_) for sum_, new in met_states]
 
-        # The whole vectors of the row ...
-        start = builder.block
-        loop, rest, tail, done = map(builder.append_basic_block, ("loop", "rest", "tail", "done"))
-        whole = builder.add(begin, builder.and_(builder.sub(end, begin), _i64(-step)))
-        builder.cbranch(builder.icmp_signed(">", whole, begin), loop, rest)
-        builder.position_at_end(loop)
-        column = builder.phi(_i64)
-        before = [builder.phi(_floats) for _ in states_at_once]
-        coming = at(following, column, element)
-        _prefetch(builder, coming)
-        after = met(column, before, None)
-        advanced = builder.add(column, _i64(step))
-        column.add_incoming(begin, start)
-        column.add_incoming(advanced, loop)
-        for old, new in zip(before, after, strict=True):
-            old.add_incoming(zero, start)
-            old.add_incoming(new, loop)
-        builder.cbranch(builder.icmp_signed("<", advanced, whole), loop, rest)
+        def looped(
+            name: str, first: Any, before: list[Any], count: int, masked: bool
+        ) -> tuple[Any, list[Any]]:
+            """Column and sums after a loop, of ``count`` vectors a time, over all that are whole,
+            or over all that is left."""
+            entry, far = builder.block, _i64(count * step)
+            loop, behind = (builder.append_basic_block(name + n) for n in ("", "_done"))
+            limit = builder.sub(end, _i64(1) if masked else far)
+            builder.cbranch(builder.icmp_signed("<=", first, limit), loop, behind)
+            builder.position_at_end(loop)
+            column = builder.phi(_i64)
+            sums = after = [builder.phi(_floats) for _ in before]
+            for number in range(count):
+                here = builder.add(column, _i64(number * step))
+                if number * step * size % _ASKED == 0:
+                    _prefetch(builder, at(following, here, element))
+                after = met(here, after, below(builder.sub(end, here)) if masked else None)
+            advanced = builder.add(column, far)
+            builder.cbranch(builder.icmp_signed("<=", advanced, limit), loop, behind)
+            builder.position_at_end(behind)
+            ends = [builder.phi(value.type) for value in (first, *before)]
+            old, new = [first, *before], [advanced, *after]
+            for values in zip([column, *sums, *ends], old + old, new + new, strict=True):
+                values[0].add_incoming(values[1], entry)
+                values[0].add_incoming(values[2], loop)
+            return ends[0], ends[1:]
 
-        # ... and, masked, what is left of it.
-        builder.position_at_end(rest)
-        so_far = [builder.phi(_floats) for _ in states_at_once]
-        for sum_, new in zip(so_far, after, strict=True):
-            sum_.add_incoming(zero, start)
-            sum_.add_incoming(new, loop)
-        builder.cbranch(builder.icmp_signed("<", whole, end), tail, done)
-        builder.position_at_end(tail)
-        lanes = ir.Constant(ir.VectorType(_i64, step), list(range(step)))
-        limit, left = ir.Constant(lanes.type, ir.Undefined), builder.sub(end, whole)
-        for lane in range(step):
-            limit = builder.insert_element(limit, left, _i32(lane))
-        ended = met(whole, so_far, builder.icmp_signed("<", lanes, limit))
-        builder.branch(done)
-
-        builder.position_at_end(done)
-        totals = [builder.phi(_floats) for _ in states_at_once]
-        for total, short, long in zip(totals, so_far, ended, strict=True):
-            total.add_incoming(short, rest)
-            total.add_incoming(long, tail)
-        first = builder.icmp_signed("==", begin, _i64(0))
-        for j, total in enumerate(totals):
+        nothing = [ir.Constant(_floats, [0.0] * LANES)] * len(these)
+        column, so_far = looped("some", begin, nothing, max(1, _AT_ONCE // step), False)
+        _, totals = looped("left", column, so_far, 1, True)
+        new = builder.icmp_signed("==", begin, _i64(0))
+        for state, total in zip(these, totals, strict=True):
             name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-            target = at(sums.data, builder.add(args[6], builder.mul(stride, _i64(j))), _f32)
-            known = builder.select(first, _f32(0.0), builder.load(target, typ=_f32))
+            target = at(sums.data, builder.add(place, builder.mul(stride, state)), _f32)
+            known = builder.select(new, _f32(0.0), builder.load(target, typ=_f32))
             # In any order: a sum from left to right would take as long as the row itself.
             builder.store(call(name, _f32, known, total, fastmath=("reassoc",)), target)
         return context.get_dummy_value()

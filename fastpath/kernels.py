@@ -22,7 +22,7 @@ AHEAD = 4  # rows: memory answers after some hundred cycles, so it is asked that
 _SOON = 10 * 1024  # bytes, the same where rows follow each other in memory
 _L1 = 20 * 1024  # bytes of states that leave the first cache room for the rows passing by
 _BLOCK = 256  # rows whose products are looked at before the next are computed
-_PANEL = 32  # rows that meet one part of the states before the next part is taken up
+_PANEL = 64  # rows that meet one part of the states before the next part is taken up
 
 
 @njit(cache=True)
@@ -70,7 +70,15 @@ def _fitting(rows, states):
 @overload(_fitting)
 def _fitting_compiled(rows, states):
     if rows.dtype != types.uint16:
-        return lambda rows, states: states
+
+        def lined(rows, states):
+            if states.ctypes.data % 64 == 0:
+                return states
+            out = room(len(states), states.shape[1])
+            out[:] = states
+            return out
+
+        return lined
 
     def paired(rows, states):
         new, width = states.shape
@@ -92,55 +100,75 @@ def fitting(rows, states):
 
 
 @njit(cache=True)
-def meet(rows, row, ahead, coming, states, out, place, begin, end):
-    """out[:, place] = states @ rows[row] over some columns (see ``dots``), any number of
-    states."""
+def met(rows, ids, states, out, panel, part, ahead, then):
+    """out[:, place] = states @ rows[ids[place]], or rows[place] where there are no ids, for the
+    places of a panel and the columns of a part; added to what is there where these are not the
+    first. Memory is asked for rows ``ahead`` places early, behind the panel for those from
+    ``then`` (place, column) on."""
+    (top, below), (begin, end), many = panel, part, len(ids)
     for first in range(0, len(states), MOST):
-        few, sums = states[first : first + MOST], out[first : first + MOST]
-        count = len(few)
-        if count == 1:
-            dots(rows, row, ahead, coming, few, sums, place, begin, end, 1)
-        elif count == 2:
-            dots(rows, row, ahead, coming, few, sums, place, begin, end, 2)
-        elif count == 3:
-            dots(rows, row, ahead, coming, few, sums, place, begin, end, 3)
-        elif count == 4:
-            dots(rows, row, ahead, coming, few, sums, place, begin, end, 4)
-        elif count == 5:
-            dots(rows, row, ahead, coming, few, sums, place, begin, end, 5)
-        elif count == 6:
-            dots(rows, row, ahead, coming, few, sums, place, begin, end, 6)
-        elif count == 7:
-            dots(rows, row, ahead, coming, few, sums, place, begin, end, 7)
-        else:
-            dots(rows, row, ahead, coming, few, sums, place, begin, end, 8)
+        count = len(states) - first
+        for place in range(top, below):
+            soon, coming = place + ahead, begin
+            if soon >= below:
+                soon, coming = then[0] + soon - below, then[1]
+            row = place
+            if many:
+                row, soon = ids[place], ids[min(soon, many - 1)]
+            if count == 1:
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 1)
+            elif count == 2:
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 2)
+            elif count == 3:
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 3)
+            elif count == 4:
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 4)
+            elif count == 5:
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 5)
+            elif count == 6:
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 6)
+            elif count == 7:
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 7)
+            else:
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, MOST)
 
 
 @njit(cache=True)
-def span(rows, scales, states, out, first, last):
-    """out[:, first:last] = states @ rows[first:last].T * scales[first:last], on one thread, of
-    states that are ``fitting``."""
-    width = rows.shape[1]
+def spanned(rows, states, out, first, last):
+    """out[:, first:last] = states @ rows[first:last].T, on one thread, of states that are
+    ``fitting``."""
+    width, ids = rows.shape[1], np.empty(0, np.int64)
     # States that do not fit the first cache meet the rows in parts: else each row would wait
     # for them anew. What is asked for is what comes then: the part's next rows, and before its
     # last ones, the first rows of the next part.
     most = max(LANES, _L1 // (states.itemsize * min(len(states), MOST)))
-    part = width if width <= most else (most // 2 // 32 + 1) * 32
+    part = width if width <= most else (most // 3 // 64 + 1) * 64
     ahead = max(1, _SOON // (part * rows.itemsize))
-    for panel in range(first, last, _PANEL):
-        below = min(panel + _PANEL, last)
+    high = _PANEL if part < width else max(1, last - first)
+    for panel in range(first, last, high):
+        below = min(panel + high, last)
         for begin in range(0, width, part):
             end = min(begin + part, width)
-            for row in range(panel, below):
-                soon, coming = row + ahead, begin
-                if soon >= below and end < width:
-                    soon, coming = soon - below + panel, end
-                elif soon >= below:
-                    coming = 0
-                meet(rows, row, soon, coming, states, out, row, begin, end)
-    for state in range(len(states)):
-        for row in range(first, last):
-            out[state, row] *= scales[row]
+            then = (panel, end) if end < width else (below, 0)
+            met(rows, ids, states, out, (panel, below), (begin, end), ahead, then)
+
+
+@njit(cache=True)
+def scaled(rows, scales, ids, out, first, last):
+    """out[:, first:last] times the scales of rows ``ids``, or first to last where there are no
+    ids; only rows in int8 have scales."""
+    if rows.itemsize == 1:
+        for state in range(len(out)):
+            for place in range(first, last):
+                out[state, place] *= scales[ids[place] if len(ids) else place]
+
+
+@njit(cache=True)
+def span(rows, scales, states, out, first, last):
+    """out[:, first:last] = states @ (rows * scales)[first:last].T, on one thread, of states that
+    are ``fitting``."""
+    spanned(rows, states, out, first, last)
+    scaled(rows, scales, np.empty(0, np.int64), out, first, last)
 
 
 @njit(parallel=True, cache=True)

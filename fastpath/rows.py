@@ -18,14 +18,14 @@ import torch
 from numba import get_num_threads, njit, prange
 from torch import Tensor
 
-from fastpath.dots import dots, laid
-from fastpath.kernels import AHEAD, ask, fitting, largest, meet, product
+from fastpath.dots import laid
+from fastpath.kernels import AHEAD, ask, fitting, largest, met, product, room, scaled, spanned
 
 Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
 _STAYS = 16  # a list that outlasts the longest round is there to stay
 _EARLY = 2  # rows: those that come are asked for that much before their turn
-_NONE = np.empty(0, np.int64)
+_NONE = np.empty(0, np.int32)
 
 
 def home(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -42,35 +42,9 @@ def gathered(rows, scales, ids, states, out, threads):
     """rows (V, D), ids (K,), states (T, D) -> out (T, K), the rows read where they lie."""
     size, width, read = len(ids), rows.shape[1], fitting(rows, states)
     for thread in prange(threads):
-        last = (thread + 1) * size // threads
-        for place in range(thread * size // threads, last):
-            coming = ids[min(place + AHEAD, last - 1)]
-            meet(rows, ids[place], coming, 0, read, out, place, 0, width)
-            for state in range(len(states)):
-                out[state, place] *= scales[ids[place]]
-
-
-@njit(cache=True)
-def _met_one(rows, scales, row, ahead, place, states, out):
-    """out[:, place] = states @ rows[row] * scales[row]; row ``ahead`` is asked for."""
-    if len(states) == 1:  # straight to it: what else a loop does, memory waits for
-        dots(rows, row, ahead, 0, states, out, place, 0, rows.shape[1], 1)
-    else:
-        meet(rows, row, ahead, 0, states, out, place, 0, rows.shape[1])
-    for state in range(len(states)):
-        out[state, place] *= scales[row]
-
-
-@njit(cache=True)
-def _met(rows, scales, places, states, out, first, last):
-    """Row ``slot`` of a stream meets the states -> out[:, places[slot]], for slots first..last."""
-    if len(states) == 1:
-        for slot in range(first, last):
-            dots(rows, slot, slot + 1, 0, states, out, places[slot], 0, rows.shape[1], 1)
-            out[0, places[slot]] *= scales[slot]
-    else:
-        for slot in range(first, last):
-            _met_one(rows, scales, slot, slot + AHEAD, places[slot], states, out)
+        first, last = thread * size // threads, (thread + 1) * size // threads
+        met(rows, ids, read, out, (first, last), (0, width), AHEAD, (last, 0))
+        scaled(rows, scales, ids, out, first, last)
 
 
 @njit(cache=True)
@@ -83,42 +57,40 @@ def _put(rows, row, packed, slot):
 
 
 @njit(cache=True)
-def _streamed(rows, scales, ids, fresh, places, packed, packed_scales, states, out, first, last):
-    first_turn, end = np.searchsorted(fresh, first), np.searchsorted(fresh, last)
-    for turn in range(first_turn, min(first_turn + _EARLY, end)):
-        ask(rows, ids[places[fresh[turn]]])
-    begin = first
-    for turn in range(first_turn, end):
-        slot = fresh[turn]
-        _met(packed, packed_scales, places, states, out, begin, slot)
-        # A row that came meets the states on its way: so it is read once, from where it lies.
-        row = ids[places[slot]]
-        _met_one(rows, scales, row, row, places[slot], states, out)
-        _put(rows, row, packed, slot)
-        packed_scales[slot] = scales[row]
-        if turn + _EARLY < end:
-            ask(rows, ids[places[fresh[turn + _EARLY]]])
-        begin = slot + 1
-    _met(packed, packed_scales, places, states, out, begin, last)
+def _streamed(rows, ids, fresh, packed, states, by_slot, first, last):
+    """Slots first to last of the packed rows meet the states -> by_slot (T, K), after those of
+    them that are ``fresh`` (slot, place in the list) were copied to there."""
+    slots, places = fresh
+    for turn in range(min(_EARLY, len(slots))):
+        ask(rows, ids[places[turn]])
+    for turn in range(len(slots)):
+        if turn + _EARLY < len(slots):
+            ask(rows, ids[places[turn + _EARLY]])
+        if first <= slots[turn] < last:
+            _put(rows, ids[places[turn]], packed, slots[turn])
+    spanned(packed, states, by_slot, first, last)
 
 
 @njit(parallel=True, cache=True)
-def _shared_out(rows, scales, ids, fresh, places, packed, packed_scales, states, out, threads):
-    read = fitting(rows, states)
+def _shared_out(rows, ids, fresh, packed, states, by_slot, threads):
     for thread in prange(threads):
         first, last = thread * len(ids) // threads, (thread + 1) * len(ids) // threads
-        _streamed(rows, scales, ids, fresh, places, packed, packed_scales, read, out, first, last)
+        _streamed(rows, ids, fresh, packed, states, by_slot, first, last)
 
 
 @njit(cache=True)
-def streamed(rows, scales, ids, fresh, places, packed, packed_scales, states, out, threads):
-    """packed (>= K, D), one row after the other -> out (T, K), row ``slot`` at ``places[slot]``.
-    The rows of the slots ``fresh`` (n,), ascending, are copied to there on the way."""
+def streamed(rows, scales, ids, slots, fresh, packed, states, out, threads):
+    """packed (>= K, D), one row after the other -> out (T, K), that of ``ids[place]`` read from
+    ``slots[place]``, after rows that are ``fresh`` were copied to there."""
+    read, by_slot = fitting(rows, states), room(len(states), len(ids))
     if threads == 1:  # a list is short: calling the threads together would cost a fifth of it
-        read = fitting(rows, states)
-        _streamed(rows, scales, ids, fresh, places, packed, packed_scales, read, out, 0, len(ids))
+        _streamed(rows, ids, fresh, packed, read, by_slot, 0, len(ids))
     else:
-        _shared_out(rows, scales, ids, fresh, places, packed, packed_scales, states, out, threads)
+        _shared_out(rows, ids, fresh, packed, read, by_slot, threads)
+    for state in range(len(states)):
+        for place in range(len(ids)):
+            out[state, place] = by_slot[state, slots[place]]
+    scaled(rows, scales, ids, out, 0, len(ids))
 
 
 @njit(parallel=True, cache=True)
@@ -127,24 +99,26 @@ def runs(rows, scales, starts, lengths, states, out, threads):
     ``starts`` (R,), ``lengths`` (R,) of each -> out (T, sum of lengths), one after the other."""
     places = np.zeros(len(starts) + 1, np.int64)
     places[1:] = np.cumsum(lengths)
-    width, read = rows.shape[1], fitting(rows, states)
+    ids, read = np.empty(places[-1], np.int64), fitting(rows, states)
+    for run in range(len(starts)):
+        for row in range(lengths[run]):
+            ids[places[run] + row] = starts[run] + row
+    width = rows.shape[1]
     for thread in prange(threads):
-        for run in range(thread * len(starts) // threads, (thread + 1) * len(starts) // threads):
-            for row in range(starts[run], starts[run] + lengths[run]):
-                place = places[run] + row - starts[run]
-                meet(rows, row, row + AHEAD, 0, read, out, place, 0, width)
-                for state in range(len(states)):
-                    out[state, place] *= scales[row]
+        first, last = thread * len(ids) // threads, (thread + 1) * len(ids) // threads
+        met(rows, ids, read, out, (first, last), (0, width), AHEAD, (last, 0))
+        scaled(rows, scales, ids, out, first, last)
 
 
 @njit(cache=True)
-def planned(old, slots, new, packed, packed_scales, churn):
+def planned(old, slots, new, packed, churn):
     """Where the rows of a list ``new`` (K,) will lie, in slots 0..K-1, after those of ``old``
-    lay in ``slots``: its slots (K,), the places (K,) in the list of the rows in the slots, and
-    the slots (n,), ascending, of the ids that came, whose rows are to be copied. All are empty
-    where more than a share ``churn`` of the ids came."""
-    size, nothing = len(new), np.empty(0, np.int64)
-    new_slots, free = np.empty(size, np.int64), np.empty(len(old), np.int64)
+    lay in ``slots``: its slots (K,), and of the ids that came, whose rows are to be copied, the
+    slots (n,) and the places in the list (n,). All are empty where more than a share ``churn``
+    of the ids came."""
+    size, nothing = len(new), np.empty(0, np.int32)
+    new_slots, free = np.empty(size, np.int32), np.empty(len(old), np.int32)
+    came_to = np.empty(size, np.int32)
     gone = came = position = 0
     for place in range(size):  # walks the two sorted lists side by side
         while position < len(old) and old[position] < new[place]:
@@ -156,41 +130,42 @@ def planned(old, slots, new, packed, packed_scales, churn):
             position += 1
         else:
             new_slots[place] = -1
+            came_to[came] = place
             came += 1
     if came > churn * size:
-        return nothing, nothing, nothing
+        return nothing, (nothing, nothing)
     for place in range(position, len(old)):
         free[gone] = slots[place]
         gone += slots[place] < size
-    places, end, fresh = np.empty(size, np.int64), len(old), np.zeros(size, np.bool_)
-    for place in range(size):
-        slot = new_slots[place]
-        if slot < 0 or slot >= size:
-            if gone:
+    end = len(old)
+    if end > size:  # the list shrank: rows from beyond move into holes
+        for place in range(size):
+            slot = new_slots[place]
+            if slot >= size:
                 gone -= 1
-                hole = free[gone]
-            else:
-                hole = end
-                end += 1
-            if slot < 0:
-                fresh[hole] = True
-            else:  # the list shrank: a row from beyond moves into a hole
-                packed[hole] = packed[slot]
-                packed_scales[hole] = packed_scales[slot]
-            new_slots[place] = slot = hole
-        places[slot] = place
-    return new_slots, places, np.flatnonzero(fresh)
+                packed[free[gone]] = packed[slot]
+                new_slots[place] = free[gone]
+    fresh = np.empty(came, np.int32)
+    for turn in range(came):
+        if gone:
+            gone -= 1
+            fresh[turn] = free[gone]
+        else:
+            fresh[turn] = end
+            end += 1
+        new_slots[came_to[turn]] = fresh[turn]
+    return new_slots, (fresh, came_to[:came])
 
 
 @njit(cache=True)
-def followed(rows, scales, old, slots, new, packed, packed_scales, churn, states, out, threads):
+def followed(rows, scales, old, slots, new, packed, churn, states, out, threads):
     """Brings packed rows from the list ``old`` to the list ``new`` (K,), and these through the
-    states -> out (T, K); returns slots and places (K,) as they are then, or none, and does
-    nothing, where more than a share ``churn`` of the ids would have to be copied."""
-    slots, places, fresh = planned(old, slots, new, packed, packed_scales, churn)
-    if len(places):
-        streamed(rows, scales, new, fresh, places, packed, packed_scales, states, out, threads)
-    return slots, places
+    states -> out (T, K); returns the slots (K,) as they are then, or none, and does nothing,
+    where more than a share ``churn`` of the ids would have to be copied."""
+    slots, fresh = planned(old, slots, new, packed, churn)
+    if len(slots):
+        streamed(rows, scales, new, slots, fresh, packed, states, out, threads)
+    return slots
 
 
 class PackedRows:
@@ -201,9 +176,8 @@ class PackedRows:
 
     def __init__(self, rows: np.ndarray, scales: np.ndarray) -> None:
         self._rows, self._scales = rows, scales
-        self._ids = self._slots = self._places = np.empty(0, np.int64)
+        self._ids, self._slots = np.empty(0, np.int64), np.empty(0, np.int32)
         self._packed = np.empty((0, rows.shape[1]), rows.dtype)
-        self._packed_scales = np.empty(0, np.float32)
 
     def follow(
         self, ids: np.ndarray, states: np.ndarray, out: np.ndarray, churn: float = 1.0
@@ -211,29 +185,24 @@ class PackedRows:
         """Makes ids (K,), sorted and unique, the list that is packed: states (T, D) -> out
         (T, K). Does neither, and says so, if more than a share ``churn`` of the ids is new."""
         if len(ids) > len(self._packed):
-            self._grow(len(ids))
-        slots, places = followed(
-            self._rows, self._scales, self._ids, self._slots, ids,
-            self._packed, self._packed_scales, churn, states, out, get_num_threads(),
+            packed = home((len(ids), self._rows.shape[1]), torch.from_numpy(self._rows).dtype)
+            packed[: len(self._packed)] = torch.from_numpy(self._packed)
+            self._packed = packed.numpy()
+        slots = followed(
+            self._rows, self._scales, self._ids, self._slots, ids, self._packed, churn, states,
+            out, get_num_threads(),
         )  # fmt: skip
-        if not len(places):
+        if not len(slots):
             return False
-        self._ids, self._slots, self._places = ids, slots, places
+        self._ids, self._slots = ids, slots
         return True
 
     def product(self, states: np.ndarray, out: np.ndarray) -> None:
         """The list that is packed: states (T, D) -> out (T, K), in the order of the ids."""
         streamed(
-            self._rows, self._scales, self._ids, _NONE, self._places,
-            self._packed, self._packed_scales, states, out, get_num_threads(),
+            self._rows, self._scales, self._ids, self._slots, (_NONE, _NONE), self._packed,
+            states, out, get_num_threads(),
         )  # fmt: skip
-
-    def _grow(self, size: int) -> None:
-        packed = home((size, self._rows.shape[1]), torch.from_numpy(self._rows).dtype).numpy()
-        packed[: len(self._packed)] = self._packed
-        scales = np.empty(size, np.float32)
-        scales[: len(self._packed_scales)] = self._packed_scales
-        self._packed, self._packed_scales = packed, scales
 
 
 class CpuHead:
