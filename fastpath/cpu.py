@@ -29,6 +29,7 @@ from minispec.quantised import scales, steps
 from minispec.rope import Rope
 from minispec.types import Features
 
+_taken = False  # whether torch has one thread because the others were taken from it
 _Stacks = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]  # weights, and rows' scales
 
 
@@ -42,9 +43,13 @@ def unfit(model: Transformer) -> str | None:
 
 def target(model: Transformer) -> "CpuTarget":
     """A target of the reference's, on this backend, with as many threads as torch has. They
-    are taken from torch, whose own pool would spin beside ours for the same processors."""
-    set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    torch.set_num_threads(1)
+    are taken from torch, whose own pool would spin beside ours for the same processors; a second
+    target finds them taken."""
+    global _taken
+    if not _taken or torch.get_num_threads() > 1:
+        set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        torch.set_num_threads(1)
+        _taken = True
     return CpuTarget(model)
 
 

@@ -25,7 +25,6 @@ Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
 _STAYS = 16  # a list that outlasts the longest round is there to stay
 _EARLY = 2  # rows: those that come are asked for that much before their turn
-_NONE = np.empty(0, np.int32)
 
 
 def home(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -76,21 +75,6 @@ def _shared_out(rows, ids, fresh, packed, states, by_slot, threads):
     for thread in prange(threads):
         first, last = thread * len(ids) // threads, (thread + 1) * len(ids) // threads
         _streamed(rows, ids, fresh, packed, states, by_slot, first, last)
-
-
-@njit(cache=True)
-def streamed(rows, scales, ids, slots, fresh, packed, states, out, threads):
-    """packed (>= K, D), one row after the other -> out (T, K), that of ``ids[place]`` read from
-    ``slots[place]``, after rows that are ``fresh`` were copied to there."""
-    read, by_slot = fitting(rows, states), room(len(states), len(ids))
-    if threads == 1:  # a list is short: calling the threads together would cost a fifth of it
-        _streamed(rows, ids, fresh, packed, read, by_slot, 0, len(ids))
-    else:
-        _shared_out(rows, ids, fresh, packed, read, by_slot, threads)
-    for state in range(len(states)):
-        for place in range(len(ids)):
-            out[state, place] = by_slot[state, slots[place]]
-    scaled(rows, scales, ids, out, 0, len(ids))
 
 
 @njit(parallel=True, cache=True)
@@ -158,13 +142,24 @@ def planned(old, slots, new, packed, churn):
 
 
 @njit(cache=True)
-def followed(rows, scales, old, slots, new, packed, churn, states, out, threads):
+def followed(rows, scales, old, slots, new, stays, packed, churn, states, out, threads):
     """Brings packed rows from the list ``old`` to the list ``new`` (K,), and these through the
     states -> out (T, K); returns the slots (K,) as they are then, or none, and does nothing,
-    where more than a share ``churn`` of the ids would have to be copied."""
-    slots, fresh = planned(old, slots, new, packed, churn)
+    where more than a share ``churn`` of the ids would have to be copied. A list that ``stays`` is
+    the old one, with nothing to be copied."""
+    fresh = np.empty(0, np.int32), np.empty(0, np.int32)
+    if not stays:
+        slots, fresh = planned(old, slots, new, packed, churn)
     if len(slots):
-        streamed(rows, scales, new, slots, fresh, packed, states, out, threads)
+        read, by_slot = fitting(rows, states), room(len(states), len(new))
+        if threads == 1:  # a list is short: calling the threads together would cost a fifth of it
+            _streamed(rows, new, fresh, packed, read, by_slot, 0, len(new))
+        else:
+            _shared_out(rows, new, fresh, packed, read, by_slot, threads)
+        for state in range(len(states)):
+            for place in range(len(new)):
+                out[state, place] = by_slot[state, slots[place]]
+        scaled(rows, scales, new, out, 0, len(new))
     return slots
 
 
@@ -189,8 +184,8 @@ class PackedRows:
             packed[: len(self._packed)] = torch.from_numpy(self._packed)
             self._packed = packed.numpy()
         slots = followed(
-            self._rows, self._scales, self._ids, self._slots, ids, self._packed, churn, states,
-            out, get_num_threads(),
+            self._rows, self._scales, self._ids, self._slots, ids, False, self._packed, churn,
+            states, out, get_num_threads(),
         )  # fmt: skip
         if not len(slots):
             return False
@@ -199,8 +194,8 @@ class PackedRows:
 
     def product(self, states: np.ndarray, out: np.ndarray) -> None:
         """The list that is packed: states (T, D) -> out (T, K), in the order of the ids."""
-        streamed(
-            self._rows, self._scales, self._ids, self._slots, (_NONE, _NONE), self._packed,
+        followed(
+            self._rows, self._scales, self._ids, self._slots, self._ids, True, self._packed, 0.0,
             states, out, get_num_threads(),
         )  # fmt: skip
 

@@ -17,7 +17,9 @@ from conftest import GEMMA, toy_transformer
 from hypothesis import given
 from hypothesis import strategies as st
 from llvmlite.binding import get_host_cpu_name
+from numba import get_num_threads, set_num_threads
 from numba.core.codegen import get_host_cpu_features
+from numba.core.config import NUMBA_NUM_THREADS
 
 from fastpath import cpu
 from fastpath.dots import PAIRED
@@ -287,6 +289,15 @@ def test_target_and_draft_equal_the_reference_in_any_chunks(changes, cuts, seed)
         again = fast.step(ids[start + cut - 1 : start + cut], cache)
         assert torch.allclose(again.hidden[0], features.hidden[-1], rtol=1e-4, atol=1e-5)
         start += cut
+
+
+def test_a_second_target_has_as_many_threads_as_the_first():
+    before, threads = get_num_threads(), min(2, NUMBA_NUM_THREADS)
+    torch.set_num_threads(threads)
+    for _ in range(2):  # torch has a single one from the first time on
+        cpu.target(toy_pair()[0])
+        assert (get_num_threads(), torch.get_num_threads()) == (threads, 1)
+    set_num_threads(before)
 
 
 def test_the_reference_shares_the_stacked_weights():

@@ -134,19 +134,22 @@ class SemanticIndex:
     def near(self, hidden: Tensor, count: int, taken: npt.NDArray[np.bool_]) -> Ids:
         """hidden (D,) -> the ids (n,), in any order, whose logits can be expected to be highest:
         ``count`` of those that are not ``taken`` (V,), fewer where there are not as many."""
-        scores = torch.mv(self.centroids, hidden.half()).float()  # (C,)
+        scores = torch.mv(self.centroids, hidden.half()).numpy().astype(np.float32)  # (C,)
         lists, clusters = self.lists, len(scores)
         probed = math.ceil(_PROBED * count * clusters / max(1, len(lists.members)))
         while True:
-            best = scores.topk(min(probed, clusters), sorted=False).indices.numpy()
+            best = (-scores).argpartition(min(probed, clusters - 1))[:probed]
             places = lists.places(best)
-            fresh = ~taken[lists.members[places]]
+            members = lists.members[places]
+            fresh = ~taken[members]
             if probed >= clusters or np.count_nonzero(fresh) >= count:
                 break
             probed *= 2  # clusters that were small, or mostly taken
-        worth = scores.numpy()[best].repeat(lists.sizes[best]) - self._rarity[places]
-        ids, worth = lists.members[places[fresh]], worth[fresh]
-        return ids[np.argpartition(-worth, count)[:count]] if len(ids) > count else ids
+        ids = members[fresh]
+        if len(ids) <= count:
+            return ids
+        lost = (self._rarity[places] - scores[best].repeat(lists.sizes[best]))[fresh]
+        return ids[lost.argpartition(count)[:count]]
 
 
 def whole(ranking: Tensor, vocabulary_size: int) -> Ids:
