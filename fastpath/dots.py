@@ -42,6 +42,11 @@ _i16 = ir.IntType(16)
 _ELEMENTS = {types.float32: _f32, types.uint16: _i16, types.int16: _i16, types.int8: ir.IntType(8)}
 
 
+def _bytes(kind: Any) -> int:
+    """The size of a number of some kind of LLVM's."""
+    return kind.width // 8 if isinstance(kind, ir.IntType) else 4
+
+
 def _prefetch(builder: Any, place: Any) -> None:
     """Asks memory for a cache line, for reading, to be kept in all caches."""
     kind = ir.FunctionType(ir.VoidType(), [place.type, _i32, _i32, _i32])
@@ -71,7 +76,6 @@ def _dots(typingctx, rows, row, ahead, coming, states, first, out, place, begin,
     element, number = _ELEMENTS[rows.dtype], _ELEMENTS[states.dtype]
     paired = number is not _f32
     step = 2 * LANES if paired else LANES
-    size = element.width // 8 if isinstance(element, ir.IntType) else 4
 
     def codegen(context, builder, signature, args):
         matrix, many, sums = (
@@ -123,11 +127,12 @@ def _dots(typingctx, rows, row, ahead, coming, states, first, out, place, begin,
 
             def load(base: Any, kind: Any) -> Any:
                 place, vectors = at(base, column, kind), ir.VectorType(kind, step)
-                bytes_ = kind.width // 8 if isinstance(kind, ir.IntType) else 4
                 if mask is None:
-                    return builder.load(place, typ=vectors, align=bytes_)
+                    return builder.load(place, typ=vectors, align=_bytes(kind))
                 name = f"llvm.masked.load.v{step}{kind.intrinsic_name}.p0"
-                return call(name, vectors, place, _i32(bytes_), mask, ir.Constant(vectors, None))
+                return call(
+                    name, vectors, place, _i32(_bytes(kind)), mask, ir.Constant(vectors, None)
+                )
 
             passing = load(this, element)
             met_states = zip(before, (load(head, number) for head in heads), strict=True)
@@ -151,7 +156,7 @@ def _dots(typingctx, rows, row, ahead, coming, states, first, out, place, begin,
             sums = after = [builder.phi(_floats) for _ in before]
             for number in range(count):
                 here = builder.add(column, _i64(number * step))
-                if number * step * size % _ASKED == 0:
+                if number * step * _bytes(element) % _ASKED == 0:
                     _prefetch(builder, at(following, here, element))
                 after = met(here, after, below(builder.sub(end, here)) if masked else None)
             advanced = builder.add(column, far)
@@ -213,8 +218,7 @@ def _laid(typingctx, rows, row, shelf, place):
             for kind, value in ((rows, args[0]), (shelf, args[2]))
         )
         width = builder.extract_value(matrix.shape, 1)
-        bits = element.width if isinstance(element, ir.IntType) else 32
-        line = ir.VectorType(element, 512 // bits)
+        line = ir.VectorType(element, 64 // _bytes(element))
         source, target = (
             builder.gep(array.data, [builder.mul(index, width)], source_etype=element)
             for array, index in ((matrix, args[1]), (shelves, args[3]))
@@ -222,7 +226,7 @@ def _laid(typingctx, rows, row, shelf, place):
         past = builder.module.add_metadata([_i32(1)])
         with cgutils.for_range_slice(builder, _i64(0), width, _i64(line.count)) as (column, _):
             coming = builder.gep(source, [column], source_etype=element)
-            numbers = builder.load(coming, typ=line, align=bits // 8)
+            numbers = builder.load(coming, typ=line, align=_bytes(element))
             there = builder.gep(target, [column], source_etype=element)
             there = builder.bitcast(there, line.as_pointer())
             builder.store(numbers, there, align=64).set_metadata("nontemporal", past)
