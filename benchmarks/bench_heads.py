@@ -8,10 +8,12 @@ lists change between calls in the gathered case, as an evolving list would.
 Run: make bench
 """
 
+import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from fastpath.rows import CpuHead
 from minispec.head import LinearHead, PackedHead
 
 V, D = 49_152, 576  # SmolLM2-135M's
@@ -49,3 +51,34 @@ def bench_gathered(benchmark: BenchmarkFixture, size: int) -> None:
         rounds=200,
         warmup_rounds=10,
     )
+
+
+@pytest.mark.benchmark(group="the best eight and the law's sum, over the vocabulary")
+@pytest.mark.parametrize("states", [1, 5])
+def bench_scores_by_torch(benchmark: BenchmarkFixture, states: int) -> None:
+    head, hidden = LinearHead(WEIGHT), HIDDEN.expand(states, -1).contiguous()
+
+    def scores() -> tuple[torch.Tensor, torch.Tensor]:
+        logits = head.full(hidden)
+        return logits.topk(8).indices, logits.logsumexp(-1)
+
+    benchmark(scores)
+
+
+@pytest.mark.benchmark(group="the best eight and the law's sum, over the vocabulary")
+@pytest.mark.parametrize("states", [1, 5])
+@pytest.mark.parametrize("way", ["afterwards", "on the way"])
+def bench_scores(benchmark: BenchmarkFixture, states: int, way: str) -> None:
+    """Both with our products: whether looking on the way is worth it."""
+    head = CpuHead(WEIGHT.numpy(), np.ones(V, np.float32))
+    hidden = HIDDEN.expand(states, -1).contiguous()
+
+    def afterwards() -> tuple[torch.Tensor, torch.Tensor]:
+        logits = head.full(hidden)
+        return logits.topk(8).indices, logits.logsumexp(-1)
+
+    def on_the_way() -> tuple[torch.Tensor, torch.Tensor]:
+        found = head.scores(hidden, top=8)
+        return found.places, found.log_sum_exp()
+
+    benchmark(afterwards if way == "afterwards" else on_the_way)

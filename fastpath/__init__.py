@@ -1,2 +1,2 @@
-"""The same arithmetic as ``minispec``, faster: compiled steps and kernels will live here, each
-checked against the reference, which stays their oracle."""
+"""The same arithmetic as ``minispec``, faster: compiled steps and kernels, each checked against the
+reference, which stays their oracle."""

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpath.cuda_head import DeviceRows, PackedRows, Scores
+from fastpath.cuda_head import DeviceRows, PackedRows
 from fastpath.device import available, fetched, home
+from fastpath.scores import Scores
 from fastpath.static import (
     StaticCache,
     StaticDraft,

@@ -16,9 +16,10 @@ import torch
 from numba import cuda, float32, float64, int64
 from torch import Tensor
 
-from fastpath.cuda_head import PLAN, Scores
+from fastpath.cuda_head import PLAN
 from fastpath.cuda_kernels import smaller
 from fastpath.device import launch
+from fastpath.scores import Scores
 
 _THREADS = PLAN.threads
 _PASSED, _TOKEN, _FAULT = 0, 1, 2  # what an outcome holds, in this order

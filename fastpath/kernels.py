@@ -21,7 +21,6 @@ MOST = 8  # states that meet a row at once: their sums must fit the registers
 AHEAD = 4  # rows: memory answers after some hundred cycles, so it is asked that much earlier
 _SOON = 10 * 1024  # bytes, the same where rows follow each other in memory
 _L1 = 20 * 1024  # bytes of states that leave the first cache room for the rows passing by
-_BLOCK = 256  # rows whose products are looked at before the next are computed
 _PANEL = 64  # rows that meet one part of the states before the next part is taken up
 
 
@@ -169,29 +168,6 @@ def span(rows, scales, states, out, first, last):
     are ``fitting``."""
     spanned(rows, states, out, first, last)
     scaled(rows, scales, np.empty(0, np.int64), out, first, last)
-
-
-@njit(parallel=True, cache=True)
-def largest(rows, scales, states, found, places, threads):
-    """The largest of states (T, D) @ (rows (N, D) * scales (N,)).T in each thread's share of the
-    rows, ``found`` (threads, T), and the row that it is of, ``places`` (threads, T), ties to the
-    first; NaN is larger than all. No more products are kept than the first cache holds."""
-    new, read = len(states), fitting(rows, states)
-    for thread in prange(threads):
-        first, last = thread * len(rows) // threads, (thread + 1) * len(rows) // threads
-        some = room(new, _BLOCK)
-        found[thread] = -np.inf
-        places[thread] = first
-        for begin in range(first, last, _BLOCK):
-            count = min(_BLOCK, last - begin)
-            span(rows[begin:last], scales[begin:last], read, some, 0, count)
-            for t in range(new):
-                best, place = found[thread, t], places[thread, t]
-                for row in range(count):
-                    value = some[t, row]
-                    if value > best or (value != value and best == best):
-                        best, place = value, begin + row
-                found[thread, t], places[thread, t] = best, place
 
 
 @njit(parallel=True, cache=True)

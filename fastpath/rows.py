@@ -19,7 +19,10 @@ from numba import get_num_threads, njit, prange
 from torch import Tensor
 
 from fastpath.dots import laid
-from fastpath.kernels import AHEAD, ask, fitting, largest, met, product, room, scaled, spanned
+from fastpath.kernels import AHEAD, ask, fitting, met, product, room, scaled, spanned
+from fastpath.ranks import ranked, scored
+from fastpath.scores import Scores
+from minispec.errors import ArgumentError
 
 Rows = npt.NDArray[Any]
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
@@ -242,13 +245,33 @@ class CpuHead:
     def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> the ids (T,) of the largest logits, ties to the lowest, and these logits
         (T,), of which no others are kept."""
-        threads, states = get_num_threads(), hidden.contiguous().numpy()
-        found = np.empty((threads, len(states)), np.float32)
-        places = np.empty((threads, len(states)), np.int64)
-        largest(self._rows, self._scales, states, found, places, threads)
-        # Of equal ones the first thread's, whose rows come before the others'.
-        own = found.argmax(0), np.arange(len(states))
-        return torch.from_numpy(places[own]), torch.from_numpy(found[own])
+        states, nothing = hidden.contiguous().numpy(), np.empty((len(hidden), 0), np.float32)
+        best, places, _ = scored(
+            self._rows, self._scales, states, nothing, 1, 0.0, get_num_threads()
+        )
+        return torch.from_numpy(places[:, 0]), torch.from_numpy(best[:, 0])
+
+    def scores(
+        self, hidden: Tensor, ids: Tensor | None = None, top: int = 1, temperature: float = 1.0
+    ) -> Scores:
+        """hidden (H, D) against all rows, or against those of ids (K,), sorted and unique: the
+        logits, the ``top`` best of them, at most K, and the sum of their exponentials. Raises
+        ArgumentError."""
+        count = self.vocabulary_size if ids is None else len(ids)
+        if not 1 <= top <= count:
+            raise ArgumentError(f"top {top} must be 1 to {count}, as many as there are rows")
+        if not temperature > 0:
+            raise ArgumentError(f"temperature {temperature} must be above 0: 0 has no exponentials")
+        if ids is None or count == self.vocabulary_size:
+            states, logits = self._room(hidden, count)
+            found = scored(
+                self._rows, self._scales, states, logits.numpy(), top, temperature,
+                get_num_threads(),
+            )  # fmt: skip
+        else:
+            logits = self.rows(hidden, ids)
+            found = ranked(logits.numpy(), top, temperature)
+        return Scores(logits, *map(torch.from_numpy, found))
 
     def twin(self) -> "CpuHead":
         """The same rows, to pack for another list."""

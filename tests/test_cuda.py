@@ -20,8 +20,9 @@ from numba import cuda
 from torch import Tensor
 
 from fastpath import device
-from fastpath.cuda_head import PLAN, DeviceRows, PackedRows, Scores
+from fastpath.cuda_head import PLAN, DeviceRows, PackedRows
 from fastpath.cuda_verify import choose, laws, verify
+from fastpath.scores import Scores
 from minispec.errors import ArgumentError, ShortlistError
 from minispec.sampling import Sampling, SeededRandom
 from minispec.types import Law, Proposal

@@ -6,6 +6,7 @@ bfloat16 meet states that were rounded to bfloat16 once, in the oracle too; wher
 multiplies them in pairs, what is below 2^-126 counts as 0, far below this bound.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from numba.core.config import NUMBA_NUM_THREADS
 
 from fastpath import cpu
 from fastpath.dots import PAIRED
-from fastpath.kernels import fitting, largest, product
+from fastpath.kernels import fitting, product
+from fastpath.ranks import scored
 from fastpath.rows import CpuHead, PackedRows, gathered
 from minispec import draft
 from minispec.commit import StopRule
@@ -139,7 +141,7 @@ from fastpath.dots import PAIRED
 assert not PAIRED
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1], "-k", sys.argv[2]]))
 """
-    tests = "dense or gathered or parts or rounded or very_numbers or largest_product_is"
+    tests = "dense or gathered or parts or rounded or very_numbers or best_products_are"
     result = subprocess.run(
         [sys.executable, "-c", script, __file__, tests],
         env=os.environ | {"NUMBA_CPU_FEATURES": features, "NUMBA_CPU_NAME": get_host_cpu_name()},
@@ -170,20 +172,70 @@ def test_gathered_rows_equal_the_reference(kind, size, width, new, threads, seed
     assert_products(out, states, exact[ids], kind)
 
 
-@given(**shapes)
-def test_the_largest_product_is_that_of_the_reference(kind, size, width, new, threads, seed):
+def assert_scores(found, logits, top, heat):
+    """Best, places and totals agree with the logits themselves, of which none is NaN."""
+    best, places, totals = (np.asarray(part) for part in found)
+    order = [sorted(range(len(row)), key=lambda i: (-row[i], i))[:top] for row in logits.tolist()]
+    assert places.tolist() == order
+    assert np.array_equal(best, np.take_along_axis(logits, places, 1))
+    exact = np.exp((logits - logits.max(1, keepdims=True)).astype(np.float64) / heat).sum(1)
+    assert np.allclose(totals, exact, rtol=3e-6)
+
+
+heats = st.sampled_from([1.0, 0.3, 2.0])
+
+
+@given(**shapes, top=st.integers(1, 9), heat=heats)
+def test_the_best_products_are_those_of_the_reference(
+    kind, size, width, new, threads, seed, top, heat
+):
     """Rows twice over, so that every largest one is tied, the second time in another share."""
     random = torch.Generator().manual_seed(seed)
     weight = torch.randn(size, width, generator=random).repeat(12, 1)
     states = torch.randn(new, width, generator=random)
     rows, sizes, _ = rows_of(weight, kind)
-    found, places = np.empty((threads, new), np.float32), np.empty((threads, new), np.int64)
-    largest(rows, sizes, states.numpy(), found, places, threads)
-    out = np.empty((new, len(weight)), np.float32)
+    out, kept = np.empty((2, new, len(weight)), np.float32)
     product(rows, sizes, states.numpy(), out, threads)
-    best = found.argmax(0)
-    assert np.array_equal(found[best, range(new)], out.max(1))
-    assert np.array_equal(places[best, range(new)], out.argmax(1))
+    assert_scores(scored(rows, sizes, states.numpy(), kept, top, heat, threads), out, top, heat)
+    assert np.array_equal(kept, out)
+    nothing = np.empty((new, 0), np.float32)
+    again = scored(rows, sizes, states.numpy(), nothing, top, heat, threads)
+    assert_scores(again, out, top, heat)
+
+
+@given(top=st.integers(1, 8), heat=heats, data=st.data())
+def test_scores_of_a_list_are_those_of_its_logits(top, heat, data):
+    head = CpuHead(*rows_of(torch.randn(40, 20), "float32")[:2])
+    ids = data.draw(st.sets(st.integers(0, 39), min_size=top).map(sorted))
+    hidden = torch.randn(3, 20)
+    found = head.scores(hidden, torch.tensor(ids), top, heat)
+    assert torch.equal(found.logits, head.rows(hidden, torch.tensor(ids)))
+    assert_scores((found.best, found.places, found.totals), found.logits.numpy(), top, heat)
+    exact = head.scores(hidden).logits.double().logsumexp(1)
+    assert (head.scores(hidden).log_sum_exp() - exact).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf, math.nan])
+def test_scores_without_a_finite_best_have_no_sum(infinite):
+    weight = torch.full((700, 1), infinite)
+    found = CpuHead(*rows_of(weight, "float32")[:2]).scores(torch.ones(2, 1), top=3)
+    assert found.places.tolist() == [[0, 1, 2]] * 2
+    assert found.totals.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("top", "temperature", "message"),
+    [
+        (0, 1.0, "top 0 must be 1 to 5"),
+        (6, 1.0, "top 6 must be 1 to 5"),
+        (1, 0.0, "temperature 0.0 must be above 0"),
+        (1, math.nan, "temperature nan must be above 0"),
+    ],
+)
+def test_scores_that_cannot_be_are_refused(top, temperature, message):
+    head = CpuHead(*rows_of(torch.randn(9, 4), "float32")[:2])
+    with pytest.raises(ArgumentError, match=message):
+        head.scores(torch.ones(1, 4), torch.arange(5), top, temperature)
 
 
 @pytest.mark.parametrize("place", [0, 299, 699])
