@@ -46,8 +46,9 @@ RIVER = [
     ["minispec.decode", "minispec.batched"],
     ["minispec"],  # the package's own file, which may gather what lies above
     ["fastpath.static", "fastpath.device", "fastpath.dots"],
-    ["fastpath.kernels"],
-    ["fastpath.compiled", "fastpath.cuda_kernels", "fastpath.rows", "fastpath.steps"],
+    ["fastpath.exponential", "fastpath.scores", "fastpath.kernels"],
+    ["fastpath.ranks", "fastpath.compiled", "fastpath.cuda_kernels"],
+    ["fastpath.rows", "fastpath.steps"],
     ["fastpath.cuda_head", "fastpath.cpu"],
     ["fastpath.cuda_verify", "fastpath.cuda"],
     ["fastpath.cuda_round"],
