@@ -120,10 +120,14 @@ def between(played: Played, low: int, high: int) -> Played:
 
 def gain(played: Played) -> dict[str, float]:
     """tau of the second over tau of the first, pooled, with a bootstrapped interval."""
-    passes = [(a.passes, b.passes) for a, b in played]  # the tokens are the same
+    # A prompt is drawn with all its orders: what it says in one is not news in the next.
+    prompts: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for a, b in played:  # the tokens are the same
+        prompts.setdefault(a.tokens, []).append((a.passes, b.passes))
+    passes = list(prompts.values())
 
-    def ratio(sample: Sequence[tuple[int, int]]) -> float:
-        return sum(a for a, _ in sample) / sum(b for _, b in sample)
+    def ratio(sample: Sequence[list[tuple[int, int]]]) -> float:
+        return sum(a for p in sample for a, _ in p) / sum(b for p in sample for _, b in p)
 
     draws = random.Random(0)
     ratios = sorted(ratio(draws.choices(passes, k=len(passes))) for _ in range(2000))
@@ -167,6 +171,26 @@ def speeds(bench: Bench, streams: Sequence[tuple[str, list[Recording]]]) -> dict
                     seconds[side] += figures.decode_seconds / len(figures.tokens)
         ratios[domain] = seconds["frozen"] / seconds["ours"]
     return ratios
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What ``Bench`` needs to know, and where a report goes."""
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--prompts", nargs="+", default=["law", "medicine"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--draft", choices=("main", "general-code"), default="general-code")
+    parser.add_argument("--method", default="frspec@0.25:mix", help="which list drafts")
+    parser.add_argument("--gamma", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=2000, help="of a stream (2000)")
+    parser.add_argument("--answer", type=int, default=128, help="tokens of an answer at most (128)")
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What a report's figures hang on."""
+    names = ("model", "draft", "method", "gamma", "seed", "answer")
+    chosen = {name: getattr(options, name) for name in names}
+    return {**chosen, "threads": torch.get_num_threads(), "machine": machine()}
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -234,28 +258,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             **{f"{n} (rival)": gain(p) for n, p in rivals.items()},
         },
         "memory_bytes": used,
-        "draft": options.draft,
-        "method": str(bench.method),
-        "gamma": options.gamma,
         "seeds": list(seeds),
         "tokens": {n: sum(len(r.answer) for r in rs) for n, rs in recorded.items()},
-        "threads": torch.get_num_threads(),
-        "machine": machine(),
+        **settings(options),
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--prompts", nargs="+", default=["law", "medicine"])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    add_options(parser)
     parser.add_argument("--quick", action="store_true", help="one order of the prompts, not three")
-    parser.add_argument("--draft", choices=("main", "general-code"), default="general-code")
-    parser.add_argument("--method", default="frspec@0.25:mix", help="which list drafts")
-    parser.add_argument("--gamma", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=2000, help="of a stream (2000)")
-    parser.add_argument("--answer", type=int, default=128, help="tokens of an answer at most (128)")
     parser.add_argument("--speed-prompts", type=int, default=4, help="of each topic (4)")
     options = parser.parse_args()
     try:

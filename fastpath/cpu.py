@@ -4,8 +4,8 @@ Weights are stacked once, so that a whole pass is one call; the reference's own 
 become views into the stacks, so nothing is held twice. bfloat16 weights meet states that are
 rounded to bfloat16 for each product, as in the reference, which also rounds every result; here
 these stay float32. A float32 draft whose weights came out of a bfloat16 file is read in bfloat16
-too, half the bytes, but nothing is rounded for it. It is read once; a draft that learns belongs
-to the reference.
+too, half the bytes, but nothing is rounded for it. Of a draft that learns, the matrices with
+adapters are read anew whenever these have changed.
 """
 
 import copy
@@ -24,6 +24,8 @@ from fastpath.steps import draft_pass, normed, target_pass
 from minispec.cache import KVCache
 from minispec.draft import EagleDraft
 from minispec.errors import ContextError
+from minispec.head import PackedHead
+from minispec.lora import LoraLinear
 from minispec.model import MLP, Attention, Layer, ModelConfig, Transformer
 from minispec.quantised import scales, steps
 from minispec.rope import Rope
@@ -83,7 +85,8 @@ class CpuTarget:
         self._taps = np.array(sorted(model.config.tap_layers), np.int64)
         turns = [_turns(rope, model.config) for rope in (model.rope, model.local_rope)]
         self._cos, self._sin = (np.stack(kinds) for kinds in zip(*turns, strict=True))
-        self.head = CpuHead(*_rows(model.head.weight, model.config.int8_rows))
+        self.rows = model.head.weight  # (V, D)
+        self.head = CpuHead(*_rows(self.rows, model.config.int8_rows))
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most ``capacity`` positions, in float32."""
@@ -107,13 +110,19 @@ class CpuTarget:
 
 
 class CpuDraft:
-    """See ``minispec.types.Draft``."""
+    """See ``minispec.types.Draft``. ``reference`` is the draft whose weights these are."""
 
     def __init__(self, draft: EagleDraft, target: CpuTarget) -> None:
-        self._config, self._embedding = draft.config, target.embedding
-        stacks = _stacked([draft.attention], [draft.mlp])
-        self._stacks = _readable([_shortened(stack[0]) for stack in stacks], False)
-        self._fusion = _rows(_shortened(_joined([[draft.fusion]])[0]), False)
+        # What it shares with the target it finds there from now on, so that it is held once.
+        draft.embedding, draft.head = target.embedding, PackedHead(target.rows)
+        self.reference, self._target, self._config = draft, target, draft.config
+        attention, mlp = draft.attention, draft.mlp
+        self._matrices: list[list[nn.Linear | LoraLinear]] = [
+            [attention.query, attention.key, attention.value], [attention.output],
+            [mlp.gate, mlp.up], [mlp.down], [draft.fusion],
+        ]  # fmt: skip
+        self._products = [_side_by_side(matrices) for matrices in self._matrices]
+        self._version = draft.version
         self._norms = (
             _floats(draft.embedding_norm), _floats(draft.state_norm), _inner_norms(draft)
         )  # fmt: skip
@@ -129,7 +138,8 @@ class CpuDraft:
 
     def fuse(self, taps: Tensor) -> Tensor:
         """The target's taps (T, n_taps * D) -> states (T, D)."""
-        rows, scales = self._fusion
+        self._follow()
+        rows, scales = self._products[-1]
         states = torch.empty(len(taps), len(rows))
         product(rows, scales, taps.numpy(), states.numpy(), get_num_threads())
         return states
@@ -140,9 +150,12 @@ class CpuDraft:
         Raises ContextError, before anything is changed, if they do not fit the cache.
         """
         start, end = _places(cache, len(ids))
+        self._follow()
         cos, sin = self._turns
+        rows, scales = zip(*self._products[:-1], strict=True)
+        embedded = self.reference.embedding[ids].float()
         new = draft_pass(
-            self._embedding[ids].float().numpy(), states.numpy(), *self._stacks, self._norms,
+            embedded.numpy(), states.numpy(), rows, scales, self._norms,
             self._settings, cos[start:end], sin[start:end],
             cache.keys.numpy()[0, 0], cache.values.numpy()[0, 0], start, get_num_threads(),
         )  # fmt: skip
@@ -161,6 +174,18 @@ class CpuDraft:
         twin = copy.copy(self)
         twin.head = self.head.twin()
         return twin
+
+    def learning(self, draft: EagleDraft) -> "CpuDraft":
+        """The adapted twin of a learner (``minispec.lora``), on this backend as well."""
+        return CpuDraft(draft, self._target)
+
+    def _follow(self) -> None:
+        """Reads the matrices anew that adapters have changed since."""
+        if self._version != self.reference.version:
+            for place, matrices in enumerate(self._matrices):
+                if any(isinstance(matrix, LoraLinear) for matrix in matrices):
+                    self._products[place] = _side_by_side(matrices)
+            self._version = self.reference.version
 
 
 def _cache(config: ModelConfig, layers: int, capacity: int) -> KVCache:
@@ -212,6 +237,21 @@ def _shortened(weight: Tensor) -> Tensor:
         return weight
     short = home(weight.shape, torch.bfloat16).copy_(weight)
     return short.view(torch.int16) if torch.equal(short.float(), weight) else weight
+
+
+def _side_by_side(matrices: Sequence[nn.Linear | LoraLinear]) -> tuple[np.ndarray, np.ndarray]:
+    """A draft's projections that read the same states, one below the other, as the kernels take
+    them. With adapters they are float32: what these have learnt is less than bfloat16 can tell."""
+    weights = [
+        matrix.base.weight.float() + matrix.up.detach() @ matrix.down.detach()
+        if isinstance(matrix, LoraLinear)
+        else matrix.weight.detach()
+        for matrix in matrices
+    ]
+    whole = torch.cat(weights)
+    rows = home(whole.shape, whole.dtype).copy_(whole)
+    learns = any(isinstance(matrix, LoraLinear) for matrix in matrices)
+    return _rows(rows if learns else _shortened(rows), False)
 
 
 def _readable(stacks: Sequence[Tensor], int8: bool) -> _Stacks:

@@ -29,7 +29,7 @@ def said(model, draft, method: str, temperature: float) -> list[int]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("method", ["autoregressive", "full"])
+@pytest.mark.parametrize("method", ["autoregressive", "full", "full+adapt"])
 def test_every_backend_says_the_same(tiny: Tiny, method: str, temperature: float) -> None:
     model, draft = backend.placed(tiny.model, tiny.draft, "reference")
     assert (model, draft) == (tiny.model, tiny.draft)
@@ -53,6 +53,23 @@ def test_auto_measures_once_and_keeps_what_it_found(
     monkeypatch.setattr(backend, "_measured", lambda *_: pytest.fail("measured again"))
     assert backend.chosen(tiny.model) == verdict
     assert backend.placed(tiny.model, None, "auto")[0].backend == verdict["backend"]
+
+
+def test_a_draft_that_learns_is_placed_where_it_can(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"cuda": [0.1, 0.1], "reference": [2.0, 2.0], "cpu": [1.0, 2.0]}
+    found = {"backend": "cuda", "milliseconds": figures}
+    monkeypatch.setattr(backend, "chosen", lambda model: found)
+    placed, draft = backend.placed(tiny.model, tiny.draft, "auto", learns=True)
+    assert placed.backend == "cpu"
+    assert said(placed, draft, "full+adapt", 0.0) == said(placed, draft, "full", 0.0)
+
+
+def test_a_draft_that_cannot_learn_says_where_it_could(tiny: Tiny) -> None:
+    compiled, draft = backend.placed(tiny.model, tiny.draft, "compiled")
+    with pytest.raises(ArgumentError, match=r"full\+adapt learns on --backend reference or cpu"):
+        said(compiled, draft, "full+adapt", 0.0)
 
 
 @pytest.mark.parametrize("damaged", ["{", "[1]", ""])

@@ -27,7 +27,7 @@ from fastpath.dots import PAIRED
 from fastpath.kernels import fitting, product
 from fastpath.ranks import scored
 from fastpath.rows import CpuHead, PackedRows, gathered
-from minispec import draft
+from minispec import draft, lora
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.draft import untrained
@@ -352,15 +352,26 @@ def test_a_second_target_has_as_many_threads_as_the_first():
     set_num_threads(before)
 
 
-def test_the_reference_shares_the_stacked_weights():
+def test_a_draft_that_learns_is_followed():
+    """Each change of an adapter is in the next law, and the frozen draft knows nothing of it."""
     model, guesser = toy_pair()
-    ids, states = torch.tensor([3, 4]), torch.randn(2, 24)
-    runner = cpu.draft(guesser, cpu.target(model))
-    before = runner.step(ids, states, runner.new_cache(8))
-    guesser.mlp.down.weight.mul_(2)  # as an update of a draft that learns does it
-    after = runner.step(ids, states, runner.new_cache(8))
-    assert not torch.equal(before, after)
-    assert torch.allclose(after, guesser.step(ids, states, guesser.new_cache(8)), atol=1e-4)
+    frozen = cpu.draft(guesser, cpu.target(model))
+    twin = lora.adapted(guesser, lora.TARGETS, 2, seed=0)
+    runner = frozen.learning(twin)
+    ids, taps = torch.tensor([3, 4]), torch.randn(2, 72)
+
+    def states(draft):
+        return draft.step(ids, draft.fuse(taps), draft.new_cache(8))
+
+    before, seen = states(frozen), [states(runner)]
+    assert torch.equal(seen[0], before)  # an adapter that has learnt nothing changes no bit
+    for _ in range(2):
+        changed = {name: torch.randn_like(value) / 4 for name, value in lora.state(twin).items()}
+        lora.restore(twin, changed)
+        seen.append(states(runner))
+        assert torch.allclose(seen[-1], states(twin), rtol=1e-4, atol=1e-4)
+        assert (seen[-1] - seen[-2]).abs().max() > 1e-2
+    assert torch.equal(states(frozen), before)
 
 
 def test_a_full_cache_is_refused_before_anything_changes():

@@ -32,15 +32,23 @@ _CONTEXT, _REPEATS = 64, 7
 
 
 def placed(
-    model: Pretrained, draft: EagleDraft | None, name: str, measure: bool = True
+    model: Pretrained,
+    draft: EagleDraft | None,
+    name: str,
+    measure: bool = True,
+    learns: bool = False,
 ) -> tuple[Pretrained, Draft | None]:
-    """A model and its draft on a backend by name, or on the fastest ("auto"): by what was
-    measured before, or, with ``measure``, is measured now, which compiles what was not yet.
+    """A model and its draft on a backend by name, or on the fastest ("auto"), of those where a
+    draft can learn if it ``learns``: by what was measured before, or, with ``measure``, is
+    measured now, which compiles what was not yet.
 
     Raises ArgumentError for a backend that this machine, or the model's dtype, rules out.
     """
     if name == "auto":
-        name = (chosen(model) if measure else known(model))["backend"]
+        found = chosen(model) if measure else known(model)
+        name = found["backend"]
+        if learns and name not in methods.LEARNING:
+            name = min(methods.LEARNING, key=lambda each: sum(found["milliseconds"][each]))
     if name == "reference":
         return model, draft
     module = _loaded(name)

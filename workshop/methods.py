@@ -9,7 +9,7 @@ the draft learns while it serves, from each prompt or conversation anew.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from minispec import checkpoint
 from minispec.align import Aligner
@@ -36,6 +36,7 @@ _SHARES = {"autoregressive": None, "full": None, "frspec": 0.25} | dict.fromkeys
 )
 NAMES = tuple(_SHARES)
 _RANKING = "general"  # where a method names none
+LEARNING = ("reference", "cpu")  # backends of drafts that learn
 
 
 class Decoder(Protocol):
@@ -45,6 +46,17 @@ class Decoder(Protocol):
     def __call__(
         self, prompt: Sequence[int], random: RandomSource, *, continued: bool = False
     ) -> Iterator[Round]: ...
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A draft on a fast path that can draft with the weights of another, however these change."""
+
+    reference: EagleDraft
+
+    def learning(self, draft: EagleDraft) -> Draft:
+        """This draft with the weights of a learner's."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -198,10 +210,12 @@ def decoder(
     ids_of, own = watched or shortlist(method, model, domain), draft.with_own_head()
     learner = None
     if method.adapt:
-        if not isinstance(own, EagleDraft):
-            raise ArgumentError(f"method {method} learns on --backend reference alone")
-        learner = Aligner(own)
-        own = learner.draft
+        if not isinstance(own, EagleDraft | Follower):
+            raise ArgumentError(
+                f"method {method} learns on --backend {' or '.join(LEARNING)} alone"
+            )
+        learner = Aligner(own if isinstance(own, EagleDraft) else own.reference)
+        own = learner.draft if isinstance(own, EagleDraft) else own.learning(learner.draft)
     return lambda prompt, random, *, continued=False: speculative(
         target, own, ids_of, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
         tokenizer=tokenizer, trace=trace, continued=continued, verifier=VERIFIERS[verifier],

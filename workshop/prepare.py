@@ -36,7 +36,8 @@ def loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, An
             guesser = draft.load(path, model.reference, model.fingerprint)
         # One prompt should not wait for a measurement: `doctor` and `compare` take the time.
         patient = options.command not in ("generate", "explore")
-        return backend.placed(model, guesser, options.backend, patient)
+        learns = any(method.adapt for method in methods)
+        return backend.placed(model, guesser, options.backend, patient, learns)
 
 
 def draft_path(options: argparse.Namespace) -> Path | None:
