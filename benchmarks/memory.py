@@ -13,8 +13,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minispec.types import Learner
-
 
 class LiveBytes(TorchDispatchMode):
     """Counts storages made while it is entered, until they are freed, in or out of it."""
@@ -87,7 +85,3 @@ class Watched:
                 return getattr(self.learner, name)(*arguments)
 
         return counted
-
-
-def _is_learner(watched: Watched) -> Learner:
-    return watched

@@ -3,9 +3,10 @@
     python docs/figures.py            # all of them; "budget" runs the real model for some minutes
     python docs/figures.py bytes round
 
-``bytes`` and ``overlap`` follow from sizes and toy laws; ``round`` is drawn from the table in
-``docs/measurements.md``, ``learning`` from the log beside the shipped draft; ``budget`` is a live
-run: our prompts answered by the target, and lists of every size replayed over the answers.
+``bytes`` and ``overlap`` follow from sizes and toy laws, ``curriculum`` from the schedule itself;
+``round`` is drawn from the table in ``docs/measurements.md``, ``learning`` from the log beside the
+shipped draft; ``budget`` is a live run: our prompts answered by the target, and lists of every size
+replayed over the answers.
 """
 
 import hashlib
@@ -132,6 +133,28 @@ def draw_learning(folder: Path) -> None:
     saved(figure, "learning", folder, logs)
 
 
+@matplotlib.rc_context(_STYLE)
+def draw_curriculum(folder: Path) -> None:
+    """What a position counts, by its difficulty, as acceptance rises."""
+    import torch
+
+    from minispec import curriculum
+
+    difficulties = torch.linspace(0, 1, 21, dtype=torch.float64)
+    figure = Figure(figsize=(8, 3.2))
+    axes = figure.subplots()
+    lines = {}
+    for colour, acceptance in zip(_COLOURS, (0.0, 0.2, 0.4, 0.6, 0.8), strict=False):
+        reached = curriculum.competence(acceptance)
+        weights = curriculum.weights(difficulties, reached).tolist()
+        lines[acceptance] = [round(weight, 6) for weight in weights]
+        label = f"acceptance {acceptance}: competence {reached:.2f}"
+        axes.plot(difficulties.tolist(), lines[acceptance], color=colour, label=label)
+    axes.set(xlabel="difficulty of a position", ylabel="its weight in an update", ylim=(0, 1.05))
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    saved(figure, "curriculum", folder, lines)
+
+
 def measure_budget() -> None:
     """Lists of every size over the target's own answers, by replay; kept as JSON."""
     from dataclasses import replace
@@ -202,6 +225,7 @@ def draw_budget(folder: Path) -> None:
 DRAWN = {
     "bytes": draw_bytes,
     "overlap": draw_overlap,
+    "curriculum": draw_curriculum,
     "round": draw_round,
     "learning": draw_learning,
     "budget": draw_budget,
