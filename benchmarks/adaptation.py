@@ -33,8 +33,8 @@ from minispec.decode import speculative
 from minispec.draft import EagleDraft
 from minispec.errors import MinispecError
 from minispec.sampling import Sampling, SeededRandom
-from minispec.types import Learner, Shortlist
-from workshop import methods, pretrained
+from minispec.types import Draft, Learner, Shortlist
+from workshop import backend, methods, pretrained
 from workshop.measure import Figures, machine, measured
 from workshop.streams import Stream, streams_of
 
@@ -150,20 +150,25 @@ def memory(bench: Bench, recordings: Sequence[Recording], domain: str, make: Any
     return watched.live.split()
 
 
-def speeds(bench: Bench, streams: Sequence[tuple[str, list[Recording]]]) -> dict[str, float]:
-    """Tokens per second, learning over frozen, by stream: the real loop, prompts in turn."""
+def speeds(
+    bench: Bench, streams: Sequence[tuple[str, list[Recording]]], name: str
+) -> dict[str, float]:
+    """Tokens per second, learning over frozen, by stream: the real loop on a backend, prompts in
+    turn."""
+    model, frozen = backend.placed(bench.model, bench.draft, name)
+    assert frozen is not None
     ratios = {}
     for domain, recordings in streams:
-        learner = Aligner(bench.draft, carry=True)
+        learner, learning = methods.learner_of(frozen, carry=True)
+        sides: list[tuple[str, Draft, Learner | None]]
+        sides = [("frozen", frozen.with_own_head(), None), ("ours", learning, learner)]
         seconds = {"frozen": 0.0, "ours": 0.0}
         for number, recording in enumerate(tqdm(recordings, desc=f"speed {domain}", leave=False)):
-            sides: list[tuple[str, Learner | None]] = [("frozen", None), ("ours", learner)]
-            for side, who in sides[:: 1 if number % 2 else -1]:
+            for side, draft, who in sides[:: 1 if number % 2 else -1]:
                 figures = measured(
                     speculative(
-                        bench.model.target, who.draft if who else bench.draft,
-                        bench.list_for(domain), recording.prompt, gamma=bench.gamma,
-                        sampling=Sampling(), random=SeededRandom(0),
+                        model.target, draft, bench.list_for(domain), recording.prompt,
+                        gamma=bench.gamma, sampling=Sampling(), random=SeededRandom(0),
                         stop=StopRule(len(recording.answer)), learner=who,
                     )
                 )  # fmt: skip
@@ -228,18 +233,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     bench.pairs(first[:half], held_out[0].name, learner)
     bench.pairs(second, held_out[-1].name, learner)
     back = gain(bench.pairs(first[half:], held_out[0].name, learner))
-    few = first[:8]
+    some = first[:8]
     name = held_out[0].name
     used = {
-        "ours": memory(bench, few, name, lambda own: Aligner(own, carry=True)),
-        "rival": memory(bench, few, name, lambda own: Rival(own, RIVAL)),
-        "rival_full_laws": memory(bench, few, name, lambda own: Rival(own, RIVAL, full_laws=True)),
+        "ours": memory(bench, some, name, lambda own: Aligner(own, carry=True)),
+        "rival": memory(bench, some, name, lambda own: Rival(own, RIVAL)),
+        "rival_full_laws": memory(bench, some, name, lambda own: Rival(own, RIVAL, full_laws=True)),
     }
     fast = {}
-    if options.speed_prompts:
-        streams = [(s.name, recorded[s.name][: options.speed_prompts + 1]) for s in held_out]
-        streams += [(s.name, recorded[s.name][: options.speed_prompts + 1]) for s in control]
-        fast = speeds(bench, streams)
+    if (few := options.speed_prompts) is None:
+        few = 4 if options.quick else None  # all
+    if few != 0:
+        streams = [*held_out, *control]
+        prompts = [(s.name, recorded[s.name][: few and few + 1]) for s in streams]
+        fast = speeds(bench, prompts, options.backend)
 
     def pooled(played: dict[str, Played]) -> dict[str, float]:
         return gain([pair for pairs in played.values() for pair in pairs])
@@ -257,6 +264,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             **{n: gain(p) for n, p in {**held, **controls}.items()},
             **{f"{n} (rival)": gain(p) for n, p in rivals.items()},
         },
+        "speed_backend": options.backend,
         "memory_bytes": used,
         "seeds": list(seeds),
         "tokens": {n: sum(len(r.answer) for r in rs) for n, rs in recorded.items()},
@@ -268,7 +276,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)
     parser.add_argument("--quick", action="store_true", help="one order of the prompts, not three")
-    parser.add_argument("--speed-prompts", type=int, default=4, help="of each topic (4)")
+    parser.add_argument("--speed-prompts", type=int, help="of each topic (--quick: 4, else all)")
+    parser.add_argument(
+        "--backend", choices=methods.LEARNING, default="reference", help="where speed is measured"
+    )
     options = parser.parse_args()
     try:
         report = run(options)

@@ -174,6 +174,18 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
     return RoutedList(ids, budget, eos_ids, clusters, trained.to(rows.dtype))
 
 
+def learner_of(draft: Draft, *, carry: bool = False) -> tuple[Aligner, Draft]:
+    """A learner for a draft, which remembers from text to text if it is to ``carry``, and the draft
+    to hand in with it. Raises ArgumentError for a draft that cannot learn where it is."""
+    if isinstance(draft, EagleDraft):
+        learner = Aligner(draft, carry=carry)
+        return learner, learner.draft
+    if isinstance(draft, Follower):
+        learner = Aligner(draft.reference, carry=carry)
+        return learner, draft.learning(learner.draft)
+    raise ArgumentError(f"+adapt: a draft learns on --backend {' or '.join(LEARNING)} only")
+
+
 def decoder(
     method: Method,
     model: Pretrained,
@@ -210,12 +222,7 @@ def decoder(
     ids_of, own = watched or shortlist(method, model, domain), draft.with_own_head()
     learner = None
     if method.adapt:
-        if not isinstance(own, EagleDraft | Follower):
-            raise ArgumentError(
-                f"method {method} learns on --backend {' or '.join(LEARNING)} alone"
-            )
-        learner = Aligner(own if isinstance(own, EagleDraft) else own.reference)
-        own = learner.draft if isinstance(own, EagleDraft) else own.learning(learner.draft)
+        learner, own = learner_of(own)
     return lambda prompt, random, *, continued=False: speculative(
         target, own, ids_of, prompt, gamma=gamma, sampling=sampling, random=random, stop=stop,
         tokenizer=tokenizer, trace=trace, continued=continued, verifier=VERIFIERS[verifier],
