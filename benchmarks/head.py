@@ -78,6 +78,11 @@ class Round:
             product(rows, scales, states, out, threads)
             return out
 
+        def ours_contiguous(step: int) -> Any:
+            out = np.empty((1, self.size), np.float32)
+            product(rows[: self.size], scales[: self.size], states, out, threads)
+            return out
+
         def ours_clusters(step: int) -> Any:
             out = np.empty((1, self.size), np.float32)
             runs(rows, scales, self.starts, self.lengths, states, out, threads)
@@ -94,6 +99,7 @@ class Round:
             "packed torch": lambda step: theirs.step(ids[step], hidden),
             "gathered ours": ours_gathered,
             "packed ours": ours_packed,
+            "contiguous ours": ours_contiguous,  # what packed rows cost without their upkeep
             "clusters ours": ours_clusters,
         }
 
@@ -169,6 +175,8 @@ def measured(
         if name == "clusters ours":
             pairs = zip(round.starts, round.lengths, strict=True)
             ids = np.concatenate([np.arange(start, start + length) for start, length in pairs])
+        elif name == "contiguous ours":
+            ids = np.arange(size)
         else:
             ids = np.arange(vocabulary) if name.startswith("dense") else round.lists[0]
         assert torch.allclose(logits, expected[torch.from_numpy(ids)], atol=1e-3), name
