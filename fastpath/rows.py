@@ -63,12 +63,11 @@ def _streamed(rows, ids, fresh, packed, states, by_slot, first, last):
     """Slots first to last of the packed rows meet the states -> by_slot (T, K), after those of
     them that are ``fresh`` (slot, place in the list) were copied to there."""
     slots, places = fresh
-    for turn in range(min(_EARLY, len(slots))):
-        ask(rows, ids[places[turn]])
-    for turn in range(len(slots)):
-        if turn + _EARLY < len(slots):
-            ask(rows, ids[places[turn + _EARLY]])
-        if first <= slots[turn] < last:
+    for turn in range(-_EARLY, len(slots)):
+        soon = turn + _EARLY
+        if soon < len(slots) and first <= slots[soon] < last:
+            ask(rows, ids[places[soon]])
+        if turn >= 0 and first <= slots[turn] < last:
             _put(rows, ids[places[turn]], packed, slots[turn])
     spanned(packed, states, by_slot, first, last)
 
