@@ -241,11 +241,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "rival_full_laws": memory(bench, some, name, lambda own: Rival(own, RIVAL, full_laws=True)),
     }
     fast = {}
-    if (few := options.speed_prompts) is None:
-        few = 4 if options.quick else None  # all
+    few = 4 if options.quick and options.speed_prompts is None else options.speed_prompts
     if few != 0:
-        streams = [*held_out, *control]
-        prompts = [(s.name, recorded[s.name][: few and few + 1]) for s in streams]
+        most = few + 1 if few else None  # the first one warms up
+        prompts = [(s.name, recorded[s.name][:most]) for s in (*held_out, *control)]
         fast = speeds(bench, prompts, options.backend)
 
     def pooled(played: dict[str, Played]) -> dict[str, float]:
