@@ -54,7 +54,9 @@ def _prefetch(builder: Any, place: Any) -> None:
     builder.call(prefetch, [place, _i32(0), _i32(3), _i32(1)])
 
 
-def _dots(typingctx, rows, row, ahead, coming, states, first, out, place, begin, end, count):
+def _dots(
+    typingctx, rows, row, ahead, coming, states, first, out, place, begin, end, count, asking
+):
     """out[j, place] = rows[row] . states[j] for ``count`` states from j = ``first`` on, over the
     columns from ``begin`` up to ``end``; added to what is there where ``begin`` is not 0.
 
@@ -62,15 +64,15 @@ def _dots(typingctx, rows, row, ahead, coming, states, first, out, place, begin,
     literal. They are passed whole: a slice would be counted as a reference, row by row, by
     operations that let no later read begin before they end. While it works, row ``ahead`` is asked
     for, from column ``coming`` on; any number will do there, since a prefetch of no valid address
-    does nothing.
+    does nothing. Nothing is asked for where the literal ``asking`` is 0.
 
     States are float32 or, for rows in bfloat16 where that is ``PAIRED``, bfloat16 too. Then
     numbers below 2^-126 count as 0, and so do sums.
     """
-    # The literal is part of the signature: by it Numba tells one variant from the next.
+    # The literals are part of the signature: by them Numba tells one variant from the next.
     index = types.intp
     signature = types.void(
-        rows, index, index, index, states, index, out, index, index, index, count
+        rows, index, index, index, states, index, out, index, index, index, count, asking
     )
     states_at_once = range(count.literal_value)
     element, number = _ELEMENTS[rows.dtype], _ELEMENTS[states.dtype]
@@ -156,7 +158,7 @@ def _dots(typingctx, rows, row, ahead, coming, states, first, out, place, begin,
             sums = after = [builder.phi(_floats) for _ in before]
             for number in range(count):
                 here = builder.add(column, _i64(number * step))
-                if number * step * _bytes(element) % _ASKED == 0:
+                if asking.literal_value and number * step * _bytes(element) % _ASKED == 0:
                     _prefetch(builder, at(following, here, element))
                 after = met(here, after, below(builder.sub(end, here)) if masked else None)
             advanced = builder.add(column, far)

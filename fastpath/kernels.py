@@ -103,7 +103,8 @@ def met(rows, ids, states, out, panel, part, ahead, then):
     """out[:, place] = states @ rows[ids[place]], or rows[place] where there are no ids, for the
     places of a panel and the columns of a part; added to what is there where these are not the
     first. Memory is asked for rows ``ahead`` places early, behind the panel for those from
-    ``then`` (place, column) on."""
+    ``then`` (place, column) on; but for rows that follow each other and meet one state, where
+    the processor sees by itself what comes, and asking for it as well slows it down."""
     (top, below), (begin, end), many = panel, part, len(ids)
     for first in range(0, len(states), MOST):
         count = len(states) - first
@@ -114,22 +115,24 @@ def met(rows, ids, states, out, panel, part, ahead, then):
             row = place
             if many:
                 row, soon = ids[place], ids[min(soon, many - 1)]
-            if count == 1:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 1)
+            if count == 1 and not many:
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 1, 0)
+            elif count == 1:
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 1, 1)
             elif count == 2:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 2)
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 2, 1)
             elif count == 3:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 3)
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 3, 1)
             elif count == 4:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 4)
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 4, 1)
             elif count == 5:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 5)
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 5, 1)
             elif count == 6:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 6)
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 6, 1)
             elif count == 7:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 7)
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, 7, 1)
             else:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, MOST)
+                dots(rows, row, soon, coming, states, first, out, place, begin, end, MOST, 1)
 
 
 @njit(cache=True)
