@@ -116,11 +116,7 @@ class CpuDraft:
         # What it shares with the target it finds there from now on, so that it is held once.
         draft.embedding, draft.head = target.embedding, PackedHead(target.rows)
         self.reference, self._target, self._config = draft, target, draft.config
-        attention, mlp = draft.attention, draft.mlp
-        self._matrices: list[list[nn.Linear | LoraLinear]] = [
-            [attention.query, attention.key, attention.value], [attention.output],
-            [mlp.gate, mlp.up], [mlp.down], [draft.fusion],
-        ]  # fmt: skip
+        self._matrices = [*_matrices(draft.attention, draft.mlp), [draft.fusion]]
         self._products = [_side_by_side(matrices) for matrices in self._matrices]
         self._version = draft.version
         self._norms = (
@@ -183,7 +179,7 @@ class CpuDraft:
         """Reads the matrices anew that adapters have changed since."""
         if self._version != self.reference.version:
             for place, matrices in enumerate(self._matrices):
-                if any(isinstance(matrix, LoraLinear) for matrix in matrices):
+                if _learns(matrices):
                     self._products[place] = _side_by_side(matrices)
             self._version = self.reference.version
 
@@ -242,16 +238,15 @@ def _shortened(weight: Tensor) -> Tensor:
 def _side_by_side(matrices: Sequence[nn.Linear | LoraLinear]) -> tuple[np.ndarray, np.ndarray]:
     """A draft's projections that read the same states, one below the other, as the kernels take
     them. With adapters they are float32: what these have learnt is less than bfloat16 can tell."""
-    weights = [
-        matrix.base.weight.float() + matrix.up.detach() @ matrix.down.detach()
-        if isinstance(matrix, LoraLinear)
-        else matrix.weight.detach()
-        for matrix in matrices
-    ]
-    whole = torch.cat(weights)
+    whole = torch.cat(
+        [m.whole if isinstance(m, LoraLinear) else m.weight for m in matrices]
+    ).detach()
     rows = home(whole.shape, whole.dtype).copy_(whole)
-    learns = any(isinstance(matrix, LoraLinear) for matrix in matrices)
-    return _rows(rows if learns else _shortened(rows), False)
+    return _rows(rows if _learns(matrices) else _shortened(rows), False)
+
+
+def _learns(matrices: Sequence[nn.Linear | LoraLinear]) -> bool:
+    return any(isinstance(matrix, LoraLinear) for matrix in matrices)
 
 
 def _readable(stacks: Sequence[Tensor], int8: bool) -> _Stacks:
@@ -259,14 +254,20 @@ def _readable(stacks: Sequence[Tensor], int8: bool) -> _Stacks:
     return rows, sizes
 
 
+def _matrices(attention: Attention, mlp: MLP) -> list[list[nn.Linear]]:
+    """The projections of a layer, together those that read the same states."""
+    return [
+        [attention.query, attention.key, attention.value],
+        [attention.output],
+        [mlp.gate, mlp.up],
+        [mlp.down],
+    ]
+
+
 def _stacked(attentions: Sequence[Attention], mlps: Sequence[MLP]) -> list[Tensor]:
     """The four products of a layer, each (L, N, D) over the layers."""
-    return [
-        _joined([[a.query, a.key, a.value] for a in attentions]),
-        _joined([[a.output] for a in attentions]),
-        _joined([[m.gate, m.up] for m in mlps]),
-        _joined([[m.down] for m in mlps]),
-    ]
+    layers = map(_matrices, attentions, mlps)
+    return [_joined(product) for product in zip(*layers, strict=True)]
 
 
 def _joined(layers: Sequence[Sequence[nn.Linear]]) -> Tensor:

@@ -3,7 +3,7 @@
 An adapted matrix computes ``W x + U (A x)`` with A (rank, inputs) random and U (outputs, rank)
 zero at the start, so that an adapter that has learnt nothing changes no bit. W itself is never
 written: taking an adapter off, or putting an older one back, is exact. What another backend
-should pack is ``weight``, the two in one, and ``EagleDraft.version`` says when it changed.
+should pack is ``whole``, the two in one, and ``EagleDraft.version`` says when it changed.
 
 Knows nothing of what is learnt, or when.
 """
@@ -45,10 +45,14 @@ class LoraLinear(nn.Module):
         return self.base(x) + change.to(x.dtype)
 
     @property
+    def whole(self) -> Tensor:
+        """W + U A (outputs, inputs), in float32 or better, made anew at each call."""
+        return self.base.weight + self.up.detach() @ self.down.detach()
+
+    @property
     def weight(self) -> Tensor:
-        """W + U A (outputs, inputs), in W's dtype, made anew at each call."""
-        base = self.base.weight
-        return (base + self.up.detach() @ self.down.detach()).to(base.dtype)
+        """The same in W's dtype, which may be too coarse for what was learnt."""
+        return self.whole.to(self.base.weight.dtype)
 
 
 def adapted(draft: EagleDraft, targets: Sequence[str], rank: int, seed: int) -> EagleDraft:
