@@ -51,7 +51,7 @@ class LoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The same in W's dtype, which may be too coarse for what was learnt."""
+        """W + U A (outputs, inputs) in W's dtype, which may be too coarse for what was learnt."""
         return self.whole.to(self.base.weight.dtype)
 
 
