@@ -13,7 +13,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastpath.rows import CpuHead
+from fastpath.cpu_head import CpuHead
 from minispec.head import LinearHead, PackedHead
 
 V, D = 49_152, 576  # SmolLM2-135M's

@@ -34,7 +34,8 @@ import torch
 import torch.nn.functional as F
 
 from fastpath.kernels import product
-from fastpath.rows import PackedRows, gathered, home, runs
+from fastpath.packed import PackedRows
+from fastpath.rows import gathered, home, runs
 from minispec.checkpoint import write_json
 
 MEBI = 2**20

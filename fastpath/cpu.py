@@ -18,8 +18,9 @@ import torch
 from numba import get_num_threads, set_num_threads
 from torch import Tensor, nn
 
+from fastpath.cpu_head import CpuHead
 from fastpath.kernels import product
-from fastpath.rows import CpuHead, home
+from fastpath.rows import home
 from fastpath.steps import draft_pass, normed, target_pass
 from minispec.cache import KVCache
 from minispec.draft import EagleDraft
@@ -87,6 +88,7 @@ class CpuTarget:
         self._cos, self._sin = (np.stack(kinds) for kinds in zip(*turns, strict=True))
         self.rows = model.head.weight  # (V, D)
         self.head = CpuHead(*_rows(self.rows, model.config.int8_rows))
+        self.threads = get_num_threads()  # asked once: the answer takes as long as a short product
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most ``capacity`` positions, in float32."""
@@ -103,7 +105,7 @@ class CpuTarget:
             (self.embedding[ids].float() * scale).numpy(), *self._stacks, self._norms,
             self._settings, self._local, self._cos[:, start:end], self._sin[:, start:end],
             cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], start, self._taps,
-            get_num_threads(),
+            self.threads,
         )  # fmt: skip
         cache.advance(len(ids))
         return Features(torch.from_numpy(hidden), torch.from_numpy(taps) / scale)
@@ -137,7 +139,7 @@ class CpuDraft:
         self._follow()
         rows, scales = self._products[-1]
         states = torch.empty(len(taps), len(rows))
-        product(rows, scales, taps.numpy(), states.numpy(), get_num_threads())
+        product(rows, scales, taps.numpy(), states.numpy(), self._target.threads)
         return states
 
     def step(self, ids: Tensor, states: Tensor, cache: KVCache) -> Tensor:
@@ -153,7 +155,7 @@ class CpuDraft:
         new = draft_pass(
             embedded.numpy(), states.numpy(), rows, scales, self._norms,
             self._settings, cos[start:end], sin[start:end],
-            cache.keys.numpy()[0, 0], cache.values.numpy()[0, 0], start, get_num_threads(),
+            cache.keys.numpy()[0, 0], cache.values.numpy()[0, 0], start, self._target.threads,
         )  # fmt: skip
         cache.advance(len(ids))
         return torch.from_numpy(new)

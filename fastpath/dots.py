@@ -1,6 +1,6 @@
-"""The innermost loops: dot products of one weight row with a few hidden states (LLVM, CPU).
+"""The innermost loops: dot products of a few weight rows with a few hidden states (LLVM, CPU).
 
-A row is read once, as one long stream, and meets all states while it passes through the
+Rows are read once, each as one long stream, and meet all states while they pass through the
 registers. Compilers do not find that by themselves, so it is written in vectors here. Rows in
 bfloat16 meet states in bfloat16, as they do in the reference: where the processor can
 (``PAIRED``), in pairs, of whose products it adds two to a float32 sum at once. Other rows meet
@@ -8,6 +8,7 @@ float32 states, of which nothing is rounded; so do those in bfloat16 that stand 
 which it holds exactly.
 """
 
+import itertools
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -21,7 +22,6 @@ from numba.extending import intrinsic
 _FEATURES = (config.CPU_FEATURES or get_host_cpu_features()).split(",")
 LANES = 16 if "+avx512f" in _FEATURES else 8  # float32 numbers in a vector
 _AT_ONCE = 32  # numbers of a row that are met between two branches
-_ASKED = 32  # bytes: each line is asked for twice, since some processors forget what they are asked
 # Older versions of LLVM know the instruction's operands as numbers of another kind.
 PAIRED = "+avx512bf16" in _FEATURES and llvm.llvm_version_info >= (20,)
 
@@ -47,33 +47,19 @@ def _bytes(kind: Any) -> int:
     return kind.width // 8 if isinstance(kind, ir.IntType) else 4
 
 
-def _prefetch(builder: Any, place: Any) -> None:
-    """Asks memory for a cache line, for reading, to be kept in all caches."""
-    kind = ir.FunctionType(ir.VoidType(), [place.type, _i32, _i32, _i32])
-    prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(prefetch, [place, _i32(0), _i32(3), _i32(1)])
-
-
-def _dots(
-    typingctx, rows, row, ahead, coming, states, first, out, place, begin, end, count, asking
-):
-    """out[j, place] = rows[row] . states[j] for ``count`` states from j = ``first`` on, over the
-    columns from ``begin`` up to ``end``; added to what is there where ``begin`` is not 0.
+def _dots(typingctx, rows, these, states, first, out, places, count):
+    """out[j, places[i]] = rows[these[i]] . states[j] for each row of the tuple ``these``, for
+    ``count`` states from j = ``first`` on.
 
     ``rows`` (N, D), ``states`` (T, D) and ``out`` (T, M) are contiguous, and ``count`` is a
     literal. They are passed whole: a slice would be counted as a reference, row by row, by
-    operations that let no later read begin before they end. While it works, row ``ahead`` is asked
-    for, from column ``coming`` on; any number will do there, since a prefetch of no valid address
-    does nothing. Nothing is asked for where the literal ``asking`` is 0.
+    operations that let no later read begin before they end.
 
     States are float32 or, for rows in bfloat16 where that is ``PAIRED``, bfloat16 too. Then
     numbers below 2^-126 count as 0, and so do sums.
     """
-    # The literals are part of the signature: by them Numba tells one variant from the next.
-    index = types.intp
-    signature = types.void(
-        rows, index, index, index, states, index, out, index, index, index, count, asking
-    )
+    # The literal is part of the signature: by it Numba tells one variant from the next.
+    signature = types.void(rows, these, states, types.intp, out, places, count)
     states_at_once = range(count.literal_value)
     element, number = _ELEMENTS[rows.dtype], _ELEMENTS[states.dtype]
     paired = number is not _f32
@@ -82,11 +68,11 @@ def _dots(
     def codegen(context, builder, signature, args):
         matrix, many, sums = (
             context.make_array(kind)(context, builder, value)
-            for kind, value in ((rows, args[0]), (states, args[4]), (out, args[6]))
+            for kind, value in ((rows, args[0]), (states, args[2]), (out, args[4]))
         )
         width = builder.extract_value(matrix.shape, 1)
         stride = builder.extract_value(sums.shape, 1)
-        first, place, begin, end = args[5], args[7], args[8], args[9]
+        its, targets = (cgutils.unpack_tuple(builder, args[i]) for i in (1, 5))
 
         def call(name: str, result: Any, *values: Any, **flags: Any) -> Any:
             kind = ir.FunctionType(result, [value.type for value in values])
@@ -111,10 +97,9 @@ def _dots(
         def pairs(vector: Any) -> Any:
             return builder.bitcast(vector, _pairs)
 
-        this, following = (row_of(matrix.data, index, element) for index in (args[1], args[2]))
-        following = at(following, builder.sub(args[3], begin), element)
-        these = [builder.add(first, _i64(j)) for j in states_at_once]
-        heads = [row_of(many.data, state, number) for state in these]
+        passing = [row_of(matrix.data, index, element) for index in its]
+        these_states = [builder.add(args[3], _i64(j)) for j in states_at_once]
+        heads = [row_of(many.data, state, number) for state in these_states]
 
         def below(left: Any) -> Any:
             """The mask of the lanes whose numbers are less than ``left``."""
@@ -125,7 +110,7 @@ def _dots(
             return builder.icmp_signed("<", lanes, limit)
 
         def met(column: Any, before: list[Any], mask: Any) -> list[Any]:
-            """The sums after one more vector of the row has met every state."""
+            """The sums after one more vector of each row has met every state."""
 
             def load(base: Any, kind: Any) -> Any:
                 place, vectors = at(base, column, kind), ir.VectorType(kind, step)
@@ -136,13 +121,20 @@ def _dots(
                     name, vectors, place, _i32(_bytes(kind)), mask, ir.Constant(vectors, None)
                 )
 
-            passing = load(this, element)
-            met_states = zip(before, (load(head, number) for head in heads), strict=True)
-            if paired:
-                name, passing = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}", pairs(passing)
-                return [call(name, _floats, sum_, passing, pairs(new)) for sum_, new in met_states]
-            name, passing = f"llvm.fma.v{LANES}f32", widened(passing)
-            return [call(name, _floats, passing, new, sum_) for sum_, new in met_states]
+            def added(sum_: Any, row: Any, state: Any) -> Any:
+                if paired:
+                    name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"
+                    return call(name, _floats, sum_, pairs(row), pairs(state))
+                return call(f"llvm.fma.v{LANES}f32", _floats, row, state, sum_)
+
+            met_rows = [load(row, element) for row in passing]
+            if not paired:
+                met_rows = [widened(row) for row in met_rows]
+            sums, after = iter(before), []
+            for head in heads:  # state after state: registers are few
+                state = load(head, number)
+                after += [added(next(sums), row, state) for row in met_rows]
+            return after
 
         def looped(
             name: str, first: Any, before: list[Any], count: int, masked: bool
@@ -151,16 +143,14 @@ def _dots(
             or over all that is left."""
             entry, far = builder.block, _i64(count * step)
             loop, behind = (builder.append_basic_block(name + n) for n in ("", "_done"))
-            limit = builder.sub(end, _i64(1) if masked else far)
+            limit = builder.sub(width, _i64(1) if masked else far)
             builder.cbranch(builder.icmp_signed("<=", first, limit), loop, behind)
             builder.position_at_end(loop)
             column = builder.phi(_i64)
             sums = after = [builder.phi(_floats) for _ in before]
             for number in range(count):
                 here = builder.add(column, _i64(number * step))
-                if asking.literal_value and number * step * _bytes(element) % _ASKED == 0:
-                    _prefetch(builder, at(following, here, element))
-                after = met(here, after, below(builder.sub(end, here)) if masked else None)
+                after = met(here, after, below(builder.sub(width, here)) if masked else None)
             advanced = builder.add(column, far)
             builder.cbranch(builder.icmp_signed("<=", advanced, limit), loop, behind)
             builder.position_at_end(behind)
@@ -171,39 +161,21 @@ def _dots(
                 values[0].add_incoming(values[2], loop)
             return ends[0], ends[1:]
 
-        nothing = [ir.Constant(_floats, [0.0] * LANES)] * len(these)
-        column, so_far = looped("some", begin, nothing, max(1, _AT_ONCE // step), False)
+        nothing = [ir.Constant(_floats, [0.0] * LANES)] * (len(its) * len(heads))
+        column, so_far = looped("some", _i64(0), nothing, max(1, _AT_ONCE // step), False)
         _, totals = looped("left", column, so_far, 1, True)
-        new = builder.icmp_signed("==", begin, _i64(0))
-        for state, total in zip(these, totals, strict=True):
+        ends = zip(totals, itertools.product(these_states, targets), strict=True)
+        for total, (state, place) in ends:
             name = f"llvm.vector.reduce.fadd.v{LANES}f32"
             target = at(sums.data, builder.add(place, builder.mul(stride, state)), _f32)
-            known = builder.select(new, _f32(0.0), builder.load(target, typ=_f32))
             # In any order: a sum from left to right would take as long as the row itself.
-            builder.store(call(name, _f32, known, total, fastmath=("reassoc",)), target)
+            builder.store(call(name, _f32, _f32(0.0), total, fastmath=("reassoc",)), target)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 dots: Any = intrinsic(prefer_literal=True)(_dots)
-
-
-def _asked(typingctx, rows, row, column):
-    """Asks memory for the cache line of rows[row, column], of a contiguous array (N, D)."""
-
-    def codegen(context, builder, signature, args):
-        matrix = context.make_array(rows)(context, builder, args[0])
-        width = builder.extract_value(matrix.shape, 1)
-        index = builder.add(builder.mul(args[1], width), args[2])
-        place = builder.gep(matrix.data, [index], source_etype=_ELEMENTS[rows.dtype])
-        _prefetch(builder, place)
-        return context.get_dummy_value()
-
-    return types.void(rows, types.intp, types.intp), codegen
-
-
-asked: Any = intrinsic(_asked)
 
 
 def _laid(typingctx, rows, row, shelf, place):

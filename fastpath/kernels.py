@@ -15,20 +15,9 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
-from fastpath.dots import LANES, PAIRED, asked, dots
+from fastpath.dots import PAIRED, dots
 
 MOST = 8  # states that meet a row at once: their sums must fit the registers
-AHEAD = 4  # rows: memory answers after some hundred cycles, so it is asked that much earlier
-_SOON = 10 * 1024  # bytes, the same where rows follow each other in memory
-_L1 = 20 * 1024  # bytes of states that leave the first cache room for the rows passing by
-_PANEL = 64  # rows that meet one part of the states before the next part is taken up
-
-
-@njit(cache=True)
-def ask(rows, row):
-    """Asks memory for a whole row that will be read soon."""
-    for column in range(0, rows.shape[1], 64 // rows.itemsize):
-        asked(rows, row, column)
 
 
 @njit(cache=True)
@@ -99,60 +88,43 @@ def fitting(rows, states):
 
 
 @njit(cache=True)
-def met(rows, ids, states, out, panel, part, ahead, then):
-    """out[:, place] = states @ rows[ids[place]], or rows[place] where there are no ids, for the
-    places of a panel and the columns of a part; added to what is there where these are not the
-    first. Memory is asked for rows ``ahead`` places early, behind the panel for those from
-    ``then`` (place, column) on; but for rows that follow each other and meet one state, where
-    the processor sees by itself what comes, and asking for it as well slows it down."""
-    (top, below), (begin, end), many = panel, part, len(ids)
-    for first in range(0, len(states), MOST):
-        count = len(states) - first
-        for place in range(top, below):
-            soon, coming = place + ahead, begin
-            if soon >= below:
-                soon, coming = then[0] + soon - below, then[1]
-            row = place
-            if many:
-                row, soon = ids[place], ids[min(soon, many - 1)]
-            if count == 1 and not many:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 1, 0)
-            elif count == 1:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 1, 1)
+def met(rows, ids, states, out, first, last):
+    """out[:, first:last] = states @ rows[ids[first:last]].T, or rows[first:last] where there are no
+    ids, on one thread, of states that are ``fitting``.
+
+    A processor follows one stream of memory no faster than memory answers, and several side by
+    side. So the rows are dealt into as many equal streams as the registers have sums for. Where
+    they cannot be equal the last one begins a little earlier, and does some rows of the one
+    before again.
+    """
+    listed = len(ids) > 0
+    for start in range(0, len(states), MOST):
+        count = len(states) - start
+        many = 4 if count <= 3 else 2 if count <= 6 else 1
+        length = (last - first + many - 1) // many
+        for a in range(first, first + length):
+            final = last - length + a - first
+            b, c, d = min(a + length, final), min(a + 2 * length, final), final
+            four, places = (a, b, c, d), (a, b, c, d)
+            if listed:
+                four = ids[a], ids[b], ids[c], ids[d]
+            two, one = four[:2], four[:1]
+            if count == 1:
+                dots(rows, four, states, start, out, places, 1)
             elif count == 2:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 2, 1)
+                dots(rows, four, states, start, out, places, 2)
             elif count == 3:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 3, 1)
+                dots(rows, four, states, start, out, places, 3)
             elif count == 4:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 4, 1)
+                dots(rows, two, states, start, out, places[:2], 4)
             elif count == 5:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 5, 1)
+                dots(rows, two, states, start, out, places[:2], 5)
             elif count == 6:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 6, 1)
+                dots(rows, two, states, start, out, places[:2], 6)
             elif count == 7:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, 7, 1)
+                dots(rows, one, states, start, out, places[:1], 7)
             else:
-                dots(rows, row, soon, coming, states, first, out, place, begin, end, MOST, 1)
-
-
-@njit(cache=True)
-def spanned(rows, states, out, first, last):
-    """out[:, first:last] = states @ rows[first:last].T, on one thread, of states that are
-    ``fitting``."""
-    width, ids = rows.shape[1], np.empty(0, np.int64)
-    # States that do not fit the first cache meet the rows in parts: else each row would wait
-    # for them anew. What is asked for is what comes then: the part's next rows, and before its
-    # last ones, the first rows of the next part.
-    most = max(LANES, _L1 // (states.itemsize * min(len(states), MOST)))
-    part = width if width <= most else (most // 3 // 64 + 1) * 64
-    ahead = max(1, _SOON // (part * rows.itemsize))
-    high = _PANEL if part < width else max(1, last - first)
-    for panel in range(first, last, high):
-        below = min(panel + high, last)
-        for begin in range(0, width, part):
-            end = min(begin + part, width)
-            then = (panel, end) if end < width else (below, 0)
-            met(rows, ids, states, out, (panel, below), (begin, end), ahead, then)
+                dots(rows, one, states, start, out, places[:1], MOST)
 
 
 @njit(cache=True)
@@ -169,8 +141,9 @@ def scaled(rows, scales, ids, out, first, last):
 def span(rows, scales, states, out, first, last):
     """out[:, first:last] = states @ (rows * scales)[first:last].T, on one thread, of states that
     are ``fitting``."""
-    spanned(rows, states, out, first, last)
-    scaled(rows, scales, np.empty(0, np.int64), out, first, last)
+    everything = np.empty(0, np.int64)
+    met(rows, everything, states, out, first, last)
+    scaled(rows, scales, everything, out, first, last)
 
 
 @njit(parallel=True, cache=True)

@@ -13,7 +13,7 @@ from numba import njit, prange
 from fastpath.exponential import exponential
 from fastpath.kernels import fitting, room, span
 
-_BLOCK = 256  # rows whose products are looked at before the next are computed
+_BLOCK = 1024  # rows whose products are looked at before the next are computed
 
 
 @njit(cache=True)

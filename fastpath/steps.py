@@ -16,6 +16,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from fastpath.attention import attention
 from fastpath.exponential import exponential
 from fastpath.kernels import fitting, product, room, span
 
@@ -41,56 +42,6 @@ def turned(x, cos, sin):
         left, right = x[d], x[half + d]
         x[d] = left * cos[d] - right * sin[d]
         x[half + d] = right * cos[half + d] + left * sin[half + d]
-
-
-@njit(cache=True, fastmath={"reassoc", "contract"})
-def attended(query, keys, values, first, end, head, scale, scores, out):
-    """Attention of one query head (head_width,) over the keys and values (S, kv_heads,
-    head_width) of one head from ``first`` up to ``end`` -> out (head_width,)."""
-    width = len(query)
-    largest = np.float32(-np.inf)
-    for s in range(first, end):
-        score = np.float32(0)
-        for d in range(width):
-            score += query[d] * keys[s, head, d]
-        scores[s] = score * scale
-        largest = max(largest, scores[s])
-    total = np.float32(0)
-    for s in range(first, end):
-        scores[s] = exponential(scores[s] - largest)
-        total += scores[s]
-    out[:] = 0
-    for s in range(first, end):
-        for d in range(width):
-            out[d] += scores[s] * values[s, head, d]
-    for d in range(width):
-        out[d] /= total
-
-
-@njit(parallel=True, cache=True)
-def attention(queries, keys, values, start, window, scale, out, threads):
-    """Queries (T, >= heads, head_width) of positions ``start`` and following, each over the
-    last ``window`` keys and values (S, kv_heads, head_width) up to its own place -> out
-    (T, heads, head_width)."""
-    new, heads, _ = out.shape
-    group = heads // keys.shape[1]
-    tasks = new * heads  # those of one thread lie side by side, so that keys are shared
-    for thread in prange(threads):
-        scores = np.empty(start + new, np.float32)
-        for task in range(thread * tasks // threads, (thread + 1) * tasks // threads):
-            t, head = task // heads, task % heads
-            end = start + t + 1
-            attended(
-                queries[t, head],
-                keys,
-                values,
-                max(0, end - window),
-                end,
-                head // group,
-                scale,
-                scores,
-                out[t, head],
-            )
 
 
 @njit(parallel=True, cache=True)

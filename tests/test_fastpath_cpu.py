@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import GEMMA, toy_transformer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,10 +24,13 @@ from numba.core.codegen import get_host_cpu_features
 from numba.core.config import NUMBA_NUM_THREADS
 
 from fastpath import cpu
+from fastpath.attention import attention
+from fastpath.cpu_head import CpuHead
 from fastpath.dots import PAIRED
 from fastpath.kernels import fitting, product
+from fastpath.packed import PackedRows
 from fastpath.ranks import scored
-from fastpath.rows import CpuHead, PackedRows, gathered
+from fastpath.rows import gathered
 from minispec import draft, lora
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
@@ -91,9 +95,9 @@ def test_dense_products_equal_the_reference(kind, size, width, new, threads, see
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("width", [577, 1536, 2048, 5000])
-def test_rows_in_parts_equal_the_reference(kind, width):
-    """Wide enough, and of more rows than a panel, that what is asked for lies in another part."""
-    for new in (1, 5, 8):
+def test_wide_rows_equal_the_reference(kind, width):
+    """As many states as meet four rows at once, two, or one, and more than meet any."""
+    for new in (1, 5, 8, 9):
         weight, states = torch.randn(70, width), torch.randn(new, width)
         rows, sizes, exact = rows_of(weight, kind)
         out = np.empty((new, 70), np.float32)
@@ -141,7 +145,7 @@ from fastpath.dots import PAIRED
 assert not PAIRED
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1], "-k", sys.argv[2]]))
 """
-    tests = "dense or gathered or parts or rounded or very_numbers or best_products_are"
+    tests = "dense or gathered or wide_rows or rounded or very_numbers or best_products_are"
     result = subprocess.run(
         [sys.executable, "-c", script, __file__, tests],
         env=os.environ | {"NUMBA_CPU_FEATURES": features, "NUMBA_CPU_NAME": get_host_cpu_name()},
@@ -152,12 +156,35 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1], "-k", sys.arg
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_states_too_wide_for_the_first_cache_meet_two_rows_at_once():
-    for new in range(1, 10):
-        weight, states = torch.randn(7, 2048), torch.randn(new, 2048)
-        out = np.empty((new, 7), np.float32)
-        product(*rows_of(weight, "float32")[:2], states.numpy(), out, 2)
-        assert_products(out, states, weight.double())
+@given(
+    new=st.integers(1, 6),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 5),
+    width=st.integers(1, 40).map(lambda half: 2 * half),
+    start=st.integers(0, 30),
+    window=st.integers(1, 40),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_attention_equals_the_reference(new, kv_heads, group, width, start, window, threads, seed):
+    random = torch.Generator().manual_seed(seed)
+    heads, size = kv_heads * group, start + new
+    queries = torch.randn(new, heads + 2 * kv_heads, width, generator=random)  # keys behind them
+    keys, values = torch.randn(2, size + 3, kv_heads, width, generator=random)  # room to grow
+    out = np.full((new + 1, heads, width), 7, np.float32)
+    scale = np.float32(width**-0.5)
+    attention(
+        queries.numpy(), keys.numpy(), values.numpy(), start, window, scale, out[:new], threads
+    )
+    ages = torch.arange(start, size)[:, None] - torch.arange(size)
+    expected = F.scaled_dot_product_attention(
+        queries[:, :heads].transpose(0, 1),
+        keys[:size].repeat_interleave(group, 1).transpose(0, 1),
+        values[:size].repeat_interleave(group, 1).transpose(0, 1),
+        attn_mask=(ages >= 0) & (ages < window),
+    )
+    assert torch.allclose(torch.from_numpy(out[:new]), expected.transpose(0, 1), atol=1e-5)
+    assert (out[new:] == 7).all(), "wrote beside the result"
 
 
 @given(**shapes)

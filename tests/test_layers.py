@@ -46,10 +46,13 @@ RIVER = [
     ["minispec.decode", "minispec.batched"],
     ["minispec"],  # the package's own file, which may gather what lies above
     ["fastpath.static", "fastpath.device", "fastpath.dots"],
-    ["fastpath.exponential", "fastpath.scores", "fastpath.kernels"],
-    ["fastpath.ranks", "fastpath.compiled", "fastpath.cuda_kernels"],
+    ["fastpath.exponential", "fastpath.scores", "fastpath.blend", "fastpath.kernels"],
+    ["fastpath.attention", "fastpath.ranks"],
+    ["fastpath.compiled", "fastpath.cuda_kernels"],
     ["fastpath.rows", "fastpath.steps"],
-    ["fastpath.cuda_head", "fastpath.cpu"],
+    ["fastpath.packed"],
+    ["fastpath.cuda_head", "fastpath.cpu_head"],
+    ["fastpath.cpu"],
     ["fastpath.cuda_verify", "fastpath.cuda"],
     ["fastpath.cuda_round"],
     ["fastpath"],  # loaded by name, in workshop.backend alone

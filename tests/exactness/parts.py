@@ -9,7 +9,7 @@ import torch
 from learners import WIDTH, adapting, poisoned
 from lists import LISTS, ListOf, evolving, static
 
-from fastpath.rows import CpuHead
+from fastpath.cpu_head import CpuHead
 from minispec.commit import Output
 from minispec.head import LinearHead
 from minispec.propose import likeliest

@@ -1,0 +1,173 @@
+"""The rows of a list, side by side in a copy that follows the list as it changes (Numba, CPU).
+
+Only the rows of ids that came are copied, into the places of those that went. Knows nothing of
+models, nor of why an id is on a list.
+"""
+
+import numpy as np
+import torch
+from numba import get_num_threads, njit, prange
+
+from fastpath.dots import laid
+from fastpath.kernels import fitting, met, room, scaled
+from fastpath.rows import home
+
+_FEW = 8  # rows that are met before they are copied: they must stay in the caches until then
+
+
+@njit(cache=True)
+def _put(rows, row, packed, slot):
+    """packed[slot] = rows[row]."""
+    if rows.shape[1] * rows.itemsize % 64 == 0 and packed.ctypes.data % 64 == 0:
+        laid(rows, row, packed, slot)
+    else:
+        packed[slot] = rows[row]
+
+
+@njit(cache=True)
+def _streamed(rows, came, slots, packed, states, by_slot, by_turn, share, shares):
+    """A share of the packed rows meets the states -> by_slot (T, K), and so does a share of those
+    that came, ids (n,) -> by_turn (T, n), each of which is copied to its slot (n,).
+
+    Rows that came are read where they lie, a few at a time, and copied while the caches have
+    them. What the stream makes of their slots nobody reads.
+    """
+    begin, end = share * len(came) // shares, (share + 1) * len(came) // shares
+    for turn in range(begin, end, _FEW):
+        behind = min(turn + _FEW, end)
+        met(rows, came, states, by_turn, turn, behind)
+        for each in range(turn, behind):
+            _put(rows, came[each], packed, slots[each])
+    first, last = share * by_slot.shape[1] // shares, (share + 1) * by_slot.shape[1] // shares
+    met(packed, np.empty(0, np.int64), states, by_slot, first, last)
+
+
+@njit(parallel=True, cache=True)
+def _shared_out(rows, came, slots, packed, states, by_slot, by_turn, threads):
+    for thread in prange(threads):
+        _streamed(rows, came, slots, packed, states, by_slot, by_turn, thread, threads)
+
+
+@njit(cache=True)
+def _in_order(rows, scales, came, turns, packed, new, slots, states, out, threads):
+    """The list ``new`` (K,), of which ids ``came`` (n,) go to the slots and stand at the places
+    that ``turns`` are: its rows meet the states -> out (T, K)."""
+    targets, places = turns
+    read, size = fitting(rows, states), len(new)
+    by_slot, by_turn = room(len(states), size), room(len(states), len(came))
+    if threads == 1:  # a list is short: calling the threads together would cost a fifth of it
+        _streamed(rows, came, targets, packed, read, by_slot, by_turn, 0, 1)
+    else:
+        _shared_out(rows, came, targets, packed, read, by_slot, by_turn, threads)
+    for state in range(len(states)):
+        for place in range(size):
+            out[state, place] = by_slot[state, slots[place]]
+        for turn in range(len(came)):
+            out[state, places[turn]] = by_turn[state, turn]
+    scaled(rows, scales, new, out, 0, size)
+
+
+@njit(cache=True)
+def planned(old, slots, new, new_slots, packed, churn):
+    """Where the rows of a list ``new`` (K,) will lie, after those of ``old`` lay in ``slots``: in
+    ``new_slots``, 0..K-1. Returns for the ids that came, whose rows are to be copied, their slots
+    (n,) and their places in the list (n,), and whether this was done at all: it is not where they
+    are more than a share ``churn``."""
+    size, nothing = len(new), np.empty(0, np.int32)
+    free, came_to = np.empty(len(old), np.int32), np.empty(size, np.int32)
+    gone = came = position = 0
+    for place in range(size):  # walks the two sorted lists side by side
+        while position < len(old) and old[position] < new[place]:
+            free[gone] = slots[position]
+            gone += slots[position] < size
+            position += 1
+        if position < len(old) and old[position] == new[place]:
+            new_slots[place] = slots[position]
+            position += 1
+        else:
+            new_slots[place] = -1
+            came_to[came] = place
+            came += 1
+    if came > churn * size:
+        return nothing, nothing, False
+    for place in range(position, len(old)):
+        free[gone] = slots[place]
+        gone += slots[place] < size
+    end = len(old)
+    if end > size:  # the list shrank: rows from beyond move into holes
+        for place in range(size):
+            slot = new_slots[place]
+            if slot >= size:
+                gone -= 1
+                packed[free[gone]] = packed[slot]
+                new_slots[place] = free[gone]
+    fresh = np.empty(came, np.int32)
+    for turn in range(came):
+        if gone:
+            gone -= 1
+            fresh[turn] = free[gone]
+        else:
+            fresh[turn] = end
+            end += 1
+        new_slots[came_to[turn]] = fresh[turn]
+    return fresh, came_to[:came], True
+
+
+@njit(cache=True)
+def followed(rows, scales, old, slots, new, new_slots, packed, churn, states, out, threads):
+    """Brings packed rows from the list ``old``, in ``slots``, to the list ``new`` (K,), in
+    ``new_slots``, and these through the states -> out (T, K). Does neither, and says so, where
+    more than a share ``churn`` of the ids would have to be copied."""
+    targets, places, done = planned(old, slots, new, new_slots, packed, churn)
+    if done:
+        came, turns = new[places], (targets, places)
+        _in_order(rows, scales, came, turns, packed, new, new_slots, states, out, threads)
+    return done
+
+
+@njit(cache=True)
+def stayed(scales, ids, slots, packed, states, out, threads):
+    """As ``followed``, of a list that is packed already."""
+    none, nothing = np.empty(0, np.int32), np.empty(0, np.int64)
+    _in_order(packed, scales, nothing, (none, none), packed, ids, slots, states, out, threads)
+
+
+class PackedRows:
+    """The rows of the list asked for last, side by side and kept up to date, by as many threads as
+    Numba has when this is made (to ask it at each call costs a tenth of a short list).
+
+    ``rows`` (V, D) float32, bfloat16 bits or int8; ``scales`` (V,) float32.
+    """
+
+    def __init__(self, rows: np.ndarray, scales: np.ndarray) -> None:
+        self._rows, self._scales, self._threads = rows, scales, get_num_threads()
+        self._ids = np.empty(0, np.int64)
+        # The list's slots, and room for those of the next.
+        self._slots, self._spare = np.empty(0, np.int32), np.empty(0, np.int32)
+        self._packed = np.empty((0, rows.shape[1]), rows.dtype)
+
+    def follow(
+        self, ids: np.ndarray, states: np.ndarray, out: np.ndarray, churn: float = 1.0
+    ) -> bool:
+        """Makes ids (K,), sorted and unique, the list that is packed: states (T, D) -> out
+        (T, K). Does neither, and says so, if more than a share ``churn`` of the ids is new."""
+        if len(ids) > len(self._packed):
+            self._grow(len(ids))
+        done = followed(
+            self._rows, self._scales, self._ids, self._slots, ids, self._spare, self._packed,
+            churn, states, out, self._threads,
+        )  # fmt: skip
+        if done:
+            self._ids, self._slots, self._spare = ids, self._spare, self._slots
+        return bool(done)
+
+    def product(self, states: np.ndarray, out: np.ndarray) -> None:
+        """The list that is packed: states (T, D) -> out (T, K), in the order of the ids."""
+        stayed(self._scales, self._ids, self._slots, self._packed, states, out, self._threads)
+
+    def _grow(self, size: int) -> None:
+        packed = home((size, self._rows.shape[1]), torch.from_numpy(self._rows).dtype)
+        packed[: len(self._packed)] = torch.from_numpy(self._packed)
+        slots, self._spare = np.empty(size, np.int32), np.empty(size, np.int32)
+        slots[: len(self._slots)] = self._slots
+        self._packed, self._slots = packed.numpy(), slots
