@@ -40,8 +40,10 @@ demo: $(INSTALLED)  ## see MODEL decode plainly, and speculate over all, few and
 	$(MINISPEC) compare --model $(MODEL) --prompts general code law medicine --limit 3 \
 		--methods autoregressive,full,frspec@0.25,evospec --max-new-tokens 48 --out build/demo
 
+# Two processes, a file each at a time. Threads that wait for others of their process sleep, since
+# those wait in turn for a processor that the other process has.
 test: $(DEV)  ## run the tests, but for the slow ones
-	$(PY) -m pytest -m "not slow"
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(DEV)  ## run the slow tests
 	@echo '$(PY) -m pytest -m slow'; $(PY) -m pytest -m slow; code=$$?; \
