@@ -7,33 +7,10 @@ import numpy as np
 from numba import njit, prange
 
 from fastpath.blend import blend
-from fastpath.dots import dots
 from fastpath.exponential import exponential
+from fastpath.kernels import met
 
 _TOGETHER = 3  # heads that meet four keys at once: their sums must fit the registers
-
-
-@njit(cache=True)
-def _scored(queries, keys, step, head, first, size, scores):
-    """scores[j, s] = queries[j] . keys[(first + s) * step + head] for s < ``size``; in four streams
-    side by side (``kernels.met``)."""
-    count, length = len(queries), (size + 3) // 4
-    for a in range(length):
-        last = size - length + a
-        b, c = min(a + length, last), min(a + 2 * length, last)
-        places = a, b, c, last
-        its = (
-            (first + a) * step + head,
-            (first + b) * step + head,
-            (first + c) * step + head,
-            (first + last) * step + head,
-        )
-        if count == 1:
-            dots(keys, its, queries, 0, scores, places, 1)
-        elif count == 2:
-            dots(keys, its, queries, 0, scores, places, 2)
-        else:
-            dots(keys, its, queries, 0, scores, places, 3)
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
@@ -80,9 +57,10 @@ def attention(queries, keys, values, start, window, scale, out, threads):
             first = max(0, end - window)
             size, shared = end - first, head // group
             scores = memory[: _TOGETHER * size].reshape(_TOGETHER, size)
-            some = queries[t][head : head + count]
-            _scored(some, all_keys, step, shared, first, size, scores)
+            begin = first * step + shared
+            places = np.arange(begin, end * step, step)  # of the keys and values of these heads
+            met(all_keys, places, queries[t][head : head + count], scores, 0, size)
             for j in range(count):
                 _weighed(scores[j], scale)
-            _blended(scores, all_values, first * step + shared, step, size, all_out, task, count)
+            _blended(scores, all_values, begin, step, size, all_out, task, count)
             task += count

@@ -5,6 +5,7 @@ it overlaps with the sum, and the sum would come from memory and go back for eve
 stays in the registers.
 """
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -12,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastpath.dots import LANES
+from fastpath.dots import LANES, below, called
 
 _f32, _i32, _i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _floats = ir.VectorType(_f32, LANES)
@@ -40,10 +41,7 @@ def _blend(typingctx, weights, rows, first, step, size, out, to, count):
         def at(base: Any, index: Any) -> Any:
             return builder.gep(base, [index], source_etype=_f32)
 
-        def call(name: str, result: Any, *values: Any) -> Any:
-            kind = ir.FunctionType(result, [value.type for value in values])
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            return builder.call(function, values)
+        call = partial(called, builder)
 
         begin = at(matrix.data, builder.mul(args[2], width))
         stride = builder.mul(args[3], width)
@@ -98,11 +96,7 @@ def _blend(typingctx, weights, rows, first, step, size, out, to, count):
         with cgutils.for_range_slice(builder, _i64(0), whole, block) as (column, _):
             blended(column, vectors, None)
         with cgutils.for_range_slice(builder, whole, width, _i64(LANES)) as (column, _):
-            lanes = ir.Constant(ir.VectorType(_i64, LANES), list(range(LANES)))
-            limit = ir.Constant(lanes.type, ir.Undefined)
-            for lane in range(LANES):
-                limit = builder.insert_element(limit, builder.sub(width, column), _i32(lane))
-            blended(column, 1, builder.icmp_signed("<", lanes, limit))
+            blended(column, 1, below(builder, builder.sub(width, column), LANES))
         return context.get_dummy_value()
 
     return signature, codegen

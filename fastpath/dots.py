@@ -9,6 +9,7 @@ which it holds exactly.
 """
 
 import itertools
+from functools import partial
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -47,6 +48,22 @@ def _bytes(kind: Any) -> int:
     return kind.width // 8 if isinstance(kind, ir.IntType) else 4
 
 
+def called(builder: Any, name: str, result: Any, *values: Any, **flags: Any) -> Any:
+    """The result, of a type of LLVM's, of a function of LLVM's."""
+    kind = ir.FunctionType(result, [value.type for value in values])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, values, **flags)
+
+
+def below(builder: Any, left: Any, count: int) -> Any:
+    """The mask of those of ``count`` lanes whose numbers are less than ``left``."""
+    lanes = ir.Constant(ir.VectorType(_i64, count), list(range(count)))
+    limit = ir.Constant(lanes.type, ir.Undefined)
+    for lane in range(count):
+        limit = builder.insert_element(limit, left, _i32(lane))
+    return builder.icmp_signed("<", lanes, limit)
+
+
 def _dots(typingctx, rows, these, states, first, out, places, count):
     """out[j, places[i]] = rows[these[i]] . states[j] for each row of the tuple ``these``, for
     ``count`` states from j = ``first`` on.
@@ -74,10 +91,7 @@ def _dots(typingctx, rows, these, states, first, out, places, count):
         stride = builder.extract_value(sums.shape, 1)
         its, targets = (cgutils.unpack_tuple(builder, args[i]) for i in (1, 5))
 
-        def call(name: str, result: Any, *values: Any, **flags: Any) -> Any:
-            kind = ir.FunctionType(result, [value.type for value in values])
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            return builder.call(function, values, **flags)
+        call = partial(called, builder)
 
         def at(base: Any, index: Any, kind: Any) -> Any:
             return builder.gep(base, [index], source_etype=kind)
@@ -100,14 +114,6 @@ def _dots(typingctx, rows, these, states, first, out, places, count):
         passing = [row_of(matrix.data, index, element) for index in its]
         these_states = [builder.add(args[3], _i64(j)) for j in states_at_once]
         heads = [row_of(many.data, state, number) for state in these_states]
-
-        def below(left: Any) -> Any:
-            """The mask of the lanes whose numbers are less than ``left``."""
-            lanes = ir.Constant(ir.VectorType(_i64, step), list(range(step)))
-            limit = ir.Constant(lanes.type, ir.Undefined)
-            for lane in range(step):
-                limit = builder.insert_element(limit, left, _i32(lane))
-            return builder.icmp_signed("<", lanes, limit)
 
         def met(column: Any, before: list[Any], mask: Any) -> list[Any]:
             """The sums after one more vector of each row has met every state."""
@@ -150,7 +156,9 @@ def _dots(typingctx, rows, these, states, first, out, places, count):
             sums = after = [builder.phi(_floats) for _ in before]
             for number in range(count):
                 here = builder.add(column, _i64(number * step))
-                after = met(here, after, below(builder.sub(width, here)) if masked else None)
+                after = met(
+                    here, after, below(builder, builder.sub(width, here), step) if masked else None
+                )
             advanced = builder.add(column, far)
             builder.cbranch(builder.icmp_signed("<=", advanced, limit), loop, behind)
             builder.position_at_end(behind)

@@ -33,17 +33,13 @@ def gathered(rows, scales, ids, states, out, threads):
         scaled(rows, scales, ids, out, first, last)
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def runs(rows, scales, starts, lengths, states, out, threads):
     """Runs of rows, where rows that are asked for together lie together: rows (V, D) from
     ``starts`` (R,), ``lengths`` (R,) of each -> out (T, sum of lengths), one after the other."""
-    places = np.zeros(len(starts) + 1, np.int64)
-    places[1:] = np.cumsum(lengths)
-    ids, read = np.empty(places[-1], np.int64), fitting(rows, states)
+    ids, place = np.empty(lengths.sum(), np.int64), 0
     for run in range(len(starts)):
         for row in range(lengths[run]):
-            ids[places[run] + row] = starts[run] + row
-    for thread in prange(threads):
-        first, last = thread * len(ids) // threads, (thread + 1) * len(ids) // threads
-        met(rows, ids, read, out, first, last)
-        scaled(rows, scales, ids, out, first, last)
+            ids[place] = starts[run] + row
+            place += 1
+    gathered(rows, scales, ids, states, out, threads)
