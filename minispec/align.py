@@ -97,7 +97,7 @@ class Aligner:
         """Forgets everything, as if just made."""
         lora.restore(self.draft, self._untaught)
         self.verdicts.clear()
-        self._optimiser: torch.optim.Optimizer | None = None
+        self._optimiser = self._rested()
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._acceptance, self._since, self._temperature = 0.0, 0, 1.0
         self._recall_floor, self._lora_floor = Floor(64, 0.02), Floor(3, 0.01)
@@ -171,12 +171,11 @@ class Aligner:
     def tensors(self) -> Mapping[str, list[Tensor]]:
         """All that alignment holds beyond plain speculative decoding, by kind: what its memory
         is counted from."""
-        parameters = [p for m in lora.adapters(self.draft).values() for p in m.parameters(False)]
-        optimiser = self._optimiser.state.values() if self._optimiser else ()
+        parameters, averages = self._parameters(), self._optimiser.state.values()
         return {
             "weights": [p.data for p in parameters],
             "gradients": [p.grad for p in parameters if p.grad is not None],
-            "optimiser": [v for s in optimiser for v in s.values() if isinstance(v, Tensor)],
+            "optimiser": [v for s in averages for v in s.values() if isinstance(v, Tensor)],
             "buffer": [getattr(self.verdicts.rows, n) for n in Rows.__dataclass_fields__],
         }
 
@@ -216,7 +215,7 @@ class Aligner:
             if self.config.floor and self._hurts(batch, logs, rows, raised, places, probs):
                 events["adapter_switched_off"] += 1
                 events["changed"] += 1
-                self._optimiser = None
+                self._optimiser = self._rested()
                 lora.restore(self.draft, self._untaught)
                 return
             weights = torch.ones(len(probs))
@@ -228,11 +227,17 @@ class Aligner:
             events["positions"] += len(probs)
             events["changed" if self._step(loss) else "refused_updates"] += 1
 
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [p for m in lora.adapters(self.draft).values() for p in m.parameters(False)]
+
+    def _rested(self) -> torch.optim.Optimizer:
+        """An optimiser that has seen nothing. Made before it is needed: torch imports for the
+        first one what takes a second, which no text is to wait for."""
+        return torch.optim.Adam(self._parameters(), self.config.rate, betas=(0.9, 0.99))
+
     def _step(self, loss: Tensor) -> bool:
         """One step of the optimiser; False, and nothing changed, if a number is not finite."""
-        parameters = [p for m in lora.adapters(self.draft).values() for p in m.parameters(False)]
-        if self._optimiser is None:
-            self._optimiser = torch.optim.Adam(parameters, self.config.rate, betas=(0.9, 0.99))
+        parameters = self._parameters()
         good = lora.state(self.draft)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -244,7 +249,7 @@ class Aligner:
             self.draft.version += 1
         else:  # the optimiser's averages may be spoilt as well
             lora.restore(self.draft, good)
-            self._optimiser = None
+            self._optimiser = self._rested()
         for parameter in parameters:
             parameter.grad = None
         return sound
@@ -255,7 +260,7 @@ class Aligner:
         """The floor under the adapter: sum min(p, q) at the first step on the newest emitted
         positions, from which nothing was learnt yet, against the frozen draft, which reads
         them with keys and values of its own. Costs one pass over these positions."""
-        if not self._optimiser:  # as frozen still
+        if not self._optimiser.state:  # as frozen still
             return False
         new = slice(0, self.config.window)
         with torch.no_grad():
