@@ -22,6 +22,11 @@ from numba.extending import intrinsic
 # What code is made for is Numba's to say: NUMBA_CPU_FEATURES, or all that the processor has.
 _FEATURES = (config.CPU_FEATURES or get_host_cpu_features()).split(",")
 LANES = 16 if "+avx512f" in _FEATURES else 8  # float32 numbers in a vector
+MOST = 8  # states that meet a row at once: their sums must fit the registers
+_REGISTERS = 2 * LANES  # that hold a vector
+# How many rows meet a number of states side by side: four streams of memory, or as many as the
+# registers hold with their sums and a vector of one state.
+SIDE_BY_SIDE = (0, *(min(4, (_REGISTERS - 1) // (count + 1)) for count in range(1, MOST + 1)))
 _AT_ONCE = 32  # numbers of a row that are met between two branches
 # Older versions of LLVM know the instruction's operands as numbers of another kind.
 PAIRED = "+avx512bf16" in _FEATURES and llvm.llvm_version_info >= (20,)
@@ -65,8 +70,8 @@ def below(builder: Any, left: Any, count: int) -> Any:
 
 
 def _dots(typingctx, rows, these, states, first, out, places, count):
-    """out[j, places[i]] = rows[these[i]] . states[j] for each row of the tuple ``these``, for
-    ``count`` states from j = ``first`` on.
+    """out[j, places[i]] = rows[these[i]] . states[j] for the first ``SIDE_BY_SIDE[count]`` of four
+    rows, for ``count`` states from j = ``first`` on.
 
     ``rows`` (N, D), ``states`` (T, D) and ``out`` (T, M) are contiguous, and ``count`` is a
     literal. They are passed whole: a slice would be counted as a reference, row by row, by
@@ -89,7 +94,8 @@ def _dots(typingctx, rows, these, states, first, out, places, count):
         )
         width = builder.extract_value(matrix.shape, 1)
         stride = builder.extract_value(sums.shape, 1)
-        its, targets = (cgutils.unpack_tuple(builder, args[i]) for i in (1, 5))
+        many_rows = SIDE_BY_SIDE[count.literal_value]
+        its, targets = (cgutils.unpack_tuple(builder, args[i])[:many_rows] for i in (1, 5))
 
         call = partial(called, builder)
 

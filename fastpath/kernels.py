@@ -15,9 +15,7 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
-from fastpath.dots import PAIRED, dots
-
-MOST = 8  # states that meet a row at once: their sums must fit the registers
+from fastpath.dots import MOST, PAIRED, SIDE_BY_SIDE, dots
 
 
 @njit(cache=True)
@@ -93,38 +91,37 @@ def met(rows, ids, states, out, first, last):
     ids, on one thread, of states that are ``fitting``.
 
     A processor follows one stream of memory no faster than memory answers, and several side by
-    side. So the rows are dealt into as many equal streams as the registers have sums for. Where
+    side. So the rows are dealt into equal streams, as many as meet the states at once. Where
     they cannot be equal the last one begins a little earlier, and does some rows of the one
     before again.
     """
     listed = len(ids) > 0
     for start in range(0, len(states), MOST):
         count = len(states) - start
-        many = 4 if count <= 3 else 2 if count <= 6 else 1
+        many = SIDE_BY_SIDE[min(count, MOST)]
         length = (last - first + many - 1) // many
         for a in range(first, first + length):
             final = last - length + a - first
-            b, c, d = min(a + length, final), min(a + 2 * length, final), final
-            four, places = (a, b, c, d), (a, b, c, d)
+            places = a, min(a + length, final), min(a + 2 * length, final), final
+            these = places
             if listed:
-                four = ids[a], ids[b], ids[c], ids[d]
-            two, one = four[:2], four[:1]
+                these = ids[places[0]], ids[places[1]], ids[places[2]], ids[places[3]]
             if count == 1:
-                dots(rows, four, states, start, out, places, 1)
+                dots(rows, these, states, start, out, places, 1)
             elif count == 2:
-                dots(rows, four, states, start, out, places, 2)
+                dots(rows, these, states, start, out, places, 2)
             elif count == 3:
-                dots(rows, four, states, start, out, places, 3)
+                dots(rows, these, states, start, out, places, 3)
             elif count == 4:
-                dots(rows, two, states, start, out, places[:2], 4)
+                dots(rows, these, states, start, out, places, 4)
             elif count == 5:
-                dots(rows, two, states, start, out, places[:2], 5)
+                dots(rows, these, states, start, out, places, 5)
             elif count == 6:
-                dots(rows, two, states, start, out, places[:2], 6)
+                dots(rows, these, states, start, out, places, 6)
             elif count == 7:
-                dots(rows, one, states, start, out, places[:1], 7)
+                dots(rows, these, states, start, out, places, 7)
             else:
-                dots(rows, one, states, start, out, places[:1], MOST)
+                dots(rows, these, states, start, out, places, MOST)
 
 
 @njit(cache=True)
