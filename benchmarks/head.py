@@ -7,9 +7,10 @@ the beginning and at the end of each round, with the same threads: the fastest o
 that bound.
 
 What is timed is what a draft step pays: finding out which ids came and went, bringing the copy
-of rows up to date where a layout has one, and the product. Lists wander: each differs from the
-last in a share ``churn`` of its ids. Cold means that something else was read before
-each step, as the target's pass does between two rounds; hot, that the same list was just used.
+of rows up to date where a layout has one, and the product: one call, from Python, into memory
+that all layouts were given before. Lists wander: each differs from the last in a share ``churn``
+of its ids. Cold means that something else was read before each step, as the target's pass does
+between two rounds; hot, that the same list was just used.
 
 A round is discarded, and counted, if the probe moved by 15% within it, if a fraction exceeds
 1.05, or if cold is less than 1.3 times hot for rows of less than 8 MiB: then the caches were
@@ -31,7 +32,6 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from fastpath.kernels import product
 from fastpath.packed import PackedRows
@@ -40,7 +40,8 @@ from minispec.checkpoint import write_json
 
 MEBI = 2**20
 NAMED = [(size, width) for size in (1_536, 4_096) for width in (576, 2_048)]  # of the claims
-Step = Callable[[int], Any]  # the step of some number, as a layout does it
+# Makes ready the step of some number, whose logits go to the tensor (1, K).
+Layout = Callable[[int, torch.Tensor], Callable[[], Any]]
 
 
 class Round:
@@ -55,63 +56,59 @@ class Round:
         self.starts, self.lengths = _clusters(random, vocabulary, size)
         self.rubbish = torch.zeros(96 * MEBI // 4)
 
-    def layouts(self) -> dict[str, Step]:
-        """Name -> step. Each returns its logits, in the order of the ids."""
+    def layouts(self) -> dict[str, Layout]:
+        """Every layout by name; logits come in the order of the ids."""
         weight, hidden, lists = self.weight, self.hidden, self.lists
         rows, scales = weight.numpy(), np.ones(len(weight), np.float32)
         states, threads = hidden[None].numpy(), self.threads
+        some, some_scales, starts, lengths = (
+            rows[: self.size], scales[: self.size], self.starts, self.lengths
+        )  # fmt: skip
         ids = [torch.from_numpy(numbers) for numbers in lists]
         room = torch.empty(self.size, self.width)
         packed, theirs = PackedRows(rows, scales), TorchPacked(weight, ids[0])
 
-        def ours_packed(step: int) -> Any:
-            out = np.empty((1, self.size), np.float32)
-            packed.follow(lists[step], states, out)
-            return out
+        def torch_gathered(step: int, out: torch.Tensor) -> Callable[[], Any]:
+            def call() -> None:
+                torch.mv(torch.index_select(weight, 0, ids[step], out=room), hidden, out=out[0])
 
-        def ours_gathered(step: int) -> Any:
-            out = np.empty((1, self.size), np.float32)
-            gathered(rows, scales, lists[step], states, out, threads)
-            return out
-
-        def ours_dense(step: int) -> Any:
-            out = np.empty((1, len(rows)), np.float32)
-            product(rows, scales, states, out, threads)
-            return out
-
-        def ours_contiguous(step: int) -> Any:
-            out = np.empty((1, self.size), np.float32)
-            product(rows[: self.size], scales[: self.size], states, out, threads)
-            return out
-
-        def ours_clusters(step: int) -> Any:
-            out = np.empty((1, self.size), np.float32)
-            runs(rows, scales, self.starts, self.lengths, states, out, threads)
-            return out
-
-        def torch_gathered(step: int) -> Any:
-            return torch.mv(torch.index_select(weight, 0, ids[step], out=room), hidden)
+            return call
 
         return {
-            "dense torch": lambda step: torch.mv(weight, hidden),
-            "dense torch linear": lambda step: F.linear(hidden, weight),
-            "dense ours": ours_dense,
+            "dense torch": lambda _, out: partial(torch.mv, weight, hidden, out=out[0]),
+            "dense torch linear": lambda _, out: partial(torch.mm, hidden[None], weight.T, out=out),
+            "dense ours": lambda _, out: partial(
+                product, rows, scales, states, out.numpy(), threads
+            ),
             "index_select torch": torch_gathered,
-            "packed torch": lambda step: theirs.step(ids[step], hidden),
-            "gathered ours": ours_gathered,
-            "packed ours": ours_packed,
-            "contiguous ours": ours_contiguous,  # what packed rows cost without their upkeep
-            "clusters ours": ours_clusters,
+            "packed torch": lambda step, out: partial(theirs.step, ids[step], hidden, out[0]),
+            "gathered ours": lambda step, out: partial(
+                gathered, rows, scales, lists[step], states, out.numpy(), threads
+            ),
+            "packed ours": lambda step, out: partial(
+                packed.follow, lists[step], states, out.numpy()
+            ),
+            # What packed rows cost without their upkeep.
+            "contiguous ours": lambda _, out: partial(
+                product, some, some_scales, states, out.numpy(), threads
+            ),
+            "clusters ours": lambda _, out: partial(
+                runs, rows, scales, starts, lengths, states, out.numpy(), threads
+            ),
         }
+
+    def rows(self, name: str) -> int:
+        """How many rows a layout has to read."""
+        return len(self.weight) if name.startswith("dense") else self.size
 
     def useful(self, name: str) -> int:
         """Bytes that a layout has to read."""
-        return (len(self.weight) if name.startswith("dense") else self.size) * self.width * 4
+        return self.rows(name) * self.width * 4
 
     def probe(self) -> float:
         """Bytes a second."""
-        block = torch.ones(64 * MEBI)
-        rows, scales = block.view(-1, 1024).numpy(), np.ones(64 * 1024, np.float32)
+        block = home((64 * 1024, 1024), torch.float32).fill_(1)  # in large pages, as the rows are
+        rows, scales = block.numpy(), np.ones(64 * 1024, np.float32)
         states, out = np.ones((1, 1024), np.float32), np.empty((1, 64 * 1024), np.float32)
         reads = block.sum, lambda: product(rows, scales, states, out, self.threads)
         return block.nbytes / min(min(repeat(read, number=1, repeat=3)) for read in reads)
@@ -130,14 +127,14 @@ class TorchPacked:
         self._weight, self._ids, self._slots = weight, ids, torch.arange(len(ids))
         self._rows = weight[ids]
 
-    def step(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    def step(self, ids: torch.Tensor, hidden: torch.Tensor, out: torch.Tensor) -> None:
         stays, old = torch.isin(ids, self._ids), torch.isin(self._ids, ids)
         slots = torch.empty_like(self._slots)
         slots[stays] = self._slots[old]
         slots[~stays] = self._slots[~old]
         self._rows.index_copy_(0, slots[~stays], self._weight[ids[~stays]])
         self._ids, self._slots = ids, slots
-        return torch.mv(self._rows, hidden)[slots]
+        torch.index_select(torch.mv(self._rows, hidden), 0, slots, out=out)
 
 
 def _wandering(
@@ -170,9 +167,15 @@ def measured(
     numba.set_num_threads(threads)
     round = Round(vocabulary, width, size, churn, threads)
     layouts = round.layouts()
+
+    def ready(name: str, step: int) -> tuple[torch.Tensor, Callable[[], Any]]:
+        out = torch.full((1, round.rows(name)), torch.nan)
+        return out, layouts[name](step, out)
+
     expected = round.weight.double() @ round.hidden.double()
-    for name, step in layouts.items():
-        logits = torch.as_tensor(step(0)).flatten().double()
+    for name in layouts:
+        logits, step = ready(name, 0)
+        step()
         if name == "clusters ours":
             pairs = zip(round.starts, round.lengths, strict=True)
             ids = np.concatenate([np.arange(start, start + length) for start, length in pairs])
@@ -180,27 +183,29 @@ def measured(
             ids = np.arange(size)
         else:
             ids = np.arange(vocabulary) if name.startswith("dense") else round.lists[0]
-        assert torch.allclose(logits, expected[torch.from_numpy(ids)], atol=1e-3), name
+        assert torch.allclose(logits[0].double(), expected[torch.from_numpy(ids)], atol=1e-3), name
     before, cold, hot = (
         round.probe(),
         {name: [] for name in layouts},
         {name: [] for name in layouts},
     )
     for number in range(1, steps):
-        order = list(layouts.items())
-        for name, step in order[number % len(order) :] + order[: number % len(order)]:
+        order = list(layouts)
+        for name in order[number % len(order) :] + order[: number % len(order)]:
+            _, step = ready(name, number)
             round.cold()
-            cold[name].append(timeit(partial(step, number), number=1))
-            hot[name].append(timeit(partial(step, number), number=1))
+            cold[name].append(timeit(step, number=1))
+            _, again = ready(name, number)
+            hot[name].append(timeit(again, number=1))
     after = round.probe()
     result: dict[str, Any] = {
         "vocabulary": vocabulary, "width": width, "size": size, "churn": churn,
         "threads": threads, "bandwidth": [before, after], "layouts": {},
     }  # fmt: skip
     for name in layouts:
-        seconds, again = statistics.median(cold[name]), statistics.median(hot[name])
+        seconds, hot_seconds = statistics.median(cold[name]), statistics.median(hot[name])
         fraction = round.useful(name) / seconds / max(before, after)
-        result["layouts"][name] = {"seconds": seconds, "hot": again, "fraction": fraction}
+        result["layouts"][name] = {"seconds": seconds, "hot": hot_seconds, "fraction": fraction}
     small = round.size * width * 4 < 8 * MEBI
     fractions = [layout["fraction"] for layout in result["layouts"].values()]
     ours = result["layouts"]["packed ours"]
@@ -213,7 +218,7 @@ def measured(
     return result
 
 
-def kept(shape: tuple[Any, ...], steps: int, tries: int = 8) -> tuple[dict[str, Any] | None, list]:
+def kept(shape: tuple[Any, ...], steps: int, tries: int = 24) -> tuple[dict[str, Any] | None, list]:
     """The first round of a shape that is not discarded, and why others were."""
     reasons = []
     for _ in range(tries):

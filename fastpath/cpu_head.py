@@ -19,6 +19,7 @@ from minispec.errors import ArgumentError
 
 _CHURN = 0.125  # above this share of new ids a list is gathered, not packed: see docs
 _STAYS = 16  # a list that outlasts the longest round is there to stay
+_STRANGE = 16  # so many lists in a row that are none of the packed one's: it is given up
 
 
 class CpuHead:
@@ -30,6 +31,7 @@ class CpuHead:
         self._list: Tensor | None = None  # that was asked for last
         self._asked = 0  # how often before
         self._packed_list: Tensor | None = None
+        self._strange = 0  # lists since, that were not worth a copy
 
     @property
     def vocabulary_size(self) -> int:
@@ -49,14 +51,16 @@ class CpuHead:
         # The same tensor means the same ids (``types.Shortlist``).
         self._asked = self._asked + 1 if ids is self._list else 0
         self._list = ids
-        churn = 1.0 if self._asked else _CHURN
+        # One that was given up is replaced, so that lists which then change little can follow.
+        churn = 1.0 if self._asked or self._strange == _STRANGE else _CHURN
         if ids is self._packed_list:
             self._packed.product(states, out.numpy())
         elif self._asked in (0, _STAYS) and self._packed.follow(
             ids.numpy(), states, out.numpy(), churn
         ):
-            self._packed_list = ids
+            self._packed_list, self._strange = ids, 0
         else:
+            self._strange += not self._asked
             gathered(self._rows, self._scales, ids.numpy(), states, out.numpy(), self._threads)
         return out.view(*hidden.shape[:-1], -1)
 

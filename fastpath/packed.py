@@ -12,8 +12,6 @@ from fastpath.dots import laid
 from fastpath.kernels import fitting, met, room, scaled
 from fastpath.rows import home
 
-_FEW = 8  # rows that are met before they are copied: they must stay in the caches until then
-
 
 @njit(cache=True)
 def _put(rows, row, packed, slot):
@@ -25,55 +23,43 @@ def _put(rows, row, packed, slot):
 
 
 @njit(cache=True)
-def _streamed(rows, came, slots, packed, states, by_slot, by_turn, share, shares):
-    """A share of the packed rows meets the states -> by_slot (T, K), and so does a share of those
-    that came, ids (n,) -> by_turn (T, n), each of which is copied to its slot (n,).
-
-    Rows that came are read where they lie, a few at a time, and copied while the caches have
-    them. What the stream makes of their slots nobody reads.
-    """
-    begin, end = share * len(came) // shares, (share + 1) * len(came) // shares
-    for turn in range(begin, end, _FEW):
-        behind = min(turn + _FEW, end)
-        met(rows, came, states, by_turn, turn, behind)
-        for each in range(turn, behind):
-            _put(rows, came[each], packed, slots[each])
+def _streamed(rows, came, slots, packed, states, by_slot, share, shares):
+    """A share of the packed rows meets the states -> by_slot (T, K), once the rows that came, ids
+    (n,), lie in those of their slots (n,) that are among it."""
     first, last = share * by_slot.shape[1] // shares, (share + 1) * by_slot.shape[1] // shares
+    for turn in range(len(came)):
+        if first <= slots[turn] < last:
+            _put(rows, came[turn], packed, slots[turn])
     met(packed, np.empty(0, np.int64), states, by_slot, first, last)
 
 
 @njit(parallel=True, cache=True)
-def _shared_out(rows, came, slots, packed, states, by_slot, by_turn, threads):
+def _shared_out(rows, came, slots, packed, states, by_slot, threads):
     for thread in prange(threads):
-        _streamed(rows, came, slots, packed, states, by_slot, by_turn, thread, threads)
+        _streamed(rows, came, slots, packed, states, by_slot, thread, threads)
 
 
 @njit(cache=True)
-def _in_order(rows, scales, came, turns, packed, new, slots, states, out, threads):
-    """The list ``new`` (K,), of which ids ``came`` (n,) go to the slots and stand at the places
-    that ``turns`` are: its rows meet the states -> out (T, K)."""
-    targets, places = turns
-    read, size = fitting(rows, states), len(new)
-    by_slot, by_turn = room(len(states), size), room(len(states), len(came))
+def _in_order(rows, scales, came, to, packed, ids, slots, states, out, threads):
+    """The list ids (K,), packed in the slots (K,) but for the rows that came, ids (n,), which are
+    to be copied ``to`` slots (n,): its rows meet the states -> out (T, K)."""
+    read, by_slot = fitting(rows, states), room(len(states), len(ids))
     if threads == 1:  # a list is short: calling the threads together would cost a fifth of it
-        _streamed(rows, came, targets, packed, read, by_slot, by_turn, 0, 1)
+        _streamed(rows, came, to, packed, read, by_slot, 0, 1)
     else:
-        _shared_out(rows, came, targets, packed, read, by_slot, by_turn, threads)
+        _shared_out(rows, came, to, packed, read, by_slot, threads)
     for state in range(len(states)):
-        for place in range(size):
+        for place in range(len(ids)):
             out[state, place] = by_slot[state, slots[place]]
-        for turn in range(len(came)):
-            out[state, places[turn]] = by_turn[state, turn]
-    scaled(rows, scales, new, out, 0, size)
+    scaled(rows, scales, ids, out, 0, len(ids))
 
 
 @njit(cache=True)
 def planned(old, slots, new, new_slots, packed, churn):
     """Where the rows of a list ``new`` (K,) will lie, after those of ``old`` lay in ``slots``: in
-    ``new_slots``, 0..K-1. Returns for the ids that came, whose rows are to be copied, their slots
-    (n,) and their places in the list (n,), and whether this was done at all: it is not where they
-    are more than a share ``churn``."""
-    size, nothing = len(new), np.empty(0, np.int32)
+    ``new_slots``, 0..K-1. Returns the ids that came (n,), whose rows are to be copied, their slots
+    (n,), and whether this was done at all: it is not where they are more than a share ``churn``."""
+    size = len(new)
     free, came_to = np.empty(len(old), np.int32), np.empty(size, np.int32)
     gone = came = position = 0
     for place in range(size):  # walks the two sorted lists side by side
@@ -89,7 +75,7 @@ def planned(old, slots, new, new_slots, packed, churn):
             came_to[came] = place
             came += 1
     if came > churn * size:
-        return nothing, nothing, False
+        return new[:0], free[:0], False
     for place in range(position, len(old)):
         free[gone] = slots[place]
         gone += slots[place] < size
@@ -110,7 +96,7 @@ def planned(old, slots, new, new_slots, packed, churn):
             fresh[turn] = end
             end += 1
         new_slots[came_to[turn]] = fresh[turn]
-    return fresh, came_to[:came], True
+    return new[came_to[:came]], fresh, True
 
 
 @njit(cache=True)
@@ -118,18 +104,16 @@ def followed(rows, scales, old, slots, new, new_slots, packed, churn, states, ou
     """Brings packed rows from the list ``old``, in ``slots``, to the list ``new`` (K,), in
     ``new_slots``, and these through the states -> out (T, K). Does neither, and says so, where
     more than a share ``churn`` of the ids would have to be copied."""
-    targets, places, done = planned(old, slots, new, new_slots, packed, churn)
+    came, to, done = planned(old, slots, new, new_slots, packed, churn)
     if done:
-        came, turns = new[places], (targets, places)
-        _in_order(rows, scales, came, turns, packed, new, new_slots, states, out, threads)
+        _in_order(rows, scales, came, to, packed, new, new_slots, states, out, threads)
     return done
 
 
 @njit(cache=True)
 def stayed(scales, ids, slots, packed, states, out, threads):
     """As ``followed``, of a list that is packed already."""
-    none, nothing = np.empty(0, np.int32), np.empty(0, np.int64)
-    _in_order(packed, scales, nothing, (none, none), packed, ids, slots, states, out, threads)
+    _in_order(packed, scales, ids[:0], slots[:0], packed, ids, slots, states, out, threads)
 
 
 class PackedRows:

@@ -306,6 +306,21 @@ def test_a_head_answers_any_sequence_of_lists_and_keeps_what_it_answered(lists):
         assert_products(answer[None].numpy(), hidden[None], weight[ids].double())
 
 
+@pytest.mark.parametrize(("came", "follows"), [(4, True), (20, False)])
+def test_lists_that_change_little_are_packed_in_the_end(came, follows, monkeypatch):
+    head, packed = CpuHead(*rows_of(torch.randn(400, 20), "float32")[:2]), []
+    read = PackedRows.follow
+
+    def followed(self, *arguments):
+        packed.append(read(self, *arguments))
+        return packed[-1]
+
+    monkeypatch.setattr(PackedRows, "follow", followed)
+    for first in range(0, 50 * came, came):  # lists of 40, of which so many come and go
+        head.rows(torch.randn(20), torch.arange(first, first + 40).remainder(400).sort().values)
+    assert sum(packed) == (50 - 16 if follows else 50 // 17)
+
+
 def test_a_result_that_is_a_view_of_reused_room_is_noticed():
     """The negative control of the test above."""
     weight, hidden, room = torch.randn(40, 20), torch.randn(20), torch.empty(1, 40)
