@@ -51,11 +51,15 @@ class Rival(Aligner):
         super().__init__(draft, replace(config, recall=False, floor=False), carry=True)
         self.draft = draft.requires_grad_(True)
         self.reaches_cache = True  # everything changes
+        self._optimiser = self._rested()
         # The same buffer, but for the directions, which only recall needs.
         taps = len(draft.config.tap_layers) * draft.config.width
         shape = (config.windows, config.window, taps, 0, config.largest, config.seed)
         size = draft.config.vocabulary_size
         self.verdicts = FullVerdicts(size, *shape) if full_laws else Verdicts(*shape)
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.draft.parameters())
 
     def read(self, ids: Tensor, taps: Tensor, hidden: Tensor) -> None:
         super().read(ids, taps, hidden[:, :0])
@@ -80,11 +84,8 @@ class Rival(Aligner):
                 places = torch.searchsorted(ids, batch.ids).flatten(0, 1)
                 loss = OBJECTIVES["kl"](logs, batch.probs.flatten(0, 1), places).mean()
             events["positions"] += index.numel()
-            parameters = list(self.draft.parameters())
-            if self._optimiser is None:
-                self._optimiser = torch.optim.Adam(parameters, self.config.rate, betas=(0.9, 0.99))
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(self._parameters(), 1.0)
             if math.isfinite(float(norm)):
                 self._optimiser.step()
                 self.draft.version += 1
@@ -94,9 +95,7 @@ class Rival(Aligner):
     def tensors(self) -> Mapping[str, list[Tensor]]:
         """As ``Aligner.tensors``; the weights that it trains replace the draft's own."""
         kinds = dict(super().tensors())
-        parameters = list(self.draft.parameters())
         kinds["weights"] = []
-        kinds["gradients"] = [p.grad for p in parameters if p.grad is not None]
         if isinstance(self.verdicts, FullVerdicts):
             kinds["buffer"] = [*kinds["buffer"], self.verdicts.laws]
         return kinds

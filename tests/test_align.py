@@ -456,6 +456,20 @@ def test_a_replay_takes_as_many_passes_as_the_real_loop(kind: str) -> None:
     assert [r.proposed for r in replayed] == [r.proposed for r in real]
 
 
+def test_the_rival_trains_every_parameter() -> None:
+    rival = Rival(toy_draft(TARGET), EAGER)
+    before = [parameter.detach().clone() for parameter in rival.draft.parameters()]
+    run(rival, temperature=0.0, limit=80)
+    after = list(rival.draft.parameters())
+    changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert len(changed) > 8 and all(changed)
+    held = rival.tensors()
+    assert held["gradients"] == held["weights"] == []
+    numbers = sum(parameter.numel() for parameter in after)
+    steps = len(after)  # Adam counts them for each parameter
+    assert sum(average.numel() for average in held["optimiser"]) == 2 * numbers + steps
+
+
 def test_live_bytes_are_those_that_live() -> None:
     kept: dict[str, list[Tensor]] = {"buffer": []}
     live = LiveBytes(lambda: kept)
