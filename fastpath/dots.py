@@ -28,6 +28,11 @@ _REGISTERS = 2 * LANES  # that hold a vector
 # registers hold with their sums and a vector of one state.
 SIDE_BY_SIDE = (0, *(min(4, (_REGISTERS - 1) // (count + 1)) for count in range(1, MOST + 1)))
 _AT_ONCE = 32  # numbers of a row that are met between two branches
+# So many states keep a processor too busy with a row to run ahead to the next ones by itself, so
+# it is told of them. It forgets what it hears when much is on its way already: it is told thrice.
+_BUSY = 3 if LANES == 16 else 4
+_TOLD = (3, 2, 1)  # rows ahead
+_LINE = 64  # bytes that come together
 # Older versions of LLVM know the instruction's operands as numbers of another kind.
 PAIRED = "+avx512bf16" in _FEATURES and llvm.llvm_version_info >= (20,)
 
@@ -69,9 +74,10 @@ def below(builder: Any, left: Any, count: int) -> Any:
     return builder.icmp_signed("<", lanes, limit)
 
 
-def _dots(typingctx, rows, these, states, first, out, places, count):
+def _dots(typingctx, rows, these, apart, states, first, out, places, count):
     """out[j, places[i]] = rows[these[i]] . states[j] for the first ``SIDE_BY_SIDE[count]`` of four
-    rows, for ``count`` states from j = ``first`` on.
+    rows, for ``count`` states from j = ``first`` on. Each is followed by the row ``apart`` rows
+    behind it, or, if that is 0, by one that is not known yet.
 
     ``rows`` (N, D), ``states`` (T, D) and ``out`` (T, M) are contiguous, and ``count`` is a
     literal. They are passed whole: a slice would be counted as a reference, row by row, by
@@ -81,7 +87,7 @@ def _dots(typingctx, rows, these, states, first, out, places, count):
     numbers below 2^-126 count as 0, and so do sums.
     """
     # The literal is part of the signature: by it Numba tells one variant from the next.
-    signature = types.void(rows, these, states, types.intp, out, places, count)
+    signature = types.void(rows, these, types.intp, states, types.intp, out, places, count)
     states_at_once = range(count.literal_value)
     element, number = _ELEMENTS[rows.dtype], _ELEMENTS[states.dtype]
     paired = number is not _f32
@@ -90,12 +96,12 @@ def _dots(typingctx, rows, these, states, first, out, places, count):
     def codegen(context, builder, signature, args):
         matrix, many, sums = (
             context.make_array(kind)(context, builder, value)
-            for kind, value in ((rows, args[0]), (states, args[2]), (out, args[4]))
+            for kind, value in ((rows, args[0]), (states, args[3]), (out, args[5]))
         )
         width = builder.extract_value(matrix.shape, 1)
         stride = builder.extract_value(sums.shape, 1)
         many_rows = SIDE_BY_SIDE[count.literal_value]
-        its, targets = (cgutils.unpack_tuple(builder, args[i])[:many_rows] for i in (1, 5))
+        its, targets = (cgutils.unpack_tuple(builder, args[i])[:many_rows] for i in (1, 6))
 
         call = partial(called, builder)
 
@@ -118,7 +124,7 @@ def _dots(typingctx, rows, these, states, first, out, places, count):
             return builder.bitcast(vector, _pairs)
 
         passing = [row_of(matrix.data, index, element) for index in its]
-        these_states = [builder.add(args[3], _i64(j)) for j in states_at_once]
+        these_states = [builder.add(args[4], _i64(j)) for j in states_at_once]
         heads = [row_of(many.data, state, number) for state in these_states]
 
         def met(column: Any, before: list[Any], mask: Any) -> list[Any]:
@@ -148,6 +154,20 @@ def _dots(typingctx, rows, these, states, first, out, places, count):
                 after += [added(next(sums), row, state) for row in met_rows]
             return after
 
+        to_come = [
+            row_of(base, builder.mul(args[2], _i64(rows)), element)
+            for rows, base in itertools.product(_TOLD, passing)
+        ]
+
+        def tell(column: Any) -> None:
+            """Of the next rows, to be brought as far as the second cache: the first has no room
+            for what is on its way beside what is waited for."""
+            lines = range(0, _AT_ONCE, _LINE // _bytes(element))
+            for base, line in itertools.product(to_come, lines):
+                place = at(base, builder.add(column, _i64(line)), element)
+                place = builder.bitcast(place, ir.IntType(8).as_pointer())
+                call("llvm.prefetch.p0", ir.VoidType(), place, _i32(0), _i32(2), _i32(1))
+
         def looped(
             name: str, first: Any, before: list[Any], count: int, masked: bool
         ) -> tuple[Any, list[Any]]:
@@ -160,6 +180,8 @@ def _dots(typingctx, rows, these, states, first, out, places, count):
             builder.position_at_end(loop)
             column = builder.phi(_i64)
             sums = after = [builder.phi(_floats) for _ in before]
+            if len(heads) >= _BUSY and not masked:
+                tell(column)
             for number in range(count):
                 here = builder.add(column, _i64(number * step))
                 after = met(

@@ -96,6 +96,7 @@ def met(rows, ids, states, out, first, last):
     before again.
     """
     listed = len(ids) > 0
+    apart = 0 if listed else 1
     for start in range(0, len(states), MOST):
         count = len(states) - start
         many = SIDE_BY_SIDE[min(count, MOST)]
@@ -107,21 +108,21 @@ def met(rows, ids, states, out, first, last):
             if listed:
                 these = ids[places[0]], ids[places[1]], ids[places[2]], ids[places[3]]
             if count == 1:
-                dots(rows, these, states, start, out, places, 1)
+                dots(rows, these, apart, states, start, out, places, 1)
             elif count == 2:
-                dots(rows, these, states, start, out, places, 2)
+                dots(rows, these, apart, states, start, out, places, 2)
             elif count == 3:
-                dots(rows, these, states, start, out, places, 3)
+                dots(rows, these, apart, states, start, out, places, 3)
             elif count == 4:
-                dots(rows, these, states, start, out, places, 4)
+                dots(rows, these, apart, states, start, out, places, 4)
             elif count == 5:
-                dots(rows, these, states, start, out, places, 5)
+                dots(rows, these, apart, states, start, out, places, 5)
             elif count == 6:
-                dots(rows, these, states, start, out, places, 6)
+                dots(rows, these, apart, states, start, out, places, 6)
             elif count == 7:
-                dots(rows, these, states, start, out, places, 7)
+                dots(rows, these, apart, states, start, out, places, 7)
             else:
-                dots(rows, these, states, start, out, places, MOST)
+                dots(rows, these, apart, states, start, out, places, MOST)
 
 
 @njit(cache=True)
