@@ -28,10 +28,6 @@ _REGISTERS = 2 * LANES  # that hold a vector
 # registers hold with their sums and a vector of one state.
 SIDE_BY_SIDE = (0, *(min(4, (_REGISTERS - 1) // (count + 1)) for count in range(1, MOST + 1)))
 _AT_ONCE = 32  # numbers of a row that are met between two branches
-# So many states keep a processor too busy with a row to run ahead to the next ones by itself, so
-# it is told of them. It forgets what it hears when much is on its way already: it is told thrice.
-_BUSY = 3 if LANES == 16 else 4
-_TOLD = (3, 2, 1)  # rows ahead
 _LINE = 64  # bytes that come together
 # Older versions of LLVM know the instruction's operands as numbers of another kind.
 PAIRED = "+avx512bf16" in _FEATURES and llvm.llvm_version_info >= (20,)
@@ -65,6 +61,13 @@ def called(builder: Any, name: str, result: Any, *values: Any, **flags: Any) -> 
     return builder.call(function, values, **flags)
 
 
+def _tell(builder: Any, place: Any) -> None:
+    """Memory of a line that will be read, which is to be brought as far as the second cache: the
+    first has no room for what is on its way beside what is waited for."""
+    place = builder.bitcast(place, ir.IntType(8).as_pointer())
+    called(builder, "llvm.prefetch.p0", ir.VoidType(), place, _i32(0), _i32(2), _i32(1))
+
+
 def below(builder: Any, left: Any, count: int) -> Any:
     """The mask of those of ``count`` lanes whose numbers are less than ``left``."""
     lanes = ir.Constant(ir.VectorType(_i64, count), list(range(count)))
@@ -74,10 +77,10 @@ def below(builder: Any, left: Any, count: int) -> Any:
     return builder.icmp_signed("<", lanes, limit)
 
 
-def _dots(typingctx, rows, these, apart, states, first, out, places, count):
+def _dots(typingctx, rows, these, later, told, states, first, out, places, count):
     """out[j, places[i]] = rows[these[i]] . states[j] for the first ``SIDE_BY_SIDE[count]`` of four
-    rows, for ``count`` states from j = ``first`` on. Each is followed by the row ``apart`` rows
-    behind it, or, if that is 0, by one that is not known yet.
+    rows, for ``count`` states from j = ``first`` on. Meanwhile memory is told of the rows that
+    are met ``later``, by fours as well, if it is to be ``told``.
 
     ``rows`` (N, D), ``states`` (T, D) and ``out`` (T, M) are contiguous, and ``count`` is a
     literal. They are passed whole: a slice would be counted as a reference, row by row, by
@@ -87,7 +90,9 @@ def _dots(typingctx, rows, these, apart, states, first, out, places, count):
     numbers below 2^-126 count as 0, and so do sums.
     """
     # The literal is part of the signature: by it Numba tells one variant from the next.
-    signature = types.void(rows, these, types.intp, states, types.intp, out, places, count)
+    signature = types.void(
+        rows, these, later, types.boolean, states, types.intp, out, places, count
+    )
     states_at_once = range(count.literal_value)
     element, number = _ELEMENTS[rows.dtype], _ELEMENTS[states.dtype]
     paired = number is not _f32
@@ -96,12 +101,13 @@ def _dots(typingctx, rows, these, apart, states, first, out, places, count):
     def codegen(context, builder, signature, args):
         matrix, many, sums = (
             context.make_array(kind)(context, builder, value)
-            for kind, value in ((rows, args[0]), (states, args[3]), (out, args[5]))
+            for kind, value in ((rows, args[0]), (states, args[4]), (out, args[6]))
         )
         width = builder.extract_value(matrix.shape, 1)
         stride = builder.extract_value(sums.shape, 1)
         many_rows = SIDE_BY_SIDE[count.literal_value]
-        its, targets = (cgutils.unpack_tuple(builder, args[i])[:many_rows] for i in (1, 6))
+        its, coming, targets = (cgutils.unpack_tuple(builder, args[i]) for i in (1, 2, 7))
+        its, targets = its[:many_rows], targets[:many_rows]
 
         call = partial(called, builder)
 
@@ -124,7 +130,7 @@ def _dots(typingctx, rows, these, apart, states, first, out, places, count):
             return builder.bitcast(vector, _pairs)
 
         passing = [row_of(matrix.data, index, element) for index in its]
-        these_states = [builder.add(args[4], _i64(j)) for j in states_at_once]
+        these_states = [builder.add(args[5], _i64(j)) for j in states_at_once]
         heads = [row_of(many.data, state, number) for state in these_states]
 
         def met(column: Any, before: list[Any], mask: Any) -> list[Any]:
@@ -155,18 +161,10 @@ def _dots(typingctx, rows, these, apart, states, first, out, places, count):
             return after
 
         to_come = [
-            row_of(base, builder.mul(args[2], _i64(rows)), element)
-            for rows, base in itertools.product(_TOLD, passing)
+            row_of(matrix.data, index, element)
+            for four in range(0, len(coming), 4)
+            for index in coming[four : four + many_rows]
         ]
-
-        def tell(column: Any) -> None:
-            """Of the next rows, to be brought as far as the second cache: the first has no room
-            for what is on its way beside what is waited for."""
-            lines = range(0, _AT_ONCE, _LINE // _bytes(element))
-            for base, line in itertools.product(to_come, lines):
-                place = at(base, builder.add(column, _i64(line)), element)
-                place = builder.bitcast(place, ir.IntType(8).as_pointer())
-                call("llvm.prefetch.p0", ir.VoidType(), place, _i32(0), _i32(2), _i32(1))
 
         def looped(
             name: str, first: Any, before: list[Any], count: int, masked: bool
@@ -180,21 +178,25 @@ def _dots(typingctx, rows, these, apart, states, first, out, places, count):
             builder.position_at_end(loop)
             column = builder.phi(_i64)
             sums = after = [builder.phi(_floats) for _ in before]
-            if len(heads) >= _BUSY and not masked:
-                tell(column)
+            if not masked:
+                with builder.if_then(args[3]):
+                    lines = range(0, _AT_ONCE, _LINE // _bytes(element))
+                    for base, line in itertools.product(to_come, lines):
+                        _tell(builder, at(base, builder.add(column, _i64(line)), element))
             for number in range(count):
                 here = builder.add(column, _i64(number * step))
                 after = met(
                     here, after, below(builder, builder.sub(width, here), step) if masked else None
                 )
             advanced = builder.add(column, far)
+            last = builder.block
             builder.cbranch(builder.icmp_signed("<=", advanced, limit), loop, behind)
             builder.position_at_end(behind)
             ends = [builder.phi(value.type) for value in (first, *before)]
             old, new = [first, *before], [advanced, *after]
             for values in zip([column, *sums, *ends], old + old, new + new, strict=True):
                 values[0].add_incoming(values[1], entry)
-                values[0].add_incoming(values[2], loop)
+                values[0].add_incoming(values[2], last)
             return ends[0], ends[1:]
 
         nothing = [ir.Constant(_floats, [0.0] * LANES)] * (len(its) * len(heads))
@@ -214,9 +216,10 @@ def _dots(typingctx, rows, these, apart, states, first, out, places, count):
 dots: Any = intrinsic(prefer_literal=True)(_dots)
 
 
-def _laid(typingctx, rows, row, shelf, place):
+def _laid(typingctx, rows, row, later, shelf, place):
     """shelf[place] = rows[row], both contiguous (N, D), past the caches: what is to be read
     only when they have been used for something else need not be fetched to be overwritten.
+    Meanwhile memory is told of the rows that are laid ``later``.
 
     A row must be whole cache lines, and ``shelf`` begin at one.
     """
@@ -225,24 +228,45 @@ def _laid(typingctx, rows, row, shelf, place):
     def codegen(context, builder, signature, args):
         matrix, shelves = (
             context.make_array(kind)(context, builder, value)
-            for kind, value in ((rows, args[0]), (shelf, args[2]))
+            for kind, value in ((rows, args[0]), (shelf, args[3]))
         )
         width = builder.extract_value(matrix.shape, 1)
-        line = ir.VectorType(element, 64 // _bytes(element))
-        source, target = (
+        line = ir.VectorType(element, _LINE // _bytes(element))
+        source, target, *to_come = (
             builder.gep(array.data, [builder.mul(index, width)], source_etype=element)
-            for array, index in ((matrix, args[1]), (shelves, args[3]))
-        )
+            for array, index in (
+                (matrix, args[1]), (shelves, args[4]),
+                *((matrix, index) for index in cgutils.unpack_tuple(builder, args[2])),
+            )
+        )  # fmt: skip
         past = builder.module.add_metadata([_i32(1)])
         with cgutils.for_range_slice(builder, _i64(0), width, _i64(line.count)) as (column, _):
+            for base in to_come:
+                _tell(builder, builder.gep(base, [column], source_etype=element))
             coming = builder.gep(source, [column], source_etype=element)
             numbers = builder.load(coming, typ=line, align=_bytes(element))
             there = builder.gep(target, [column], source_etype=element)
             there = builder.bitcast(there, line.as_pointer())
-            builder.store(numbers, there, align=64).set_metadata("nontemporal", past)
+            builder.store(numbers, there, align=_LINE).set_metadata("nontemporal", past)
         return context.get_dummy_value()
 
-    return types.void(rows, types.intp, shelf, types.intp), codegen
+    return types.void(rows, types.intp, later, shelf, types.intp), codegen
 
 
 laid: Any = intrinsic(_laid)
+
+
+def _told(typingctx, rows, row):
+    """Tells memory that rows[row], of contiguous (N, D), will be read or laid, so that where it
+    lies is looked up."""
+
+    def codegen(context, builder, signature, args):
+        matrix = context.make_array(rows)(context, builder, args[0])
+        first = builder.mul(args[1], builder.extract_value(matrix.shape, 1))
+        _tell(builder, builder.gep(matrix.data, [first], source_etype=_ELEMENTS[rows.dtype]))
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp), codegen
+
+
+told: Any = intrinsic(_told)

@@ -15,7 +15,10 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
-from fastpath.dots import MOST, PAIRED, SIDE_BY_SIDE, dots
+from fastpath.dots import LANES, MOST, PAIRED, SIDE_BY_SIDE, dots
+
+# So many states keep a processor too busy with a row to see the next ones coming.
+_BUSY = 3 if LANES == 16 else 4
 
 
 @njit(cache=True)
@@ -86,6 +89,25 @@ def fitting(rows, states):
 
 
 @njit(cache=True)
+def _behind(places, ahead, end):
+    """Four places so many places further on, but none behind the ``end``."""
+    first, second, third, fourth = places
+    return (
+        min(first + ahead, end), min(second + ahead, end),
+        min(third + ahead, end), min(fourth + ahead, end),
+    )  # fmt: skip
+
+
+@njit(cache=True)
+def _rows_at(ids, places):
+    """The rows at four places of a list, or the places themselves where there are no ids."""
+    first, second, third, fourth = places
+    if len(ids):
+        return ids[first], ids[second], ids[third], ids[fourth]
+    return places
+
+
+@njit(cache=True)
 def met(rows, ids, states, out, first, last):
     """out[:, first:last] = states @ rows[ids[first:last]].T, or rows[first:last] where there are no
     ids, on one thread, of states that are ``fitting``.
@@ -94,35 +116,41 @@ def met(rows, ids, states, out, first, last):
     side. So the rows are dealt into equal streams, as many as meet the states at once. Where
     they cannot be equal the last one begins a little earlier, and does some rows of the one
     before again.
+
+    Rows of a list it cannot see coming, nor any when many states keep it busy: it is told of them.
+    It forgets what it hears when much is on its way already, so it is told three times.
     """
-    listed = len(ids) > 0
-    apart = 0 if listed else 1
+    end = last - 1
     for start in range(0, len(states), MOST):
         count = len(states) - start
+        told = len(ids) > 0 or count >= _BUSY
         many = SIDE_BY_SIDE[min(count, MOST)]
         length = (last - first + many - 1) // many
         for a in range(first, first + length):
             final = last - length + a - first
             places = a, min(a + length, final), min(a + 2 * length, final), final
-            these = places
-            if listed:
-                these = ids[places[0]], ids[places[1]], ids[places[2]], ids[places[3]]
+            these = _rows_at(ids, places)
+            later = (
+                _rows_at(ids, _behind(places, 3, end))
+                + _rows_at(ids, _behind(places, 2, end))
+                + _rows_at(ids, _behind(places, 1, end))
+            )
             if count == 1:
-                dots(rows, these, apart, states, start, out, places, 1)
+                dots(rows, these, later, told, states, start, out, places, 1)
             elif count == 2:
-                dots(rows, these, apart, states, start, out, places, 2)
+                dots(rows, these, later, told, states, start, out, places, 2)
             elif count == 3:
-                dots(rows, these, apart, states, start, out, places, 3)
+                dots(rows, these, later, told, states, start, out, places, 3)
             elif count == 4:
-                dots(rows, these, apart, states, start, out, places, 4)
+                dots(rows, these, later, told, states, start, out, places, 4)
             elif count == 5:
-                dots(rows, these, apart, states, start, out, places, 5)
+                dots(rows, these, later, told, states, start, out, places, 5)
             elif count == 6:
-                dots(rows, these, apart, states, start, out, places, 6)
+                dots(rows, these, later, told, states, start, out, places, 6)
             elif count == 7:
-                dots(rows, these, apart, states, start, out, places, 7)
+                dots(rows, these, later, told, states, start, out, places, 7)
             else:
-                dots(rows, these, apart, states, start, out, places, MOST)
+                dots(rows, these, later, told, states, start, out, places, MOST)
 
 
 @njit(cache=True)

@@ -8,35 +8,47 @@ import numpy as np
 import torch
 from numba import get_num_threads, njit, prange
 
-from fastpath.dots import laid
+from fastpath.dots import laid, told
 from fastpath.kernels import fitting, met, room, scaled
 from fastpath.rows import home
 
 
 @njit(cache=True)
-def _put(rows, row, packed, slot):
-    """packed[slot] = rows[row]."""
-    if rows.shape[1] * rows.itemsize % 64 == 0 and packed.ctypes.data % 64 == 0:
-        laid(rows, row, packed, slot)
-    else:
-        packed[slot] = rows[row]
+def _put(rows, came, packed, slots):
+    """packed[slots] = rows[came], of as many slots as ids.
+
+    Rows lie far apart, and so do slots: finding out where takes as long as reading and writing
+    them, so memory is told of all beforehand. Like those of a list that is met where it lies
+    (``kernels.met``), it is told of the rows three times more while others are copied.
+    """
+    lines = rows.shape[1] * rows.itemsize % 64 == 0 and packed.ctypes.data % 64 == 0
+    for turn in range(len(came)):
+        told(rows, came[turn])
+        told(packed, slots[turn])
+    end = len(came) - 1
+    for turn in range(len(came)):
+        later = came[min(turn + 3, end)], came[min(turn + 2, end)], came[min(turn + 1, end)]
+        if lines:
+            laid(rows, came[turn], later, packed, slots[turn])
+        else:
+            packed[slots[turn]] = rows[came[turn]]
 
 
 @njit(cache=True)
-def _streamed(rows, came, slots, packed, states, by_slot, share, shares):
-    """A share of the packed rows meets the states -> by_slot (T, K), once the rows that came, ids
-    (n,), lie in those of their slots (n,) that are among it."""
-    first, last = share * by_slot.shape[1] // shares, (share + 1) * by_slot.shape[1] // shares
-    for turn in range(len(came)):
-        if first <= slots[turn] < last:
-            _put(rows, came[turn], packed, slots[turn])
+def _streamed(rows, came, slots, packed, states, by_slot, first, last):
+    """The packed rows ``first`` to ``last`` meet the states -> by_slot (T, K), once the rows that
+    came, ids (n,), lie in their slots (n,), which are among them."""
+    _put(rows, came, packed, slots)
     met(packed, np.empty(0, np.int64), states, by_slot, first, last)
 
 
 @njit(parallel=True, cache=True)
 def _shared_out(rows, came, slots, packed, states, by_slot, threads):
+    size = by_slot.shape[1]
     for thread in prange(threads):
-        _streamed(rows, came, slots, packed, states, by_slot, thread, threads)
+        first, last = thread * size // threads, (thread + 1) * size // threads
+        ours = (first <= slots) & (slots < last)
+        _streamed(rows, came[ours], slots[ours], packed, states, by_slot, first, last)
 
 
 @njit(cache=True)
@@ -45,7 +57,7 @@ def _in_order(rows, scales, came, to, packed, ids, slots, states, out, threads):
     to be copied ``to`` slots (n,): its rows meet the states -> out (T, K)."""
     read, by_slot = fitting(rows, states), room(len(states), len(ids))
     if threads == 1:  # a list is short: calling the threads together would cost a fifth of it
-        _streamed(rows, came, to, packed, read, by_slot, 0, 1)
+        _streamed(rows, came, to, packed, read, by_slot, 0, len(ids))
     else:
         _shared_out(rows, came, to, packed, read, by_slot, threads)
     for state in range(len(states)):
