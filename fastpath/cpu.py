@@ -51,9 +51,10 @@ def target(model: Transformer) -> "CpuTarget":
     global _taken
     if not _taken or torch.get_num_threads() > 1:
         set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        torch.set_num_threads(1)
-        _taken = True
-    return CpuTarget(model)
+    placed = CpuTarget(model)  # by torch's threads: memory that no one had yet takes its time
+    torch.set_num_threads(1)
+    _taken = True
+    return placed
 
 
 def draft(draft: EagleDraft, target: "CpuTarget") -> "CpuDraft":
@@ -278,9 +279,7 @@ def _joined(layers: Sequence[Sequence[nn.Linear]]) -> Tensor:
     shape = len(layers), sum(map(len, first)), first[0].shape[1]
     stack = home(shape, first[0].dtype)
     for rows, layer in zip(stack, layers, strict=True):
-        torch.cat([projection.weight.detach() for projection in layer], out=rows)
-    for rows, layer in zip(stack, layers, strict=True):
-        parts = rows.split([len(p.weight) for p in layer])
-        for projection, part in zip(layer, parts, strict=True):
+        for part, projection in zip(rows.split([len(p.weight) for p in layer]), layer, strict=True):
+            part.copy_(projection.weight.detach())
             projection.weight.data = part
     return stack
