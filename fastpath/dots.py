@@ -29,6 +29,7 @@ _REGISTERS = 2 * LANES  # that hold a vector
 SIDE_BY_SIDE = (0, *(min(4, (_REGISTERS - 1) // (count + 1)) for count in range(1, MOST + 1)))
 _AT_ONCE = 32  # numbers of a row that are met between two branches
 _LINE = 64  # bytes that come together
+_NEAR = 1024  # bytes that a loop is behind what it tells memory of, if it takes whole lines
 # Older versions of LLVM know the instruction's operands as numbers of another kind.
 PAIRED = "+avx512bf16" in _FEATURES and llvm.llvm_version_info >= (20,)
 
@@ -77,10 +78,10 @@ def below(builder: Any, left: Any, count: int) -> Any:
     return builder.icmp_signed("<", lanes, limit)
 
 
-def _dots(typingctx, rows, these, later, told, states, first, out, places, count):
+def _dots(typingctx, rows, these, later, early, states, first, out, places, count):
     """out[j, places[i]] = rows[these[i]] . states[j] for the first ``SIDE_BY_SIDE[count]`` of four
     rows, for ``count`` states from j = ``first`` on. Meanwhile memory is told of the rows that
-    are met ``later``, by fours as well, if it is to be ``told``.
+    are met ``later``, by fours as well, if ``early``; else of these, where vectors are whole lines.
 
     ``rows`` (N, D), ``states`` (T, D) and ``out`` (T, M) are contiguous, and ``count`` is a
     literal. They are passed whole: a slice would be counted as a reference, row by row, by
@@ -96,7 +97,7 @@ def _dots(typingctx, rows, these, later, told, states, first, out, places, count
     states_at_once = range(count.literal_value)
     element, number = _ELEMENTS[rows.dtype], _ELEMENTS[states.dtype]
     paired = number is not _f32
-    step = 2 * LANES if paired else LANES
+    step, size = 2 * LANES if paired else LANES, _bytes(element)
 
     def codegen(context, builder, signature, args):
         matrix, many, sums = (
@@ -166,6 +167,11 @@ def _dots(typingctx, rows, these, later, told, states, first, out, places, count
             for index in coming[four : four + many_rows]
         ]
 
+        def tell(bases: list[Any], column: Any) -> None:
+            """Of what is met between two branches, or as much of other rows."""
+            for base, line in itertools.product(bases, range(0, _AT_ONCE, _LINE // size)):
+                _tell(builder, at(base, builder.add(column, _i64(line)), element))
+
         def looped(
             name: str, first: Any, before: list[Any], count: int, masked: bool
         ) -> tuple[Any, list[Any]]:
@@ -179,10 +185,12 @@ def _dots(typingctx, rows, these, later, told, states, first, out, places, count
             column = builder.phi(_i64)
             sums = after = [builder.phi(_floats) for _ in before]
             if not masked:
-                with builder.if_then(args[3]):
-                    lines = range(0, _AT_ONCE, _LINE // _bytes(element))
-                    for base, line in itertools.product(to_come, lines):
-                        _tell(builder, at(base, builder.add(column, _i64(line)), element))
+                with builder.if_else(args[3]) as (rows_to_come, these_rows):
+                    with rows_to_come:
+                        tell(to_come, column)
+                    with these_rows:
+                        if element is _f32 and step * size == _LINE:
+                            tell(passing, builder.add(column, _i64(_NEAR // size)))
             for number in range(count):
                 here = builder.add(column, _i64(number * step))
                 after = met(

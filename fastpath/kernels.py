@@ -123,7 +123,7 @@ def met(rows, ids, states, out, first, last):
     end = last - 1
     for start in range(0, len(states), MOST):
         count = len(states) - start
-        told = len(ids) > 0 or count >= _BUSY
+        early = len(ids) > 0 or count >= _BUSY
         many = SIDE_BY_SIDE[min(count, MOST)]
         length = (last - first + many - 1) // many
         for a in range(first, first + length):
@@ -136,21 +136,21 @@ def met(rows, ids, states, out, first, last):
                 + _rows_at(ids, _behind(places, 1, end))
             )
             if count == 1:
-                dots(rows, these, later, told, states, start, out, places, 1)
+                dots(rows, these, later, early, states, start, out, places, 1)
             elif count == 2:
-                dots(rows, these, later, told, states, start, out, places, 2)
+                dots(rows, these, later, early, states, start, out, places, 2)
             elif count == 3:
-                dots(rows, these, later, told, states, start, out, places, 3)
+                dots(rows, these, later, early, states, start, out, places, 3)
             elif count == 4:
-                dots(rows, these, later, told, states, start, out, places, 4)
+                dots(rows, these, later, early, states, start, out, places, 4)
             elif count == 5:
-                dots(rows, these, later, told, states, start, out, places, 5)
+                dots(rows, these, later, early, states, start, out, places, 5)
             elif count == 6:
-                dots(rows, these, later, told, states, start, out, places, 6)
+                dots(rows, these, later, early, states, start, out, places, 6)
             elif count == 7:
-                dots(rows, these, later, told, states, start, out, places, 7)
+                dots(rows, these, later, early, states, start, out, places, 7)
             else:
-                dots(rows, these, later, told, states, start, out, places, MOST)
+                dots(rows, these, later, early, states, start, out, places, MOST)
 
 
 @njit(cache=True)
