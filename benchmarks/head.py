@@ -1,10 +1,11 @@
 """LM heads against the memory that they read: every layout, theirs and ours, in one run.
 
 Physics: a hidden state times K rows of D numbers reads K * D * itemsize bytes once; that, and
-nothing else, counts as useful. The bound is how fast memory can be read, which is probed at
-the beginning and at the end of each round, with the same threads: the fastest of three reads of
-256 MiB, by torch's sum or by our own kernel, whichever is faster. A figure is the fraction of
-that bound.
+nothing else, counts as useful. The bound is how fast memory can be read. A round is a step of
+every layout between two probes of that, with the same threads: each the fastest of three reads of
+256 MiB, by torch's sum or by our own kernel, whichever is faster. A step's figure is its fraction
+of the faster probe, and a layout's the median of its rounds: neighbours of this machine may slow
+its memory down for a second, but a step and the bound beside it alike.
 
 What is timed is what a draft step pays: finding out which ids came and went, bringing the copy
 of rows up to date where a layout has one, and the product: one call, from Python, into memory
@@ -13,8 +14,8 @@ of its ids. Cold means that something else was read before each step, as the tar
 between two rounds; hot, that the same list was just used.
 
 A round is discarded, and counted, if the probe moved by 15% within it, if a fraction exceeds
-1.05, or if cold is less than 1.3 times hot for rows of less than 8 MiB: then the caches were
-not cold.
+1.05, or if cold is less than 1.3 times hot for packed rows of less than 8 MiB: then the caches were
+not cold. A shape of whose rounds half are discarded has no figures.
 
 Run: python -m benchmarks.head --json FILE [--quick]
 """
@@ -23,6 +24,7 @@ import argparse
 import itertools
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -39,12 +41,13 @@ from fastpath.rows import gathered, home, runs
 from minispec.checkpoint import write_json
 
 MEBI = 2**20
+ROUNDS = 48
 NAMED = [(size, width) for size in (1_536, 4_096) for width in (576, 2_048)]  # of the claims
 # Makes ready the step of some number, whose logits go to the tensor (1, K).
 Layout = Callable[[int, torch.Tensor], Callable[[], Any]]
 
 
-class Round:
+class Setting:
     """Memory, lists and layouts of one shape; every layout sees the same lists."""
 
     def __init__(self, vocabulary: int, width: int, size: int, churn: float, threads: int) -> None:
@@ -52,12 +55,39 @@ class Round:
         random = np.random.default_rng(size + width)
         self.weight = home((vocabulary, width), torch.float32).normal_()  # for every layout
         self.hidden = torch.randn(width)
-        self.lists = list(itertools.islice(_wandering(random, vocabulary, size, churn), 64))
+        lists = _wandering(random, vocabulary, size, churn)
+        self.lists = list(itertools.islice(lists, ROUNDS + 1))
         self.starts, self.lengths = _clusters(random, vocabulary, size)
         self.rubbish = torch.zeros(96 * MEBI // 4)
+        # What is probed: in large pages, as the rows are.
+        self._block = home((64 * 1024, 1024), torch.float32).fill_(1)
+        self._layouts = self._all_layouts()
+        self.names = list(self._layouts)
 
-    def layouts(self) -> dict[str, Layout]:
-        """Every layout by name; logits come in the order of the ids."""
+    def step(self, name: str, number: int) -> tuple[torch.Tensor, Callable[[], Any]]:
+        """The step of a layout with the list of some number, made ready: its logits (1, K) to
+        be, in the order of the ids, and what is timed."""
+        logits = torch.full((1, self._rows(name)), torch.nan)
+        return logits, self._layouts[name](number, logits)
+
+    def checked(self) -> "Setting":
+        """Itself, when every layout has taken its first step, and its logits are right."""
+        expected = self.weight.double() @ self.hidden.double()
+        pairs = zip(self.starts, self.lengths, strict=True)
+        special = {
+            "clusters ours": np.concatenate([np.arange(at, at + count) for at, count in pairs]),
+            "contiguous ours": np.arange(self.size),
+        }
+        for name in self.names:
+            logits, call = self.step(name, 0)
+            call()
+            dense = name.startswith("dense")
+            ids = special.get(name, np.arange(len(self.weight)) if dense else self.lists[0])
+            wanted = expected[torch.from_numpy(ids)]
+            assert torch.allclose(logits[0].double(), wanted, atol=1e-3), name
+        return self
+
+    def _all_layouts(self) -> dict[str, Layout]:
         weight, hidden, lists = self.weight, self.hidden, self.lists
         rows, scales = weight.numpy(), np.ones(len(weight), np.float32)
         states, threads = hidden[None].numpy(), self.threads
@@ -97,18 +127,17 @@ class Round:
             ),
         }
 
-    def rows(self, name: str) -> int:
-        """How many rows a layout has to read."""
+    def _rows(self, name: str) -> int:
         return len(self.weight) if name.startswith("dense") else self.size
 
     def useful(self, name: str) -> int:
         """Bytes that a layout has to read."""
-        return self.rows(name) * self.width * 4
+        return self._rows(name) * self.width * 4
 
     def probe(self) -> float:
         """Bytes a second."""
-        block = home((64 * 1024, 1024), torch.float32).fill_(1)  # in large pages, as the rows are
-        rows, scales = block.numpy(), np.ones(64 * 1024, np.float32)
+        block, scales = self._block, np.ones(64 * 1024, np.float32)
+        rows = block.numpy()
         states, out = np.ones((1, 1024), np.float32), np.empty((1, 64 * 1024), np.float32)
         reads = block.sum, lambda: product(rows, scales, states, out, self.threads)
         return block.nbytes / min(min(repeat(read, number=1, repeat=3)) for read in reads)
@@ -159,86 +188,63 @@ def _clusters(
     return starts, lengths
 
 
-def measured(
-    vocabulary: int, width: int, size: int, churn: float, threads: int, steps: int
-) -> dict[str, Any]:
-    """One round: seconds and fraction of the probe for each layout, cold and hot."""
+def measured(vocabulary: int, width: int, size: int, churn: float, threads: int) -> dict[str, Any]:
+    """Each layout's seconds, cold and hot, and fractions of the probes: medians of the rounds that
+    count, and all of those; and how many others were discarded for which reason."""
     torch.set_num_threads(threads)
     numba.set_num_threads(threads)
-    round = Round(vocabulary, width, size, churn, threads)
-    layouts = round.layouts()
-
-    def ready(name: str, step: int) -> tuple[torch.Tensor, Callable[[], Any]]:
-        out = torch.full((1, round.rows(name)), torch.nan)
-        return out, layouts[name](step, out)
-
-    expected = round.weight.double() @ round.hidden.double()
-    for name in layouts:
-        logits, step = ready(name, 0)
-        step()
-        if name == "clusters ours":
-            pairs = zip(round.starts, round.lengths, strict=True)
-            ids = np.concatenate([np.arange(start, start + length) for start, length in pairs])
-        elif name == "contiguous ours":
-            ids = np.arange(size)
+    setting = Setting(vocabulary, width, size, churn, threads).checked()
+    small = size * width * 4 < 8 * MEBI
+    kept, discarded = [], Counter[str]()
+    after = setting.probe()
+    for number in range(1, ROUNDS + 1):
+        cold, hot = {}, {}
+        first = number % len(setting.names)
+        for name in setting.names[first:] + setting.names[:first]:
+            _, step = setting.step(name, number)
+            setting.cold()
+            cold[name] = timeit(step, number=1)
+            _, again = setting.step(name, number)
+            hot[name] = timeit(again, number=1)
+        before, after = after, setting.probe()
+        bound = max(before, after)
+        fraction = {name: setting.useful(name) / cold[name] / bound for name in cold}
+        if abs(after / before - 1) > 0.15:
+            discarded["the probe moved"] += 1
+        elif max(fraction.values()) > 1.05:
+            discarded["a fraction above 1.05"] += 1
+        elif small and cold["packed ours"] < 1.3 * hot["packed ours"]:
+            discarded["caches not cold"] += 1
         else:
-            ids = np.arange(vocabulary) if name.startswith("dense") else round.lists[0]
-        assert torch.allclose(logits[0].double(), expected[torch.from_numpy(ids)], atol=1e-3), name
-    before, cold, hot = (
-        round.probe(),
-        {name: [] for name in layouts},
-        {name: [] for name in layouts},
-    )
-    for number in range(1, steps):
-        order = list(layouts)
-        for name in order[number % len(order) :] + order[: number % len(order)]:
-            _, step = ready(name, number)
-            round.cold()
-            cold[name].append(timeit(step, number=1))
-            _, again = ready(name, number)
-            hot[name].append(timeit(again, number=1))
-    after = round.probe()
-    result: dict[str, Any] = {
+            kept.append({"bandwidth": bound, "seconds": cold, "hot": hot, "fraction": fraction})
+    if 2 * len(kept) <= ROUNDS:
+        raise SystemExit(
+            f"Only {len(kept)} of {ROUNDS} rounds count, since others were discarded "
+            f"({dict(discarded)}): run this where nothing else runs."
+        )
+    return {
         "vocabulary": vocabulary, "width": width, "size": size, "churn": churn,
-        "threads": threads, "bandwidth": [before, after], "layouts": {},
+        "threads": threads, "discarded": discarded, "rounds": kept,
+        "layouts": {
+            name: {
+                kind: statistics.median(round[kind][name] for round in kept)
+                for kind in ("seconds", "hot", "fraction")
+            }
+            for name in setting.names
+        },
     }  # fmt: skip
-    for name in layouts:
-        seconds, hot_seconds = statistics.median(cold[name]), statistics.median(hot[name])
-        fraction = round.useful(name) / seconds / max(before, after)
-        result["layouts"][name] = {"seconds": seconds, "hot": hot_seconds, "fraction": fraction}
-    small = round.size * width * 4 < 8 * MEBI
-    fractions = [layout["fraction"] for layout in result["layouts"].values()]
-    ours = result["layouts"]["packed ours"]
-    result["discarded"] = (
-        "the probe moved" if abs(after / before - 1) > 0.15
-        else "a fraction above 1.05" if max(fractions) > 1.05
-        else "caches not cold" if small and ours["seconds"] < 1.3 * ours["hot"]
-        else None
-    )  # fmt: skip
-    return result
 
 
-def kept(shape: tuple[Any, ...], steps: int, tries: int = 24) -> tuple[dict[str, Any] | None, list]:
-    """The first round of a shape that is not discarded, and why others were."""
-    reasons = []
-    for _ in range(tries):
-        result = measured(*shape, steps)
-        if result["discarded"] is None:
-            return result, reasons
-        reasons.append(result["discarded"])
-    return None, reasons
-
-
-def summary(rounds: list[dict[str, Any]]) -> dict[str, float]:
+def summary(shapes: list[dict[str, Any]]) -> dict[str, float]:
     """The claims: minima over the named shapes at 5% churn on one thread."""
     named = [
-        r for r in rounds
-        if (r["size"], r["width"]) in NAMED and r["churn"] == 0.05 and r["threads"] == 1
+        s for s in shapes
+        if (s["size"], s["width"]) in NAMED and s["churn"] == 0.05 and s["threads"] == 1
     ]  # fmt: skip
 
     def fraction(name: str, width: int | None = None) -> float:
-        rows = [r for r in named if width in (None, r["width"])]
-        return min(r["layouts"][name]["fraction"] for r in rows)
+        some = [s for s in named if width in (None, s["width"])]
+        return min(s["layouts"][name]["fraction"] for s in some)
 
     def over_torch(layouts: dict[str, Any]) -> float:
         sparse = ("index_select torch", "packed torch")
@@ -248,7 +254,7 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, float]:
         "packed_fraction_of_bandwidth": fraction("packed ours"),
         "packed_fraction_d2048": fraction("packed ours", 2_048),
         "dense_fraction_of_bandwidth": fraction("dense ours"),
-        "packed_over_best_torch": min(over_torch(r["layouts"]) for r in named),
+        "packed_over_best_torch": min(over_torch(s["layouts"]) for s in named),
     }
 
 
@@ -263,18 +269,14 @@ def main() -> None:
         shapes += [(49_152, 576, 1_536, churn, 1) for churn in (0.0, 0.1, 0.2, 0.5)]
         shapes += [(49_152, width, size, 0.05, cores) for size, width in NAMED]
         shapes += [(262_144, 576, 1_536, 0.05, 1), (32_768, 4_096, 4_096, 0.05, 1)]
-    rounds, discarded = [], []
+    results = []
     for shape in shapes:
-        result, reasons = kept(shape, 24 if options.quick else 48)
-        discarded += [{"shape": shape, "reason": reason} for reason in reasons]
-        if result is None:
-            raise SystemExit(f"every round of {shape} was discarded: is the machine busy?")
-        rounds.append(result)
-        fractions = {n: round(x["fraction"], 2) for n, x in result["layouts"].items()}
+        results.append(measured(*shape))
+        fractions = {n: round(x["fraction"], 2) for n, x in results[-1]["layouts"].items()}
         print(f"V, D, K, churn, threads {shape}: {json.dumps(fractions)}")
-    figures = summary(rounds) | {"discarded": discarded, "rounds": rounds}
-    write_json(options.json, figures)
-    print(json.dumps(summary(rounds), indent=1))
+    discarded = sum((result["discarded"] for result in results), Counter())
+    write_json(options.json, summary(results) | {"discarded": discarded, "shapes": results})
+    print(json.dumps(summary(results) | {"discarded": discarded}, indent=1))
 
 
 if __name__ == "__main__":

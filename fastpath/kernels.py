@@ -89,22 +89,14 @@ def fitting(rows, states):
 
 
 @njit(cache=True)
-def _behind(places, ahead, end):
-    """Four places so many places further on, but none behind the ``end``."""
-    first, second, third, fourth = places
-    return (
-        min(first + ahead, end), min(second + ahead, end),
-        min(third + ahead, end), min(fourth + ahead, end),
-    )  # fmt: skip
-
-
-@njit(cache=True)
-def _rows_at(ids, places):
-    """The rows at four places of a list, or the places themselves where there are no ids."""
-    first, second, third, fourth = places
+def _rows_at(ids, places, ahead, end):
+    """The rows so many places further on than each of four, but none behind the ``end``: those of
+    a list, or the places themselves where there are no ids."""
+    first, second = min(places[0] + ahead, end), min(places[1] + ahead, end)
+    third, fourth = min(places[2] + ahead, end), min(places[3] + ahead, end)
     if len(ids):
         return ids[first], ids[second], ids[third], ids[fourth]
-    return places
+    return first, second, third, fourth
 
 
 @njit(cache=True)
@@ -129,11 +121,11 @@ def met(rows, ids, states, out, first, last):
         for a in range(first, first + length):
             final = last - length + a - first
             places = a, min(a + length, final), min(a + 2 * length, final), final
-            these = _rows_at(ids, places)
+            these = _rows_at(ids, places, 0, end)
             later = (
-                _rows_at(ids, _behind(places, 3, end))
-                + _rows_at(ids, _behind(places, 2, end))
-                + _rows_at(ids, _behind(places, 1, end))
+                _rows_at(ids, places, 3, end)
+                + _rows_at(ids, places, 2, end)
+                + _rows_at(ids, places, 1, end)
             )
             if count == 1:
                 dots(rows, these, later, early, states, start, out, places, 1)

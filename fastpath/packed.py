@@ -27,8 +27,8 @@ def _put(rows, came, packed, slots):
         told(packed, slots[turn])
     end = len(came) - 1
     for turn in range(len(came)):
-        later = came[min(turn + 3, end)], came[min(turn + 2, end)], came[min(turn + 1, end)]
         if lines:
+            later = came[min(turn + 3, end)], came[min(turn + 2, end)], came[min(turn + 1, end)]
             laid(rows, came[turn], later, packed, slots[turn])
         else:
             packed[slots[turn]] = rows[came[turn]]
