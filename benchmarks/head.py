@@ -4,8 +4,8 @@ Physics: a hidden state times K rows of D numbers reads K * D * itemsize bytes o
 nothing else, counts as useful. The bound is how fast memory can be read. A round is a step of
 every layout between two probes of that, with the same threads: each the fastest of three reads of
 256 MiB, by torch's sum or by our own kernel, whichever is faster. A step's figure is its fraction
-of the faster probe, and a layout's the median of its rounds: neighbours of this machine may slow
-its memory down for a second, but a step and the bound beside it alike.
+of the faster probe, and a layout's the median of its rounds: what slows memory for some seconds
+then mostly slows the bound beside a step as well.
 
 What is timed is what a draft step pays: finding out which ids came and went, bringing the copy
 of rows up to date where a layout has one, and the product: one call, from Python, into memory
@@ -70,8 +70,8 @@ class Setting:
         logits = torch.full((1, self._rows(name)), torch.nan)
         return logits, self._layouts[name](number, logits)
 
-    def checked(self) -> "Setting":
-        """Itself, when every layout has taken its first step, and its logits are right."""
+    def check(self) -> None:
+        """Has every layout take its first step, whose logits must be right."""
         expected = self.weight.double() @ self.hidden.double()
         pairs = zip(self.starts, self.lengths, strict=True)
         special = {
@@ -85,7 +85,6 @@ class Setting:
             ids = special.get(name, np.arange(len(self.weight)) if dense else self.lists[0])
             wanted = expected[torch.from_numpy(ids)]
             assert torch.allclose(logits[0].double(), wanted, atol=1e-3), name
-        return self
 
     def _all_layouts(self) -> dict[str, Layout]:
         weight, hidden, lists = self.weight, self.hidden, self.lists
@@ -193,8 +192,9 @@ def measured(vocabulary: int, width: int, size: int, churn: float, threads: int)
     count, and all of those; and how many others were discarded for which reason."""
     torch.set_num_threads(threads)
     numba.set_num_threads(threads)
-    setting = Setting(vocabulary, width, size, churn, threads).checked()
-    small = size * width * 4 < 8 * MEBI
+    setting = Setting(vocabulary, width, size, churn, threads)
+    setting.check()
+    small = setting.useful("packed ours") < 8 * MEBI
     kept, discarded = [], Counter[str]()
     after = setting.probe()
     for number in range(1, ROUNDS + 1):
@@ -207,8 +207,8 @@ def measured(vocabulary: int, width: int, size: int, churn: float, threads: int)
             _, again = setting.step(name, number)
             hot[name] = timeit(again, number=1)
         before, after = after, setting.probe()
-        bound = max(before, after)
-        fraction = {name: setting.useful(name) / cold[name] / bound for name in cold}
+        both = [before, after]
+        fraction = {name: setting.useful(name) / cold[name] / max(both) for name in cold}
         if abs(after / before - 1) > 0.15:
             discarded["the probe moved"] += 1
         elif max(fraction.values()) > 1.05:
@@ -216,7 +216,7 @@ def measured(vocabulary: int, width: int, size: int, churn: float, threads: int)
         elif small and cold["packed ours"] < 1.3 * hot["packed ours"]:
             discarded["caches not cold"] += 1
         else:
-            kept.append({"bandwidth": bound, "seconds": cold, "hot": hot, "fraction": fraction})
+            kept.append({"bandwidth": both, "seconds": cold, "hot": hot, "fraction": fraction})
     if 2 * len(kept) <= ROUNDS:
         raise SystemExit(
             f"Only {len(kept)} of {ROUNDS} rounds count, since others were discarded "
@@ -275,8 +275,9 @@ def main() -> None:
         fractions = {n: round(x["fraction"], 2) for n, x in results[-1]["layouts"].items()}
         print(f"V, D, K, churn, threads {shape}: {json.dumps(fractions)}")
     discarded = sum((result["discarded"] for result in results), Counter())
-    write_json(options.json, summary(results) | {"discarded": discarded, "shapes": results})
-    print(json.dumps(summary(results) | {"discarded": discarded}, indent=1))
+    figures = summary(results) | {"discarded": discarded}
+    write_json(options.json, figures | {"shapes": results})
+    print(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":
