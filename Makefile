@@ -31,7 +31,7 @@ DOCS := $(VENV)/.minispec-docs
 endif
 
 # Runs from this folder, so that it also serves an environment without an installed minispec.
-MINISPEC = $(PY) -m workshop.cli
+MINISPEC = $(PY) -m minispec
 
 # MODEL=pocket is here already, and needs no network.
 demo: $(INSTALLED)  ## see MODEL decode plainly, and speculate over all, few and evolving ids

@@ -12,11 +12,11 @@ import sys
 from tqdm import tqdm
 
 from benchmarks.adaptation import Bench, add_options, between, gain, ordered, settings
-from minispec.align import AdaptConfig, Aligner
-from minispec.checkpoint import write_json
 from minispec.errors import MinispecError
-from minispec.lora import TARGETS
-from workshop.streams import streams_of
+from minispec.io.files import write_json
+from minispec.learning.learner import AdaptConfig, Aligner
+from minispec.learning.lora import TARGETS
+from minispec.tools.data.streams import streams_of
 
 VARIANTS = {
     "recall and LoRA": AdaptConfig(),

@@ -25,18 +25,20 @@ from tqdm import tqdm
 from benchmarks.memory import Watched
 from benchmarks.replay import Recording, record
 from benchmarks.rival import Rival
-from minispec import draft as drafts
-from minispec.align import AdaptConfig, Aligner
-from minispec.checkpoint import write_json
 from minispec.commit import StopRule
 from minispec.decode import speculative
-from minispec.draft import EagleDraft
 from minispec.errors import MinispecError
+from minispec.io import draft_file
+from minispec.io.artifacts import find_artifact
+from minispec.io.files import write_json
+from minispec.learning.learner import AdaptConfig, Aligner
+from minispec.models.eagle_draft import EagleDraft
 from minispec.sampling import Sampling, SeededRandom
+from minispec.tools.data.streams import Stream, streams_of
+from minispec.tools.evaluation import methods
+from minispec.tools.evaluation.measure import Figures, machine, measured
+from minispec.tools.models import backend, pretrained
 from minispec.types import Draft, Learner, Shortlist
-from workshop import backend, methods, pretrained
-from workshop.measure import Figures, machine, measured
-from workshop.streams import Stream, streams_of
 
 CONTROL = ("general", "code")
 RIVAL = AdaptConfig(rate=2e-5)
@@ -48,11 +50,11 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.model = pretrained.load(options.model)
-        name = {"main": options.model, "general-code": f"{options.model}-general-code"}
-        path = drafts.shipped(name[options.draft])
+        name = {"main": "draft", "general-code": "draft-general-code"}[options.draft]
+        path = find_artifact(options.model, name)
         if path is None:
             raise MinispecError(f"no draft {options.draft} of {options.model} is shipped")
-        self.draft = drafts.load(path, self.model.reference, self.model.fingerprint)
+        self.draft = draft_file.load_draft(path, self.model.reference, self.model.fingerprint)
         self.method = methods.Method.parse(options.method)
         self.gamma, self.tokens, self.answer = options.gamma, options.tokens, options.answer
         self._lists: dict[str | None, Shortlist] = {}
@@ -81,11 +83,11 @@ class Bench:
         """One answer again, by the frozen draft or by a learner's. A learner's text is kept in
         one stream by the learner itself."""
         said = self.model.target
-        target = recording.reciter(said.head.vocabulary_size, said.context_limit)
+        target = recording.reciter(said.head.vocab_size, said.context_limit)
         figures = measured(
             speculative(
                 target, learner.draft if learner else self.draft, self.list_for(domain),
-                recording.prompt, gamma=self.gamma, sampling=Sampling(), random=SeededRandom(0),
+                recording.prompt, gamma=self.gamma, sampling=Sampling(), rng=SeededRandom(0),
                 stop=StopRule(len(recording.answer)), learner=learner,
             )
         )  # fmt: skip
@@ -168,7 +170,7 @@ def speeds(
                 figures = measured(
                     speculative(
                         model.target, draft, bench.list_for(domain), recording.prompt,
-                        gamma=bench.gamma, sampling=Sampling(), random=SeededRandom(0),
+                        gamma=bench.gamma, sampling=Sampling(), rng=SeededRandom(0),
                         stop=StopRule(len(recording.answer)), learner=who,
                     )
                 )  # fmt: skip
@@ -238,7 +240,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     used = {
         "ours": memory(bench, some, name, lambda own: Aligner(own, carry=True)),
         "rival": memory(bench, some, name, lambda own: Rival(own, RIVAL)),
-        "rival_full_laws": memory(bench, some, name, lambda own: Rival(own, RIVAL, full_laws=True)),
+        "rival_full_laws": memory(
+            bench, some, name, lambda own: Rival(own, RIVAL, full_distributions=True)
+        ),
     }
     fast = {}
     few = 4 if options.quick and options.speed_prompts is None else options.speed_prompts

@@ -12,15 +12,16 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from minispec import draft as drafts
 from minispec.commit import StopRule
 from minispec.decode import speculative
+from minispec.io import draft_file
 from minispec.sampling import Sampling, SeededRandom
-from minispec.types import Law, Proposal, RandomSource, Verdict
+from minispec.tools.data import corpus
+from minispec.tools.evaluation.measure import measured, paired_ratio, pooled
+from minispec.tools.evaluation.methods import Method, shortlist
+from minispec.tools.models import pretrained
+from minispec.types import Distribution, Proposal, RandomSource, Verdict
 from minispec.verify import VERIFIERS, verify
-from workshop import corpus, pretrained
-from workshop.measure import measured, paired_ratio, pooled
-from workshop.methods import Method, shortlist
 
 METHOD, GAMMA = Method.parse("frspec@0.25"), 4
 
@@ -31,14 +32,18 @@ class Expecting:
     def __init__(self) -> None:
         self.kept = {"token": 0.0, "block": 0.0}
 
-    def __call__(self, proposal: Proposal, laws: Sequence[Law], random: RandomSource) -> Verdict:
+    def __call__(
+        self, proposal: Proposal, distributions: Sequence[Distribution], rng: RandomSource
+    ) -> Verdict:
         product = reach = 1.0
-        for token, p, q in zip(proposal.tokens, laws[:-1], proposal.laws, strict=True):
+        for token, p, q in zip(
+            proposal.tokens, distributions[:-1], proposal.draft_distributions, strict=True
+        ):
             ratio = float(p.probability(token) / q.probability(token))
             product, reach = product * min(1.0, ratio), min(1.0, reach * ratio)
             self.kept["token"] += product
             self.kept["block"] += reach
-        return verify(proposal, laws, random)
+        return verify(proposal, distributions, rng)
 
 
 def main() -> None:
@@ -49,9 +54,9 @@ def main() -> None:
     options = parser.parse_args()
     pretrained.fetch("smollm2")
     model = pretrained.load("smollm2")
-    path = drafts.shipped("smollm2")
+    path = draft_file.find_draft("smollm2")
     assert path is not None
-    draft = drafts.load(path, model.target, model.fingerprint)
+    draft = draft_file.load_draft(path, model.target, model.fingerprint)
     ids_of = shortlist(METHOD, model, None)
     texts = [t for name in corpus.DOMAINS for t in corpus.prompts(name)[: options.prompts]]
     prompts = [model.tokenizer.chat(text) for text in texts]
@@ -63,7 +68,7 @@ def main() -> None:
         def decoded(ids, seed, verifier, temperature=temperature):  # type: ignore[no-untyped-def]
             return measured(speculative(
                 model.target, draft, ids_of, ids, gamma=GAMMA, sampling=Sampling(temperature),
-                random=SeededRandom(seed), stop=rule, tokenizer=model.tokenizer,
+                rng=SeededRandom(seed), stop=rule, tokenizer=model.tokenizer,
                 verifier=verifier,
             ))  # fmt: skip
 

@@ -30,14 +30,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastpath import cuda, cuda_round, device
-from fastpath.cuda_head import DeviceRows, PackedRows
-from minispec import draft as drafts
-from minispec.checkpoint import written_aside
+from fastpath.cuda import backend as cuda
+from fastpath.cuda import device
+from fastpath.cuda import device_round as cuda_round
+from fastpath.cuda.head import DeviceRows, PackedRows
 from minispec.commit import StopRule
+from minispec.io import draft_file
+from minispec.io.files import write_aside
 from minispec.sampling import Sampling, SeededRandom
-from minispec.shortlist.static import StaticList
-from workshop import pretrained
+from minispec.shortlists.frspec import FRSpecShortlist
+from minispec.tools.models import pretrained
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = [  # name, V, D, dtype, list sizes; the whole vocabulary comes by itself
@@ -73,7 +75,7 @@ def main() -> int:
     gpu = torch.cuda.get_device_name().lower().replace(" ", "-")
     path = arguments.json or RESULTS / f"gpu-{gpu}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside:
+    with write_aside(path) as aside:
         aside.write_text(json.dumps(report, indent=1) + "\n")
     print(path)
     return 0
@@ -229,25 +231,25 @@ def error(call: Side, weight: Tensor, hidden: Tensor, ids: list[Tensor]) -> floa
 
 def whole_rounds() -> dict[str, Any] | None:
     """Speculative decoding with SmolLM2 on the device: speed, and waits counted by PyTorch."""
-    path = drafts.shipped("smollm2")
+    path = draft_file.find_draft("smollm2")
     if path is None or not pretrained.cached("smollm2").exists():
         return None
     model = pretrained.load("smollm2")
-    guesser = drafts.load(path, model.target, model.fingerprint)
+    guesser = draft_file.load_draft(path, model.target, model.fingerprint)
     target = cuda.target(model.target)
     draft = cuda.draft(guesser, target)
-    size = model.target.config.vocabulary_size
-    shortlist = StaticList(torch.arange(size), size // 4, model.tokenizer.eos_ids)
+    size = model.target.config.vocab_size
+    shortlist = FRSpecShortlist(torch.arange(size), size // 4, model.tokenizer.eos_ids)
     prompt = model.tokenizer.chat("Explain how a steam engine works.")
 
     def run() -> tuple[int, int, float]:
         made, seconds, count = 0, 0.0, 0
-        for round in cuda_round.speculative(
+        for finished in cuda_round.speculative(
             target, draft, shortlist, prompt, gamma=4, sampling=Sampling(1.0),
-            random=SeededRandom(0), stop=StopRule(128),
+            rng=SeededRandom(0), stop=StopRule(128),
         ):  # fmt: skip
-            made, count = made + len(round.tokens), count + 1
-            seconds += sum(s for phase, s in round.seconds.items() if phase != "prefill")
+            made, count = made + len(finished.tokens), count + 1
+            seconds += sum(s for phase, s in finished.seconds.items() if phase != "prefill")
         return made, count, seconds
 
     run()  # compiles

@@ -13,8 +13,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastpath.cpu_head import CpuHead
-from minispec.head import LinearHead, PackedHead
+from fastpath.cpu.head import CpuHead
+from minispec.models.lm_head import LinearHead, PackedHead
 
 V, D = 49_152, 576  # SmolLM2-135M's
 WEIGHT = torch.randn(V, D, generator=torch.Generator().manual_seed(0))
@@ -36,7 +36,7 @@ def bench_full(benchmark: BenchmarkFixture) -> None:
 @pytest.mark.parametrize("size", [12_288, 4_096, 1_536])
 def bench_packed(benchmark: BenchmarkFixture, size: int) -> None:
     head, ids = PackedHead(WEIGHT), some_ids(size, 0)
-    head.rows(HIDDEN, ids)
+    head.logits_of(HIDDEN, ids)
     benchmark(head.rows, HIDDEN, ids)
 
 
@@ -46,7 +46,7 @@ def bench_gathered(benchmark: BenchmarkFixture, size: int) -> None:
     head = LinearHead(WEIGHT)
     lists = iter([some_ids(size, seed) for seed in range(32)] * 10_000)
     benchmark.pedantic(
-        lambda ids: head.rows(HIDDEN, ids),
+        lambda ids: head.logits_of(HIDDEN, ids),
         setup=lambda: ((next(lists),), {}),
         rounds=200,
         warmup_rounds=10,
@@ -63,7 +63,7 @@ def bench_scores(benchmark: BenchmarkFixture, states: int, way: str) -> None:
     hidden = HIDDEN.expand(states, -1).contiguous()
 
     def afterwards() -> tuple[torch.Tensor, torch.Tensor]:
-        logits = head.full(hidden)
+        logits = head.logits(hidden)
         return logits.topk(8).indices, logits.logsumexp(-1)
 
     def on_the_way() -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,8 +22,9 @@ from transformers.utils import logging
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.sampling import Sampling, SeededRandom
-from minispec.tokenizer import prompt_ids
-from workshop import backend, corpus, pretrained
+from minispec.text.tokenizer import prompt_ids
+from minispec.tools.data import corpus
+from minispec.tools.models import backend, pretrained
 
 TOKENS = 64
 PROMPTS = 4  # of each domain
@@ -47,9 +48,9 @@ def main() -> None:
     def ours(ids: list[int]) -> list[int]:
         torch.set_num_threads(1 if name == "cpu" else threads)
         rounds = autoregressive(
-            model.target, ids, sampling=Sampling(), random=SeededRandom(0), stop=StopRule(TOKENS)
+            model.target, ids, sampling=Sampling(), rng=SeededRandom(0), stop=StopRule(TOKENS)
         )
-        return [token for round in rounds for token in round.tokens]
+        return [token for finished in rounds for token in finished.tokens]
 
     def transformers(ids: list[int]) -> list[int]:
         torch.set_num_threads(threads)

@@ -23,14 +23,14 @@ from timeit import default_timer
 import numba
 import torch
 
-from fastpath import cpu
-from minispec import draft as drafts
-from minispec.checkpoint import write_json
-from minispec.model import ModelConfig, Transformer
+from fastpath.cpu import backend as cpu
+from minispec.io.files import write_json
+from minispec.models import eagle_draft as drafts
+from minispec.models.transformer import ModelConfig, Transformer
 from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
-from minispec.shortlist.evolving import EvolvingList
-from minispec.shortlist.full import FullList
+from minispec.shortlists.evospec import EvoSpecShortlist
+from minispec.shortlists.full import FullShortlist
 from minispec.stopwatch import Stopwatch
 from minispec.types import Shortlist
 
@@ -50,8 +50,8 @@ SHAPES: dict[int, tuple[dict[str, int], int]] = {
 def config(vocabulary: int, width: int) -> ModelConfig:
     """A model's shape, but for the vocabulary and the number of layers."""
     return ModelConfig(
-        vocabulary_size=vocabulary, width=width, layers=1, norm_epsilon=1e-5,
-        rope_base=100_000.0, context_limit=4_096, tap_layers=(1,), **SHAPES[width][0],
+        vocab_size=vocabulary, hidden_size=width, num_hidden_layers=1, rms_norm_eps=1e-5,
+        rope_theta=100_000.0, context_limit=4_096, aux_hidden_state_layer_ids=(1,), **SHAPES[width][0],
     )  # fmt: skip
 
 
@@ -59,21 +59,21 @@ def chains(vocabulary: int, context: int, name: str, width: int = 576) -> Iterat
     """Seconds a draft step, chain after chain, behind a context of so many tokens."""
     model = Transformer(config(vocabulary, width)).eval().requires_grad_(False)
     target = cpu.target(model)
-    draft = cpu.draft(drafts.untrained(model), target)
+    draft = cpu.draft(drafts.init_from_target(model), target)
     ids = torch.randperm(vocabulary)
-    shortlist: Shortlist = FullList(vocabulary)
+    shortlist: Shortlist = FullShortlist(vocabulary)
     if name == "evospec":
         clusters = torch.arange(vocabulary) % CLUSTERS
-        shortlist = EvolvingList(ids, SHAPES[width][1], (), clusters, model.head.weight)
+        shortlist = EvoSpecShortlist(ids, SHAPES[width][1], (), clusters, model.head.weight)
     drafter = Drafter(draft, shortlist, model.context_limit)
     tokens = torch.randint(vocabulary, (context,)).tolist()
-    drafter.absorb(torch.tensor(tokens), torch.randn(context, width))
-    sampling, random, watch = Sampling(), SeededRandom(0), Stopwatch()
+    drafter.resync(torch.tensor(tokens), torch.randn(context, width))
+    sampling, rng, watch = Sampling(), SeededRandom(0), Stopwatch()
     while True:
-        drafter.absorb(torch.tensor(tokens[:1]), torch.randn(1, width))  # forgets the last chain
+        drafter.resync(torch.tensor(tokens[:1]), torch.randn(1, width))  # forgets the last chain
         BETWEEN.sum()
         start = default_timer()
-        drafter.propose(tokens, GAMMA, sampling, random, watch)
+        drafter.propose(tokens, GAMMA, sampling, rng, watch)
         yield (default_timer() - start) / GAMMA
 
 

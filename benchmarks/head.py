@@ -35,10 +35,10 @@ import numba
 import numpy as np
 import torch
 
-from fastpath.kernels import product
-from fastpath.packed import PackedRows
-from fastpath.rows import gathered, home, runs
-from minispec.checkpoint import write_json
+from fastpath.cpu.kernels import product
+from fastpath.cpu.packed import PackedRows
+from fastpath.cpu.rows import gathered, home, runs
+from minispec.io.files import write_json
 
 MEBI = 2**20
 ROUNDS = 48
@@ -52,12 +52,12 @@ class Setting:
 
     def __init__(self, vocabulary: int, width: int, size: int, churn: float, threads: int) -> None:
         self.width, self.size, self.threads = width, size, threads
-        random = np.random.default_rng(size + width)
+        rng = np.random.default_rng(size + width)
         self.weight = home((vocabulary, width), torch.float32).normal_()  # for every layout
         self.hidden = torch.randn(width)
-        lists = _wandering(random, vocabulary, size, churn)
+        lists = _wandering(rng, vocabulary, size, churn)
         self.lists = list(itertools.islice(lists, ROUNDS + 1))
-        self.starts, self.lengths = _clusters(random, vocabulary, size)
+        self.starts, self.lengths = _clusters(rng, vocabulary, size)
         self.rubbish = torch.zeros(96 * MEBI // 4)
         # What is probed: in large pages, as the rows are.
         self._block = home((64 * 1024, 1024), torch.float32).fill_(1)
@@ -166,24 +166,24 @@ class TorchPacked:
 
 
 def _wandering(
-    random: np.random.Generator, vocabulary: int, size: int, churn: float
+    rng: np.random.Generator, vocabulary: int, size: int, churn: float
 ) -> Iterator[np.ndarray]:
-    ids = np.sort(random.choice(vocabulary, size, replace=False))
+    ids = np.sort(rng.choice(vocabulary, size, replace=False))
     while True:
         yield ids
         others = np.setdiff1d(np.arange(vocabulary), ids)
-        keep = random.permutation(size)[round(churn * size) :]
-        came = random.choice(others, size - len(keep), replace=False)
+        keep = rng.permutation(size)[round(churn * size) :]
+        came = rng.choice(others, size - len(keep), replace=False)
         ids = np.sort(np.concatenate((ids[keep], came)))
 
 
 def _clusters(
-    random: np.random.Generator, vocabulary: int, size: int
+    rng: np.random.Generator, vocabulary: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs of 24 rows, as clusters of an index would be, with ``size`` rows in all."""
     lengths = np.full(-(-size // 24), 24)
     lengths[-1] -= lengths.sum() - size
-    starts = 24 * np.sort(random.choice(vocabulary // 24 - 1, len(lengths), replace=False))
+    starts = 24 * np.sort(rng.choice(vocabulary // 24 - 1, len(lengths), replace=False))
     return starts, lengths
 
 
@@ -227,7 +227,7 @@ def measured(vocabulary: int, width: int, size: int, churn: float, threads: int)
         "threads": threads, "discarded": discarded, "rounds": kept,
         "layouts": {
             name: {
-                kind: statistics.median(round[kind][name] for round in kept)
+                kind: statistics.median(finished[kind][name] for finished in kept)
                 for kind in ("seconds", "hot", "fraction")
             }
             for name in setting.names

@@ -73,7 +73,7 @@ class Watched:
         self.draft, self.reaches_cache = self.learner.draft, self.learner.reaches_cache
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("begin", "read", "advise", "observe"):
+        if name not in ("start", "on_prefill", "adjust_logits", "observe"):
             raise AttributeError(name)
 
         def counted(*arguments: Any) -> Any:

@@ -8,23 +8,25 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from minispec.batched import batched
 from minispec.sampling import Sampling, SeededRandom
-from workshop.pretrained import Pretrained
-from workshop.replay import Reciter
+from minispec.tools.data.batched_decode import decode_batch
+from minispec.tools.evaluation.replay import ReplayTarget
+from minispec.tools.models.pretrained import Pretrained
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """A prompt and its greedy answer: ``taps`` (T, n_taps * D) of every token but the last."""
+    """A prompt and its greedy answer: ``aux_hidden_states`` (T, n_aux * D) of every token but the last."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
-    taps: Tensor
+    aux_hidden_states: Tensor
 
-    def reciter(self, vocabulary_size: int, context_limit: int) -> Reciter:
+    def reciter(self, vocab_size: int, context_limit: int) -> ReplayTarget:
         """A target that says it."""
-        return Reciter(self.prompt, self.answer, self.taps, vocabulary_size, context_limit)
+        return ReplayTarget(
+            self.prompt, self.answer, self.aux_hidden_states, vocab_size, context_limit
+        )
 
 
 def record(
@@ -32,7 +34,7 @@ def record(
 ) -> list[Recording]:
     """The greedy answers to some prompts; those that end at once are left out."""
     found: dict[int, Recording] = {}
-    for row in batched(
+    for row in decode_batch(
         model.reference, prompts, [Sampling()] * len(prompts), [SeededRandom(0) for _ in prompts],
         rows=rows, max_new_tokens=max_new_tokens, eos_ids=model.tokenizer.eos_ids,
         keep_features=True,
@@ -40,5 +42,5 @@ def record(
         assert row.features is not None
         if len(row.tokens) > 1:
             prompt = tuple(prompts[row.index])
-            found[row.index] = Recording(prompt, tuple(row.tokens), row.features.taps)
+            found[row.index] = Recording(prompt, tuple(row.tokens), row.features.aux_hidden_states)
     return [found[index] for index in sorted(found)]

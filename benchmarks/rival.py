@@ -1,7 +1,7 @@
 """Standard online adaptation, as in Online Speculative Decoding (Liu et al., arXiv 2310.07177):
 every parameter of the draft is trained, by Adam, to the target's laws in a replay buffer, with
 the Kullback-Leibler divergence. The buffer, the positions learnt from and the time of updates
-are those of ``minispec.align``, so that only the way of learning differs."""
+are those of ``minispec.learning.learner``, so that only the way of learning differs."""
 
 import math
 from collections import Counter
@@ -12,57 +12,71 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minispec.align import AdaptConfig, Aligner, reread
-from minispec.draft import EagleDraft
-from minispec.objective import OBJECTIVES, log_law, support
-from minispec.types import Law
-from minispec.verdicts import Verdicts
+from minispec.learning.learner import AdaptConfig, Aligner, training_forward
+from minispec.learning.losses import OBJECTIVES, log_distribution, support
+from minispec.learning.replay_buffer import ReplayBuffer
+from minispec.models.eagle_draft import EagleDraft
+from minispec.types import Distribution
 
 
-class FullVerdicts(Verdicts):
+class FullVerdicts(ReplayBuffer):
     """The same positions with whole laws beside them, in float16, as published."""
 
-    def __init__(self, vocabulary_size: int, windows: int, window: int, *arguments: Any) -> None:
+    def __init__(self, vocab_size: int, windows: int, window: int, *arguments: Any) -> None:
         super().__init__(windows, window, *arguments)
-        self.laws = torch.zeros(windows * window, vocabulary_size, dtype=torch.float16)
+        self.distributions = torch.zeros(windows * window, vocab_size, dtype=torch.float16)
 
-    def add(self, taps: Tensor, directions: Tensor, trails: Tensor, laws: Sequence[Law],
+    def add(self, aux_hidden_states: Tensor, directions: Tensor, trails: Tensor, distributions: Sequence[Distribution],
             difficulties: Sequence[float], text: int) -> int:  # fmt: skip
-        for place, law in enumerate(laws):
+        for place, distribution in enumerate(distributions):
             one = slice(place, place + 1)
             refused = super().add(
-                taps[one], directions[one], trails[one], [law], difficulties[one], text
+                aux_hidden_states[one],
+                directions[one],
+                trails[one],
+                [distribution],
+                difficulties[one],
+                text,
             )
             if not refused:
-                self.laws[(self._written - 1) % (self._ring * self.window)] = law.probs.half()
+                self.distributions[(self._written - 1) % (self._ring * self.window)] = (
+                    distribution.probs.half()
+                )
         return 0
 
     def _copy(self, source: int, destination: int) -> None:
         super()._copy(source, destination)
-        laws = self.laws.unflatten(0, (-1, self.window))
-        laws[destination] = laws[source]
+        distributions = self.distributions.unflatten(0, (-1, self.window))
+        distributions[destination] = distributions[source]
 
 
 class Rival(Aligner):
     """Full-parameter online distillation behind the interface of a learner. The draft is
     trained in place: hand in a copy."""
 
-    def __init__(self, draft: EagleDraft, config: AdaptConfig, *, full_laws: bool = False):
+    def __init__(self, draft: EagleDraft, config: AdaptConfig, *, full_distributions: bool = False):
         super().__init__(draft, replace(config, recall=False, floor=False), carry=True)
         self.draft = draft.requires_grad_(True)
         self.reaches_cache = True  # everything changes
         self._optimiser = self._rested()
         # The same buffer, but for the directions, which only recall needs.
-        taps = len(draft.config.tap_layers) * draft.config.width
-        shape = (config.windows, config.window, taps, 0, config.largest, config.seed)
-        size = draft.config.vocabulary_size
-        self.verdicts = FullVerdicts(size, *shape) if full_laws else Verdicts(*shape)
+        aux_hidden_states = len(draft.config.aux_hidden_state_layer_ids) * draft.config.hidden_size
+        shape = (
+            config.windows,
+            config.window,
+            aux_hidden_states,
+            0,
+            config.largest,
+            config.seed,
+        )
+        size = draft.config.vocab_size
+        self.verdicts = FullVerdicts(size, *shape) if full_distributions else ReplayBuffer(*shape)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return list(self.draft.parameters())
 
-    def read(self, ids: Tensor, taps: Tensor, hidden: Tensor) -> None:
-        super().read(ids, taps, hidden[:, :0])
+    def on_prefill(self, ids: Tensor, aux_hidden_states: Tensor, hidden: Tensor) -> None:
+        super().on_prefill(ids, aux_hidden_states, hidden[:, :0])
 
     def _update(self, events: Counter[str]) -> None:
         old = self.verdicts.sampled()
@@ -70,17 +84,21 @@ class Rival(Aligner):
         index = torch.stack([newest] if old is None else [newest, old])
         batch = self.verdicts.rows.at(index)
         with torch.inference_mode(False), torch.enable_grad():
-            hidden = reread(self.draft, batch) / self._temperature
+            hidden = training_forward(self.draft, batch) / self._temperature
             if isinstance(self.verdicts, FullVerdicts):
-                logs = torch.log_softmax(self.draft.head.full(hidden).float(), dim=-1)
-                laws = self.verdicts.laws[index.flatten()].float()
-                loss = (torch.special.xlogy(laws, laws) - laws * logs).sum(-1).mean()
+                logs = torch.log_softmax(self.draft.head.logits(hidden).float(), dim=-1)
+                distributions = self.verdicts.distributions[index.flatten()].float()
+                loss = (
+                    (torch.special.xlogy(distributions, distributions) - distributions * logs)
+                    .sum(-1)
+                    .mean()
+                )
             else:
                 ids, raised = support(
-                    batch.ids, self.config.others, self.draft.head.vocabulary_size,
+                    batch.ids, self.config.others, self.draft.head.vocab_size,
                     self._generator,
                 )  # fmt: skip
-                logs = log_law(hidden, self.draft.head.weight[ids], raised)
+                logs = log_distribution(hidden, self.draft.head.weight[ids], raised)
                 places = torch.searchsorted(ids, batch.ids).flatten(0, 1)
                 loss = OBJECTIVES["kl"](logs, batch.probs.flatten(0, 1), places).mean()
             events["positions"] += index.numel()
@@ -97,5 +115,5 @@ class Rival(Aligner):
         kinds = dict(super().tensors())
         kinds["weights"] = []
         if isinstance(self.verdicts, FullVerdicts):
-            kinds["buffer"] = [*kinds["buffer"], self.verdicts.laws]
+            kinds["buffer"] = [*kinds["buffer"], self.verdicts.distributions]
         return kinds

@@ -17,6 +17,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from minispec.io import draft_file
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "figures"
 BUDGET = ROOT / "docs" / "figures" / "budget.json"
@@ -123,8 +125,8 @@ def draw_learning(folder: Path) -> None:
     figure = Figure(figsize=(8, 3.2))
     axes = figure.subplots()
     logs = {}
-    for colour, name in zip(_COLOURS, ("smollm2", "smollm2-general-code"), strict=False):
-        file = ROOT / "minispec" / "data" / "drafts" / f"{name}.json"
+    for colour, name in zip(_COLOURS, ("draft", "draft-general-code"), strict=False):
+        file = ROOT / "minispec" / "artifacts" / "smollm2" / f"{name}.json"
         log = [line for line in json.loads(file.read_text("utf-8"))["log"] if "tau" in line]
         logs[name] = [(line["tokens"] / 1e6, line["tau"]) for line in log]
         axes.plot(*zip(*logs[name], strict=True), ".-", color=colour, label=name)
@@ -138,7 +140,7 @@ def draw_curriculum(folder: Path) -> None:
     """What a position counts, by its difficulty, as acceptance rises."""
     import torch
 
-    from minispec import curriculum
+    from minispec.learning import curriculum
 
     difficulties = torch.linspace(0, 1, 21, dtype=torch.float64)
     figure = Figure(figsize=(8, 3.2))
@@ -160,22 +162,24 @@ def measure_budget() -> None:
     from dataclasses import replace
     from statistics import fmean
 
-    from minispec import checkpoint, draft
     from minispec.commit import StopRule
     from minispec.decode import autoregressive
+    from minispec.io import files
     from minispec.sampling import Sampling, SeededRandom
-    from workshop import backend, corpus, methods, pretrained
-    from workshop.measure import measured, pooled
-    from workshop.replay import Recorded, replayed
+    from minispec.tools.data import corpus
+    from minispec.tools.evaluation import methods
+    from minispec.tools.evaluation.measure import measured, pooled
+    from minispec.tools.evaluation.replay import Recorded, replayed
+    from minispec.tools.models import backend, pretrained
 
     pretrained.fetch("smollm2")
     model = pretrained.load("smollm2")
-    path = draft.shipped("smollm2")
+    path = draft_file.find_draft("smollm2")
     assert path is not None
-    guesser = draft.load(path, model.reference, model.fingerprint)
+    guesser = draft_file.load_draft(path, model.reference, model.fingerprint)
     model, own = backend.placed(model, guesser, "cpu")
     assert own is not None
-    size, stop = model.target.head.vocabulary_size, StopRule(_TOKENS, model.tokenizer.eos_ids)
+    size, stop = model.target.head.vocab_size, StopRule(_TOKENS, model.tokenizer.eos_ids)
     greedy = {"sampling": Sampling(), "random": SeededRandom(0), "stop": stop}
     texts = []
     for domain in corpus.DOMAINS:
@@ -198,7 +202,7 @@ def measure_budget() -> None:
             points.append({"curve": name, "budget": budget, "tau": tau, "overlap": overlap})
             print(points[-1], flush=True)
     setting = {"prompts": len(texts), "tokens": _TOKENS, "draft": "smollm2"}
-    checkpoint.write_json(BUDGET, {**setting, "points": points})
+    files.write_json(BUDGET, {**setting, "points": points})
 
 
 @matplotlib.rc_context(_STYLE)

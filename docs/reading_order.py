@@ -2,7 +2,7 @@
 
     python docs/reading_order.py
 
-The order is that of ``RIVER`` in ``tests/test_layers.py``, which a test proves to be the order of
+The order is that of ``RIVER`` in ``tests/docs/test_layers.py``, which a test proves to be the order of
 imports. Minutes are counted from the file's lines, at the pace of a first reading; the one idea of
 a file is the first sentence of its docstring.
 """
@@ -35,11 +35,11 @@ After them you know what a round is and why its output is exact. Then whatever y
 
 def river() -> list[list[str]]:
     """The modules in layers, from the spring to the mouth."""
-    tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text("utf-8"))
+    tree = ast.parse((ROOT / "tests" / "docs" / "test_layers.py").read_text("utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RIVER":
             return ast.literal_eval(node.value)
-    raise LookupError("tests/test_layers.py has no RIVER")
+    raise LookupError("tests/docs/test_layers.py has no RIVER")
 
 
 def path_of(module: str) -> Path:
@@ -71,7 +71,7 @@ def table(modules: list[str]) -> Iterator[str]:
 def page() -> str:
     """The whole page."""
     modules = [module for layer in river() for module in layer]
-    ours = [m for m in modules if m.startswith("minispec.") and m != "minispec.shortlist"]
+    ours = [m for m in modules if m.startswith("minispec.") and m != "minispec.shortlists"]
     fast, work = ([m for m in modules if m.startswith(p)] for p in ("fastpath.", "workshop."))
     first = [path_of(f"minispec.{name}") for name in FIRST]
     text = _HEADER.format(

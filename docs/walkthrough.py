@@ -15,24 +15,28 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from minispec import decode, draft, testing
+from minispec import decode
+from minispec.certificate import walker
 from minispec.commit import StopRule
+from minispec.io import draft_file
 from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
-from minispec.shortlist.full import FullList
-from minispec.shortlist.static import StaticList
+from minispec.shortlists.frspec import FRSpecShortlist
+from minispec.shortlists.full import FullShortlist
 from minispec.stopwatch import Stopwatch
-from minispec.tokenizer import prompt_ids
-from minispec.types import Law
+from minispec.text.tokenizer import prompt_ids
+from minispec.tools.data import corpus, ranking
+from minispec.tools.evaluation import measure, methods
+from minispec.tools.models import pretrained
+from minispec.types import Distribution
 from minispec.verify import acceptance_probability, excess, residual, verify
-from workshop import corpus, measure, methods, pretrained, ranking
 
 torch.set_num_threads(1)  # passes of this size are over before a second thread has begun
 
 # In float64, where no two tokens are equally likely by rounding alone.
 model = pretrained.load("pocket", "float64")
 target, tokenizer = model.reference, model.tokenizer
-V, D = target.config.vocabulary_size, target.config.width
+V, D = target.config.vocab_size, target.config.hidden_size
 
 # %% [markdown]
 # ## 1. A law, and how a token is drawn from it
@@ -44,30 +48,35 @@ V, D = target.config.vocabulary_size, target.config.width
 
 
 # %%
-def laws_after(tokens: list[int], sampling: Sampling) -> list[Law]:
+def laws_after(tokens: list[int], sampling: Sampling) -> list[Distribution]:
     """The target's law after each of the tokens."""
     features = target.step(torch.tensor(tokens), target.new_cache(len(tokens)))
-    return [sampling.law(row, torch.arange(V)) for row in target.head.full(features.hidden)]
+    return [
+        sampling.distribution(row, torch.arange(V)) for row in target.head.logits(features.hidden)
+    ]
 
 
-def top(law: Law, count: int = 5) -> str:
+def top(distribution: Distribution, count: int = 5) -> str:
     """The likeliest tokens of a law, as text."""
-    best = law.probs.argsort(descending=True)[:count].tolist()
-    shown = (f"{tokenizer.decode([int(law.ids[i])])!r} {float(law.probs[i]):.3f}" for i in best)
+    best = distribution.probs.argsort(descending=True)[:count].tolist()
+    shown = (
+        f"{tokenizer.decode([int(distribution.ids[i])])!r} {float(distribution.probs[i]):.3f}"
+        for i in best
+    )
     return "   ".join(shown)
 
 
 prompt = prompt_ids(tokenizer, "Permission is hereby granted, free of", raw=True)
 warm, greedy = Sampling(temperature=1.0), Sampling(temperature=0.0)
-law = laws_after(prompt, warm)[-1]
-print("temperature 1:", top(law))
+distribution = laws_after(prompt, warm)[-1]
+print("temperature 1:", top(distribution))
 print("greedy:       ", top(laws_after(prompt, greedy)[-1], 1))
 
 random = SeededRandom(0)  # the only door through which chance comes in
-drawn = [int(law.ids[random.choose(law.probs)]) for _ in range(8)]
+drawn = [int(distribution.ids[random.choose(distribution.probs)]) for _ in range(8)]
 print("drawn:        ", [tokenizer.decode([token]) for token in drawn])
 
-assert abs(float(law.probs.sum()) - 1) < 1e-12
+assert abs(float(distribution.probs.sum()) - 1) < 1e-12
 assert float(laws_after(prompt, greedy)[-1].probs.max()) == 1
 
 # %% [markdown]
@@ -78,7 +87,7 @@ assert float(laws_after(prompt, greedy)[-1].probs.max()) == 1
 # %%
 stop = StopRule(40, tokenizer.eos_ids)
 plain = measure.measured(
-    decode.autoregressive(target, prompt, sampling=greedy, random=SeededRandom(0), stop=stop)
+    decode.autoregressive(target, prompt, sampling=greedy, rng=SeededRandom(0), stop=stop)
 )
 print(tokenizer.decode(prompt) + tokenizer.decode(plain.tokens))
 assert plain.passes == len(plain.tokens)
@@ -92,21 +101,21 @@ assert plain.passes == len(plain.tokens)
 # drawn from**.
 
 # %%
-path = draft.shipped("pocket")
+path = draft_file.find_draft("pocket")
 assert path is not None
-guesser = draft.load(path, target, model.fingerprint)
+guesser = draft_file.load_draft(path, target, model.fingerprint)
 
 
 def proposed(shortlist, gamma: int, seed: int):
     """A chain of gamma tokens that the draft proposes to go on with the prompt."""
     drafter = Drafter(guesser, shortlist, len(prompt) + gamma)
     features = target.step(torch.tensor(prompt[:-1]), target.new_cache(len(prompt)))
-    drafter.absorb(torch.tensor(prompt[1:]), features.taps)
+    drafter.resync(torch.tensor(prompt[1:]), features.aux_hidden_states)
     return drafter.propose(prompt, gamma, warm, SeededRandom(seed), Stopwatch())
 
 
-proposal = proposed(FullList(V), gamma=4, seed=1)
-for token, q in zip(proposal.tokens, proposal.laws, strict=True):
+proposal = proposed(FullShortlist(V), gamma=4, seed=1)
+for token, q in zip(proposal.tokens, proposal.draft_distributions, strict=True):
     print(f"drafted {tokenizer.decode([token])!r:>12} from q:  {top(q, 4)}")
 
 # %% [markdown]
@@ -118,8 +127,8 @@ for token, q in zip(proposal.tokens, proposal.laws, strict=True):
 # after the last of them gives one token more, the *bonus*.
 
 # %%
-laws = laws_after([*prompt, *proposal.tokens], warm)[-len(proposal) - 1 :]
-verdict = verify(proposal, laws, SeededRandom(2))
+distributions = laws_after([*prompt, *proposal.tokens], warm)[-len(proposal) - 1 :]
+verdict = verify(proposal, distributions, SeededRandom(2))
 for place, chance in enumerate(verdict.acceptance):
     fate = "accepted" if place in verdict.path else "rejected"
     word = tokenizer.decode([proposal.tokens[place]])
@@ -133,7 +142,7 @@ print(f"{tokenizer.decode([verdict.next_token])!r:>12}  the target's own")
 # min(p, q) + (p - q)+ = p, **whatever q is**. The better q, the seldomer a rejection:
 
 # %%
-p, q = laws[0], proposal.laws[0]
+p, q = distributions[0], proposal.draft_distributions[0]
 both = torch.minimum(p.probs, q.probs)
 assert torch.allclose(both + excess(p, q), p.probs, atol=1e-12)
 assert abs(float(excess(p, q).sum()) - (1 - float(both.sum()))) < 1e-12
@@ -155,8 +164,8 @@ assert abs(mean - float(both.sum())) < 1e-9
 # %%
 fast = measure.measured(
     decode.speculative(
-        target, guesser, FullList(V), prompt, gamma=4, sampling=greedy,
-        random=SeededRandom(0), stop=stop,
+        target, guesser, FullShortlist(V), prompt, gamma=4, sampling=greedy,
+        rng=SeededRandom(0), stop=stop,
     )
 )  # fmt: skip
 print(f"{len(fast.tokens)} tokens in {fast.passes} passes: tau = {fast.tau:.2f}")
@@ -186,9 +195,9 @@ assert head > 2 * layer
 # %%
 budget = V // 32
 ranked = ranking.read_ranking(ranking.find("pocket", "general"), tokenizer.fingerprint, V)
-frequent = StaticList(ranked, budget, tokenizer.eos_ids)
+frequent = FRSpecShortlist(ranked, budget, tokenizer.eos_ids)
 pruned = proposed(frequent, gamma=1, seed=1)
-p, q = laws_after(prompt, warm)[-1], pruned.laws[0]
+p, q = laws_after(prompt, warm)[-1], pruned.draft_distributions[0]
 print(f"{len(q.ids)} of {V} ids are scored:", top(q, 4))
 outside = torch.ones(V, dtype=torch.bool)
 outside[q.ids] = False
@@ -283,21 +292,21 @@ assert followed["coverage"] > static["coverage"]
 three, two = Sampling(temperature=1.0, top_k=3), StopRule(2)
 
 
-def plainly(source: testing.Branching) -> tuple[int, ...]:
-    rounds = decode.autoregressive(target, prompt, sampling=three, random=source, stop=two)
-    return tuple(token for round in rounds for token in round.tokens)
+def plainly(source: walker.Branching) -> tuple[int, ...]:
+    rounds = decode.autoregressive(target, prompt, sampling=three, rng=source, stop=two)
+    return tuple(token for finished in rounds for token in finished.tokens)
 
 
-def speculatively(source: testing.Branching) -> tuple[int, ...]:
+def speculatively(source: walker.Branching) -> tuple[int, ...]:
     rounds = decode.speculative(
-        target, guesser, evolving, prompt, gamma=2, sampling=three, random=source, stop=two
+        target, guesser, evolving, prompt, gamma=2, sampling=three, rng=source, stop=two
     )
-    return tuple(token for round in rounds for token in round.tokens)
+    return tuple(token for finished in rounds for token in finished.tokens)
 
 
-ours, theirs = testing.law_of(speculatively), testing.law_of(plainly)
-branches = sum(1 for _ in testing.every_branch(speculatively))
-apart = testing.total_variation(ours, theirs)
+ours, theirs = walker.distribution_of(speculatively), walker.distribution_of(plainly)
+branches = sum(1 for _ in walker.every_branch(speculatively))
+apart = walker.total_variation(ours, theirs)
 print(f"{branches} branches, {len(theirs)} outputs, total variation {apart:.1e}")
 assert len(theirs) == 9 and apart < 1e-12
 
@@ -307,7 +316,7 @@ assert len(theirs) == 9 and apart < 1e-12
 
 
 # %%
-def mistaken(source: testing.Branching) -> int:
+def mistaken(source: walker.Branching) -> int:
     q = q_three
     x = int(q.ids[source.choose(q.probs)])
     if source.bernoulli(acceptance_probability(p_three, q, x)):
@@ -315,12 +324,12 @@ def mistaken(source: testing.Branching) -> int:
     return int(p_three.ids[source.choose(p_three.probs)])
 
 
-q_three = three.law(torch.log(proposal.laws[0].probs), torch.arange(V))
+q_three = three.distribution(torch.log(proposal.draft_distributions[0].probs), torch.arange(V))
 p_three = laws_after(prompt, three)[-1]
-wrong = testing.law_of(mistaken)
+wrong = walker.distribution_of(mistaken)
 right = {int(i): float(p_three.probs[i]) for i in p_three.probs.nonzero()}
-print(f"total variation of the mistaken verifier: {testing.total_variation(wrong, right):.3f}")
-assert testing.total_variation(wrong, right) > 0.001
+print(f"total variation of the mistaken verifier: {walker.total_variation(wrong, right):.3f}")
+assert walker.total_variation(wrong, right) > 0.001
 
 # %% [markdown]
 # ## 9. A picture
@@ -331,7 +340,7 @@ assert testing.total_variation(wrong, right) > 0.001
 # %%
 figure = Figure(figsize=(12, 4), layout="constrained")
 left_axis, right_axis = figure.subplots(1, 2)
-p, q = laws[0], proposal.laws[0]
+p, q = distributions[0], proposal.draft_distributions[0]
 best = p.probs.argsort(descending=True)[:10].tolist()
 words = [repr(tokenizer.decode([token])) for token in best]
 kept = [min(float(p.probs[i]), float(q.probs[i])) for i in best]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minispec.errors import ArgumentError
-from minispec.tokenizer import StreamDecoder
+from minispec.stream_decoder import StreamDecoder
 from minispec.types import Tokenizer
 
 
@@ -51,7 +51,7 @@ class Output:
             raise ArgumentError("stop strings need a tokenizer")
         self._rule = rule
         self._stream = StreamDecoder(tokenizer) if tokenizer else None
-        self._vocabulary_size = tokenizer.vocabulary_size if tokenizer else 0
+        self._vocabulary_size = tokenizer.vocab_size if tokenizer else 0
         self._held = ""  # text in which a stop string may have begun
         self._limit = min(rule.max_new_tokens, room)
         self._limit_name = "length" if rule.max_new_tokens <= room else "context"

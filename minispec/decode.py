@@ -42,7 +42,7 @@ def autoregressive(
     prompt: Sequence[int],
     *,
     sampling: Sampling,
-    random: RandomSource,
+    rng: RandomSource,
     stop: StopRule,
     tokenizer: Tokenizer | None = None,
     trace: bool = False,
@@ -54,7 +54,7 @@ def autoregressive(
     ``stop.max_new_tokens``, the last round's ``stop`` is "context".
     """
     output = checked(target, prompt, stop, tokenizer)
-    return _rounds(target, None, 0, list(prompt), sampling, random, output, trace)
+    return _rounds(target, None, 0, list(prompt), sampling, rng, output, trace)
 
 
 def speculative(
@@ -65,7 +65,7 @@ def speculative(
     *,
     gamma: int,
     sampling: Sampling,
-    random: RandomSource,
+    rng: RandomSource,
     stop: StopRule,
     tokenizer: Tokenizer | None = None,
     trace: bool = False,
@@ -91,9 +91,9 @@ def speculative(
     if not continued:
         shortlist.reset()
     if learner:
-        learner.begin(continued)
+        learner.start(continued)
     drafter = Drafter(draft, shortlist, len(prompt) + output.remaining, learner)
-    return _rounds(target, drafter, gamma, list(prompt), sampling, random, output, trace, verifier)
+    return _rounds(target, drafter, gamma, list(prompt), sampling, rng, output, trace, verifier)
 
 
 def check_gamma(gamma: int) -> None:
@@ -114,7 +114,7 @@ def checked(
     """The output of a prompt that can be decoded. Raises as ``autoregressive``."""
     if not prompt:
         raise ArgumentError("the prompt has no tokens: at least one is needed")
-    size = target.head.vocabulary_size
+    size = target.head.vocab_size
     if not 0 <= min(prompt) <= max(prompt) < size:
         raise ArgumentError(f"the prompt has ids outside 0..{size - 1}")
     room = target.context_limit - len(prompt)
@@ -132,7 +132,7 @@ def _rounds(
     gamma: int,
     tokens: list[int],
     sampling: Sampling,
-    random: RandomSource,
+    rng: RandomSource,
     output: Output,
     trace: bool,
     verifier: Verifier = verify,
@@ -145,8 +145,8 @@ def _rounds(
     # The prompt, short of its last token, which the first round reads.
     for features in read(target, tokens[:-1], cache):
         if drafter:
-            start, end = cache.length - len(features.taps), cache.length
-            drafter.absorb(torch.tensor(tokens[start + 1 : end + 1]), features.taps)
+            start, end = cache.length - len(features.aux_hidden_states), cache.length
+            drafter.resync(torch.tensor(tokens[start + 1 : end + 1]), features.aux_hidden_states)
     watch.lap("prefill")
 
     stopped = False
@@ -155,16 +155,16 @@ def _rounds(
         proposal = Proposal((), ())
         if drafter:
             length = min(gamma, output.remaining - 1)
-            proposal = drafter.propose(tokens, length, sampling, random, watch)
+            proposal = drafter.propose(tokens, length, sampling, rng, watch)
 
         # 2) The target reads the last token and the chain in one pass: n + 1 laws.
         start = cache.length
         features = target.step(torch.tensor([tokens[-1], *proposal.tokens]), cache)
-        laws = sampling.target_laws(target.head, features.hidden)
+        distributions = sampling.target_distributions(target.head, features.hidden)
         watch.lap("target")
 
         # 3) Verify.
-        verdict = verifier(proposal, laws, random)
+        verdict = verifier(proposal, distributions, rng)
         accepted = [proposal.tokens[node] for node in verdict.path]
         watch.lap("verify")
 
@@ -178,36 +178,40 @@ def _rounds(
 
         # 5) The draft reads what was emitted, with what the target made of it.
         if drafter and not stopped:
-            drafter.absorb(torch.tensor(kept), features.taps[: len(kept)])
+            drafter.resync(torch.tensor(kept), features.aux_hidden_states[: len(kept)])
             watch.lap("draft")
 
         # 6) List and draft learn from the round, of which nothing lies past a stop.
         if stopped:
-            proposal = Proposal(proposal.tokens[: len(kept)], proposal.laws[: len(kept)])
+            proposal = Proposal(
+                proposal.tokens[: len(kept)], proposal.draft_distributions[: len(kept)]
+            )
         complete = len(kept) == len(accepted) + 1
         evidence = Evidence(
             proposal,
-            tuple(laws[: len(kept)]),
+            tuple(distributions[: len(kept)]),
             verdict.acceptance[: len(proposal)],
-            verdict.next_law if complete else None,
+            verdict.next_distribution if complete else None,
         )
-        round = Round(
+        finished = Round(
             tokens=kept,
             text=committed.text,
             path=verdict.path[: len(kept)],
             proposed=proposal.tokens,
-            shortlist_sizes=tuple(len(law.ids) for law in proposal.laws),
+            shortlist_sizes=tuple(
+                len(distribution.ids) for distribution in proposal.draft_distributions
+            ),
             seconds={},
             stop=committed.stop,
             evidence=evidence,
             rows_probed=drafter.rows_probed(len(proposal)) if drafter else 0,
         )
         if drafter:
-            drafter.shortlist.observe(round)
+            drafter.shortlist.observe(finished)
             watch.lap("observe")
-            round = replace(round, events=drafter.learn(round))
+            finished = replace(finished, events=drafter.learn(finished))
             watch.lap("learn")
 
         # 7) Hand it out. Time that passes until the next round is asked for is not ours.
-        yield replace(round, seconds=watch.collect(), evidence=evidence if trace else None)
+        yield replace(finished, seconds=watch.collect(), evidence=evidence if trace else None)
         watch.resume()

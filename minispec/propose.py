@@ -19,7 +19,16 @@ from torch import Tensor
 from minispec.errors import ShortlistError
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
-from minispec.types import Context, Draft, Law, Learner, Proposal, RandomSource, Round, Shortlist
+from minispec.types import (
+    Context,
+    Distribution,
+    Draft,
+    Learner,
+    Proposal,
+    RandomSource,
+    Round,
+    Shortlist,
+)
 
 
 class Drafter:
@@ -35,28 +44,28 @@ class Drafter:
         self._vouched = 0  # positions whose state came from the target
         self._state: Tensor | None = None  # (D,), None until something was read
 
-    def absorb(self, ids: Tensor, taps: Tensor) -> None:
-        """Rebuilds the cache: taps (T, n_taps * D) of positions that the target has read,
+    def resync(self, ids: Tensor, aux_hidden_states: Tensor) -> None:
+        """Rebuilds the cache: taps (T, n_aux * D) of positions that the target has read,
         and for each the token that follows it, ids (T,)."""
         if self.learner and self.learner.reaches_cache:
-            self._read.append((ids, taps))
-        states = self._pass(ids, taps)
+            self._read.append((ids, aux_hidden_states))
+        states = self._pass(ids, aux_hidden_states)
         if self.learner:
-            self.learner.read(ids, taps, self.draft.hidden(states))
+            self.learner.on_prefill(ids, aux_hidden_states, self.draft.apply_final_norm(states))
 
-    def learn(self, round: Round) -> Mapping[str, int]:
+    def learn(self, finished: Round) -> Mapping[str, int]:
         """Lets the learner learn from a round; what it did, counted by name."""
-        events = self.learner.observe(round) if self.learner else {}
-        if self._read and events.get("changed") and round.stop is None:
+        events = self.learner.observe(finished) if self.learner else {}
+        if self._read and events.get("changed") and finished.stop is None:
             # Keys and values of other weights: none of them survives, not even as rubbish.
             self._cache, self._vouched = self.draft.new_cache(self._capacity), 0
-            for ids, taps in self._read:
-                self._pass(ids, taps)
+            for ids, aux_hidden_states in self._read:
+                self._pass(ids, aux_hidden_states)
         return events
 
-    def _pass(self, ids: Tensor, taps: Tensor) -> Tensor:
+    def _pass(self, ids: Tensor, aux_hidden_states: Tensor) -> Tensor:
         self._cache.truncate(self._vouched)  # the chain of the last round is forgotten
-        states = self.draft.step(ids, self.draft.fuse(taps), self._cache)  # (T, D)
+        states = self.draft.step(ids, self.draft.fuse(aux_hidden_states), self._cache)  # (T, D)
         self._vouched += len(ids)
         self._state = states[-1]
         return states
@@ -66,7 +75,7 @@ class Drafter:
         tokens: Sequence[int],
         gamma: int,
         sampling: Sampling,
-        random: RandomSource,
+        rng: RandomSource,
         watch: Stopwatch,
     ) -> Proposal:
         """Draws a chain of at most ``gamma`` tokens to follow ``tokens``.
@@ -74,30 +83,30 @@ class Drafter:
         Raises ShortlistError if the list breaks its contract. Spends one choice a token.
         """
         drafted: list[int] = []
-        laws: list[Law] = []
+        distributions: list[Distribution] = []
         state, ids = self._state, None
         if state is None:  # a prompt of a single token: there is nothing to go on yet
             return Proposal((), ())
         for depth in range(gamma):
-            hidden = self.draft.hidden(state)  # (D,)
+            hidden = self.draft.apply_final_norm(state)  # (D,)
             watch.lap("draft")
             context = Context((*tokens, *drafted), hidden, depth)
             if ids is None or not self.shortlist.per_round:
                 ids = self._checked(self.shortlist.select(context))  # (K,)
                 watch.lap("shortlist")
-            logits = self.draft.head.rows(hidden, ids)  # (K,)
+            logits = self.draft.head.logits_of(hidden, ids)  # (K,)
             if self.learner:
                 watch.lap("draft_head")
-                logits = self.learner.advise(logits, ids, context, sampling)
+                logits = self.learner.adjust_logits(logits, ids, context, sampling)
                 watch.lap("learn")
-            law = sampling.law(logits, ids)
-            drafted.append(int(law.ids[random.choose(law.probs)]))
-            laws.append(law)
+            distribution = sampling.distribution(logits, ids)
+            drafted.append(int(distribution.ids[rng.choose(distribution.probs)]))
+            distributions.append(distribution)
             watch.lap("draft_head")
             if depth + 1 < gamma:
                 state = self.draft.step(torch.tensor(drafted[-1:]), state[None], self._cache)[0]
         watch.lap("draft")
-        return Proposal(tuple(drafted), tuple(laws))
+        return Proposal(tuple(drafted), tuple(distributions))
 
     def rows_probed(self, steps: int) -> int:
         """Rows of D numbers that choosing the lists of so many draft steps reads: a list that
@@ -108,7 +117,7 @@ class Drafter:
     def _checked(self, ids: Tensor) -> Tensor:
         """The door: what passes here may be multiplied with rows and written into laws."""
         name, budget = self.shortlist.name, self.shortlist.budget
-        size = self.draft.head.vocabulary_size
+        size = self.draft.head.vocab_size
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
             tensor = isinstance(ids, Tensor)
             kind = f"{ids.dtype} {tuple(ids.shape)}" if tensor else f"a {type(ids).__name__}"
@@ -125,12 +134,12 @@ class Drafter:
         return ids
 
 
-def likeliest(law: Law, count: int) -> Proposal:
+def top_k_candidates(distribution: Distribution, count: int) -> Proposal:
     """The ``count`` likeliest ids of a draft's law as candidates for one and the same place,
     ties to the lower id. Nothing is drawn, so each comes from the law that is all on it."""
-    order = np.argsort(-np.asarray(law.probs), kind="stable")[:count].tolist()
-    laws = []
+    order = np.argsort(-np.asarray(distribution.probs), kind="stable")[:count].tolist()
+    distributions = []
     for i in order:
-        laws.append(Law(law.ids, law.probs * 0))
-        laws[-1].probs[i] = 1
-    return Proposal(tuple(int(law.ids[i]) for i in order), tuple(laws))
+        distributions.append(Distribution(distribution.ids, distribution.probs * 0))
+        distributions[-1].probs[i] = 1
+    return Proposal(tuple(int(distribution.ids[i]) for i in order), tuple(distributions))

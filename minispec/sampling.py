@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minispec.errors import ArgumentError
-from minispec.types import Head, Law
+from minispec.types import Distribution, Head
 
 _FIRST = 1024  # ids that are put in order at first: a top-p of 0.95 takes a few hundred at most
 
@@ -43,7 +43,7 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ArgumentError(f"top-p {self.top_p} must lie in (0, 1], 1 keeps all ids")
 
-    def law(self, logits: Tensor, ids: Tensor) -> Law:
+    def distribution(self, logits: Tensor, ids: Tensor) -> Distribution:
         """logits (K,), ids (K,) sorted -> the law over just those ids.
 
         What top-k or top-p leaves out has probability exactly 0. Computed in float32, or in
@@ -57,7 +57,7 @@ class Sampling:
         if self.temperature == 0:
             probs = torch.zeros_like(logits)
             probs[best] = 1
-            return Law(ids, probs)
+            return Distribution(ids, probs)
         # Subtracting the largest first keeps a tiny temperature from overflowing; one that the
         # dtype rounds to nothing leaves 0 / tiny = 0 for the largest and nothing for the rest.
         coldest = torch.finfo(logits.dtype).tiny
@@ -68,30 +68,34 @@ class Sampling:
         if self.top_p < 1:
             probs = torch.where(_top_p(probs, self.top_p), probs, 0)
             probs = probs / probs.sum()
-        return Law(ids, probs)
+        return Distribution(ids, probs)
 
-    def target_law(self, logits: Tensor) -> Law:
+    def target_distribution(self, logits: Tensor) -> Distribution:
         """logits (V,) of all ids -> the law over those that it gives any probability."""
         if self.temperature == 0:
             best = logits.argmax()[None]
             return _certain(best, logits[best])
-        law = self.law(logits, torch.arange(len(logits)))
-        kept = np.flatnonzero(law.probs.numpy() != 0)
-        return Law(law.ids[kept], law.probs[kept]) if len(kept) < len(law.ids) else law
+        distribution = self.distribution(logits, torch.arange(len(logits)))
+        kept = np.flatnonzero(distribution.probs.numpy() != 0)
+        return (
+            Distribution(distribution.ids[kept], distribution.probs[kept])
+            if len(kept) < len(distribution.ids)
+            else distribution
+        )
 
-    def target_laws(self, head: Head, hidden: Tensor) -> list[Law]:
-        """The ``target_law`` of each of several states (T, D). A greedy one needs no logits but
-        the largest. Raises as ``law``."""
+    def target_distributions(self, head: Head, hidden: Tensor) -> list[Distribution]:
+        """The ``target_distribution`` of each of several states (T, D). A greedy one needs no logits but
+        the largest. Raises as ``distribution``."""
         if self.temperature == 0:
-            ids, logits = head.best(hidden)
+            ids, logits = head.argmax(hidden)
             return [_certain(ids[t : t + 1], logits[t : t + 1]) for t in range(len(ids))]
-        return [self.target_law(row) for row in head.full(hidden)]
+        return [self.target_distribution(row) for row in head.logits(hidden)]
 
 
-def _certain(token: Tensor, logit: Tensor) -> Law:
+def _certain(token: Tensor, logit: Tensor) -> Distribution:
     """The law that is all on one token (1,), whose logit (1,) is the largest."""
     _check(logit[0])
-    return Law(token, torch.ones_like(_precise(logit)))
+    return Distribution(token, torch.ones_like(_precise(logit)))
 
 
 def _precise(logits: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Law:
+class Distribution:
     """A probability law over some ids of the vocabulary; every other id has probability 0.
 
     ``ids`` (K,) int64, sorted and unique; ``probs`` (K,) float32 or better, summing to one,
@@ -34,7 +34,7 @@ class Law:
         """The probability of one id, 0 where the law does not know it."""
         return self.probs[np.flatnonzero(np.asarray(self.ids) == token)].sum()
 
-    def shared(self, other: "Law") -> tuple[Any, Any]:
+    def shared(self, other: "Distribution") -> tuple[Any, Any]:
         """The ids that two laws both know: where each of them stands here, and where there."""
         ours, theirs = np.asarray(self.ids), np.asarray(other.ids)
         places = np.minimum(np.searchsorted(ours, theirs), len(ours) - 1)
@@ -61,7 +61,7 @@ class Proposal:
     """A chain of drafted tokens, each with the law that it was *really* drawn from."""
 
     tokens: tuple[int, ...]
-    laws: tuple[Law, ...]
+    draft_distributions: tuple[Distribution, ...]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -72,7 +72,7 @@ class Verdict:
     """What verification decided about a proposal.
 
     ``path``: indices of the accepted nodes (for a chain 0..n-1). ``next_token``: drawn by the
-    target itself, from ``next_law``: the residual after a rejection, else the target's law
+    target itself, from ``next_distribution``: the residual after a rejection, else the target's law
     after the last accepted token (the *bonus token*). ``acceptance``: for each examined node,
     in the proposal's order, the probability that it was to be accepted; token by token this
     is given that those before it were, in a block it is given only which they are.
@@ -80,7 +80,7 @@ class Verdict:
 
     path: tuple[int, ...]
     next_token: int
-    next_law: Law
+    next_distribution: Distribution
     acceptance: tuple[Any, ...]
 
 
@@ -88,15 +88,15 @@ class Verdict:
 class Evidence:
     """What a round revealed: everything that a list or a draft may learn from.
 
-    ``laws[i]`` is the target's law of ``round.tokens[i]``; ``acceptance`` as in ``Verdict``;
-    ``next_law`` is what the round's last token was drawn from, None where a stop fell among
+    ``target_distributions[i]`` is the target's law of ``round.tokens[i]``; ``acceptance`` as in ``Verdict``;
+    ``next_distribution`` is what the round's last token was drawn from, None where a stop fell among
     the accepted tokens before it. Nothing past a stop is in it.
     """
 
     proposal: Proposal
-    laws: tuple[Law, ...]
+    target_distributions: tuple[Distribution, ...]
     acceptance: tuple[Any, ...]
-    next_law: Law | None
+    next_distribution: Distribution | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,11 +128,11 @@ class Round:
 @dataclass(frozen=True, eq=False)
 class Features:
     """What the target shows of T positions: ``hidden`` (T, D), ready for the LM head, and
-    ``taps`` (T, n_taps * D), the outputs of chosen layers side by side, for the draft, in units
+    ``aux_hidden_states`` (T, n_aux * D), the outputs of chosen layers side by side, for the draft, in units
     of the scale that the embeddings were given."""
 
     hidden: Tensor
-    taps: Tensor
+    aux_hidden_states: Tensor
 
 
 class RandomSource(Protocol):
@@ -151,19 +151,19 @@ class Head(Protocol):
     """The LM head as rows of a (V, D) matrix."""
 
     @property
-    def vocabulary_size(self) -> int:
+    def vocab_size(self) -> int:
         """V, the number of rows."""
         ...
 
-    def full(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits of all ids (..., V)."""
         ...
 
-    def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
+    def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """(..., D), (K,) -> logits of those ids (..., K)."""
         ...
 
-    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> the ids (T,) of the largest logits, ties to the lowest, and these logits
         (T,); where a logit is no number, it is the largest."""
         ...
@@ -204,15 +204,15 @@ class Draft(Protocol):
         """An empty cache for at most ``capacity`` positions."""
         ...
 
-    def fuse(self, taps: Tensor) -> Tensor:
-        """(T, n_taps * D) -> states (T, D)."""
+    def fuse(self, aux_hidden_states: Tensor) -> Tensor:
+        """(T, n_aux * D) -> states (T, D)."""
         ...
 
     def step(self, ids: Tensor, states: Tensor, cache: Any) -> Tensor:
         """ids (T,), states (T, D) -> the draft's own states (T, D)."""
         ...
 
-    def hidden(self, states: Tensor) -> Tensor:
+    def apply_final_norm(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., D), what the LM head's rows are multiplied with."""
         ...
 
@@ -233,7 +233,7 @@ class Shortlist(Protocol):
         tensor means the same ids: another list is a new tensor, never an edited one."""
         ...
 
-    def observe(self, round: Round) -> None:
+    def observe(self, finished: Round) -> None:
         """Learns from a finished round."""
         ...
 
@@ -250,19 +250,19 @@ class Learner(Protocol):
     draft: Any
     reaches_cache: bool  # whether keys and values are made with what it changes
 
-    def begin(self, continued: bool) -> None:
+    def start(self, continued: bool) -> None:
         """A new text, or more of a conversation: called before the prompt is read."""
         ...
 
-    def read(self, ids: Tensor, taps: Tensor, hidden: Tensor) -> None:
-        """The draft has read ids (T,) with taps (T, n_taps * D) and made hidden (T, D) of it."""
+    def on_prefill(self, ids: Tensor, aux_hidden_states: Tensor, hidden: Tensor) -> None:
+        """The draft has read ids (T,) with taps (T, n_aux * D) and made hidden (T, D) of it."""
         ...
 
-    def advise(self, logits: Tensor, ids: Tensor, context: Context, sampling: Any) -> Tensor:
+    def adjust_logits(self, logits: Tensor, ids: Tensor, context: Context, sampling: Any) -> Tensor:
         """Logits (K,) over ids (K,) to draw from in place of the draft's own."""
         ...
 
-    def observe(self, round: Round) -> Mapping[str, int]:
+    def observe(self, finished: Round) -> Mapping[str, int]:
         """Learns from a finished round, and says what happened; "changed" among it means that
         the draft's weights are others from now on."""
         ...
@@ -271,9 +271,10 @@ class Learner(Protocol):
 class Tokenizer(Protocol):
     """Text <-> ids."""
 
-    vocabulary_size: int
+    vocab_size: int
     eos_ids: tuple[int, ...]
     bos_id: int | None  # what the model wants before a text, if anything; ``encode`` adds none
+    leading_space: bool  # whether ``encode`` puts a space before a text, which ``decode`` drops
     fingerprint: str
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:

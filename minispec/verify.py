@@ -29,67 +29,81 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minispec.errors import ArgumentError
-from minispec.types import Law, Proposal, RandomSource, Verdict
+from minispec.types import Distribution, Proposal, RandomSource, Verdict
 
-Verifier = Callable[[Proposal, Sequence[Law], RandomSource], Verdict]
+Verifier = Callable[[Proposal, Sequence[Distribution], RandomSource], Verdict]
 
 
-def verify(proposal: Proposal, target_laws: Sequence[Law], random: RandomSource) -> Verdict:
+def verify(
+    proposal: Proposal, target_distributions: Sequence[Distribution], rng: RandomSource
+) -> Verdict:
     """Decides about a chain, token by token.
 
-    ``target_laws``: the target's laws at the place of each drafted token and at the one after
+    ``target_distributions``: the target's laws at the place of each drafted token and at the one after
     the last, len(proposal) + 1 in all. Spends one coin for each token examined and one
     choice. Raises ArgumentError if the numbers do not match, or if a recorded law excludes the
     token that is said to be drawn from it.
     """
-    _check(proposal, target_laws)
+    _check(proposal, target_distributions)
     acceptance = []
-    for node, (token, q) in enumerate(zip(proposal.tokens, proposal.laws, strict=True)):
-        p = target_laws[node]
+    for node, (token, q) in enumerate(
+        zip(proposal.tokens, proposal.draft_distributions, strict=True)
+    ):
+        p = target_distributions[node]
         acceptance.append(acceptance_probability(p, q, token))
-        if not random.bernoulli(acceptance[-1]):
-            return _verdict(range(node), residual(p, q), acceptance, random)
-    return _verdict(range(len(proposal)), target_laws[-1], acceptance, random)
+        if not rng.bernoulli(acceptance[-1]):
+            return _verdict(range(node), residual(p, q), acceptance, rng)
+    return _verdict(range(len(proposal)), target_distributions[-1], acceptance, rng)
 
 
-def verify_block(proposal: Proposal, target_laws: Sequence[Law], random: RandomSource) -> Verdict:
+def verify_block(
+    proposal: Proposal, target_distributions: Sequence[Distribution], rng: RandomSource
+) -> Verdict:
     """Decides about a chain as a whole, from its end: never fewer tokens, in the mean, than
     ``verify`` accepts. Takes the same arguments, raises as ``verify``. Spends one coin for each
     prefix examined, the longest first, and one choice."""
-    _check(proposal, target_laws)
+    _check(proposal, target_distributions)
     reach: list[Any] = [1]  # w_i, the probability that at least i tokens are kept
-    for token, p, q in zip(proposal.tokens, target_laws[:-1], proposal.laws, strict=True):
+    for token, p, q in zip(
+        proposal.tokens, target_distributions[:-1], proposal.draft_distributions, strict=True
+    ):
         reach.append(acceptance_probability(p, q, token, reach[-1]))
     kept = len(proposal)
-    while kept > 0 and not random.bernoulli(_settling(kept, proposal, target_laws, reach[kept])):
+    while kept > 0 and not rng.bernoulli(
+        _settling(kept, proposal, target_distributions, reach[kept])
+    ):
         kept -= 1
-    law = target_laws[-1]
+    distribution = target_distributions[-1]
     if kept < len(proposal):
-        law = residual(target_laws[kept], proposal.laws[kept], reach[kept])
-    return _verdict(range(kept), law, reach[1:], random)
+        distribution = residual(
+            target_distributions[kept], proposal.draft_distributions[kept], reach[kept]
+        )
+    return _verdict(range(kept), distribution, reach[1:], rng)
 
 
 def verify_siblings(
-    siblings: Proposal, target_laws: Sequence[Law], random: RandomSource
+    siblings: Proposal, target_distributions: Sequence[Distribution], rng: RandomSource
 ) -> Verdict:
     """Decides about several candidates for one and the same place; at most one is accepted.
 
     Each is judged against what its rejected elders left of p, so that p is kept for any q_i
     that may know the elders: a point mass for a candidate that was picked and not drawn
-    (``propose.likeliest``), the same q again, or q without the elders. ``target_laws[0]`` is
-    the law at that place, ``target_laws[1 + i]`` the one after sibling i. Otherwise as ``verify``.
+    (``propose.likeliest``), the same q again, or q without the elders. ``target_distributions[0]`` is
+    the law at that place, ``target_distributions[1 + i]`` the one after sibling i. Otherwise as ``verify``.
     """
-    _check(siblings, target_laws)
-    p, acceptance = target_laws[0], []
-    for node, (token, q) in enumerate(zip(siblings.tokens, siblings.laws, strict=True)):
+    _check(siblings, target_distributions)
+    p, acceptance = target_distributions[0], []
+    for node, (token, q) in enumerate(
+        zip(siblings.tokens, siblings.draft_distributions, strict=True)
+    ):
         acceptance.append(acceptance_probability(p, q, token))
-        if random.bernoulli(acceptance[-1]):
-            return _verdict([node], target_laws[1 + node], acceptance, random)
+        if rng.bernoulli(acceptance[-1]):
+            return _verdict([node], target_distributions[1 + node], acceptance, rng)
         p = residual(p, q)
-    return _verdict([], p, acceptance, random)
+    return _verdict([], p, acceptance, rng)
 
 
-def acceptance_probability(p: Law, q: Law, token: int, weight: Any = 1) -> Any:
+def acceptance_probability(p: Distribution, q: Distribution, token: int, weight: Any = 1) -> Any:
     """min(1, w p(x) / q(x)) for x drawn from q; at w = 1 its mean is sum_x min(p(x), q(x)). Raises
     ArgumentError for an x that q excludes."""
     proposed = q.probability(token)
@@ -98,7 +112,7 @@ def acceptance_probability(p: Law, q: Law, token: int, weight: Any = 1) -> Any:
     return min(1, weight * p.probability(token) / proposed)
 
 
-def residual(p: Law, q: Law, weight: Any = 1) -> Law:
+def residual(p: Distribution, q: Distribution, weight: Any = 1) -> Distribution:
     """The law of the next token after a rejection: (w p - q)+ / sum (w p - q)+.
 
     Where p = q nothing is left; the rejection had probability 0 then, and can only be due to
@@ -106,10 +120,10 @@ def residual(p: Law, q: Law, weight: Any = 1) -> Law:
     """
     left = excess(p, q, weight)
     mass = left.sum()
-    return Law(p.ids, left / mass) if mass > 0 else p
+    return Distribution(p.ids, left / mass) if mass > 0 else p
 
 
-def excess(p: Law, q: Law, weight: Any = 1) -> Any:
+def excess(p: Distribution, q: Distribution, weight: Any = 1) -> Any:
     """(w p - q)+ over the ids of p: elsewhere p is 0, and so is the excess. Either law may know
     only some ids, which are unique."""
     left = p.probs * weight  # a copy, for tensors and arrays alike
@@ -118,28 +132,30 @@ def excess(p: Law, q: Law, weight: Any = 1) -> Any:
     return left * (left > 0)
 
 
-def _settling(kept: int, proposal: Proposal, target_laws: Sequence[Law], reach: Any) -> Any:
+def _settling(
+    kept: int, proposal: Proposal, target_distributions: Sequence[Distribution], reach: Any
+) -> Any:
     """The probability of keeping just these, where no more were: R / (R + 1 - w)."""
     if kept == len(proposal):
         return reach
-    left = excess(target_laws[kept], proposal.laws[kept], reach).sum()
+    left = excess(target_distributions[kept], proposal.draft_distributions[kept], reach).sum()
     # Where nothing is left to draw from, such a prefix only comes with more behind it.
     return left / (left + 1 - reach) if left > 0 else 0
 
 
-def _check(proposal: Proposal, target_laws: Sequence[Law]) -> None:
-    if len(target_laws) != len(proposal) + 1:
+def _check(proposal: Proposal, target_distributions: Sequence[Distribution]) -> None:
+    if len(target_distributions) != len(proposal) + 1:
         raise ArgumentError(
             f"{len(proposal)} drafted tokens need {len(proposal) + 1} target laws, "
-            f"got {len(target_laws)}"
+            f"got {len(target_distributions)}"
         )
 
 
 def _verdict(
-    path: Sequence[int], law: Law, acceptance: Sequence[Any], random: RandomSource
+    path: Sequence[int], distribution: Distribution, acceptance: Sequence[Any], rng: RandomSource
 ) -> Verdict:
-    token = int(law.ids[random.choose(law.probs)])
-    return Verdict(tuple(path), token, law, tuple(acceptance))
+    token = int(distribution.ids[rng.choose(distribution.probs)])
+    return Verdict(tuple(path), token, distribution, tuple(acceptance))
 
 
 VERIFIERS: dict[str, Verifier] = {"token": verify, "block": verify_block}

@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,12 +20,10 @@ if not torch.cuda.is_available():
     # had their turn: shorter turns make it several times as fast.
     sys.setswitchinterval(0.0005)
 
-import tiny_model
-from tiny_model import Tiny
-
+from helpers import tiny_model
+from helpers.tiny_model import Tiny
 from minispec.errors import FetchError
-from minispec.model import ModelConfig, Transformer
-from workshop import backend, pretrained
+from minispec.tools.models import backend, pretrained
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -38,47 +35,13 @@ torch.set_num_threads(1)
 settings.register_profile("minispec", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "minispec"))
 
-TOY = ModelConfig(
-    vocabulary_size=50,
-    width=24,
-    layers=3,
-    heads=4,
-    kv_heads=2,
-    head_width=6,
-    mlp_width=32,
-    context_limit=64,
-    tap_layers=(1, 2, 3),
-)
 BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome", "chrome", "chromium-browser")
-
-
-# What a Gemma has beyond a Llama, with a window that hides most of a text.
-GEMMA: dict[str, Any] = dict(
-    activation="gelu_tanh",
-    embedding_scale=24**0.5,
-    attention_scale=0.5,
-    query_key_norm=True,
-    post_norms=True,
-    local_layers=(1, 3),
-    window=5,
-)
-
-
-def toy_transformer(seed: int = 0, **changes: object) -> Transformer:
-    """A tiny target with random weights, in float64: what should be equal is so to 1e-10."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Transformer(replace(TOY, **changes)).double().eval().requires_grad_(False)
-        for name, weight in model.named_parameters():
-            if "norm" in name:  # all ones from the start, where an error would not show
-                weight.uniform_(0.5, 1.5)
-    return model
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _calibrations_of_tests_are_not_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("cache")
-    backend.user_cache_path = lambda name: folder / name  # type: ignore[assignment]
+    backend.cache_folder = lambda: folder  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="module")

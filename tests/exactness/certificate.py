@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from defects import PLANTED
 from numba import set_num_threads
+
+from defects import PLANTED
+from minispec.certificate.certify import GRID, KINDS, Case, Certificate, certify
 from parts import (
     ARITHMETICS,
     BACKENDS,
@@ -33,8 +35,6 @@ from parts import (
     decoding,
     impossible,
 )
-
-from workshop.certify import GRID, KINDS, Case, Certificate, certify
 
 HERE = Path(__file__).parent
 # Of the tests beside this file those that it does not do itself: the grid and the planted defects
@@ -171,7 +171,7 @@ def main() -> int:
     rows, certificates = [], {}
     possible, refused = keys()
     walked, tried = pool.imap(row, possible), pool.imap(seen, range(len(PLANTED)))
-    print(f"{'backend':10}{'law in':10}{'verifier':12}{'list':23}{'sampling':29}", end="")
+    print(f"{'backend':10}{'distribution in':10}{'verifier':12}{'list':23}{'sampling':29}", end="")
     print(f"{'cases':>6}{'stressed':>9}{'branches':>9}  worst total variation")
     for key, (made, certificates[key]) in zip(possible, walked, strict=True):
         rows.append(made)

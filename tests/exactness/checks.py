@@ -12,22 +12,23 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import toy_transformer
-from drawn import distance
-from lists import static
 
+from drawn import distance
+from helpers.toys import toy_transformer
+from lists import static
 from minispec import sampling as sampling_module
-from minispec.batched import batched
+from minispec.certificate.certify import Backend, Decoding, Toys, plain, speculation
+from minispec.certificate.exact_sampling import ExactSampling
+from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
+from minispec.certificate.walker import distribution_of, total_variation
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.errors import ShortlistError
-from minispec.head import LinearHead
+from minispec.models.lm_head import LinearHead
 from minispec.sampling import Sampling, SeededRandom
-from minispec.testing import ToyDraft, ToyTarget, law_of, random_table, total_variation
-from minispec.types import Context, Law, Proposal, RandomSource, Round, Verdict
+from minispec.tools.data.batched_decode import decode_batch
+from minispec.types import Context, Distribution, Proposal, RandomSource, Round, Verdict
 from minispec.verify import Verifier
-from workshop.certify import Backend, Decoding, Toys, plain, speculation
-from workshop.exact_laws import ExactSampling
 
 LAST_BELOW_ONE = 1 - 2**-53
 
@@ -52,32 +53,37 @@ class Stubborn:
 def zero_mass(verifier: Verifier, weights: Sequence[int], nudges: Sequence[int]) -> float:
     """p against a q that is the same up to some units in the last place, in float64."""
     shares = torch.tensor(weights, dtype=torch.float64)
-    p = Law(torch.arange(len(weights)), shares / shares.sum())
-    q = Law(p.ids, p.probs * (1 + torch.tensor(nudges) * 2.0**-52))
+    p = Distribution(torch.arange(len(weights)), shares / shares.sum())
+    q = Distribution(p.ids, p.probs * (1 + torch.tensor(nudges) * 2.0**-52))
 
     def first(source: RandomSource) -> int:
         drafted = int(q.ids[source.choose(q.probs)])
         verdict = verifier(Proposal((drafted,), (q,)), [p, p], source)
-        assert torch.isfinite(verdict.next_law.probs).all(), "a law that is not finite"
+        assert torch.isfinite(verdict.next_distribution.probs).all(), "a law that is not finite"
         assert p.probability(verdict.next_token) > 0, f"id {verdict.next_token} came of nothing"
         return drafted if verdict.path else verdict.next_token
 
     for last in (False, True):
         first(Stubborn(last))
     expected = {i: float(share) for i, share in enumerate(p.probs) if share > 0}
-    return float(total_variation(law_of(first), expected))
+    return float(total_variation(distribution_of(first), expected))
 
 
 def nothing_impossible(
     verifier: Verifier, p: Sequence[int], q: Sequence[int], source: type[SeededRandom]
 ) -> None:
     """Neither a uniform of 0 nor the last below 1 lets a token of probability 0 through."""
-    laws = [Sampling(1.0).law(torch.tensor(w).float().log(), torch.arange(len(w))) for w in (p, q)]
+    distributions = [
+        Sampling(1.0).distribution(torch.tensor(w).float().log(), torch.arange(len(w)))
+        for w in (p, q)
+    ]
     for uniform in (0.0, LAST_BELOW_ONE):
         fixed = type("Fixed", (source,), {"uniform": lambda self, u=uniform: u})(0)
         for token in range(len(q)):
             if q[token]:
-                verdict = verifier(Proposal((token,), (laws[1],)), [laws[0]] * 2, fixed)
+                verdict = verifier(
+                    Proposal((token,), (distributions[1],)), [distributions[0]] * 2, fixed
+                )
                 said = [token] * len(verdict.path) + [verdict.next_token]
                 assert all(p[t] for t in said), f"{said} at u = {uniform}, p {p}, q {q}"
 
@@ -88,10 +94,15 @@ def nothing_impossible(
 def permuted(verifier: Verifier, order: Callable[[int], list[int]]) -> Verifier:
     """The same laws with their ids in another order."""
 
-    def verify(proposal: Proposal, laws: Sequence[Law], random: RandomSource) -> Verdict:
-        orders = [order(len(q.ids)) for q in proposal.laws]
-        turned = [Law(q.ids[o], q.probs[o]) for q, o in zip(proposal.laws, orders, strict=True)]
-        return verifier(Proposal(proposal.tokens, tuple(turned)), laws, random)
+    def verify(
+        proposal: Proposal, distributions: Sequence[Distribution], rng: RandomSource
+    ) -> Verdict:
+        orders = [order(len(q.ids)) for q in proposal.draft_distributions]
+        apply_rope = [
+            Distribution(q.ids[o], q.probs[o])
+            for q, o in zip(proposal.draft_distributions, orders, strict=True)
+        ]
+        return verifier(Proposal(proposal.tokens, tuple(apply_rope)), distributions, rng)
 
     return verify
 
@@ -99,10 +110,10 @@ def permuted(verifier: Verifier, order: Callable[[int], list[int]]) -> Verifier:
 class OneBuffer(LinearHead):
     """A head that answers every question in the same piece of memory."""
 
-    def rows(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    def logits_of(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         if not hasattr(self, "_buffer"):
-            self._buffer = torch.empty(self.vocabulary_size, dtype=self.weight.dtype)
-        return self._buffer[: len(ids)].copy_(super().rows(hidden, ids))
+            self._buffer = torch.empty(self.vocab_size, dtype=self.weight.dtype)
+        return self._buffer[: len(ids)].copy_(super().logits_of(hidden, ids))
 
 
 def one_buffer(decode: Decoding) -> Decoding:
@@ -129,19 +140,25 @@ def changing_draft(verifier: Verifier, again: bool = False) -> Decoding:
             asked.append(tokens)
             return toys.draft.after((*tokens, *version))
 
-        def learnt(proposal: Proposal, laws: Sequence[Law], random: RandomSource) -> Verdict:
+        def learnt(
+            proposal: Proposal, distributions: Sequence[Distribution], rng: RandomSource
+        ) -> Verdict:
             contexts = asked[-len(proposal) :] if len(proposal) else []
             version.append(-1)
             if again:
                 proposal = asked_again(proposal, contexts)
-                laws = laws[: len(proposal) + 1]
-            return verifier(proposal, laws, random)
+                distributions = distributions[: len(proposal) + 1]
+            return verifier(proposal, distributions, rng)
 
         def asked_again(proposal: Proposal, contexts: list[tuple[int, ...]]) -> Proposal:
             fresh = []
-            for token, q, tokens in zip(proposal.tokens, proposal.laws, contexts, strict=True):
+            for token, q, tokens in zip(
+                proposal.tokens, proposal.draft_distributions, contexts, strict=True
+            ):
                 ids = torch.as_tensor(q.ids)
-                fresh.append(toys.sampling.law(toys.draft.head.rows(after(tokens), ids), ids))
+                fresh.append(
+                    toys.sampling.distribution(toys.draft.head.logits_of(after(tokens), ids), ids)
+                )
                 if not fresh[-1].probability(token) > 0:
                     fresh.pop()
                     break
@@ -190,7 +207,7 @@ class PeekingList:
         half = (self._size + 1) // 2
         return torch.arange(half) if self._source.low() else torch.arange(half - 1, self._size)
 
-    def observe(self, round: Round) -> None:
+    def observe(self, finished: Round) -> None:
         """Learns nothing."""
 
     def reset(self) -> None:
@@ -210,13 +227,17 @@ def peeking(verifier: Verifier, honest: bool) -> Decoding:
 def cut_short(verifier: Verifier, keep: bool) -> Verifier:
     """A chain that ends where the draft was not sure: behind that token, or before it."""
 
-    def verify(proposal: Proposal, laws: Sequence[Law], random: RandomSource) -> Verdict:
+    def verify(
+        proposal: Proposal, distributions: Sequence[Distribution], rng: RandomSource
+    ) -> Verdict:
         length = len(proposal)
-        for node, (token, q) in enumerate(zip(proposal.tokens, proposal.laws, strict=True)):
+        for node, (token, q) in enumerate(
+            zip(proposal.tokens, proposal.draft_distributions, strict=True)
+        ):
             if q.probability(token) < 0.5:
                 length = min(length, node + keep)
-        cut = Proposal(proposal.tokens[:length], proposal.laws[:length])
-        return verifier(cut, laws[: length + 1], random)
+        truncate_ranking = Proposal(proposal.tokens[:length], proposal.draft_distributions[:length])
+        return verifier(truncate_ranking, distributions[: length + 1], rng)
 
     return verify
 
@@ -235,7 +256,7 @@ class Told:
     def select(self, context: Context) -> torch.Tensor:
         return self._ids
 
-    def observe(self, round: Round) -> None:
+    def observe(self, finished: Round) -> None:
         """Learns nothing."""
 
     def reset(self) -> None:
@@ -246,7 +267,7 @@ def refused(ids: torch.Tensor, size: int = 4, budget: int = 3) -> float:
     """A list that breaks its contract is refused by name, before anything is drawn from it."""
     model = ToyTarget(size, random_table(size, 1)), ToyDraft(size, random_table(size, 2))
     rounds = speculative(
-        *model, Told(ids, budget), [0, 1], gamma=2, sampling=Sampling(1.0), random=SeededRandom(0),
+        *model, Told(ids, budget), [0, 1], gamma=2, sampling=Sampling(1.0), rng=SeededRandom(0),
         stop=StopRule(4),
     )  # fmt: skip
     with pytest.raises(ShortlistError, match="told"):
@@ -260,11 +281,11 @@ def refused(ids: torch.Tensor, size: int = 4, budget: int = 3) -> float:
 class Letters:
     """A tokenizer of up to six tokens; two are the halves of one character, the last ends."""
 
-    bos_id, fingerprint = None, "letters"
+    bos_id, fingerprint, leading_space = None, "letters", False
     _bytes = (b"a", b"b", b"ab", b"\xc3", b"\xa4", b"")
 
     def __init__(self, size: int) -> None:
-        self.vocabulary_size, self.eos_ids = size, (size - 1,)
+        self.vocab_size, self.eos_ids = size, (size - 1,)
 
     def token_bytes(self, token: int) -> bytes:
         return b"" if token in self.eos_ids else self._bytes[token]
@@ -289,19 +310,19 @@ def text_distance(verifier: Verifier, case: Any, stops: tuple[str, ...]) -> Any:
     def said(source: RandomSource) -> Any:
         rounds = list(speculative(
             toys.target, toys.draft, shortlist, case.prompt, gamma=case.gamma,
-            sampling=toys.sampling, random=source, stop=rule, tokenizer=letters, verifier=verifier,
+            sampling=toys.sampling, rng=source, stop=rule, tokenizer=letters, verifier=verifier,
         ))  # fmt: skip
-        tokens = tuple(t for round in rounds for t in round.tokens)
-        return tokens, "".join(round.text for round in rounds), rounds[-1].stop
+        tokens = tuple(t for finished in rounds for t in finished.tokens)
+        return tokens, "".join(finished.text for finished in rounds), rounds[-1].stop
 
     def endless(source: RandomSource) -> Any:
         rounds = autoregressive(
-            toys.target, case.prompt, sampling=toys.sampling, random=source,
+            toys.target, case.prompt, sampling=toys.sampling, rng=source,
             stop=StopRule(case.limit),
         )  # fmt: skip
-        return cut_afterwards([t for round in rounds for t in round.tokens], rule, letters)
+        return cut_afterwards([t for finished in rounds for t in finished.tokens], rule, letters)
 
-    return total_variation(law_of(said), law_of(endless))
+    return total_variation(distribution_of(said), distribution_of(endless))
 
 
 def cut_afterwards(tokens: list[int], rule: StopRule, letters: Letters) -> Any:
@@ -323,13 +344,13 @@ def late_limit(toys: Toys, source: RandomSource) -> Iterable[Round]:
     case = toys.case
     rule = replace(case.stop, max_new_tokens=case.limit + case.gamma)
     emitted = 0
-    for round in speculative(
+    for finished in speculative(
         toys.target, toys.draft, static(case.vocabulary), case.prompt, gamma=case.gamma,
-        sampling=toys.sampling, random=source, stop=rule, trace=True,
+        sampling=toys.sampling, rng=source, stop=rule, trace=True,
     ):  # fmt: skip
-        emitted += len(round.tokens)
-        late = emitted >= case.limit and round.stop != "eos"
-        yield replace(round, stop="length") if late else round
+        emitted += len(finished.tokens)
+        late = emitted >= case.limit and finished.stop != "eos"
+        yield replace(finished, stop="length") if late else finished
         if late:
             return
 
@@ -376,17 +397,17 @@ class BonusUnshaped:
     def __init__(self, toys: Toys) -> None:
         self._toys, self._drafted, self._judged = toys, 0, 0
 
-    target_laws = ExactSampling.target_laws
+    target_distributions = ExactSampling.target_distributions
 
-    def law(self, logits: torch.Tensor, ids: torch.Tensor) -> Law:
+    def distribution(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
         if len(ids) < self._toys.case.vocabulary:  # the list is never the whole
             self._drafted, self._judged = self._drafted + 1, 0
-            return self._toys.sampling.law(logits, ids)
+            return self._toys.sampling.distribution(logits, ids)
         self._judged += 1
         if self._judged <= self._drafted or not self._drafted:
-            return self._toys.sampling.law(logits, ids)
+            return self._toys.sampling.distribution(logits, ids)
         self._drafted = 0
-        return ExactSampling(Sampling(1.0)).law(logits, ids)
+        return ExactSampling(Sampling(1.0)).distribution(logits, ids)
 
 
 # --- 13 and 14: ties and precision ----------------------------------------------------------
@@ -396,8 +417,8 @@ def tied(weights: Sequence[int], sampling: Sampling) -> float:
     """The production law against the one in fractions, which breaks ties by (-weight, id)."""
     ids = torch.arange(len(weights))
     logits = torch.tensor(weights, dtype=torch.float64).log()  # -inf where the weight is 0
-    found = sampling_module.Sampling.law(sampling, logits, ids)
-    exact = ExactSampling(sampling).law(torch.tensor(weights), ids)
+    found = sampling_module.Sampling.distribution(sampling, logits, ids)
+    exact = ExactSampling(sampling).distribution(torch.tensor(weights), ids)
     pairs = list(zip(found.probs.tolist(), exact.probs, strict=True))
     apart = sum(abs(share - float(right)) for share, right in pairs) / 2
     # What is left out has probability exactly 0, not almost.
@@ -408,7 +429,7 @@ def tied(weights: Sequence[int], sampling: Sampling) -> float:
 def precise(logits: Sequence[float], temperature: float, dtype: torch.dtype) -> float:
     """The law of low-precision logits against the float64 law of the very same numbers."""
     low = torch.tensor(logits).to(dtype)
-    found = Sampling(temperature).law(low, torch.arange(len(logits)))
+    found = Sampling(temperature).distribution(low, torch.arange(len(logits)))
     exact = torch.softmax(low.double() / temperature, dim=0)
     return float((found.probs.double() - exact).abs().sum() / 2)
 
@@ -427,14 +448,14 @@ def rows_as_alone(
     one = SeededRandom(0)
     randoms = [one if shared else SeededRandom(i) for i in range(len(lengths))]
     options: Any = {"max_new_tokens": 6, "eos_ids": (0, 1, 2)}
-    written = batched(TOY, prompts, samplings, randoms, rows=rows, **options)
+    written = decode_batch(TOY, prompts, samplings, randoms, rows=rows, **options)
     found = {row.index: row.tokens for row in written}
     for i, prompt in enumerate(prompts):
         source = SeededRandom(0 if shared else i)
-        [alone] = batched(TOY, [prompt], [samplings[i]], [source], rows=1, **options)
+        [alone] = decode_batch(TOY, [prompt], [samplings[i]], [source], rows=1, **options)
         assert found[i] == alone.tokens, f"row {i}: {found[i]}, alone {alone.tokens}"
         stop = StopRule(options["max_new_tokens"], options["eos_ids"])
         plainly = autoregressive(
-            TOY, prompt, sampling=samplings[i], random=SeededRandom(0 if shared else i), stop=stop
+            TOY, prompt, sampling=samplings[i], rng=SeededRandom(0 if shared else i), stop=stop
         )
-        assert found[i] == tuple(t for round in plainly for t in round.tokens)
+        assert found[i] == tuple(t for finished in plainly for t in finished.tokens)

@@ -11,26 +11,26 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-import checks
-import parts
 import pytest
 import torch
+
+import checks
+import parts
 from drawn import AS_IT_IS
 from lists import RestlessList, static
-from parts import candidates
-
 from minispec import propose
 from minispec import sampling as sampling_module
 from minispec import verify as verification
+from minispec.certificate.certify import GRID, Decoding, Toys, certify, speculation
+from minispec.certificate.exact_sampling import ExactSampling
 from minispec.commit import Committed, Output
 from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
-from minispec.shortlist.full import FullList
-from minispec.shortlist.static import StaticList
-from minispec.types import Law, Proposal, RandomSource, Round, Verdict
+from minispec.shortlists.frspec import FRSpecShortlist
+from minispec.shortlists.full import FullShortlist
+from minispec.types import Distribution, Proposal, RandomSource, Round, Verdict
 from minispec.verify import excess, verify, verify_block
-from workshop.certify import GRID, Decoding, Toys, certify, speculation
-from workshop.exact_laws import ExactSampling
+from parts import candidates
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,25 @@ def worst(decode: Decoding, sampling: Sampling = AS_IT_IS, cases: Any = SOME) ->
     return certify(decode, sampling, cases).worst_tv
 
 
-def guarded(fallback: Callable[[Law, Any], Any]) -> Any:
+def guarded(fallback: Callable[[Distribution, Any], Any]) -> Any:
     """A residual with another answer where nothing is left."""
 
-    def residual(p: Law, q: Law, weight: Any = 1) -> Law:
+    def residual(p: Distribution, q: Distribution, weight: Any = 1) -> Distribution:
         left = excess(p, q, weight)
         mass = left.sum()
-        return Law(p.ids, left / mass if mass > 0 else fallback(p, left))
+        return Distribution(p.ids, left / mass if mass > 0 else fallback(p, left))
 
     return patched(verification, "residual", residual)
 
 
-def up_to_the_impossible(proposal: Proposal, laws: list[Law]) -> Proposal:
+def up_to_the_impossible(proposal: Proposal, distributions: list[Distribution]) -> Proposal:
     """A chain with other laws, as far as these can have brought it about."""
     length = 0
-    for token, q in zip(proposal.tokens, laws, strict=True):
+    for token, q in zip(proposal.tokens, distributions, strict=True):
         if not q.probability(token) > 0:
             break
         length += 1
-    return Proposal(proposal.tokens[:length], tuple(laws[:length]))
+    return Proposal(proposal.tokens[:length], tuple(distributions[:length]))
 
 
 # --- 1: a residual of zero mass -------------------------------------------------------------
@@ -140,10 +140,15 @@ def _() -> Any:
 
 @planted(3, "q's columns stand in another order than its ids", "transformers")
 def _() -> Any:
-    def misread(proposal: Proposal, laws: Sequence[Law], random: RandomSource) -> Verdict:
-        turned = [Law(q.ids, q.probs[[*range(1, len(q.ids)), 0]]) for q in proposal.laws]
-        given = up_to_the_impossible(proposal, turned)
-        return verify(given, laws[: len(given) + 1], random)
+    def misread(
+        proposal: Proposal, distributions: Sequence[Distribution], rng: RandomSource
+    ) -> Verdict:
+        apply_rope = [
+            Distribution(q.ids, q.probs[[*range(1, len(q.ids)), 0]])
+            for q in proposal.draft_distributions
+        ]
+        given = up_to_the_impossible(proposal, apply_rope)
+        return verify(given, distributions[: len(given) + 1], rng)
 
     return worst(speculation(RestlessList, misread))
 
@@ -152,18 +157,18 @@ def _() -> Any:
 def _() -> Any:
     class Reusing:
         def __init__(self, toys: Toys) -> None:
-            self._toys, self._recorded = toys, list[Law]()
+            self._toys, self._recorded = toys, list[Distribution]()
 
-        target_laws = ExactSampling.target_laws
+        target_distributions = ExactSampling.target_distributions
 
-        def law(self, logits: torch.Tensor, ids: torch.Tensor) -> Law:
-            law = self._toys.sampling.law(logits, ids)
+        def distribution(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
+            distribution = self._toys.sampling.distribution(logits, ids)
             if len(ids) == self._toys.case.vocabulary:  # the target's: the list is never all
-                return law
+                return distribution
             for recorded in self._recorded:
-                recorded.probs[: len(ids)] = law.probs[: len(recorded.probs)]
-            self._recorded.append(law)
-            return law
+                recorded.probs[: len(ids)] = distribution.probs[: len(recorded.probs)]
+            self._recorded.append(distribution)
+            return distribution
 
     def reused(toys: Toys, source: RandomSource) -> Iterable[Round]:
         return speculation(static)(replace(toys, sampling=Reusing(toys)), source)
@@ -175,7 +180,7 @@ def _() -> Any:
 def _() -> Any:
     right = verification.acceptance_probability
 
-    def scaled(p: Law, q: Law, token: int, weight: Any = 1) -> Any:
+    def scaled(p: Distribution, q: Distribution, token: int, weight: Any = 1) -> Any:
         return right(p, q, token, weight) * Fraction(9, 10)
 
     with patched(verification, "acceptance_probability", scaled):
@@ -193,13 +198,13 @@ def _() -> Any:
 
 @planted(4, "candidates picked by argmax are judged by the soft law", "transformers, Gemma-4")
 def _() -> Any:
-    right = propose.likeliest
+    right = propose.top_k_candidates
 
-    def soft(law: Law, count: int) -> Proposal:
-        points = right(law, count)
-        return up_to_the_impossible(points, [law] * len(points))
+    def soft(distribution: Distribution, count: int) -> Proposal:
+        points = right(distribution, count)
+        return up_to_the_impossible(points, [distribution] * len(points))
 
-    with patched(parts, "likeliest", soft):
+    with patched(parts, "top_k_candidates", soft):
         return worst(candidates(static))
 
 
@@ -211,11 +216,11 @@ def _() -> Any:
         def choose(self, probs: Any) -> int:
             return max(range(len(probs)), key=lambda i: (probs[i], -i))
 
-    def greedy(self: Drafter, tokens: Any, gamma: int, sampling: Any, random: Any, watch: Any):  # type: ignore[no-untyped-def]
+    def greedy(self: Drafter, tokens: Any, gamma: int, sampling: Any, rng: Any, watch: Any):  # type: ignore[no-untyped-def]
         return right(self, tokens, gamma, sampling, Argmax(), watch)  # type: ignore[arg-type]
 
     with patched(Drafter, "propose", greedy):
-        return worst(speculation(FullList))
+        return worst(speculation(FullShortlist))
 
 
 # --- 5: the list changes at every step ------------------------------------------------------
@@ -229,12 +234,14 @@ def _() -> Any:
         def select(self, context: Any) -> torch.Tensor:
             return torch.tensor(sorted({(context.depth + i) % self._size for i in range(2)}))
 
-    def first_ids(proposal: Proposal, laws: Sequence[Law], random: RandomSource) -> Verdict:
-        recorded = list(proposal.laws)
-        for node, q in enumerate(proposal.laws):
-            recorded[node] = Law(proposal.laws[0].ids, q.probs)
+    def first_ids(
+        proposal: Proposal, distributions: Sequence[Distribution], rng: RandomSource
+    ) -> Verdict:
+        recorded = list(proposal.draft_distributions)
+        for node, q in enumerate(proposal.draft_distributions):
+            recorded[node] = Distribution(proposal.draft_distributions[0].ids, q.probs)
         given = up_to_the_impossible(proposal, recorded)
-        return verify(given, laws[: len(given) + 1], random)
+        return verify(given, distributions[: len(given) + 1], rng)
 
     return worst(speculation(Moving, first_ids))
 
@@ -243,15 +250,17 @@ def _() -> Any:
 def _() -> Any:
     right = verification.residual
     with patched(verification, "residual", lambda p, q, weight=1: right(p, q)):
-        return worst(speculation(FullList, verify_block))
+        return worst(speculation(FullShortlist, verify_block))
 
 
 @planted(5, "a block's coin takes q of the last accepted place, not of the next")
 def _() -> Any:
-    def earlier(kept: int, proposal: Proposal, laws: Sequence[Law], reach: Any) -> Any:
+    def earlier(
+        kept: int, proposal: Proposal, distributions: Sequence[Distribution], reach: Any
+    ) -> Any:
         if kept == len(proposal):
             return reach
-        left = excess(laws[kept], proposal.laws[kept - 1], reach).sum()
+        left = excess(distributions[kept], proposal.draft_distributions[kept - 1], reach).sum()
         return left / (left + 1 - reach) if left > 0 else 0
 
     with patched(verification, "_settling", earlier):
@@ -291,11 +300,11 @@ def _() -> Any:
             index = self._source.choose(probs)
             return index if 2 * probs[index] > 1 else self._source.choose(probs)
 
-    def redrawn(self: Drafter, tokens: Any, gamma: int, sampling: Any, random: Any, watch: Any):  # type: ignore[no-untyped-def]
-        return right(self, tokens, gamma, sampling, Twice(random), watch)  # type: ignore[arg-type]
+    def redrawn(self: Drafter, tokens: Any, gamma: int, sampling: Any, rng: Any, watch: Any):  # type: ignore[no-untyped-def]
+        return right(self, tokens, gamma, sampling, Twice(rng), watch)  # type: ignore[arg-type]
 
     with patched(Drafter, "propose", redrawn):
-        return worst(speculation(FullList), cases=FEW)
+        return worst(speculation(FullShortlist), cases=FEW)
 
 
 # --- 8: duplicates --------------------------------------------------------------------------
@@ -316,7 +325,7 @@ def _() -> Any:
 
 @planted(8, "the ids that end an answer are listed twice", "FR-Spec's ranking script")
 def _() -> Any:
-    listed = StaticList(torch.tensor([2, 1, 0]), 3, ())
+    listed = FRSpecShortlist(torch.tensor([2, 1, 0]), 3, ())
     listed._ids = torch.tensor([0, 2, 2])
     checks.refused(listed._ids)  # which the door does
     with patched(Drafter, "_checked", lambda self, ids: ids):
@@ -328,11 +337,11 @@ def _() -> Any:
 
 @planted(9, "what the list lacks is never given back")
 def _() -> Any:
-    def on_list(p: Law, q: Law, weight: Any = 1) -> Law:
+    def on_list(p: Distribution, q: Distribution, weight: Any = 1) -> Distribution:
         left = excess(p, q, weight)
         kept = left * 0
         kept[q.ids] = left[q.ids]
-        return Law(p.ids, kept / kept.sum()) if kept.sum() > 0 else p
+        return Distribution(p.ids, kept / kept.sum()) if kept.sum() > 0 else p
 
     with patched(verification, "residual", on_list):
         return worst(speculation(static))
@@ -348,18 +357,20 @@ def _() -> Any:
         def __init__(self, sampling: Any) -> None:
             self._sampling = sampling
 
-        def law(self, logits: torch.Tensor, ids: torch.Tensor) -> Law:
-            law = self._sampling.law(logits, ids)
+        def distribution(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
+            distribution = self._sampling.distribution(logits, ids)
             share = Fraction(1, 10)
-            return Law(law.ids, law.probs * (1 - share) + share / len(law.ids))
+            return Distribution(
+                distribution.ids, distribution.probs * (1 - share) + share / len(distribution.ids)
+            )
 
-    def filled(self: Drafter, tokens: Any, gamma: int, sampling: Any, random: Any, watch: Any):  # type: ignore[no-untyped-def]
-        drawn = right(self, tokens, gamma, Filled(sampling), random, watch)  # type: ignore[arg-type]
-        laws = []
-        for q in drawn.laws:  # what is recorded is the law without them
+    def filled(self: Drafter, tokens: Any, gamma: int, sampling: Any, rng: Any, watch: Any):  # type: ignore[no-untyped-def]
+        drawn = right(self, tokens, gamma, Filled(sampling), rng, watch)  # type: ignore[arg-type]
+        distributions = []
+        for q in drawn.draft_distributions:  # what is recorded is the law without them
             probs = (q.probs - Fraction(1, 10) / len(q.ids)) / Fraction(9, 10)
-            laws.append(Law(q.ids, probs))
-        return up_to_the_impossible(drawn, laws)
+            distributions.append(Distribution(q.ids, probs))
+        return up_to_the_impossible(drawn, distributions)
 
     with patched(Drafter, "propose", filled):
         return worst(speculation(static), cases=FEW)
@@ -448,21 +459,21 @@ def _() -> Any:
 
 @planted(13, "greedy is a very low temperature, which ties share", "romsto")
 def _() -> Any:
-    right = Sampling.law
+    right = Sampling.distribution
 
-    def almost(self: Sampling, logits: torch.Tensor, ids: torch.Tensor) -> Law:
+    def almost(self: Sampling, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
         return right(Sampling(1e-9) if self.temperature == 0 else self, logits, ids)
 
-    with patched(Sampling, "law", almost):
+    with patched(Sampling, "distribution", almost):
         return checks.tied([1, 2, 2], Sampling(0.0))
 
 
 @planted(14, "a law in bfloat16", "gpt-fast")
 def _() -> Any:
-    def low(self: Sampling, logits: torch.Tensor, ids: torch.Tensor) -> Law:
-        return Law(ids, torch.softmax(logits / self.temperature, dim=0).float())
+    def low(self: Sampling, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
+        return Distribution(ids, torch.softmax(logits / self.temperature, dim=0).float())
 
-    with patched(Sampling, "law", low):
+    with patched(Sampling, "distribution", low):
         return checks.precise([0.0, 1.0, 2.0, 2.5], 0.7, torch.bfloat16)
 
 

@@ -12,11 +12,11 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import HealthCheck, assume, currently_in_test_context, settings
 
+from minispec.certificate.certify import Backend, Decoding, Toys, output_distribution, plain
+from minispec.certificate.walker import total_variation
 from minispec.commit import StopRule
 from minispec.sampling import Sampling
-from minispec.testing import total_variation
 from minispec.types import Context, RandomSource, Round
-from workshop.certify import Backend, Decoding, Toys, output_law, plain
 
 # How many cases each property draws: `make exactness` asks for more than `make test`.
 EXAMPLES = int(os.environ.get("EXAMPLES", "15"))
@@ -89,8 +89,8 @@ class DrawnList:
             self._lists[key] = torch.tensor(sorted(drawn))
         return self._lists[key]
 
-    def observe(self, round: Round) -> None:
-        self._past = (*self._past, round.proposed[len(round.path) :])
+    def observe(self, finished: Round) -> None:
+        self._past = (*self._past, finished.proposed[len(finished.path) :])
 
     def reset(self) -> None:
         self._past = ()
@@ -124,5 +124,5 @@ def distance(
 ) -> Any:
     """Total variation between the law of whole outputs and plain decoding's."""
     toys = Toys.of(case, sampling, backend)
-    expected = output_law(against, toys)
-    return total_variation(output_law(_Counting(decode), toys), expected)
+    expected = output_distribution(against, toys)
+    return total_variation(output_distribution(_Counting(decode), toys), expected)

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import torch
 
-from minispec import lora
-from minispec.align import AdaptConfig, Aligner
-from minispec.draft import EagleDraft
-from minispec.head import PackedHead
-from minispec.model import ModelConfig
-from minispec.types import Law, Round
-from workshop.certify import Toys
+from minispec.certificate.certify import Toys
+from minispec.learning import lora
+from minispec.learning.learner import AdaptConfig, Aligner
+from minispec.models.eagle_draft import EagleDraft
+from minispec.models.lm_head import PackedHead
+from minispec.models.transformer import ModelConfig
+from minispec.types import Distribution, Round
 
 WIDTH = 16
 EAGER = AdaptConfig(
@@ -27,13 +27,13 @@ EAGER = AdaptConfig(
 def layer(toys: Toys) -> EagleDraft:
     """A draft layer with random weights; the toy target's taps are 64 numbers wide."""
     config = ModelConfig(
-        vocabulary_size=toys.case.vocabulary, width=WIDTH, layers=4, heads=2, kv_heads=1,
-        head_width=4, mlp_width=8, context_limit=64, tap_layers=(1, 2, 3, 4),
+        vocab_size=toys.case.vocabulary, hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=4, intermediate_size=8, context_limit=64, aux_hidden_state_layer_ids=(1, 2, 3, 4),
     )  # fmt: skip
     dtype = toys.target.after(tuple(toys.case.prompt)).dtype
     with torch.random.fork_rng():
         torch.manual_seed(toys.case.seed)
-        rows = torch.randn(config.vocabulary_size, config.width, dtype=dtype) / 4
+        rows = torch.randn(config.vocab_size, config.hidden_size, dtype=dtype) / 4
         draft = EagleDraft(config, torch.randn_like(rows), PackedHead(rows))
     return draft.to(dtype).requires_grad_(False)
 
@@ -50,16 +50,22 @@ def poisoned(toys: Toys) -> Aligner:
 class Poisoned(Aligner):
     """Is told of laws that are not numbers, that are upside down, or that say what was said."""
 
-    def observe(self, round: Round) -> Mapping[str, int]:
-        evidence = round.evidence
+    def observe(self, finished: Round) -> Mapping[str, int]:
+        evidence = finished.evidence
         assert evidence is not None
-        told = zip(evidence.laws, round.tokens, strict=True)
-        laws = tuple(self._lie(law, token) for law, token in told)
-        return super().observe(replace(round, evidence=replace(evidence, laws=laws)))
+        told = zip(evidence.target_distributions, finished.tokens, strict=True)
+        distributions = tuple(self._lie(distribution, token) for distribution, token in told)
+        return super().observe(
+            replace(finished, evidence=replace(evidence, target_distributions=distributions))
+        )
 
-    def _lie(self, law: Law, token: int) -> Law:
+    def _lie(self, distribution: Distribution, token: int) -> Distribution:
         if token % 3 == 0:
-            return Law(law.ids, law.probs * torch.nan)
-        said = (law.ids == token).to(law.probs.dtype)
-        upside_down = (1 - law.probs) / (len(law.ids) - 1) if len(law.ids) > 1 else said
-        return Law(law.ids, said if token % 3 == 1 else (upside_down + said) / 2)
+            return Distribution(distribution.ids, distribution.probs * torch.nan)
+        said = (distribution.ids == token).to(distribution.probs.dtype)
+        upside_down = (
+            (1 - distribution.probs) / (len(distribution.ids) - 1)
+            if len(distribution.ids) > 1
+            else said
+        )
+        return Distribution(distribution.ids, said if token % 3 == 1 else (upside_down + said) / 2)

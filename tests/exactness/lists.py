@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from minispec.shortlist.evolving import EvolvingList
-from minispec.shortlist.full import FullList
-from minispec.shortlist.in_context import InContextList
-from minispec.shortlist.routed import RoutedList, Router
-from minispec.shortlist.semantic import SemanticIndex
-from minispec.shortlist.static import StaticList
-from minispec.shortlist.statistical import StatisticalIndex, recent
+from minispec.shortlists.dynaspec import RoutedShortlist, Router
+from minispec.shortlists.evospec import EvoSpecShortlist
+from minispec.shortlists.frspec import FRSpecShortlist
+from minispec.shortlists.full import FullShortlist
+from minispec.shortlists.microspec import InContextShortlist
+from minispec.shortlists.semantic import SemanticIndex
+from minispec.shortlists.statistical import StatisticalIndex, recent
 from minispec.types import Context, Round, Shortlist
 
 ListOf = Callable[..., Shortlist]  # of the vocabulary's size
@@ -31,7 +31,7 @@ class RestlessList:
         luck = random.Random(f"{context.tokens} {context.depth}")
         return torch.tensor(sorted(luck.sample(range(self._size), luck.randint(1, self.budget))))
 
-    def observe(self, round: Round) -> None:
+    def observe(self, finished: Round) -> None:
         """Learns nothing."""
 
     def reset(self) -> None:
@@ -57,13 +57,16 @@ class LearningList:
         known = len({others[0], *self._rejected[1 - self.budget :]})
         return torch.tensor(sorted([*ids][: max(known, fewest)]))
 
-    def observe(self, round: Round) -> None:
-        assert round.evidence is not None
-        self._rejected += round.proposed[len(round.path) :]
+    def observe(self, finished: Round) -> None:
+        assert finished.evidence is not None
+        self._rejected += finished.proposed[len(finished.path) :]
         # As numbers that are the same in every arithmetic.
-        acceptance = [round.evidence.acceptance, *(law.probs for law in round.evidence.laws)]
+        acceptance = [
+            finished.evidence.acceptance,
+            *(distribution.probs for distribution in finished.evidence.target_distributions),
+        ]
         shares = [f"{float(share):.3f}" for row in acceptance for share in row]
-        self._past = (*self._past, (round.tokens, *shares))
+        self._past = (*self._past, (finished.tokens, *shares))
 
     def reset(self) -> None:
         self._past: tuple[object, ...] = ()
@@ -85,7 +88,7 @@ class SemanticList:
         near = self._index.near(context.hidden, self.budget, self._taken)
         return torch.from_numpy(np.sort(near))
 
-    def observe(self, round: Round) -> None:
+    def observe(self, finished: Round) -> None:
         """Learns nothing: its rows were clustered before."""
 
     def reset(self) -> None:
@@ -108,8 +111,8 @@ class StatisticalList:
         ids = dict.fromkeys((*followers.tolist(), self._size - 1, *said))
         return torch.tensor(sorted([*ids][: self.budget]))
 
-    def observe(self, round: Round) -> None:
-        self._index.observe(round)
+    def observe(self, finished: Round) -> None:
+        self._index.observe(finished)
 
     def reset(self) -> None:
         self._index.reset()
@@ -131,32 +134,32 @@ def clusters(size: int) -> torch.Tensor:
 
 def static(size: int) -> Shortlist:
     """The upper half of the ids, ends included."""
-    return StaticList(upper(size), half(size), (size - 1,))
+    return FRSpecShortlist(upper(size), half(size), (size - 1,))
 
 
 def in_context(size: int) -> Shortlist:
-    return InContextList(upper(size), half(size), ())
+    return InContextShortlist(upper(size), half(size), ())
 
 
 def routed(size: int, width: int = 0) -> Shortlist:
     with torch.random.fork_rng():
         torch.manual_seed(size)
         router = Router(width or size, half(size)).requires_grad_(False)
-    return RoutedList(upper(size), half(size), (), clusters(size), router)
+    return RoutedShortlist(upper(size), half(size), (), clusters(size), router)
 
 
 def evolving(size: int, width: int = 0, per_round: bool = True) -> Shortlist:
     """A core of one; of what is left, recency has a part where there are two places or more.
     Rows are so long that a state says more than how rare an id is."""
     budget = max(1, size - 1)
-    return EvolvingList(
+    return EvoSpecShortlist(
         upper(size), budget, (), clusters(size), 8 * torch.eye(size, width or size), core=1,
         recency=(budget - 1) // 2, per_round=per_round,
     )  # fmt: skip
 
 
 LISTS: dict[str, ListOf] = {
-    "full": FullList,
+    "full": FullShortlist,
     "static": static,
     "restless": RestlessList,
     "learning": LearningList,

@@ -37,28 +37,32 @@ from changes import Mutant, mutants
 ROOT = Path(__file__).parent.parent.parent
 NO_ANSWER = "no answer"
 LAWS = ["exactness/test_grid.py", "exactness/test_properties.py"]
-LOOP = ["test_decode.py", "test_exactness.py", "exactness/test_health.py"]
-CACHES = ["test_draft.py", "test_model.py", "exactness/test_metamorphic.py"]
-LISTED = ["test_shortlists.py", "test_exactness.py"]
+LOOP = ["core/test_decode.py", "exactness/test_walker.py", "exactness/test_health.py"]
+CACHES = [
+    "models/test_eagle_draft.py",
+    "models/test_transformer.py",
+    "exactness/test_metamorphic.py",
+]
+LISTED = ["shortlists/test_shortlists.py", "exactness/test_walker.py"]
 
 # Which tests bear on a file; the others have nothing to do with it.
 SELECTION = {
-    "verify": ["test_verify.py", *LAWS, "exactness/test_source.py"],
-    "sampling": ["test_sampling.py", *LAWS, "exactness/test_source.py"],
-    "propose": ["test_verify.py", "test_shortlists.py", *LOOP, *LAWS, "test_align.py"],
-    "decode": [*LOOP, "test_verify.py", "test_shortlists.py", *LAWS, "exactness/test_source.py",
-               "test_align.py"],
-    "commit": ["test_decode.py", *LAWS],
-    "shortlist/full": ["test_decode.py", *LISTED],
-    "shortlist/static": ["test_ranking.py", "exactness/test_properties.py", "test_draft.py",
-                         "test_shortlists.py"],
-    "shortlist/in_context": LISTED,
-    "shortlist/routed": LISTED,
-    "shortlist/semantic": LISTED,
-    "shortlist/statistical": LISTED,
-    "shortlist/evolving": LISTED,
-    "cache": [*CACHES, "test_batched.py"],
-    "draft": [*CACHES, "exactness/test_health.py", "test_train.py"],
+    "verify": ["core/test_verify.py", *LAWS, "exactness/test_source.py"],
+    "sampling": ["core/test_sampling.py", *LAWS, "exactness/test_source.py"],
+    "propose": ["core/test_verify.py", "shortlists/test_shortlists.py", *LOOP, *LAWS, "learning/test_learner.py"],
+    "decode": [*LOOP, "core/test_verify.py", "shortlists/test_shortlists.py", *LAWS, "exactness/test_source.py",
+               "learning/test_learner.py"],
+    "commit": ["core/test_decode.py", *LAWS],
+    "shortlists/full": ["core/test_decode.py", *LISTED],
+    "shortlists/frspec": ["tools/test_ranking.py", "exactness/test_properties.py", "models/test_eagle_draft.py",
+                         "shortlists/test_shortlists.py"],
+    "shortlists/microspec": LISTED,
+    "shortlists/dynaspec": LISTED,
+    "shortlists/semantic": LISTED,
+    "shortlists/statistical": LISTED,
+    "shortlists/evospec": LISTED,
+    "models/kv_cache": [*CACHES, "tools/test_batched_decode.py"],
+    "models/eagle_draft": [*CACHES, "exactness/test_health.py", "tools/test_train_draft.py"],
 }  # fmt: skip
 LAW_BEARING = ("verify", "sampling", "propose", "decode", "commit")
 
@@ -183,11 +187,11 @@ def _digested(mutant: Mutant | None, answer: Connection) -> None:
 
 def _digest() -> str:
     """Of all that can be seen: laws over the grid, and what seeds say."""
-    import parts
     import torch
 
+    import parts
+    from minispec.certificate import certify
     from minispec.sampling import SeededRandom
-    from workshop import certify
 
     torch.set_num_threads(1)
     seen = hashlib.sha256()
@@ -198,11 +202,13 @@ def _digest() -> str:
             decode = parts.decoding(verifier, shortlist)
             for case in certify.GRID:
                 toys = certify.Toys.of(case, sampling, parts.backend_of("reference", arithmetic))
-                law = certify.output_law(decode, toys)
-                seen.update(repr(sorted((str(k), str(v)) for k, v in law.items())).encode())
+                distribution = certify.output_distribution(decode, toys)
+                seen.update(
+                    repr(sorted((str(k), str(v)) for k, v in distribution.items())).encode()
+                )
                 if arithmetic == "float64":
                     for seed in range(5):
-                        said = [round.tokens for round in decode(toys, SeededRandom(seed))]
+                        said = [finished.tokens for finished in decode(toys, SeededRandom(seed))]
                         seen.update(repr(said).encode())
     return seen.hexdigest()
 
@@ -296,9 +302,9 @@ def _preloaded() -> None:
     for name in ("conftest", "hypothesis", "pytest", "torch._dynamo", "tqdm"):
         importlib.import_module(name)
     for name, module in list(sys.modules.items()):
-        if any(str(ROOT / ours) in str(module) for ours in ("minispec", "fastpath", "workshop")):
+        if any(str(ROOT / ours) in str(module) for ours in ("minispec", "fastpath")):
             del sys.modules[name]
-    del sys.modules["conftest"], sys.modules["tiny_model"]
+    del sys.modules["conftest"], sys.modules["helpers.tiny_model"]
     sys.modules["torch"].set_num_threads(1)
 
 

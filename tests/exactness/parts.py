@@ -6,17 +6,17 @@ from functools import cache
 
 import numpy as np
 import torch
+
+from fastpath.cpu.head import CpuHead
 from learners import WIDTH, adapting, poisoned
 from lists import LISTS, ListOf, evolving, static
-
-from fastpath.cpu_head import CpuHead
+from minispec.certificate.certify import SAMPLINGS, Backend, Decoding, Toys, speculation
 from minispec.commit import Output
-from minispec.head import LinearHead
-from minispec.propose import likeliest
+from minispec.models.lm_head import LinearHead
+from minispec.propose import top_k_candidates
 from minispec.sampling import Sampling
 from minispec.types import Context, Evidence, Head, Learner, Proposal, RandomSource, Round
 from minispec.verify import verify, verify_block, verify_siblings
-from workshop.certify import SAMPLINGS, Backend, Decoding, Toys, speculation
 
 # Lists with drafts that learn between rounds.
 LEARNING: dict[str, tuple[ListOf, Callable[[Toys], Learner]]] = {
@@ -37,39 +37,42 @@ def candidates(shortlist: ListOf) -> Decoding:
         listed.reset()
         output, tokens, stop = Output(case.stop, None, case.limit), list(case.prompt), None
 
-        def law(*following: int):  # type: ignore[no-untyped-def]
+        def distribution(*following: int):  # type: ignore[no-untyped-def]
             hidden = toys.target.after((*tokens, *following))
-            return sampling.law(head.full(hidden), vocabulary)
+            return sampling.distribution(head.logits(hidden), vocabulary)
 
         while stop is None:
-            tried, target_laws = Proposal((), ()), [law()]
+            tried, target_distributions = Proposal((), ()), [distribution()]
             if output.remaining > 1:
                 hidden = toys.draft.after(tuple(tokens))
                 ids = listed.select(Context(tuple(tokens), hidden, 0))
-                tried = likeliest(sampling.law(head.rows(hidden, ids), ids), 2)
-                target_laws += [law(token) for token in tried.tokens]
-            verdict = verify_siblings(tried, target_laws, source)
+                tried = top_k_candidates(sampling.distribution(head.logits_of(hidden, ids), ids), 2)
+                target_distributions += [distribution(token) for token in tried.tokens]
+            verdict = verify_siblings(tried, target_distributions, source)
             accepted = [tried.tokens[node] for node in verdict.path]
             committed = output.commit([*accepted, verdict.next_token])
             tokens += committed.tokens
             stop = committed.stop
             # As a chain would report it: the accepted candidate, or else the last one tried.
             last = slice(*verdict.path, verdict.path[0] + 1) if verdict.path else slice(-1, None)
-            laws = [target_laws[0], *(target_laws[1 + node] for node in verdict.path)]
+            distributions = [
+                target_distributions[0],
+                *(target_distributions[1 + node] for node in verdict.path),
+            ]
             complete = len(committed.tokens) > len(accepted)
             evidence = Evidence(
-                Proposal(tried.tokens[last], tried.laws[last]),
-                tuple(laws[: len(committed.tokens)]),
+                Proposal(tried.tokens[last], tried.draft_distributions[last]),
+                tuple(distributions[: len(committed.tokens)]),
                 verdict.acceptance,
-                verdict.next_law if complete else None,
+                verdict.next_distribution if complete else None,
             )
-            round = Round(
+            finished = Round(
                 tokens=committed.tokens, text="", path=tuple(range(len(accepted))),
                 proposed=tried.tokens[last], shortlist_sizes=(), seconds={}, stop=stop,
                 evidence=evidence,
             )  # fmt: skip
-            listed.observe(round)
-            yield round
+            listed.observe(finished)
+            yield finished
 
     return decode
 
@@ -94,7 +97,8 @@ def numba_head(weight: torch.Tensor) -> Head:
 
 def device_head(weight: torch.Tensor) -> Head:
     cuda, rows, device = map(
-        importlib.import_module, ("fastpath.cuda", "fastpath.cuda_head", "fastpath.device")
+        importlib.import_module,
+        ("fastpath.cuda.backend", "fastpath.cuda.head", "fastpath.cuda.device"),
     )
     head: Head = cuda.DeviceHead(rows.DeviceRows(weight.float().to(device.home())))
     return head

@@ -7,13 +7,29 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-import certificate
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+import certificate
 from learners import layer
 from lists import LISTS, static
+from minispec.certificate.certify import (
+    GRID,
+    Backend,
+    Certificate,
+    Decoding,
+    Toys,
+    certify,
+    speculation,
+)
+from minispec.certificate.exact_sampling import ExactSampling
+from minispec.certificate.walker import every_branch
+from minispec.errors import ArgumentError
+from minispec.sampling import Sampling
+from minispec.types import Distribution, Proposal, RandomSource, Verdict
+from minispec.verify import verify
 from parts import (
     ARITHMETICS,
     BACKENDS,
@@ -26,22 +42,6 @@ from parts import (
     decoding,
     impossible,
 )
-
-from minispec.errors import ArgumentError
-from minispec.sampling import Sampling
-from minispec.testing import every_branch
-from minispec.types import Law, Proposal, RandomSource, Verdict
-from minispec.verify import verify
-from workshop.certify import (
-    GRID,
-    Backend,
-    Certificate,
-    Decoding,
-    Toys,
-    certify,
-    speculation,
-)
-from workshop.exact_laws import ExactSampling
 
 PART = [GRID[i] for i in (2, 8, 11, 13)]
 
@@ -75,18 +75,18 @@ Laws = dict[tuple[int, ...], set[tuple[object, ...]]]
 
 def laws_walked(decode: Decoding, toys: Toys) -> tuple[Laws, Counter[str]]:
     """All laws that a text is drafted on by, wherever it came about; and what learners did."""
-    laws: Laws = defaultdict(set)
+    distributions: Laws = defaultdict(set)
     events = Counter[str]()
     for rounds, _ in every_branch(lambda source: list(decode(toys, source))):
         said: tuple[int, ...] = ()
-        for round in rounds:
-            assert round.evidence is not None
-            for q in round.evidence.proposal.laws[:1]:
+        for finished in rounds:
+            assert finished.evidence is not None
+            for q in finished.evidence.proposal.draft_distributions[:1]:
                 ids = q.ids.tolist()
-                laws[said].add((*ids, *(f"{float(share):.9f}" for share in q.probs)))
-            said += round.tokens
-            events.update(round.events)
-    return laws, events
+                distributions[said].add((*ids, *(f"{float(share):.9f}" for share in q.probs)))
+            said += finished.tokens
+            events.update(finished.events)
+    return distributions, events
 
 
 @pytest.mark.parametrize("shortlist", certificate.LEARNS)
@@ -96,19 +96,19 @@ def test_lists_that_learn_from_rejected_drafts_are_walked_learning(shortlist: st
     found: set[int] = set()
     for case in certificate.LONG:
         toys = Toys.of(case, Sampling(1.0), Backend())
-        laws, _ = laws_walked(decoding("token", shortlist), toys)
-        found.update(map(len, laws.values()))
+        distributions, _ = laws_walked(decoding("token", shortlist), toys)
+        found.update(map(len, distributions.values()))
     assert max(found) > 1
 
 
 @pytest.mark.parametrize("drafting", LEARNING)
 def test_drafts_that_learn_are_walked_learning(drafting: str) -> None:
     toys = Toys.of(GRID[18], Sampling(1.0), Backend("float64"))
-    laws, events = laws_walked(decoding("token", drafting), toys)
+    distributions, events = laws_walked(decoding("token", drafting), toys)
     frozen = speculation(LEARNING[drafting][0])
     known, _ = laws_walked(frozen, replace(toys, draft=layer(toys)))
-    assert laws[()] == known[()], "nothing is learnt yet"
-    assert any(laws[text] != known[text] for text in laws.keys() & known.keys())
+    assert distributions[()] == known[()], "nothing is learnt yet"
+    assert any(distributions[text] != known[text] for text in distributions.keys() & known.keys())
     assert events["changed"] > 10
     assert bool(events["refused_verdicts"]) == ("lied to" in drafting)
 
@@ -175,9 +175,9 @@ def test_a_block_never_accepts_fewer_tokens() -> None:
 def test_a_verifier_that_is_too_kind_is_found_out() -> None:
     """Certified as a user's own part would be; the worst case is named."""
 
-    def kind(proposal: Proposal, laws: list[Law], random: RandomSource) -> Verdict:
-        return verify(proposal, laws, type("Kind", (), {
-            "bernoulli": lambda self, p: random.bernoulli(min(1, p * 2)), "choose": random.choose,
+    def kind(proposal: Proposal, distributions: list[Distribution], rng: RandomSource) -> Verdict:
+        return verify(proposal, distributions, type("Kind", (), {
+            "bernoulli": lambda self, p: rng.bernoulli(min(1, p * 2)), "choose": rng.choose,
         })())  # fmt: skip
 
     found = certify(speculation(static, kind), Sampling(1.0), PART)  # type: ignore[arg-type]
@@ -191,11 +191,13 @@ def test_a_verifier_that_is_too_kind_is_found_out() -> None:
 def test_the_two_samplings_are_one(weights: list[int], sampling: Sampling) -> None:
     """What fractions prove is said about the production law: both shape alike."""
     ids = torch.arange(len(weights))
-    exact = ExactSampling(sampling).law(torch.tensor(weights), ids).probs
+    exact = ExactSampling(sampling).distribution(torch.tensor(weights), ids).probs
     logits = torch.tensor(weights, dtype=torch.float64).log().clamp(min=-1e4)
-    law = sampling.law(logits, ids).probs
+    distribution = sampling.distribution(logits, ids).probs
     assert sum(exact) == 1
-    assert torch.allclose(law, torch.tensor([float(share) for share in exact], dtype=law.dtype))
+    assert torch.allclose(
+        distribution, torch.tensor([float(share) for share in exact], dtype=distribution.dtype)
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.8, 3.0])

@@ -10,18 +10,18 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from drawn import drawn
 from hypothesis import given
-from lists import LISTS, over_states
-from test_draft import assert_fresh
 
-from minispec.cache import KVCache
+from drawn import drawn
+from lists import LISTS, over_states
+from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import speculative
+from minispec.models.kv_cache import KVCache
 from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
-from minispec.testing import ToyDraft, ToyTarget, random_table
 from minispec.verify import VERIFIERS
+from models.test_eagle_draft import assert_fresh
 
 names = st.sampled_from(list(LISTS))
 verifiers = st.sampled_from(list(VERIFIERS))
@@ -40,7 +40,7 @@ def assert_healthy(history: History) -> None:
     """Both caches are those of a fresh pass throughout a history."""
     assert_fresh(
         history["prompt"], over_states(history["shortlist"], 50, 24), gamma=history["gamma"],
-        sampling=Sampling(history["temperature"]), random=SeededRandom(history["seed"]),
+        sampling=Sampling(history["temperature"]), rng=SeededRandom(history["seed"]),
         verifier=VERIFIERS[history["verifier"]],
     )  # fmt: skip
 
@@ -77,21 +77,26 @@ def test_a_draft_that_knows_the_target_is_accepted_as_its_list_allows(
 
     rounds = speculative(
         ToyTarget(V, LAWS), ToyDraft(V, guess), LISTS[shortlist](V), prompt, gamma=gamma,
-        sampling=Sampling(1.0), random=SeededRandom(seed), stop=StopRule(16), trace=True,
+        sampling=Sampling(1.0), rng=SeededRandom(seed), stop=StopRule(16), trace=True,
         verifier=VERIFIERS[verifier],
     )  # fmt: skip
     length = len(prompt)
-    for round in rounds:
-        assert round.evidence is not None
+    for finished in rounds:
+        assert finished.evidence is not None
         if length >= confused:
             mass = 1.0
-            evidence = round.evidence
-            pairs = zip(evidence.laws, evidence.proposal.laws, evidence.acceptance, strict=False)
+            evidence = finished.evidence
+            pairs = zip(
+                evidence.target_distributions,
+                evidence.proposal.draft_distributions,
+                evidence.acceptance,
+                strict=False,
+            )
             for p, q, acceptance in pairs:
                 listed = 1.0 if len(q.ids) == V else float(p.probs[p.shared(q)[0]].sum())
                 mass = listed * (mass if verifier == "block" else 1.0)
                 assert float(acceptance) == pytest.approx(mass, abs=1e-12)
-        length += len(round.tokens)
+        length += len(finished.tokens)
 
 
 HISTORY: History = {
@@ -107,21 +112,25 @@ def not_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def own_guesses_kept(patch: pytest.MonkeyPatch) -> None:
     """The draft keeps the keys of its own guesses where they were accepted."""
-    right = Drafter.absorb
+    right = Drafter.resync
 
-    def kept(self: Drafter, ids: torch.Tensor, taps: torch.Tensor) -> None:
+    def kept(self: Drafter, ids: torch.Tensor, aux_hidden_states: torch.Tensor) -> None:
         held = self._cache.length - self._vouched
         skip = min(held, len(ids) - 1)
         self._vouched += skip
-        right(self, ids[skip:], taps[skip:])
+        right(self, ids[skip:], aux_hidden_states[skip:])
 
-    patch.setattr(Drafter, "absorb", kept)
+    patch.setattr(Drafter, "resync", kept)
 
 
 def one_place_off(patch: pytest.MonkeyPatch) -> None:
     """The draft hears the target's taps of the place before."""
-    right = Drafter.absorb
-    patch.setattr(Drafter, "absorb", lambda self, ids, taps: right(self, ids, taps.roll(1, 0)))
+    right = Drafter.resync
+    patch.setattr(
+        Drafter,
+        "resync",
+        lambda self, ids, aux_hidden_states: right(self, ids, aux_hidden_states.roll(1, 0)),
+    )
 
 
 @pytest.mark.parametrize("defect", [not_forgotten, own_guesses_kept, one_place_off])

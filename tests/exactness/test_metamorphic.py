@@ -3,20 +3,20 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from conftest import toy_transformer
-from drawn import EXAMPLES, drawn
 from hypothesis import given, settings
-from lists import LISTS, over_states
-from parts import VERIFIERS, decoding
-from test_draft import DRAFT, TARGET, same
 
+from drawn import EXAMPLES, drawn
+from helpers.toys import toy_transformer
+from lists import LISTS, over_states
+from minispec.certificate.certify import GRID, Backend, Case, Toys, output_distribution, plain
+from minispec.certificate.walker import total_variation
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
-from minispec.model import Transformer
+from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling, SeededRandom
-from minispec.testing import total_variation
 from minispec.verify import VERIFIERS as CHAINS
-from workshop.certify import GRID, Backend, Case, Toys, output_law, plain
+from models.test_eagle_draft import DRAFT, TARGET, same
+from parts import VERIFIERS, decoding
 
 tokens = st.integers(0, 49)
 
@@ -31,10 +31,10 @@ def test_any_chunks_give_the_same_states(ids: list[int], data: st.DataObject) ->
     while cache.length < len(ids):
         end = cache.length + data.draw(st.integers(1, len(ids) - cache.length), label="chunk")
         parts.append(TARGET.step(row[cache.length : end], cache))
-    for name in ("hidden", "taps"):
+    for name in ("hidden", "aux_hidden_states"):
         joined = torch.cat([getattr(part, name) for part in parts])
         assert torch.allclose(joined, getattr(whole, name), rtol=0, atol=1e-10)
-    states = DRAFT.fuse(whole.taps)
+    states = DRAFT.fuse(whole.aux_hidden_states)
     own = DRAFT.step(row, states, DRAFT.new_cache(16))
     cache, parts = DRAFT.new_cache(16), []
     while cache.length < len(ids):
@@ -72,8 +72,8 @@ def test_renumbered_ids_renumber_the_logits(order: list[int], ids: list[int]) ->
         if twin.head.weight is not twin.embedding.weight:
             twin.head.weight[order] = TARGET.head.weight.clone()
     renamed = torch.tensor([order[i] for i in ids])
-    found = twin.head.full(twin.step(renamed, twin.new_cache(16)).hidden)
-    expected = TARGET.head.full(TARGET.step(torch.tensor(ids), TARGET.new_cache(16)).hidden)
+    found = twin.head.logits(twin.step(renamed, twin.new_cache(16)).hidden)
+    expected = TARGET.head.logits(TARGET.step(torch.tensor(ids), TARGET.new_cache(16)).hidden)
     assert torch.allclose(found[:, order], expected, rtol=0, atol=1e-10)
 
 
@@ -104,23 +104,28 @@ def test_renumbered_ids_renumber_the_law(case: Case, verifier: str) -> None:
     twin = Renumbered(**vars(case))
     object.__setattr__(twin, "order", tuple(reversed(range(case.vocabulary))))
     sampling, decode = Sampling(0.5), decoding(verifier, "static")
-    expected = output_law(plain, Toys.of(case, sampling, Backend()))
+    expected = output_distribution(plain, Toys.of(case, sampling, Backend()))
     renamed = {
         (tuple(twin.order[t] for t in said), stop): share
         for (said, stop), share in expected.items()  # type: ignore[misc]
     }
-    assert total_variation(output_law(decode, Toys.of(twin, sampling, Backend())), renamed) == 0
+    assert (
+        total_variation(output_distribution(decode, Toys.of(twin, sampling, Backend())), renamed)
+        == 0
+    )
 
 
 def greedy_outputs_are_equal(prompt: list[int], gamma: int, name: str, verifier: str) -> None:
     options = {"sampling": Sampling(), "stop": StopRule(16, (7,))}
     model = toy_transformer()
-    expected = autoregressive(model, prompt, random=SeededRandom(0), **options)  # type: ignore[arg-type]
+    expected = autoregressive(model, prompt, rng=SeededRandom(0), **options)  # type: ignore[arg-type]
     found = speculative(
-        model, DRAFT, over_states(name, 50, 24), prompt, gamma=gamma, random=SeededRandom(1),
+        model, DRAFT, over_states(name, 50, 24), prompt, gamma=gamma, rng=SeededRandom(1),
         verifier=CHAINS[verifier], **options,  # type: ignore[arg-type]
     )  # fmt: skip
-    said = [tuple(t for round in rounds for t in round.tokens) for rounds in (expected, found)]
+    said = [
+        tuple(t for finished in rounds for t in finished.tokens) for rounds in (expected, found)
+    ]
     assert said[0] == said[1]
 
 

@@ -3,6 +3,7 @@
 import ast
 
 import pytest
+
 from changes import mutants
 from mutants import ROOT, SELECTION
 

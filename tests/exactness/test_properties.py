@@ -6,21 +6,21 @@ planted defect (``defects.py``), so none of them passes whatever is done.
 
 import math
 
-import checks
 import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
+
+import checks
 from defects import PLANTED, Planted
 from drawn import DrawnCase, cases, distance, drawn, lists, samplings
-from hypothesis import given
 from lists import LISTS, static
-from parts import candidates
-
+from minispec.certificate.certify import Backend, speculation
 from minispec.sampling import Sampling, SeededRandom
-from minispec.shortlist.full import FullList
-from minispec.shortlist.static import StaticList
+from minispec.shortlists.frspec import FRSpecShortlist
+from minispec.shortlists.full import FullShortlist
 from minispec.verify import Verifier, verify, verify_block
-from workshop.certify import Backend, speculation
+from parts import candidates
 
 CHAINS = {"token": verify, "block": verify_block}
 chains = pytest.mark.parametrize("verifier", CHAINS.values(), ids=CHAINS)
@@ -71,8 +71,8 @@ def test_3_recorded_laws_in_any_order(
     def order(length: int) -> list[int]:
         return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
 
-    turned = checks.permuted(verifier, order)
-    assert distance(speculation(lists(data), turned), case) == 0
+    apply_rope = checks.permuted(verifier, order)
+    assert distance(speculation(lists(data), apply_rope), case) == 0
 
 
 @drawn
@@ -161,7 +161,7 @@ def test_8_and_9_what_breaks_the_contract_is_refused(ids: list[int]) -> None:
 @drawn
 @given(ranking=st.permutations(range(6)), budget=st.integers(1, 6), ends=st.sets(st.integers(0, 5)))
 def test_8_our_lists_hold_each_id_once(ranking: list[int], budget: int, ends: set[int]) -> None:
-    ids = StaticList(torch.tensor(ranking), budget, tuple(ends))._ids.tolist()
+    ids = FRSpecShortlist(torch.tensor(ranking), budget, tuple(ends))._ids.tolist()
     assert ids == sorted(set(ids)) and len(ids) == budget
     assert len(ends & set(ids)) == min(len(ends), budget)
 
@@ -202,7 +202,7 @@ def test_11_limits_inside_a_run(
 ) -> None:
     limit = data.draw(st.sampled_from(sorted({0, 1, 2, gamma, gamma + 1})), label="limit")
     case = DrawnCase(data, (size, gamma, limit), ends=data.draw(st.integers(0, 1), label="end ids"))
-    assert distance(speculation(FullList, verifier), case) == 0
+    assert distance(speculation(FullShortlist, verifier), case) == 0
 
 
 @drawn
@@ -214,7 +214,7 @@ def test_12_every_position_is_shaped(
     verifier: Verifier,
 ) -> None:
     assert distance(speculation(static, verifier), case, sampling) == 0
-    assert distance(speculation(FullList, verifier), case, sampling) == 0
+    assert distance(speculation(FullShortlist, verifier), case, sampling) == 0
 
 
 @drawn

@@ -9,14 +9,14 @@ from typing import Any
 
 import hypothesis.strategies as st
 import torch
-from drawn import drawn
 from hypothesis import given
 
+from drawn import drawn
+from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.sampling import Sampling, SeededRandom
-from minispec.shortlist.full import FullList
-from minispec.testing import ToyDraft, ToyTarget, random_table
+from minispec.shortlists.full import FullShortlist
 from minispec.verify import VERIFIERS
 
 V = 4
@@ -57,7 +57,7 @@ class Stuck(Spied):
 
 def rounds_of(source: SeededRandom, verifier: str, gamma: int, limit: int = 12) -> list[Any]:
     return list(speculative(
-        TARGET, DRAFT, FullList(V), [0, 1], gamma=gamma, sampling=Sampling(1.0), random=source,
+        TARGET, DRAFT, FullShortlist(V), [0, 1], gamma=gamma, sampling=Sampling(1.0), rng=source,
         stop=StopRule(limit), verifier=VERIFIERS[verifier],
     ))  # fmt: skip
 
@@ -69,8 +69,8 @@ def test_one_uniform_a_decision_in_a_fixed_order(seed: int, gamma: int, name: st
     first rejected; in a block: from the last down to the first kept), and one more choice."""
     source = Spied(seed)
     expected: list[str] = []
-    for round in rounds_of(source, name, gamma):
-        drafted, kept = len(round.proposed), len(round.path)
+    for finished in rounds_of(source, name, gamma):
+        drafted, kept = len(finished.proposed), len(finished.path)
         examined = min(drafted, kept + 1) if name == "token" else drafted - max(kept, 1) + 1
         coins = examined if drafted else 0
         expected += ["choice"] * drafted + ["coin"] * coins + ["choice"]
@@ -82,7 +82,7 @@ def test_one_uniform_a_decision_in_a_fixed_order(seed: int, gamma: int, name: st
 def test_plain_decoding_spends_one_uniform_a_token(seed: int) -> None:
     source = Spied(seed)
     rounds = list(autoregressive(
-        TARGET, [0, 1], sampling=Sampling(1.0), random=source, stop=StopRule(9)
+        TARGET, [0, 1], sampling=Sampling(1.0), rng=source, stop=StopRule(9)
     ))  # fmt: skip
     assert [purpose for purpose, _ in source.spent] == ["choice"] * len(rounds)
 
@@ -93,7 +93,7 @@ def test_greedy_decoding_spends_as_much(seed: int) -> None:
     """One law, one code path: what is certain still takes its number, so that the numbers
     of later decisions do not hang on the temperature."""
     source = Spied(seed)
-    list(autoregressive(TARGET, [0, 1], sampling=Sampling(), random=source, stop=StopRule(5)))
+    list(autoregressive(TARGET, [0, 1], sampling=Sampling(), rng=source, stop=StopRule(5)))
     assert len(source.spent) == 5
 
 

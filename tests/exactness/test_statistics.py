@@ -17,20 +17,21 @@ from typing import Any
 
 import pytest
 import torch
-from defects import patched
 from torch import Tensor
 
-from minispec import draft as drafts
+from defects import patched
 from minispec import verify as verification
+from minispec.certificate.toys import ToyDraft, ToyTarget
 from minispec.commit import StopRule
 from minispec.decode import speculative
+from minispec.io import draft_file
 from minispec.sampling import Sampling, SeededRandom
-from minispec.shortlist.static import StaticList
-from minispec.testing import ToyDraft, ToyTarget
-from minispec.tokenizer import prompt_ids
-from minispec.types import Law
+from minispec.shortlists.frspec import FRSpecShortlist
+from minispec.text.tokenizer import prompt_ids
+from minispec.tools.data import corpus
+from minispec.tools.models import pretrained
+from minispec.types import Distribution
 from minispec.verify import VERIFIERS
-from workshop import corpus, pretrained
 
 PLACES, V, EXPECTED = 20, 1024, 10
 FALSE_ALARM = 1e-6
@@ -42,18 +43,20 @@ Logits = tuple[Tensor, Tensor]
 @pytest.fixture(scope="module")
 def logits(smollm2: pretrained.Pretrained) -> Logits:
     """Of target and draft at 20 places: (20, V) float64 each; the last id stands for the rest."""
-    path = drafts.shipped("smollm2")
+    path = draft_file.find_draft("smollm2")
     assert path is not None
-    draft = drafts.load(path, smollm2.target, smollm2.fingerprint)
+    draft = draft_file.load_draft(path, smollm2.target, smollm2.fingerprint)
     rows: list[list[Tensor]] = [[], []]
     prompts = [text for name in corpus.DOMAINS for text in corpus.prompts(name)[: PLACES // 4]]
     for text in prompts:
         ids = torch.tensor(prompt_ids(smollm2.tokenizer, text, raw=True)[:48])
         features = smollm2.target.step(ids[:-1], smollm2.target.new_cache(len(ids)))
-        states = draft.step(ids[1:], draft.fuse(features.taps), draft.new_cache(len(ids)))
+        states = draft.step(
+            ids[1:], draft.fuse(features.aux_hidden_states), draft.new_cache(len(ids))
+        )
         whole = smollm2.target.step(ids, smollm2.target.new_cache(len(ids)))
-        rows[0].append(smollm2.target.head.full(whole.hidden[-1]).double())
-        rows[1].append(draft.head.full(draft.hidden(states[-1])).double())
+        rows[0].append(smollm2.target.head.logits(whole.hidden[-1]).double())
+        rows[1].append(draft.head.logits(draft.apply_final_norm(states[-1])).double())
     target, guess = torch.stack(rows[0]), torch.stack(rows[1])
     ranked = torch.softmax(target, -1).amax(0).argsort(descending=True)
     return pooled(target, ranked), pooled(guess, ranked)
@@ -67,15 +70,15 @@ def pooled(rows: Tensor, ranked: Tensor) -> Tensor:
 class Identity:
     """Toys' hidden states are their logits."""
 
-    vocabulary_size = V
+    vocab_size = V
 
-    def full(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         return hidden.clone()
 
-    def rows(self, hidden: Tensor, ids: Tensor) -> Tensor:
+    def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         return hidden[ids]
 
-    def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         logits, ids = hidden.max(-1)
         return ids, logits
 
@@ -90,33 +93,34 @@ def drawn(logits: Logits, verifier: str, draws: int, seed: int) -> tuple[Counter
     head: Any = Identity()
     target = ToyTarget(V, lambda tokens: logits[0][row_of(tokens)], head=head)
     draft = ToyDraft(V, lambda tokens: logits[1][row_of(tokens)], head=head)
-    listed = StaticList(LIST, len(LIST), ())
+    listed = FRSpecShortlist(LIST, len(LIST), ())
     source, counts = SeededRandom(seed), (Counter[Any](), Counter[Any]())
     for number in range(draws):
         place = number % PLACES
         rounds = speculative(
-            target, draft, listed, [0, place], gamma=2, sampling=Sampling(1.0), random=source,
+            target, draft, listed, [0, place], gamma=2, sampling=Sampling(1.0), rng=source,
             stop=StopRule(3), verifier=VERIFIERS[verifier],
         )  # fmt: skip
-        first, second, _ = (t for round in rounds for t in round.tokens)
+        first, second, _ = (t for finished in rounds for t in finished.tokens)
         counts[0][place, first] += 1
         counts[1][row_of((0, place, first)), second] += 1
     return counts
 
 
-def cells_of(law: Tensor, draws: float) -> Tensor:
+def cells_of(distribution: Tensor, draws: float) -> Tensor:
     """Which ids (V,) are cells of their own; the others are one cell together."""
-    return law * draws >= EXPECTED
+    return distribution * draws >= EXPECTED
 
 
 def p_values(logits: Logits, counts: Counter[Any]) -> list[float]:
     """G-tests of each law, and of all together: the probability of a G as large by chance."""
     statistics, freedoms = [], []
-    for row, law in enumerate(torch.softmax(logits[0], -1)):
+    for row, distribution in enumerate(torch.softmax(logits[0], -1)):
         observed = torch.tensor([float(counts[row, token]) for token in range(V)]).double()
-        own = cells_of(law, float(observed.sum()))
+        own = cells_of(distribution, float(observed.sum()))
         seen, expected = (
-            torch.cat((x[own], x[~own].sum()[None])) for x in (observed, law * observed.sum())
+            torch.cat((x[own], x[~own].sum()[None]))
+            for x in (observed, distribution * observed.sum())
         )
         terms = torch.where(seen > 0, seen * (seen / expected).log(), 0)
         statistics.append(2 * float(terms.sum()))
@@ -140,12 +144,12 @@ def smallest(logits: Logits, verifier: str, draws: int, seed: int = 0) -> float:
     return min(values) * len(values)
 
 
-def on_list(p: Law, q: Law, weight: Any = 1) -> Law:
+def on_list(p: Distribution, q: Distribution, weight: Any = 1) -> Distribution:
     """The bias: what the list lacks is not given back after a rejection."""
     left = verification.excess(p, q, weight)
     kept = torch.zeros_like(left)
     kept[q.ids] = left[q.ids]
-    return Law(p.ids, kept / kept.sum()) if kept.sum() > 0 else p
+    return Distribution(p.ids, kept / kept.sum()) if kept.sum() > 0 else p
 
 
 def power(logits: Logits, draws: int, bias: float = 1.0) -> float:

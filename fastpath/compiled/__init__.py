@@ -1,0 +1,1 @@
+"""Passes of fixed shape through torch.compile."""

@@ -1,0 +1,1 @@
+"""Proofs by enumeration that the output follows the target distribution."""

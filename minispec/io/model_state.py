@@ -1,0 +1,28 @@
+"""A target around weights that were read from a file."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from minispec.errors import FileError
+from minispec.io.files import check_tensors
+from minispec.models.transformer import ModelConfig, Transformer
+
+
+def build_transformer(config: ModelConfig, state: Mapping[str, Tensor], origin: str) -> Transformer:
+    """A frozen model around the weights read from ``origin``, which it takes without a copy.
+
+    Raises FileError unless they are just those of ``config``, and finite.
+    """
+    if config.num_hidden_layers > len(state):  # before a damaged number builds them all
+        raise FileError(
+            f"{origin} has {len(state)} tensors, too few for {config.num_hidden_layers} layers"
+        )
+    # Built without memory, then given the weights: nothing is initialised in vain.
+    with torch.device("meta"):
+        model = Transformer(config)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    check_tensors(state, shapes, origin)
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""How a draft learns while it serves."""

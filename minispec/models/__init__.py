@@ -1,0 +1,1 @@
+"""The target and the draft: plain PyTorch modules."""

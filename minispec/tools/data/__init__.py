@@ -1,0 +1,1 @@
+"""Text, prompts, rankings and target-written training data."""

@@ -1,0 +1,1 @@
+"""Methods by name, measured side by side."""

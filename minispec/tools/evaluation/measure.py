@@ -1,0 +1,222 @@
+"""Figures: of one decoded prompt, of many, and of the machine that they were measured on.
+
+Speeds are of decoding alone: the pass over the prompt is booked apart. tau is the number of
+tokens emitted per target pass, that pass over the prompt excluded. Two ways of decoding are
+compared prompt by prompt, since prompts differ more among each other than methods do.
+
+Knows nothing of methods and streams.
+"""
+
+import itertools
+import math
+import os
+import platform
+import random
+import resource
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minispec.types import Round
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one prompt's decoding did and cost. ``seconds`` by phase, "prefill" among them;
+    ``accepted_at`` counts rounds in which the draft's i-th token was accepted, and
+    ``proposed_at`` those in which there was one; ``latencies`` are seconds per token, those
+    of a round spread evenly over its tokens. ``emitted``: tokens by round. ``covered``: the mass
+    of the target's law that the list held, for each draft step whose past the target agreed
+    with; known where rounds carry their evidence. ``events``: a learning draft's, by name."""
+
+    tokens: tuple[int, ...]
+    text: str
+    stop: str | None
+    passes: int
+    seconds: dict[str, float]
+    accepted_at: tuple[int, ...]
+    proposed_at: tuple[int, ...]
+    latencies: tuple[float, ...]
+    shortlist_sizes: tuple[int, ...]
+    rows_probed: int
+    emitted: tuple[int, ...] = ()
+    covered: tuple[float, ...] = ()
+    prompt: tuple[int, ...] = ()
+    events: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def decode_seconds(self) -> float:
+        """Seconds of all phases but the prompt's pass."""
+        return sum(seconds for phase, seconds in self.seconds.items() if phase != "prefill")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens over the seconds of decoding, 0 where there are none."""
+        return len(self.tokens) / self.decode_seconds if self.tokens else 0.0
+
+    @property
+    def tau(self) -> float:
+        """Tokens emitted per target pass, 0 where there was none."""
+        return len(self.tokens) / self.passes if self.passes else 0.0
+
+    @property
+    def acceptance(self) -> list[float]:
+        """The share of the proposals at each position of the chain that were accepted."""
+        return [a / p for a, p in zip(self.accepted_at, self.proposed_at, strict=True)]
+
+    @property
+    def repeated_4gram_share(self) -> float:
+        """The share of 4-grams that stood in the same output before: a model that turns in
+        circles is easy to guess, and its tau says little."""
+        grams = [self.tokens[i : i + 4] for i in range(len(self.tokens) - 3)]
+        return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
+    """Decodes to the end and adds up. What is counted here is counted while no clock runs."""
+    tokens: list[int] = []
+    text: list[str] = []
+    seconds: Counter[str] = Counter()
+    accepted: Counter[int] = Counter()
+    proposed: Counter[int] = Counter()
+    latencies: list[float] = []
+    sizes: list[int] = []
+    probed = 0
+    emitted: list[int] = []
+    covered: list[float] = []
+    events: Counter[str] = Counter()
+    stop, passes = None, 0
+    for finished in rounds:
+        tokens += finished.tokens
+        text.append(finished.text)
+        seconds.update(finished.seconds)
+        accepted.update(finished.path)
+        proposed.update(range(len(finished.proposed)))
+        spent = sum(s for phase, s in finished.seconds.items() if phase != "prefill")
+        latencies += [spent / len(finished.tokens)] * len(finished.tokens)
+        sizes += finished.shortlist_sizes
+        probed += finished.rows_probed
+        events.update(finished.events)
+        emitted.append(len(finished.tokens))
+        if finished.evidence:
+            pairs = zip(
+                finished.evidence.target_distributions,
+                finished.evidence.proposal.draft_distributions,
+                strict=False,
+            )
+            covered += [min(1.0, float(p.probs[p.shared(q)[0]].sum())) for p, q in pairs]
+        stop, passes = finished.stop, passes + 1
+    depth = max(proposed, default=-1) + 1
+    return Figures(
+        tokens=tuple(tokens),
+        text="".join(text),
+        stop=stop,
+        passes=passes,
+        seconds=dict(seconds),
+        accepted_at=tuple(accepted[i] for i in range(depth)),
+        proposed_at=tuple(proposed[i] for i in range(depth)),
+        latencies=tuple(latencies),
+        shortlist_sizes=tuple(sizes),
+        rows_probed=probed,
+        emitted=tuple(emitted),
+        covered=tuple(covered),
+        prompt=tuple(prompt),
+        events=dict(events),
+    )
+
+
+def pooled(figures: Sequence[Figures]) -> dict[str, Any]:
+    """Many prompts as one row of a report; at least one token must have been decoded."""
+    tokens = sum(len(f.tokens) for f in figures)
+    passes = sum(f.passes for f in figures)
+    latencies = [1000 * seconds for f in figures for seconds in f.latencies]
+    sizes = [size for f in figures for size in f.shortlist_sizes]
+    covered = [mass for f in figures for mass in f.covered]
+    phases = sorted({phase for f in figures for phase in f.seconds})
+    accepted = _columns([f.accepted_at for f in figures])
+    proposed = _columns([f.proposed_at for f in figures])
+    return {
+        "prompts": len(figures),
+        "tokens": tokens,
+        "target_passes": passes,
+        "tau": tokens / passes,
+        "accepted_by_position": [a / p for a, p in zip(accepted, proposed, strict=True)],
+        "tokens_per_second": speed(figures),
+        "latency_ms": {"p50": _quantile(latencies, 0.5), "p95": _quantile(latencies, 0.95)},
+        "shortlist_mean": statistics.fmean(sizes) if sizes else None,
+        "rows_probed": sum(f.rows_probed for f in figures) / len(sizes) if sizes else None,
+        "coverage": statistics.fmean(covered) if covered else None,
+        "seconds": {phase: sum(f.seconds.get(phase, 0.0) for f in figures) for phase in phases},
+        "repeated_4gram_share": statistics.fmean(f.repeated_4gram_share for f in figures),
+        "learning": dict(sum((Counter(f.events) for f in figures), Counter())),
+    }
+
+
+def _columns(rows: Sequence[Sequence[int]]) -> list[int]:
+    """Sums by position over rows of different lengths."""
+    return [sum(column) for column in itertools.zip_longest(*rows, fillvalue=0)]
+
+
+def speed(figures: Sequence[Figures]) -> float:
+    """Pooled tokens over pooled seconds of decoding."""
+    return sum(len(f.tokens) for f in figures) / sum(f.decode_seconds for f in figures)
+
+
+def paired_ratio(ours: Sequence[Figures], theirs: Sequence[Figures]) -> dict[str, float]:
+    """Geometric mean over prompts of paired speed ratios, with a bootstrapped 95% interval."""
+    logs = [
+        math.log(a.tokens_per_second / b.tokens_per_second)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    draws = random.Random(0)
+    means = [statistics.fmean(draws.choices(logs, k=len(logs))) for _ in range(_RESAMPLES)]
+    low, high = _quantile(means, 0.025), _quantile(means, 0.975)
+    return {"value": math.exp(statistics.fmean(logs)), "low": math.exp(low), "high": math.exp(high)}
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).quantile(share))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def reset_peak() -> None:
+    """Lets ``peak_mb`` begin anew, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now
+
+
+def peak_mb() -> float:
+    """The most resident memory in MB since ``reset_peak``, or since the process began."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, else KB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**2

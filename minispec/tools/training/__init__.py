@@ -1,0 +1,1 @@
+"""Training the draft, the router and the pocket pair."""

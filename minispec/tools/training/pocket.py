@@ -1,0 +1,249 @@
+"""The pocket pair: a target and a draft from nothing, on a laptop, while one has lunch.
+
+Text that the machine already holds (``minispec.tools.data.corpus``) is cut by a vocabulary of its own, a
+small Llama learns to continue it, and that model then gets its draft, rankings and index as any
+other does (``minispec.tools.training.recipe``). What comes out is laid out as the package's own data.
+
+A model of this size knows how words follow each other, and little else: it is for teaching and
+for tests. Whatever is interrupted goes on where it was.
+"""
+
+import hashlib
+import io
+import itertools
+import math
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minispec.io.files import read_json, read_tensors, write_aside, write_tensors
+from minispec.models.transformer import Layer, ModelConfig, Transformer, default_aux_layer_ids
+from minispec.text.tokenizer import SentencePieceTokenizer
+from minispec.tools.data import corpus
+from minispec.tools.models import hf_folder, matmul_dtype
+from minispec.tools.training import recipe
+from minispec.tools.training.resumable import Line, Run, RunConfig
+
+SHAPE = ModelConfig(
+    vocab_size=8192,
+    hidden_size=128,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    intermediate_size=384,
+    context_limit=1024,
+    aux_hidden_state_layer_ids=default_aux_layer_ids(4),
+)
+_BYTES = 8_000_000  # of installed text at most, for each domain
+_HELD_OUT = 40  # one document in so many is never trained on
+_HELD_OUT_WINDOWS = 32
+_CLUSTERS = 512
+
+
+@dataclass(frozen=True)
+class TargetConfig(RunConfig):
+    """How the target is trained; an update reads ``windows`` stretches of text."""
+
+    peak_rate: float = 4e-3
+    report: int = 100_000
+    windows: int = 4
+    length: int = 512
+
+
+def make(folder: Path, tokens: int, draft_tokens: int, epochs: float, seed: int) -> Path:
+    """Trains the target on ``tokens`` tokens, has it write ``draft_tokens``, and trains its draft
+    on those ``epochs`` times; returns the folder ``artifacts``, laid out as
+    ``minispec/artifacts/pocket``.
+    ``curves.png`` in ``folder`` shows how both learn, while they do.
+
+    Raises ArgumentError if ``folder`` holds other runs, FileError where no text is installed.
+    """
+    artifacts = folder / "artifacts"
+    model = artifacts / "model"
+    text = _text(folder / "text.safetensors", model / "tokenizer.model")
+    if not (model / "model.safetensors").exists():
+        _train_target(folder, text, TargetConfig(tokens, seed), model)
+    draft = recipe.make_draft(
+        str(model), corpus.DOMAINS, draft_tokens, epochs, seed, folder / "draft",
+        raw=True, report=lambda: draw(folder),
+    )  # fmt: skip
+    kept = {
+        folder / "target" / "training.json": model / "training.json",
+        folder / "draft" / "training.json": artifacts / "draft.json",
+        folder / "curves.png": model / "curves.png",
+        draft: artifacts / "draft.safetensors",
+    }
+    for made, goal in kept.items():
+        with write_aside(goal) as aside:
+            aside.write_bytes(made.read_bytes())
+    recipe.make_index(str(model), _CLUSTERS, seed, artifacts / "index.safetensors")
+    recipe.make_rankings(str(model), folder / "draft", artifacts / "rankings")
+    return artifacts
+
+
+def _text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
+    """The ids to train on, ``train`` (n,), and those that are not trained on, ``held_out`` (m,),
+    both int16: installed documents, each between the marks of beginning and end. First the
+    vocabulary is made, of the same text."""
+    if path.exists():
+        return read_tensors(path)
+    kinds = itertools.product(corpus.DOMAINS, (False, True))
+    guard = corpus.OverlapGuard(text for kind in kinds for text in corpus.prompts(*kind))
+    documents = [
+        document
+        for domain in corpus.DOMAINS
+        for document in tqdm(corpus.documents(domain, _BYTES), domain, disable=None)
+        if guard.shared(document) is None
+    ]
+    # Every second line: a sample is enough to find the same pieces in.
+    lines = (line for text in documents for line in text.split("\n")[::2] if line)
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_writer=content,
+        model_type="bpe",
+        vocab_size=SHAPE.vocab_size,
+        byte_fallback=True,  # whatever has no piece is spelled in bytes, so nothing is refused
+        # Text comes back as it was, its spaces and lines included.
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        max_sentence_length=corpus.MAX_CHARACTERS,
+        minloglevel=2,
+    )
+    with write_aside(tokenizer_path) as aside:
+        aside.write_bytes(content.getvalue())
+    tokenizer = SentencePieceTokenizer(tokenizer_path)
+    parts: dict[str, list[Tensor]] = {"train": [], "held_out": []}
+    for number, document in enumerate(tqdm(documents, "cutting", disable=None)):
+        ids = [tokenizer.bos_id, *tokenizer.encode(document), *tokenizer.eos_ids]
+        part = parts["train" if number % _HELD_OUT else "held_out"]
+        part.append(torch.tensor(ids, dtype=torch.int16))
+    text = {part: torch.cat(pieces) for part, pieces in parts.items()}
+    write_tensors(path, text, {"tokenizer": tokenizer.fingerprint})
+    return text
+
+
+def _train_target(folder: Path, text: dict[str, Tensor], config: TargetConfig, goal: Path) -> None:
+    run = _TargetRun(untrained(config.seed), text, config)
+    digest = hashlib.sha256(text["train"].numpy().tobytes()).hexdigest()
+    identity = {
+        "config": asdict(config),
+        "shape": asdict(SHAPE),
+        "text": digest,
+        "tokens": len(text["train"]),
+    }
+    with tqdm(total=config.tokens, desc="training", unit="token", disable=None) as bar:
+
+        def progress(seen: int) -> None:
+            bar.update(seen - bar.n)
+
+        for line in run.train(folder / "target", identity, progress):
+            bar.set_postfix(loss=line["loss_1"], held_out=line["held_out"])
+            draw(folder)
+    hf_folder.save(goal, run.model)
+
+
+def untrained(seed: int) -> Transformer:
+    """A target to begin with: small rows, which the tied head can tell apart as little as the
+    embedding, and layers that add the less the more of them there are."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        target = Transformer(SHAPE)
+        nn.init.normal_(target.embedding.weight, std=0.02)
+        with torch.no_grad():
+            for layer in _layers(target):
+                layer.attention.output.weight *= (2 * SHAPE.num_hidden_layers) ** -0.5
+                layer.mlp.down.weight *= (2 * SHAPE.num_hidden_layers) ** -0.5
+    return target
+
+
+def _layers(target: Transformer) -> list[Layer]:
+    return [layer for layer in target.layers if isinstance(layer, Layer)]
+
+
+def cross_entropy(target: Transformer, ids: Tensor) -> Tensor:
+    """The mean cross-entropy (scalar), nats a token, of ids (B, T + 1), each after those before."""
+    (rows, length), weight = ids[:, 1:].shape, target.embedding.weight
+    places = target.rope.places(target.new_cache(length, rows), length)
+    x = target.embedding(ids[:, :-1])  # (B, T, D)
+    for layer in _layers(target):
+        # No cache: what is written into one in place takes no gradient.
+        projected = layer.attention.project(layer.attention_norm(x), places.cos, places.sin)
+        x = x + layer.attention.attend(*projected, places.mask)
+        x = x + layer.mlp(layer.mlp_norm(x))
+    # Row by row, since more logits than fit a processor's cache take twice the time; and not by
+    # the head itself, which takes no gradient.
+    each = zip(target.norm(x), ids[:, 1:], strict=True)
+    losses = [F.cross_entropy(F.linear(h, weight).float(), following) for h, following in each]
+    return torch.stack(losses).mean()
+
+
+class _TargetRun(Run):
+    model: Transformer
+    config: TargetConfig
+
+    def __init__(self, target: Transformer, text: dict[str, Tensor], config: TargetConfig) -> None:
+        super().__init__("target", target, config, _starts(len(text["train"]), config))
+        self.text = text
+        ends = len(text["held_out"]) - config.length
+        self.held_out = range(0, ends, max(1, ends // _HELD_OUT_WINDOWS))
+
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
+        ids = self._windows("train", next(self.order))
+        loss = self._cross_entropy(ids)
+        return loss, [loss.item()], ids[:, 1:].numel()
+
+    @torch.no_grad()
+    def figures(self) -> Line:
+        losses = [self._cross_entropy(self._windows("held_out", [i])) for i in self.held_out]
+        return {"held_out": round(float(torch.stack(losses).mean()), 4)}
+
+    def _windows(self, part: str, starts: Iterable[int]) -> Tensor:
+        length = self.config.length + 1
+        return torch.stack([self.text[part][i : i + length] for i in starts]).long()
+
+    def _cross_entropy(self, ids: Tensor) -> Tensor:
+        with matmul_dtype.autocast():
+            return cross_entropy(self.model, ids)
+
+
+def _starts(size: int, config: TargetConfig) -> Iterator[tuple[int, ...]]:
+    """Where the windows of each update begin: all of the text once, then, cut elsewhere, anew."""
+    for epoch in itertools.count():
+        shuffled = random.Random(f"{config.seed} {epoch}")
+        starts = list(range(shuffled.randrange(config.length), size - config.length, config.length))
+        shuffled.shuffle(starts)
+        yield from zip(*[iter(starts)] * config.windows, strict=False)  # what is left is let go
+
+
+def draw(folder: Path) -> None:
+    """Draws what the logs in ``folder`` say so far into its ``curves.png``."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for part, axis, names, label in (
+        ("target", left, ("loss_1", "held_out"), "target: cross-entropy, nats a token"),
+        ("draft", middle, [f"loss_{n}" for n in (1, 2, 3, 4)], "draft: cross-entropy by step"),
+        ("draft", right, ("tau",), "draft: tokens per target pass (tau), held out"),
+    ):
+        path = folder / part / "training.json"
+        log = read_json(path)["log"] if path.exists() else []
+        seen = [line["tokens"] / 1e6 for line in log]
+        for name in names:
+            axis.plot(seen, [line.get(name, math.nan) for line in log], label=name)
+        axis.set(title=label, xlabel="million tokens seen")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    with write_aside(folder / "curves.png") as aside:
+        figure.savefig(aside, format="png", dpi=100)

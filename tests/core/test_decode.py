@@ -1,0 +1,369 @@
+"""The loop: where it stops, what it refuses, what it leaves behind."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from minispec import stopwatch
+from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
+from minispec.commit import StopRule
+from minispec.decode import autoregressive, speculative
+from minispec.errors import ArgumentError, ContextError, ShortlistError
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlists.full import FullShortlist
+from minispec.types import Context, Round
+
+V = 8
+TARGET = ToyTarget(V, random_table(V, seed=3))
+DRAFT = ToyDraft(V, random_table(V, seed=3))  # agrees with the target: long accepted runs
+STRANGER = ToyDraft(V, random_table(V, seed=4))
+
+
+class Letters:
+    """A tokenizer of eight tokens, two of which are the halves of one character."""
+
+    vocab_size, eos_ids, bos_id, fingerprint = V, (7,), None, "letters"
+    leading_space = False
+    _bytes = (b"a", b"b", b"c", b"ab", b" ", b"\xc3", b"\xa4", b"")
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        return [self._bytes.index(c.encode()) for c in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self._bytes[i] for i in ids).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._bytes[token]
+
+    def chat(self, prompt: str) -> list[int]:
+        return self.encode(prompt)
+
+
+def scripted(script: Sequence[int]) -> ToyTarget:
+    """A target that says just this, whatever was said before."""
+
+    def table(tokens: tuple[int, ...]) -> torch.Tensor:
+        logits = torch.zeros(V, dtype=torch.float64)
+        logits[script[min(len(tokens), len(script)) - 1]] = 9.0
+        return logits
+
+    return ToyTarget(V, table)
+
+
+def run(target: ToyTarget, draft: ToyDraft | None, stop: StopRule, **changes: Any) -> list[Round]:
+    settings: dict[str, Any] = {
+        "sampling": Sampling(), "rng": SeededRandom(0), "stop": stop, "tokenizer": Letters(),
+    } | changes  # fmt: skip
+    prompt = settings.pop("prompt", [0])
+    if draft is None:
+        return list(autoregressive(target, prompt, **settings))
+    gamma = settings.pop("gamma", 3)
+    return list(speculative(target, draft, FullShortlist(V), prompt, gamma=gamma, **settings))
+
+
+def tokens_of(rounds: Sequence[Round]) -> tuple[int, ...]:
+    return tuple(token for finished in rounds for token in finished.tokens)
+
+
+def text_of(rounds: Sequence[Round]) -> str:
+    return "".join(finished.text for finished in rounds)
+
+
+@pytest.mark.parametrize("draft", [None, "agreeing", "stranger"])
+@pytest.mark.parametrize(
+    ("script", "stop", "tokens", "text", "reason"),
+    [
+        ([0, 1, 2, 7, 0], StopRule(9, (7,)), (0, 1, 2, 7), "abc", "eos"),
+        ([0, 1, 7, 2, 1], StopRule(4, (5, 6)), (0, 1, 7, 2), "abc", "length"),
+        ([0, 1, 2, 0, 1], StopRule(9, (7,), ("ca",)), (0, 1, 2, 0), "ab", "stop_string"),
+        # The stop string begins inside one token and ends inside another.
+        ([2, 3, 3, 1], StopRule(9, (7,), ("ba",)), (2, 3, 3), "ca", "stop_string"),
+        ([0, 0, 1, 2], StopRule(9, (7,), ("abc",)), (0, 0, 1, 2), "a", "stop_string"),
+        # What could have been a stop string and was not is said in the end.
+        ([0, 1, 1, 7], StopRule(9, (7,), ("bbb",)), (0, 1, 1, 7), "abb", "eos"),
+        # Of two that end at one token, the text ends before the earlier.
+        ([0, 1, 2, 1], StopRule(9, (7,), ("c", "bc")), (0, 1, 2), "a", "stop_string"),
+        # Half a character is shown as such only if the other half never comes.
+        ([5, 6, 5, 7], StopRule(9, (7,)), (5, 6, 5, 7), "\u00e4\ufffd", "eos"),
+        ([0, 1], StopRule(1), (0,), "a", "length"),
+    ],
+)
+def test_everything_stops_where_plain_decoding_stops(
+    draft: str | None,
+    script: list[int],
+    stop: StopRule,
+    tokens: tuple[int, ...],
+    text: str,
+    reason: str,
+) -> None:
+    target = scripted(script)
+    guesser = {
+        None: None,
+        "agreeing": ToyDraft(V, lambda tokens: target.after(tokens)),
+        "stranger": STRANGER,
+    }[draft]
+    rounds = run(target, guesser, stop)
+    assert tokens_of(rounds) == tokens
+    assert text_of(rounds) == text
+    assert rounds[-1].stop == reason and all(r.stop is None for r in rounds[:-1])
+
+
+@pytest.mark.parametrize(
+    ("stop_strings", "texts"),
+    [((), ["a", "b", "b", ""]), (("bbb",), ["a", "", "", "bb"]), (("abc",), ["", "", "abb", ""])],
+)
+def test_text_is_said_as_soon_as_it_is_decided(
+    stop_strings: tuple[str, ...], texts: list[str]
+) -> None:
+    rounds = run(scripted([0, 1, 1, 7]), None, StopRule(9, (7,), stop_strings))
+    assert [finished.text for finished in rounds] == texts
+
+
+def test_ids_that_the_tokenizer_has_not_are_silent() -> None:
+    class Five(Letters):
+        vocab_size, _bytes = 5, Letters._bytes[:5]
+
+    rounds = run(scripted([0, 5, 1, 7, 2]), None, StopRule(5, (6,)), tokenizer=Five())
+    assert text_of(rounds) == "abc"
+
+
+def test_a_draft_takes_no_step_more_than_it_draws() -> None:
+    """The first token of a chain is drawn from what reading the text left."""
+    stepped = []
+
+    class Counting(ToyDraft):
+        def step(self, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+            stepped.append(len(ids))
+            return super().step(ids, *rest)
+
+    draft = Counting(V, random_table(V, seed=3))
+    (finished,) = run(TARGET, draft, StopRule(4), gamma=3, prompt=[0, 1, 2])
+    assert len(finished.proposed) == 3 and stepped == [2, 1, 1]
+
+
+def test_nothing_is_asked_for_and_nothing_comes() -> None:
+    assert run(TARGET, DRAFT, StopRule(0)) == run(TARGET, None, StopRule(0)) == []
+
+
+@pytest.mark.parametrize("draft", [None, DRAFT, STRANGER], ids=["none", "agreeing", "stranger"])
+def test_the_end_of_the_context_is_a_clean_stop(draft: ToyDraft | None) -> None:
+    target = ToyTarget(V, random_table(V, seed=3), context=10)
+    rounds = run(target, draft, StopRule(50), prompt=[1, 2, 3])
+    assert len(tokens_of(rounds)) == 7 and rounds[-1].stop == "context"
+
+
+def test_a_prompt_may_leave_room_for_one_token() -> None:
+    (finished,) = run(TARGET, DRAFT, StopRule(5), prompt=[0] * 63)
+    assert len(finished.tokens) == 1 and finished.stop == "context"
+
+
+def test_a_long_prompt_is_read_in_parts() -> None:
+    read = []
+
+    class Noting(ToyTarget):
+        def step(self, ids: torch.Tensor, cache: Any) -> Any:
+            read.append(len(ids))
+            return super().step(ids, cache)
+
+    run(Noting(V, random_table(V, seed=3), context=700), DRAFT, StopRule(1), prompt=[0] * 600)
+    assert read == [512, 87, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"prompt": []}, ArgumentError, "no tokens"),
+        ({"prompt": [0, 8]}, ArgumentError, "outside 0..7"),
+        ({"prompt": [-1, 0]}, ArgumentError, "outside 0..7"),
+        ({"prompt": [0] * 64}, ContextError, "64 tokens, the context holds 64"),
+        ({"gamma": 0}, ArgumentError, "must lie in 1..16"),
+        ({"gamma": 17}, ArgumentError, "must lie in 1..16"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_at_the_call(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(TARGET, DRAFT, StopRule(3), **changes)
+
+
+def test_stop_rules_are_checked() -> None:
+    with pytest.raises(ArgumentError, match="max-new-tokens -1"):
+        StopRule(-1)
+    with pytest.raises(ArgumentError, match="empty"):
+        StopRule(1, (), ("",))
+    with pytest.raises(ArgumentError, match="need a tokenizer"):
+        run(TARGET, DRAFT, StopRule(1, (), ("a",)), tokenizer=None)
+
+
+class OneList:
+    """A list that says what it is told to."""
+
+    name, budget, per_round = "told", 3, False
+
+    def __init__(self, ids: torch.Tensor) -> None:
+        self.ids = ids
+        self.contexts: list[Context] = []
+        self.seen: list[Round] = []
+        self.resets = 0
+
+    def select(self, context: Context) -> torch.Tensor:
+        self.contexts.append(context)
+        return self.ids
+
+    def observe(self, finished: Round) -> None:
+        self.seen.append(finished)
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor([2, 1]), "not sorted"),
+        (torch.tensor([1, 1]), "not unique"),
+        (torch.tensor([-1, 1]), "not within 0..7"),
+        (torch.tensor([1, 8]), "not within 0..7"),
+        (torch.tensor([0, 1, 2, 3]), "4 ids, allowed are 1 to 3"),
+        (torch.tensor([], dtype=torch.int64), "0 ids, allowed are 1 to 3"),
+        (torch.tensor([1], dtype=torch.int32), "not int64"),
+        (torch.tensor([[1]]), "not int64"),
+        ([1], "a list, not int64"),
+    ],
+    ids=str,
+)
+def test_a_list_is_checked_at_the_door(ids: Any, message: str) -> None:
+    with pytest.raises(ShortlistError, match=message):
+        list(speculative(
+            TARGET, DRAFT, OneList(ids), [0], gamma=2, sampling=Sampling(),
+            rng=SeededRandom(0), stop=StopRule(4),
+        ))  # fmt: skip
+
+
+def test_what_a_list_is_shown() -> None:
+    shown = OneList(torch.tensor([1, 2, 5]))
+    rounds = list(speculative(
+        TARGET, STRANGER, shown, [0, 1], gamma=2, sampling=Sampling(1.0),
+        rng=SeededRandom(1), stop=StopRule(9, (2,)), trace=True,
+    ))  # fmt: skip
+    assert shown.resets == 1
+    emitted: tuple[int, ...] = (0, 1)
+    contexts = iter(shown.contexts)
+    for finished, learnt in zip(rounds, shown.seen, strict=True):
+        for depth in range(len(finished.shortlist_sizes)):
+            context = next(contexts)
+            assert context.tokens == emitted + finished.proposed[:depth] and context.depth == depth
+        emitted += finished.tokens
+        assert learnt.evidence is not None and finished.evidence is learnt.evidence
+        assert (
+            len(learnt.evidence.target_distributions) == len(learnt.tokens) == len(finished.tokens)
+        )
+        for distribution, token in zip(
+            learnt.evidence.target_distributions, learnt.tokens, strict=True
+        ):
+            assert distribution.probability(token) > 0
+        if finished.stop is None:
+            assert learnt.evidence.next_distribution is not None
+    assert next(contexts, None) is None
+
+
+def test_evidence_is_kept_back_unless_traced() -> None:
+    for draft in (DRAFT, None):
+        assert all(finished.evidence is None for finished in run(TARGET, draft, StopRule(5)))
+        assert all(finished.evidence for finished in run(TARGET, draft, StopRule(5), trace=True))
+
+
+def test_a_round_that_ends_inside_its_chain_ends_in_all_its_parts() -> None:
+    target = scripted([3, 0, 1, 7, 2, 1])
+    draft = ToyDraft(V, lambda tokens: target.after(tokens))
+    (finished,) = run(target, draft, StopRule(9, (7,)), gamma=4, prompt=[0, 0], trace=True)
+    assert finished.tokens == finished.proposed == (0, 1, 7) and finished.path == (0, 1, 2)
+    evidence = finished.evidence
+    assert (
+        evidence
+        and evidence.proposal.tokens == finished.tokens
+        and evidence.next_distribution is None
+    )
+    assert (
+        len(evidence.target_distributions)
+        == len(evidence.acceptance)
+        == len(finished.shortlist_sizes)
+        == 3
+    )
+
+
+def test_an_abandoned_run_leaves_nothing_behind() -> None:
+    full = run(TARGET, STRANGER, StopRule(9), sampling=Sampling(1.0))
+    rounds = speculative(
+        TARGET, STRANGER, FullShortlist(V), [0], gamma=3, sampling=Sampling(1.0),
+        rng=SeededRandom(0), stop=StopRule(9),
+    )  # fmt: skip
+    next(rounds)
+    rounds.close()  # type: ignore[attr-defined]
+    again = run(TARGET, STRANGER, StopRule(9), sampling=Sampling(1.0))
+    assert tokens_of(again) == tokens_of(full)
+
+
+def test_plain_decoding_says_that_nothing_was_drafted() -> None:
+    for finished in run(TARGET, None, StopRule(3)):
+        assert (finished.path, finished.proposed, finished.shortlist_sizes) == ((), (), ())
+        assert finished.rows_probed == 0 and not finished.events
+
+
+def test_a_seed_fixes_a_run() -> None:
+    runs = [
+        tokens_of(run(TARGET, STRANGER, StopRule(20), sampling=Sampling(1.0), rng=SeededRandom(s)))
+        for s in (5, 5, 6)
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+class Pupil:
+    """A learner that learns nothing."""
+
+    draft, reaches_cache = STRANGER, False
+
+    def start(self, continued: bool) -> None: ...
+
+    def on_prefill(
+        self, ids: torch.Tensor, aux_hidden_states: torch.Tensor, hidden: torch.Tensor
+    ) -> None: ...
+
+    def adjust_logits(
+        self, logits: torch.Tensor, ids: torch.Tensor, context: Context, sampling: Any
+    ) -> torch.Tensor:
+        return logits
+
+    def observe(self, finished: Round) -> dict[str, int]:
+        return {"seen": len(finished.tokens)}
+
+
+@pytest.mark.parametrize("learner", [None, Pupil()], ids=["", "learner"])
+def test_every_moment_belongs_to_a_phase(
+    learner: Pupil | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that moves when it is looked at: what a phase took is how often it ended. What
+    passes between rounds is the caller's."""
+    now = itertools.count()
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: float(next(now)))
+    lengths = []
+    for finished in speculative(
+        TARGET, STRANGER, FullShortlist(V), [0, 1], gamma=2, sampling=Sampling(1.0),
+        rng=SeededRandom(0), stop=StopRule(6), learner=learner,
+    ):  # fmt: skip
+        steps, more = len(finished.proposed), finished.stop is None
+        once = {"target": 1, "verify": 1, "commit": 1, "observe": 1}
+        drafted = {"draft": steps + 1 + more, "learn": 1 + steps * bool(learner)}
+        scored = {"shortlist": 1, "draft_head": steps * (2 if learner else 1)} if steps else {}
+        first = {} if lengths else {"prefill": 1}
+        assert finished.seconds == once | drafted | scored | first
+        assert finished.events == ({"seen": len(finished.tokens)} if learner else {})
+        lengths.append(steps)
+        for _ in range(100):
+            next(now)
+    assert lengths[:2] == [2, 2] and lengths[-1] < 2

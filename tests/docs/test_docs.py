@@ -1,0 +1,321 @@
+"""The book tells the truth: its blocks run and print what it says, its commands, names and files
+exist, its links lead somewhere, and what is generated is up to date.
+
+Python blocks of a page run in their order in one namespace. A ``text`` block right behind one is
+what that block prints, to the letter.
+"""
+
+import ast
+import contextlib
+import io
+import re
+import runpy
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import torch
+
+from minispec.errors import FetchError
+from minispec.tools.cli.arguments import parsed
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+README = ROOT / "README.md"
+figures = runpy.run_path(str(DOCS / "figures.py"))
+reading_order = runpy.run_path(str(DOCS / "reading_order.py"))["page"]
+# Their blocks walk the whole grid of the certificate.
+SLOW = {"README.md", "docs/exactness.md"}
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page: its language, the line of its first line, and its text."""
+
+    language: str
+    line: int
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    """All fenced blocks; a ``text`` block that follows a Python block at once is an "output"."""
+    found: list[Block] = []
+    end = 0
+    for match in _BLOCK.finditer(text):
+        language = match[1]
+        behind = found and found[-1].language == "python" and not text[end : match.start()].strip()
+        if language == "text" and behind:
+            language = "output"
+        line = text.count("\n", 0, match.start(2)) + 1
+        found.append(Block(language, line, match[2]))
+        end = match.end()
+    return found
+
+
+def run(page: str, text: str) -> None:
+    """Runs a page's Python blocks, and compares what they print where the page says what."""
+    found = blocks(text)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for number, block in enumerate(found):
+        if block.language != "python":
+            continue
+        printed = io.StringIO()
+        code = compile("\n" * (block.line - 1) + block.text, page, "exec")
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        following = found[number + 1] if number + 1 < len(found) else None
+        if following and following.language == "output":
+            assert printed.getvalue().strip() == following.text.strip(), f"{page}:{following.line}"
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def with_python() -> Iterator[object]:
+    for page in (README, *PAGES):
+        if any(block.language == "python" for block in blocks(page.read_text("utf-8"))):
+            marks = [pytest.mark.slow] if name_of(page) in SLOW else []
+            yield pytest.param(page, id=name_of(page), marks=marks)
+
+
+@pytest.mark.parametrize("page", list(with_python()))
+def test_the_blocks_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # nothing that an example writes stays behind
+    with torch.random.fork_rng():
+        try:
+            run(name_of(page), page.read_text("utf-8"))
+        except FetchError as error:
+            pytest.skip(f"needs the real model: {error}")
+
+
+def test_a_block_that_prints_something_else_is_caught() -> None:
+    page = "```python\nprint(1 + 1)\n```\n\n```text\n{}\n```\n"
+    run("page", page.format(2))
+    with pytest.raises(AssertionError):
+        run("page", page.format(3))
+    with pytest.raises(ZeroDivisionError):
+        run("page", "```python\n1 / 0\n```\n")
+
+
+# --- what the pages name ------------------------------------------------------------------------
+
+
+def commands(page: Path) -> list[str]:
+    """Commands on lines of their own, in indented blocks or in fenced ones that are no Python."""
+    found, fence = [], None
+    for line in page.read_text("utf-8").replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            fence = line[3:].strip() if fence is None else None
+        elif fence in ("", "sh", "console") or (fence is None and line.startswith("    ")):
+            command = line.split("  #")[0].strip()
+            if re.match(r"(minispec|make|python) [a-z\-]", command):
+                found.append(command)
+    return found
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
+def test_commands_can_be_typed(page: Path) -> None:
+    """Options are those that the command line knows, targets are the Makefile's, and what
+    Python is to run is there. That README's commands end well, ``test_shipped`` proves."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for command in commands(page):
+        words = shlex.split(command)
+        if words[0] == "minispec":
+            assert parsed(words[1:])
+        elif words[0] == "make":
+            targets = [word for word in words[1:] if "=" not in word]
+            assert all(re.search(rf"^{t}:.*##", makefile, re.MULTILINE) for t in targets), command
+        elif words[1] == "-m":
+            module = ROOT / words[2].replace(".", "/")
+            assert module.with_suffix(".py").is_file() or words[2] == "http.server", command
+        else:
+            assert (ROOT / words[1]).is_file(), command
+
+
+def test_commands_are_found() -> None:
+    assert "make demo" in commands(README)
+    assert any(c.startswith("minispec compare") for c in commands(DOCS / "measurements.md"))
+
+
+_SPAN = re.compile(r"`((?:minispec|fastpath|tests|benchmarks|docs)/[\w./-]+\.\w+)(?::([\w.]+))?`")
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
+def test_files_and_functions_named_exist(page: Path) -> None:
+    for path, name in _SPAN.findall(page.read_text("utf-8")):
+        assert (ROOT / path).is_file(), f"{name_of(page)} names {path}"
+        assert not name or name in defined(ROOT / path), f"{name_of(page)} names {path}:{name}"
+
+
+def defined(path: Path) -> set[str]:
+    """Names of a module's functions, classes and methods (``Class.method``)."""
+    kinds = ast.FunctionDef | ast.ClassDef
+    found = {}
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, kinds):
+            found[node.name] = node
+            if isinstance(node, ast.ClassDef):
+                found |= {f"{node.name}.{n.name}": n for n in node.body if isinstance(n, kinds)}
+    return set(found)
+
+
+# --- links --------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links to them."""
+    text = _BLOCK.sub("", page.read_text("utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {re.sub(r"[\s-]+", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = _BLOCK.sub("", page.read_text("utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = unquote(target).partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{name_of(page)} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{name_of(page)} links to {target}"
+
+
+def test_every_page_is_in_the_book() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert [p for p in PAGES if p.relative_to(DOCS).as_posix() not in nav] == []
+
+
+# --- equations ----------------------------------------------------------------------------------
+
+_ROW = re.compile(
+    r"^\| [^|]+ \| .+ \| `(minispec/[\w/]+\.py):([\w.]+)` \| (.*?) ?\|$", re.MULTILINE
+)
+
+
+def equations(text: str) -> list[tuple[str, str, str]]:
+    """File, function and source of each row."""
+    return _ROW.findall(text)
+
+
+def sources(*packages: str) -> list[Path]:
+    """The files of packages of ours."""
+    return [path for name in packages for path in (ROOT / name).rglob("*.py")]
+
+
+def said_at(path: Path, name: str) -> str:
+    """The docstrings of a file, of a name in it, and of its class."""
+    tree: ast.Module | ast.ClassDef = ast.parse(path.read_text("utf-8"))
+    said = [ast.get_docstring(tree) or ""]
+    for part in name.split("."):
+        [node] = [n for n in tree.body if getattr(n, "name", None) == part]
+        said.append(ast.get_docstring(node) or "")
+        tree = node
+    return " ".join(" ".join(said).split())
+
+
+def unfounded(rows: list[tuple[str, str, str]]) -> list[str]:
+    """What does not hold of rows: no such function, or a source that the function does not name."""
+    wrong = []
+    for path, name, source in rows:
+        if not (ROOT / path).is_file() or name not in defined(ROOT / path):
+            wrong.append(f"{path}:{name} is not there")
+        elif source not in ("", "ours") and source not in said_at(ROOT / path, name):
+            wrong.append(f"{path}:{name} does not name {source}")
+    return wrong
+
+
+def test_equations_lead_to_functions_that_name_their_source() -> None:
+    text = (DOCS / "equations.md").read_text("utf-8")
+    rows = equations(text)
+    assert len(rows) == text.count("| `minispec/") > 40  # no row is overlooked
+    assert unfounded(rows) == []
+
+
+def test_every_paper_that_the_source_cites_has_an_equation() -> None:
+    text = (DOCS / "equations.md").read_text("utf-8")
+    for path in sources("minispec"):
+        plain = " ".join(path.read_text("utf-8").split())
+        for paper in re.findall(r"arXiv (\d{4}\.\d{5})", plain):
+            assert paper in text, f"{path} cites arXiv {paper}"
+
+
+def test_an_unfounded_equation_is_caught() -> None:
+    assert unfounded([("minispec/verify.py", "verify", "arXiv 2211.17192")]) == []
+    wrong = [
+        ("minispec/nowhere.py", "verify", ""),
+        ("minispec/verify.py", "nothing", ""),
+        ("minispec/verify.py", "verify", "arXiv 0000.00000"),
+    ]
+    assert len(unfounded(wrong)) == 3
+
+
+# --- figures, generated pages, and what stands at the root --------------------------------------
+
+
+def test_figures_quoted_beside_the_papers_claims_are_the_measured_ones() -> None:
+    measured = (DOCS / "measurements.md").read_text("utf-8")
+    paper = (DOCS / "paper.md").read_text("utf-8")
+    quoted = re.findall(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", paper)
+    assert len(quoted) > 8
+    assert [figure for figure in quoted if figure not in measured] == []
+
+
+def test_the_reading_order_is_true() -> None:
+    """It names all files in the river's order; of its minutes each may be off by one."""
+    written, wanted = (
+        re.findall(r"^\| (\d+) \| `([\w/.]+)`", text, re.MULTILINE)
+        for text in ((DOCS / "reading-order.md").read_text("utf-8"), reading_order())
+    )
+    advice = "run `python docs/reading_order.py`"
+    assert [file for _, file in written] == [file for _, file in wanted], advice
+    off = [(w, n) for w, n in zip(written, wanted, strict=True) if abs(int(w[0]) - int(n[0])) > 1]
+    assert off == [], advice
+    assert len(wanted) > 60
+
+
+def test_the_reading_order_holds_every_module() -> None:
+    files = {ROOT / file for _, file in re.findall(r"\| (\d+) \| `(.+?)`", reading_order())}
+    ours = set(sources("minispec", "fastpath"))
+    assert {p for p in ours - files if p.name != "__init__.py"} == set()
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text("utf-8"), re.MULTILINE)
+    assert version
+    assert f"\nversion: {version[1]}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
+def test_every_module_is_in_the_reference() -> None:
+    """Each module of ``minispec`` on one page of the API reference, and none
+    that is not there."""
+    pages = "\n".join(p.read_text("utf-8") for p in (DOCS / "api").glob("*.md"))
+    shown = re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)
+    files = sources("minispec")
+    names = {".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files}
+    assert sorted(shown) == sorted(name for name in names if not name.endswith("__init__"))
+
+
+def description(figure: Path) -> str:
+    """What a figure says it was drawn from."""
+    [found] = re.findall(r"drawn from data (\w+)", figure.read_text("utf-8"))
+    return found
+
+
+@pytest.mark.parametrize("name", figures["DRAWN"])
+def test_figures_are_drawn_from_the_data_at_hand(name: str, tmp_path: Path) -> None:
+    committed = DOCS / "figures" / f"{name}.svg"
+    assert committed.stat().st_size < 100_000
+    figures["DRAWN"][name](tmp_path)
+    advice = f"run `python docs/figures.py {name}`"
+    assert description(tmp_path / f"{name}.svg") == description(committed), advice

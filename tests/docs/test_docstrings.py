@@ -1,0 +1,214 @@
+"""Every public name of ``minispec`` says what it is, with shapes and errors.
+
+Read from the source. Public are functions, classes, and methods of public classes, as long as
+no name on the way begins with an underscore. A method that a protocol of ``types.py`` asks for
+may leave its words to the protocol. Three rules:
+
+1. a docstring is there;
+2. it has as many shapes, such as ``(T, D)``, as the signature takes and returns tensors. What a
+   class says of itself counts for its methods, and so do comments beside a dataclass's fields;
+3. it names each of our errors that the function raises, itself or in a private helper of its
+   module. "As ``f``" stands for what f says.
+
+That a published method names its source is tested with ``docs/equations.md``.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from minispec import errors
+
+ROOT = Path(__file__).parent.parent.parent
+ERRORS = {name for name in vars(errors) if name.endswith("Error")}
+Function = ast.FunctionDef
+# Tensors by themselves or in a row; tensors by name (weights) have no one shape.
+_TENSOR = re.compile(r"\b(Tensor|Ids|Rows|ndarray|NDArray)\b")
+_NAMED = re.compile(r"\b(Mapping|dict|Callable|Iterator|Iterable|Type|type)\[")
+_TWO = re.compile(r"\w`* and `*\w+`* \((?=[\w+*/., -]*\))")  # keys and values (B, T, kv, hw)
+_SHAPE = re.compile(r"\bscalar\b|\((?:\.\.\.|[\w+*/ .-]+,(?: ?[\w+*/ .-]+,?)*)\)")
+
+
+@dataclass
+class Name:
+    """A public name: where it is, its own node, and its class's if it is a method."""
+
+    module: str
+    node: Function | ast.ClassDef
+    owner: ast.ClassDef | None = None
+    source: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        owner = f"{self.owner.name}." if self.owner else ""
+        return f"{self.module}:{owner}{self.node.name}"
+
+
+def public(module: str, source: str) -> Iterator[Name]:
+    for node in ast.parse(source).body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            yield Name(module, node, source=source)
+            if isinstance(node, ast.ClassDef):
+                for inner in node.body:
+                    if isinstance(inner, Function) and (
+                        not inner.name.startswith("_") or inner.name == "__init__"
+                    ):
+                        yield Name(module, inner, node, source)
+
+
+def doc(node: Function | ast.ClassDef | None) -> str:
+    return (ast.get_docstring(node) or "") if node else ""
+
+
+def methods(node: ast.ClassDef) -> dict[str, Function]:
+    return {n.name: n for n in node.body if isinstance(n, Function)}
+
+
+@cache
+def protocols() -> tuple[ast.ClassDef, ...]:
+    tree = ast.parse((ROOT / "minispec" / "types.py").read_text("utf-8"))
+    return tuple(
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(b) for b in node.bases)
+    )
+
+
+def promised(name: Name) -> str:
+    """What a protocol says of a method of a class that has all of the protocol's methods."""
+    if name.owner is None:
+        return ""
+    own = methods(name.owner).keys()
+    fitting = (
+        methods(p)
+        for p in protocols()
+        # A property may be an attribute that is set on construction.
+        if {n for n, m in methods(p).items() if not m.decorator_list} <= own
+    )
+    return " ".join(doc(p[name.node.name]) for p in fitting if name.node.name in p)
+
+
+def words(name: Name) -> str:
+    """All that is said of a name, by itself, its class, or a protocol."""
+    said = [doc(name.node), promised(name)]
+    if isinstance(name.node, ast.ClassDef):
+        said.append(doc(methods(name.node).get("__init__")))
+    else:
+        said.append(doc(name.owner))
+    for node in (name.node, name.owner):
+        if isinstance(node, ast.ClassDef):  # comments beside its fields
+            lines = name.source.splitlines()
+            fields = (n for n in node.body if isinstance(n, ast.AnnAssign))
+            said += [lines[n.lineno - 1].partition("#")[2] for n in fields]
+    return "\n".join(said)
+
+
+def undocumented(name: Name) -> list[str]:
+    is_init = name.node.name == "__init__"
+    return [] if doc(name.node) or promised(name) or (is_init and doc(name.owner)) else ["no doc"]
+
+
+def is_tensor(annotation: ast.expr | None) -> bool:
+    text = ast.unparse(annotation) if annotation else ""
+    return bool(_TENSOR.search(text)) and not _NAMED.search(text)
+
+
+def tensors(node: Function | ast.ClassDef) -> int:
+    """How many tensors a function takes and returns, or a dataclass holds."""
+    if isinstance(node, ast.ClassDef):
+        return sum(is_tensor(n.annotation) for n in node.body if isinstance(n, ast.AnnAssign))
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    return sum(is_tensor(a.annotation) for a in arguments) + is_tensor(node.returns)
+
+
+def shapeless(name: Name) -> list[str]:
+    said = words(name)
+    wanted, found = tensors(name.node), len(_SHAPE.findall(said)) + len(_TWO.findall(said))
+    return [f"{found} shapes for {wanted} tensors"] if found < wanted else []
+
+
+def raised(node: ast.AST, module: dict[str, Function], seen: frozenset[str] = frozenset()) -> set:
+    """Our errors that leave a function, raised in itself or in private functions of its module."""
+    found = set()
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        found.add(ast.unparse(node.exc.func))
+    if isinstance(node, ast.Call):
+        called = ast.unparse(node.func).removeprefix("self.")
+        if called.startswith("_") and called in module and called not in seen:
+            found |= raised(module[called], module, seen | {called})
+    for inner in ast.iter_child_nodes(node):
+        found |= raised(inner, module, seen)
+    if isinstance(node, ast.Try):
+        caught = " ".join(ast.unparse(handler.type) for handler in node.handlers if handler.type)
+        inside = set().union(*(raised(line, module, seen) for line in node.body))
+        others = [*node.handlers, *node.orelse, *node.finalbody]
+        outside = set().union(*(raised(each, module, seen) for each in others))
+        found = outside | {e for e in inside if e not in caught and "MinispecError" not in caught}
+    return found & ERRORS
+
+
+def silent(name: Name) -> list[str]:
+    """Errors that are raised and not named."""
+    tree = ast.parse(name.source)
+    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, Function)}
+    if isinstance(name.node, ast.ClassDef):
+        checks = [methods(name.node).get(n) for n in ("__init__", "__post_init__")]
+        found = set().union(*(raised(c, functions) for c in checks if c))
+    else:
+        found = raised(name.node, functions)
+    said = words(name)
+    # "Raises as ``load``", "arguments and errors as ``verify``": what those say counts as well.
+    for other in re.findall(r"[Aa]s ``(?:\w+\.)?(\w+)``", said):
+        said += doc(functions.get(other))
+    return [f"raises {error} in silence" for error in sorted(found) if error not in said]
+
+
+def complaints(module: str, source: str) -> list[str]:
+    return [
+        f"{name}: {complaint}"
+        for name in public(module, source)
+        for complaint in (*undocumented(name), *shapeless(name), *silent(name))
+    ]
+
+
+MODULES = sorted((ROOT / "minispec").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_public_names_say_what_they_are(path: Path) -> None:
+    source = path.read_text("utf-8")
+    assert ast.get_docstring(ast.parse(source))
+    assert complaints(path.relative_to(ROOT).as_posix(), source) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("def f(): ...", "m:f: no doc"),
+        ("class C:\n 'Is.'\n def g(self): ...", "m:C.g: no doc"),
+        ("def f(x: Tensor):\n 'Takes x.'", "m:f: 0 shapes for 1 tensors"),
+        ("def f(x: Tensor) -> Tensor:\n 'x (T, D).'", "m:f: 1 shapes for 2 tensors"),
+        ("def f():\n 'Is.'\n raise FileError('x')", "m:f: raises FileError in silence"),
+        (
+            "def f():\n 'Is.'\n _g()\ndef _g():\n raise TextError('x')",
+            "m:f: raises TextError in silence",
+        ),
+    ],
+)
+def test_what_is_missing_is_seen(source: str, complaint: str) -> None:
+    assert complaints("m", source) == [complaint]
+
+
+def test_what_is_said_is_heard() -> None:
+    for source in (
+        "def f(x: Tensor) -> Tensor:\n '(..., D) -> (T,). Raises FileError.'\n raise FileError('')",
+        "def f():\n 'Raises as ``g``.'\n raise FileError('')\ndef g():\n 'Raises FileError.'",
+        "class S:\n 'A list.'\n def select(self, c): ...\n def observe(self, r): ...\n"
+        " def reset(self): ...",
+        "class C:\n 'Is.'\n x: Tensor  # (B, T)",
+    ):
+        assert complaints("m", source) == []

@@ -1,0 +1,244 @@
+"""The design is one river: a module imports only what lies upstream of it.
+
+Imports are read from the source, so that those inside functions, those for type checkers only
+and those by name count as well as those that run when a module is loaded.
+"""
+
+import ast
+import io
+import tokenize
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+# Kinds of token that are not code.
+_NO_CODE = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}  # fmt: skip
+PACKAGES = ("minispec", "fastpath")
+
+# The one reading order, room by room: the idea first, the plumbing last. A module imports only
+# modules that stand before it. README and docs/reading-order.md print this list.
+ROOMS = {
+    "The story": [
+        "minispec.errors", "minispec.types", "minispec.verify", "minispec.sampling",
+        "minispec.stopwatch", "minispec.propose", "minispec.stream_decoder", "minispec.commit",
+        "minispec.decode",
+    ],
+    "Models": [
+        "minispec.models", "minispec.models.kv_cache", "minispec.models.rope",
+        "minispec.models.lm_head", "minispec.models.int8", "minispec.models.transformer",
+        "minispec.models.eagle_draft",
+    ],
+    "Shortlists": [
+        "minispec.shortlists", "minispec.shortlists.full", "minispec.shortlists.frspec",
+        "minispec.shortlists.statistical", "minispec.shortlists.semantic",
+        "minispec.shortlists.evospec", "minispec.shortlists.microspec",
+        "minispec.shortlists.dynaspec",
+    ],
+    "Learning": [
+        "minispec.learning", "minispec.learning.losses", "minispec.learning.lora",
+        "minispec.learning.replay_buffer", "minispec.learning.retrieval",
+        "minispec.learning.curriculum", "minispec.learning.guard", "minispec.learning.learner",
+    ],
+    "Proofs": [
+        "minispec.certificate", "minispec.certificate.walker", "minispec.certificate.toys",
+        "minispec.certificate.exact_sampling", "minispec.certificate.certify",
+    ],
+    "Text": ["minispec.text", "minispec.text.vocabulary", "minispec.text.tokenizer"],
+    "Files": [
+        "minispec.io", "minispec.io.files", "minispec.io.artifacts", "minispec.io.model_state",
+        "minispec.io.draft_file", "minispec.io.index_file", "minispec.io.statistical_state",
+        "minispec.io.adapter_file",
+    ],
+    "Fast paths": [
+        "fastpath", "fastpath.scores", "fastpath.static_shapes",
+        "fastpath.cpu", "fastpath.cpu.dots", "fastpath.cpu.blend", "fastpath.cpu.exponential",
+        "fastpath.cpu.kernels", "fastpath.cpu.attention", "fastpath.cpu.ranks",
+        "fastpath.cpu.rows", "fastpath.cpu.packed", "fastpath.cpu.steps", "fastpath.cpu.head",
+        "fastpath.cpu.backend",
+        "fastpath.compiled", "fastpath.compiled.backend",
+        "fastpath.cuda", "fastpath.cuda.device", "fastpath.cuda.kernels", "fastpath.cuda.head",
+        "fastpath.cuda.verify", "fastpath.cuda.backend", "fastpath.cuda.device_round",
+    ],
+    "Tools": [
+        "minispec.tools",
+        "minispec.tools.models", "minispec.tools.models.tokenizer_files",
+        "minispec.tools.models.gguf_file", "minispec.tools.models.hf_folder",
+        "minispec.tools.models.pretrained", "minispec.tools.models.matmul_dtype",
+        "minispec.tools.models.backend",
+        "minispec.tools.data", "minispec.tools.data.corpus", "minispec.tools.data.ranking",
+        "minispec.tools.data.batched_decode", "minispec.tools.data.distill",
+        "minispec.tools.data.batches", "minispec.tools.data.streams",
+        "minispec.tools.training", "minispec.tools.training.resumable",
+        "minispec.tools.training.train_draft", "minispec.tools.training.train_router",
+        "minispec.tools.training.recipe", "minispec.tools.training.pocket",
+        "minispec.tools.evaluation", "minispec.tools.evaluation.audit",
+        "minispec.tools.evaluation.methods", "minispec.tools.evaluation.measure",
+        "minispec.tools.evaluation.switch", "minispec.tools.evaluation.replay",
+        "minispec.tools.evaluation.study", "minispec.tools.evaluation.results",
+        "minispec.tools.evaluation.compare",
+        "minispec.tools.reporting", "minispec.tools.reporting.generate",
+        "minispec.tools.reporting.report", "minispec.tools.reporting.page",
+        "minispec.tools.reporting.explore",
+        "minispec.tools.cli", "minispec.tools.cli.arguments", "minispec.tools.cli.prepare",
+        "minispec.tools.cli.commands_run", "minispec.tools.cli.commands_make",
+        "minispec.tools.cli.main",
+    ],
+    "Front door": ["minispec", "minispec.__main__"],
+}  # fmt: skip
+ORDER = [name for names in ROOMS.values() for name in names]
+# What does not count as the method: its rivals, models, files, text, proofs and tools.
+ASIDE = (
+    "models/", "io/", "text/", "certificate/", "tools/", "shortlists/microspec.py",
+    "shortlists/dynaspec.py",
+)  # fmt: skip
+
+
+def module_name(path: str) -> str:
+    """Of a path below the root: a package is named by its folder, as Python does."""
+    return ".".join(Path(path).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: str, source: str, known: set[str]) -> Iterator[tuple[int, str]]:
+    """The line and name of each module of ours that a file imports, in whatever way."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(source, path)):
+        match node:
+            case ast.Import(names=names):
+                found += [(node.lineno, alias.name) for alias in names]
+            case ast.ImportFrom(module=module, names=names, level=level):
+                # One dot is the file's own folder, each further one the folder around it.
+                folders = Path(path).parent.parts
+                start = folders[: len(folders) + 1 - level] if level else ()
+                base = ".".join((*start, *([module] if module else [])))
+                # What is taken from a package may be a module in it, or else a name in its file.
+                inner = [f"{base}.{alias.name}" for alias in names]
+                found += [(node.lineno, name if name in known else base) for name in inner]
+            case ast.Call(func=ast.Attribute(attr=called) | ast.Name(id=called)):
+                if called in ("import_module", "__import__"):
+                    texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                    found += [(node.lineno, text) for text in texts[:1]]
+    return ((line, name) for line, name in found if name.split(".")[0] in PACKAGES)
+
+
+def violations(sources: Mapping[str, str]) -> list[str]:
+    """What flows uphill or sideways in these files (source by path), a line for each."""
+    depth = {name: place for place, name in enumerate(ORDER)}
+    known = {module_name(path) for path in sources}
+    wrong = [f"{name} is not in the reading order" for name in sorted(known - depth.keys())]
+    for path, source in sources.items():
+        for line, other in imported(path, source, known):
+            above = depth.get(other, len(ORDER)) < depth.get(module_name(path), -1)
+            if not above:
+                wrong.append(f"{path}:{line} imports {other}, which does not stand before it")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def sources() -> dict[str, str]:
+    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    return {file.relative_to(ROOT).as_posix(): file.read_text("utf-8") for file in files}
+
+
+def lines_of_code(source: str) -> int:
+    """Those that hold more than a comment or a docstring."""
+    tree = ast.parse(source)
+    said: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            said |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in _NO_CODE:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    return len(code - said)
+
+
+def is_method(path: str) -> bool:
+    """Whether a file is part of the method itself."""
+    inner = path.removeprefix("minispec/")
+    return inner != path and not inner.startswith(ASIDE)
+
+
+def test_the_reference_can_be_read_in_an_afternoon(sources: dict[str, str]) -> None:
+    assert lines_of_code('"""Says."""\n\n# Why.\nx = """\na"""  # two lines\n') == 2
+    assert sum(lines_of_code(s) for p, s in sources.items() if is_method(p)) <= 2500
+    assert [path for path, source in sources.items() if len(source.splitlines()) > 300] == []
+
+
+def test_every_module_stands_once_in_the_river() -> None:
+    assert len(ORDER) == len(set(ORDER))
+
+
+def test_imports_only_go_up_the_river(sources: dict[str, str]) -> None:
+    assert {"minispec/types.py", "minispec/decode.py", "fastpath/__init__.py"} <= sources.keys()
+    # The reader of imports sees ours at all, else it would find nothing wrong in any file.
+    known = {module_name(path) for path in sources}
+    read = imported("minispec/decode.py", sources["minispec/decode.py"], known)
+    assert {"minispec.types", "minispec.verify"} <= {name for _, name in read}
+    assert violations(sources) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "culprit"),
+    [
+        ("minispec/types.py", "import minispec.decode", "minispec.decode"),
+        ("minispec/types.py", "import minispec.decode as decode", "minispec.decode"),
+        ("minispec/types.py", "from minispec.decode import speculative", "minispec.decode"),
+        ("minispec/types.py", "from minispec import decode", "minispec.decode"),
+        ("minispec/types.py", "from . import decode", "minispec.decode"),
+        ("minispec/types.py", "from .decode import speculative", "minispec.decode"),
+        ("minispec/types.py", "from minispec import speculative", "minispec"),
+        ("minispec/types.py", "def f():\n    import minispec.decode", "minispec.decode"),
+        ("minispec/types.py", "if TYPE_CHECKING:\n    import minispec.decode", "minispec.decode"),
+        ("minispec/types.py", "importlib.import_module('minispec.decode')", "minispec.decode"),
+        ("minispec/types.py", "__import__('fastpath')", "fastpath"),
+        ("minispec/types.py", "import minispec.nowhere", "minispec.nowhere"),
+        ("minispec/types.py", "import minispec.types", "minispec.types"),
+        (
+            "minispec/models/lm_head.py",
+            "from minispec.text.tokenizer import Tokenizer",
+            "minispec.text.tokenizer",
+        ),
+        ("minispec/shortlists/full.py", "from . import frspec", "minispec.shortlists.frspec"),
+        ("minispec/shortlists/full.py", "from .. import decode", "minispec.decode"),
+        ("minispec/shortlists/__init__.py", "from ..tools import x", "minispec.tools"),
+        ("minispec/decode.py", "import fastpath", "fastpath"),
+        ("minispec/decode.py", "from fastpath.cpu import backend", "fastpath.cpu.backend"),
+        (
+            "minispec/models/rope.py",
+            "import minispec.certificate.walker",
+            "minispec.certificate.walker",
+        ),
+        (
+            "fastpath/__init__.py",
+            "from minispec.tools.cli.main import main",
+            "minispec.tools.cli.main",
+        ),
+    ],
+)
+def test_an_import_against_the_stream_is_caught(
+    sources: dict[str, str], path: str, line: str, culprit: str
+) -> None:
+    planted = {**sources, path: sources.get(path, "") + "\n" + line + "\n"}
+    assert [message.split(",")[0].split()[-1] for message in violations(planted)] == [culprit]
+
+
+def test_an_import_with_the_stream_is_allowed(sources: dict[str, str]) -> None:
+    for path, line in [
+        ("minispec/shortlists/frspec.py", "from . import full"),
+        ("minispec/shortlists/frspec.py", "from ..types import Round\nimport os.path, torch.nn"),
+        ("minispec/tools/cli/main.py", "import importlib\nimportlib.import_module('fastpath')"),
+        ("fastpath/__init__.py", "from minispec.models import lm_head, rope"),
+    ]:
+        planted = {**sources, path: sources.get(path, "") + "\n" + line + "\n"}
+        assert violations(planted) == []
+
+
+def test_a_module_without_a_place_is_caught(sources: dict[str, str]) -> None:
+    planted = {**sources, "minispec/nowhere.py": "import minispec.errors\n"}
+    assert "minispec.nowhere is not in the reading order" in violations(planted)

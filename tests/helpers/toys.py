@@ -1,0 +1,41 @@
+"""Tiny targets with random weights."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from minispec.models.transformer import ModelConfig, Transformer
+
+TOY = ModelConfig(
+    vocab_size=50,
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    intermediate_size=32,
+    context_limit=64,
+    aux_hidden_state_layer_ids=(1, 2, 3),
+)
+# What a Gemma has beyond a Llama, with a window that hides most of a text.
+GEMMA: dict[str, Any] = dict(
+    activation="gelu_tanh",
+    embedding_scale=24**0.5,
+    attention_scale=0.5,
+    query_key_norm=True,
+    post_norms=True,
+    local_layers=(1, 3),
+    sliding_window=5,
+)
+
+
+def toy_transformer(seed: int = 0, **changes: object) -> Transformer:
+    """A tiny target with random weights, in float64: what should be equal is so to 1e-10."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Transformer(replace(TOY, **changes)).double().eval().requires_grad_(False)
+        for name, weight in model.named_parameters():
+            if "norm" in name:  # all ones from the start, where an error would not show
+                weight.uniform_(0.5, 1.5)
+    return model

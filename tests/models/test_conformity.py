@@ -1,0 +1,434 @@
+"""Our model is transformers' model: the same weights give the same logits and the same text."""
+
+import base64
+import io
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+from minispec.commit import StopRule
+from minispec.decode import autoregressive
+from minispec.errors import FileError
+from minispec.sampling import Sampling, SeededRandom
+from minispec.text.tokenizer import SentencePieceTokenizer, TiktokenTokenizer
+from minispec.tools.data import corpus
+from minispec.tools.models import hf_folder, pretrained
+
+logging.disable_progress_bar()
+
+LLAMA3 = {  # so tight that all three kinds of wavelength occur within a toy's context
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def write_tokenizer(folder: Path) -> None:
+    """The smallest byte-level tokenizer: every byte is a token."""
+    model = {"type": "BPE", "vocab": {c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}}
+    pre = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    data = {"model": model | {"merges": []}, "added_tokens": [], "pre_tokenizer": pre}
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+
+
+def random_config(seed: int) -> LlamaConfig:
+    """A shape drawn at random; every third has Llama 3's rope scaling."""
+    rng = random.Random(seed)
+    num_key_value_heads, group = rng.choice([1, 2, 3]), rng.choice([1, 2, 3, 4])
+    rope = {"rope_type": "default"} if seed % 3 else dict(LLAMA3)
+    return LlamaConfig(
+        vocab_size=rng.choice([256, 301]),
+        hidden_size=num_key_value_heads * group * rng.choice([6, 8, 16]),
+        intermediate_size=rng.choice([17, 40]),
+        num_hidden_layers=rng.choice([1, 2, 4]),
+        num_attention_heads=num_key_value_heads * group,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=rng.choice([None, 8, 20]),
+        max_position_embeddings=64,
+        rms_norm_eps=rng.choice([1e-6, 1e-2]),
+        rope_parameters=rope | {"rope_theta": rng.choice([100.0, 10_000.0, 500_000.0])},
+        tie_word_embeddings=rng.random() < 0.5,
+        initializer_range=0.2,
+    )
+
+
+def plain_config() -> LlamaConfig:
+    """A shape without anything special."""
+    return LlamaConfig(
+        vocab_size=300,
+        hidden_size=96,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+
+
+def saved(folder: Path, config: LlamaConfig, **options: Any) -> LlamaForCausalLM:
+    """A model with random weights, and in ``folder`` what transformers saves of it."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    for name, weight in model.named_parameters():
+        if "norm" in name:  # all ones from the start, where an error would not show
+            weight.data.uniform_(0.5, 1.5)
+    model.save_pretrained(folder, **options)
+    write_tokenizer(folder)
+    return model
+
+
+def our_logits(folder: Path, ids: Tensor) -> Tensor:
+    target, _ = hf_folder.load(folder)
+    return target.head.logits(target.step(ids, target.new_cache(len(ids))).hidden)
+
+
+@torch.inference_mode()
+def relative_error(logits: Tensor, model: LlamaForCausalLM, ids: Tensor) -> float:
+    expected = model(ids[None]).logits[0].float()
+    assert logits.shape == expected.shape
+    return float((logits - expected).abs().max() / expected.abs().max())
+
+
+IDS = torch.randint(256, (60,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_logits_of_random_shapes_are_those_of_transformers(tmp_path, seed):
+    model = saved(tmp_path, random_config(seed))
+    assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
+
+
+def test_random_shapes_cover_what_matters():
+    configs = [random_config(seed) for seed in range(12)]
+    assert {c.tie_word_embeddings for c in configs} == {True, False}
+    assert {c.rope_parameters["rope_type"] for c in configs} == {"default", "llama3"}
+    assert {c.num_attention_heads // c.num_key_value_heads for c in configs} >= {1, 2, 3, 4}
+    assert any(c.head_dim * c.num_attention_heads != c.hidden_size for c in configs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_theta": 101.0},
+        {"factor": 7.0},
+        {"low_freq_factor": 1.5},
+        {"high_freq_factor": 3.0},
+        {"original_max_position_embeddings": 40},
+        {"rope_type": "default"},
+    ],
+)
+def test_each_number_of_the_rope_matters(tmp_path, change):
+    config = random_config(0)
+    config.rope_parameters["rope_theta"] = 100.0
+    model = saved(tmp_path, config)
+    edit(tmp_path, lambda data: data["rope_parameters"].update(change))
+    assert relative_error(our_logits(tmp_path, IDS), model, IDS) > 1e-3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_sharded_folder_is_the_same_model(tmp_path, tied):
+    config = random_config(3)
+    config.tie_word_embeddings = tied
+    model = saved(tmp_path, config, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
+    next(tmp_path.glob("model-00002-of-*")).unlink()
+    refused(tmp_path, "model-00002-of-")
+
+
+@pytest.mark.parametrize("seed, key", [(0, "type"), (0, "rope_type"), (1, None)])
+def test_older_files_say_the_rope_in_other_words(tmp_path, seed, key):
+    model = saved(tmp_path, random_config(seed))
+
+    def older(data: dict[str, Any]) -> None:
+        rope = data.pop("rope_parameters")
+        data["rope_theta"] = rope.pop("rope_theta")
+        kind = rope.pop("rope_type")
+        data["rope_scaling"] = {key: kind, **rope} if key else None
+
+    edit(tmp_path, older)
+    assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_precision_become_float32(tmp_path, dtype):
+    saved(tmp_path, random_config(1)).to(dtype).save_pretrained(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    target, tokenizer = hf_folder.load(tmp_path)
+    assert {weight.dtype for weight in target.parameters()} == {torch.float32}
+    assert tokenizer.decode(tokenizer.encode("naïve")) == "naïve"
+    assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
+
+
+def test_tensors_that_other_versions_left_in_the_file_are_passed_over(tmp_path):
+    config = random_config(1)
+    config.tie_word_embeddings = True
+    model = saved(tmp_path, config)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
+
+
+def test_taps_are_chosen_for_a_model_that_says_nothing_of_them(tmp_path):
+    config = random_config(1)
+    config.num_hidden_layers = 10
+    saved(tmp_path, config)
+    assert hf_folder.load(tmp_path)[0].config.aux_hidden_state_layer_ids == (2, 4, 6)
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    change(data)
+    (folder / "config.json").write_text(json.dumps(data))
+
+
+def refused(folder: Path, *words: str) -> None:
+    """Loading raises FileError, in one line that names the folder and all of the words."""
+    with pytest.raises(FileError) as caught:
+        hf_folder.load(folder)
+    message = str(caught.value)
+    assert str(folder) in message and "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"architectures": ["MistralForCausalLM"]}, ["MistralForCausalLM", "not supported"]),
+        ({"architectures": None, "model_type": "gemma3"}, ["gemma3", "not supported"]),
+        ({"attention_bias": True}, ["attention_bias"]),
+        ({"mlp_bias": True}, ["mlp_bias"]),
+        ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
+        ({"quantization_config": {"quant_method": "awq"}}, ["quantization_config", "awq"]),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, ["yarn", "llama3"]),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, ["linear", "llama3"]),
+        ({"rope_parameters": {"rope_type": "llama3"}}, ["factor"]),
+        ({"rope_parameters": [1]}, ["config.json"]),
+        ({"hidden_size": None}, ["config.json"]),
+        ({"hidden_size": "96"}, ["config.json"]),
+        ({"num_attention_heads": 0}, ["config.json"]),
+        ({"num_key_value_heads": 5}, ["5", "config.json"]),
+        ({"num_hidden_layers": 10**9}, ["1000000000"]),
+        ({"num_hidden_layers": 3}, ["lacks"]),
+        ({"vocab_size": 200}, ["256", "200"]),
+        ({"intermediate_size": 18}, ["mlp.", "shape"]),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_beyond_the_model_is_refused_by_name(tmp_path, change, words):
+    saved(tmp_path, plain_config())
+    edit(tmp_path, lambda data: data.update(change))
+    refused(tmp_path, *words)
+
+
+@pytest.mark.parametrize(
+    "name, content, word",
+    [
+        ("config.json", None, "config.json"),
+        ("config.json", b"{", "JSON"),
+        ("config.json", b"[]", "config.json"),
+        ("config.json", b"\xff", "JSON"),
+        ("model.safetensors", None, "model.safetensors"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "model.safetensors"),
+        ("model.safetensors", b"", "model.safetensors"),
+        ("tokenizer.json", None, "no tokenizer"),
+        ("tokenizer.json", b"{}", "tokenizer.json"),
+    ],
+)
+def test_missing_and_damaged_files_are_named(tmp_path, name, content, word):
+    saved(tmp_path, plain_config())
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    refused(tmp_path, word)
+
+
+@pytest.mark.parametrize(
+    "name, value, word",
+    [
+        ("model.layers.0.self_attn.q_proj.bias", torch.ones(3), "q_proj.bias"),
+        ("model.layers.0.mlp.experts.gate", torch.ones(3), "experts"),
+        ("score.weight", torch.ones(3), "score"),
+        ("model.norm.weight", torch.ones(96, dtype=torch.int8), "int8"),
+        ("model.norm.weight", torch.ones(96).to(torch.float8_e4m3fn), "float8"),
+        ("model.norm.weight", torch.full((96,), float("nan")), "NaN"),
+    ],
+)
+def test_tensors_that_do_not_belong_are_refused(tmp_path, name, value, word):
+    saved(tmp_path, plain_config())
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {name: value}, tmp_path / "model.safetensors")
+    refused(tmp_path, word)
+
+
+def test_an_index_that_is_none_is_refused(tmp_path):
+    saved(tmp_path, plain_config(), max_shard_size="40KB")
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {}}')
+    refused(tmp_path, "index")
+
+
+# ------------------------------------------------------------------ tokenizers
+
+
+def sentencepiece_model() -> bytes:
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["as it was in the beginning, so it is at the end"] * 9),
+        model_writer=content,
+        model_type="bpe",
+        vocab_size=290,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return content.getvalue()
+
+
+def llama3_model() -> bytes:
+    return b"\n".join(b"%s %d" % (base64.b64encode(bytes([i])), i) for i in range(256))
+
+
+@pytest.mark.parametrize(
+    "content, kind",
+    [(sentencepiece_model, SentencePieceTokenizer), (llama3_model, TiktokenTokenizer)],
+)
+@pytest.mark.parametrize("unreadable_json", [True, False])
+def test_a_tokenizer_model_serves_where_the_json_does_not(tmp_path, content, kind, unreadable_json):
+    config = plain_config()
+    config.vocab_size = 600
+    saved(tmp_path, config)
+    json_file = tmp_path / "tokenizer.json"
+    if unreadable_json:  # as in Llama 2's folders
+        data = json.loads(json_file.read_text())
+        data["model"]["byte_fallback"] = True
+        json_file.write_text(json.dumps(data))
+    else:
+        json_file.unlink()
+    (tmp_path / "tokenizer.model").write_bytes(content())
+    tokenizer = hf_folder.load(tmp_path)[1]
+    assert type(tokenizer) is kind
+    assert tokenizer.decode(tokenizer.encode("in the end, naïve")) == "in the end, naïve"
+
+
+def test_the_first_refusal_is_told_where_no_tokenizer_can_be_read(tmp_path):
+    saved(tmp_path, plain_config())
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.model").write_bytes(b"neither of the two")
+    refused(tmp_path, "tokenizer.model")
+
+
+# ------------------------------------------------------------------ the real target
+
+
+@pytest.fixture(scope="module")
+def oracle(smollm2: pretrained.Pretrained) -> LlamaForCausalLM:
+    """transformers' own reading of the same GGUF file."""
+    path = pretrained.cached(smollm2.name)
+    return LlamaForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+def real_prompts(smollm2: pretrained.Pretrained) -> list[list[int]]:
+    """Two prompts of each domain, as chats."""
+    domains = ("general", "code", "law", "medicine")
+    texts = [text for domain in domains for text in corpus.prompts(domain)[:2]]
+    return [smollm2.tokenizer.chat(text) for text in texts]
+
+
+def test_logits_of_the_real_target_are_those_of_transformers(smollm2, oracle):
+    prompts = real_prompts(smollm2)
+    ids = torch.tensor([token for prompt in prompts[::3] for token in prompt])
+    assert len(ids) > 100
+    target = smollm2.target
+    logits = target.head.logits(target.step(ids, target.new_cache(len(ids))).hidden)
+    assert relative_error(logits, oracle, ids) < 1e-4
+
+
+def check_greedy(
+    ours: Sequence[int], theirs: Sequence[int], logits_at: Callable[[int], Tensor]
+) -> None:
+    """Two greedy texts are the same, or first differ at a near tie of the plain logits, where
+    ours took the runner-up."""
+    for place, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+        if a != b:
+            (top, second), ids = logits_at(place).topk(2)
+            assert top - second <= 1e-4 * max(1, abs(top)), f"no tie at {place}"
+            assert a == ids[1], f"{a} is not the runner-up at {place}"
+            return
+    assert len(ours) == len(theirs)
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, equal",
+    [
+        ([3, 1], [3, 1], True),
+        ([3, 2, 0], [3, 1, 5, 5], True),  # a near tie at place 1
+        ([3, 0], [3, 1], False),  # a near tie there, but of others
+        ([2, 1], [3, 1], False),  # no tie at place 0
+        ([3], [3, 1], False),
+    ],
+)
+def test_the_comparison_of_greedy_texts_can_fail(ours, theirs, equal):
+    logits = torch.tensor([[0.0, 1.0, 2.0, 9.0], [0.0, 7.0, 6.9999, 2.0]])
+    if equal:
+        check_greedy(ours, theirs, logits.__getitem__)
+    else:
+        with pytest.raises(AssertionError):
+            check_greedy(ours, theirs, logits.__getitem__)
+
+
+def compare_greedy(
+    smollm2: pretrained.Pretrained, oracle: LlamaForCausalLM, prompts: list[list[int]], new: int
+) -> None:
+    """Decodes each prompt with the loop that people use, and with ``generate``."""
+    stop = StopRule(new, smollm2.tokenizer.eos_ids)
+    for prompt in prompts:
+        rounds = autoregressive(
+            smollm2.target, prompt, sampling=Sampling(), rng=SeededRandom(0), stop=stop
+        )
+        ours = [token for finished in rounds for token in finished.tokens]
+        ids = torch.tensor([prompt])
+        theirs = oracle.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=new,
+            eos_token_id=list(smollm2.tokenizer.eos_ids),
+            pad_token_id=0,
+        )[0].tolist()
+        assert theirs[: len(prompt)] == prompt and len(theirs) > len(prompt)
+
+        def logits_at(place: int, text: list[int] = theirs, start: int = len(prompt)) -> Tensor:
+            with torch.inference_mode():
+                return oracle(torch.tensor([text[: start + place]])).logits[0, -1]
+
+        check_greedy(ours, theirs[len(prompt) :], logits_at)
+
+
+def test_greedy_text_of_the_real_target_is_that_of_transformers(smollm2, oracle):
+    compare_greedy(smollm2, oracle, real_prompts(smollm2)[::4], 32)
+
+
+@pytest.mark.slow
+def test_long_greedy_text_of_the_real_target_is_that_of_transformers(smollm2, oracle):
+    compare_greedy(smollm2, oracle, real_prompts(smollm2), 128)

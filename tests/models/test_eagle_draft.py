@@ -1,0 +1,179 @@
+"""The draft's health, which exactness hides: its caches must be those of a fresh pass."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from helpers.toys import GEMMA, toy_transformer
+from minispec.commit import StopRule
+from minispec.decode import speculative
+from minispec.errors import FileError, FingerprintError
+from minispec.io import draft_file
+from minispec.models import eagle_draft as drafts
+from minispec.models.eagle_draft import EagleDraft
+from minispec.models.kv_cache import KVCache
+from minispec.models.transformer import Transformer
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlists.frspec import FRSpecShortlist
+from minispec.shortlists.full import FullShortlist
+from minispec.types import Shortlist
+
+
+def toy_draft(target: Transformer, seed: int = 0) -> EagleDraft:
+    """An untrained draft that listens to everything it is given."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        draft = drafts.init_from_target(target).requires_grad_(False)
+        for weight in draft.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    return draft
+
+
+TARGET = toy_transformer()
+DRAFT = toy_draft(TARGET)
+LISTS: dict[str, Callable[[], Shortlist]] = {
+    "full": lambda: FullShortlist(50),
+    "static": lambda: FRSpecShortlist(torch.arange(49, -1, -1), 12, (0,)),
+}
+
+
+def caches_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[KVCache]:
+    """The caches that the model hands out from now on."""
+    made: list[KVCache] = []
+    original = model.new_cache
+
+    def recorded(*arguments: Any) -> KVCache:
+        made.append(original(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(model, "new_cache", recorded)
+    return made
+
+
+def same(cache: KVCache, fresh: KVCache) -> bool:
+    held = cache.length
+    return held == fresh.length and all(
+        torch.allclose(a[:, :, :held], b[:, :, :held], rtol=0, atol=1e-10)
+        for a, b in ((cache.keys, fresh.keys), (cache.values, fresh.values))
+    )
+
+
+def assert_fresh(prompt: Sequence[int], shortlist: Shortlist, **options: Any) -> None:
+    """Decodes twelve tokens; after every round compares both caches with those of a fresh pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        target_caches, draft_caches = caches_of(TARGET, patch), caches_of(DRAFT, patch)
+        tokens = list(prompt)
+        for finished in speculative(TARGET, DRAFT, shortlist, prompt, stop=StopRule(12), **options):
+            tokens += finished.tokens
+            if finished.stop:
+                break
+            fresh_target, fresh_draft = TARGET.new_cache(64), DRAFT.new_cache(64)
+            ids = torch.tensor(tokens)
+            features = TARGET.step(ids[:-1], fresh_target)
+            DRAFT.step(ids[1:], DRAFT.fuse(features.aux_hidden_states), fresh_draft)
+            assert same(target_caches[0], fresh_target), "the target's cache"
+            assert same(draft_caches[0], fresh_draft), "the draft's cache"
+
+
+@settings(max_examples=25)
+@given(
+    prompt=st.lists(st.integers(0, 49), min_size=1, max_size=6),
+    gamma=st.integers(1, 5),
+    temperature=st.sampled_from([0.0, 1.0, 3.0]),
+    seed=st.integers(0, 1000),
+    name=st.sampled_from(sorted(LISTS)),
+)
+def test_after_any_round_both_caches_are_those_of_a_fresh_pass(
+    prompt: list[int], gamma: int, temperature: float, seed: int, name: str
+) -> None:
+    assert_fresh(
+        prompt, LISTS[name](), gamma=gamma, sampling=Sampling(temperature),
+        rng=SeededRandom(seed),
+    )  # fmt: skip
+
+
+def test_a_cache_that_is_not_rebuilt_is_seen() -> None:
+    """The planted defect: the draft keeps the keys of its own guesses."""
+    fresh = DRAFT.new_cache(8)
+    ids = torch.tensor([1, 2, 3])
+    aux_hidden_states = TARGET.step(ids, TARGET.new_cache(8)).aux_hidden_states
+    states = DRAFT.fuse(aux_hidden_states)
+    DRAFT.step(ids, states, fresh)
+    stale = DRAFT.new_cache(8)
+    own = DRAFT.step(ids[:2], states[:2], stale)
+    DRAFT.step(ids[2:], own[1:], stale)  # its own state where the target's is known
+    assert not same(stale, fresh)
+
+
+@given(cuts=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_any_chunking_gives_the_same_states(cuts: list[int]) -> None:
+    ids = torch.arange(sum(cuts)) * 7 % 50
+    states = torch.sin(torch.arange(len(ids) * 24, dtype=torch.float64)).reshape(-1, 24)
+    whole = DRAFT.step(ids, states, DRAFT.new_cache(32))
+    cache, parts, start = DRAFT.new_cache(32), [], 0
+    for cut in cuts:
+        parts.append(
+            DRAFT.step(
+                ids[start : start + cut],
+                states[start : start + cut],
+                cache,
+            )
+        )
+        start += cut
+    assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("changes", [{}, GEMMA], ids=["Llama", "Gemma"])
+def test_an_untrained_draft_is_the_targets_last_layer_once_more(changes: dict[str, Any]) -> None:
+    target = toy_transformer(**changes)
+    draft = drafts.init_from_target(target).requires_grad_(False)
+    width, scale = target.config.hidden_size, target.config.embedding_scale
+    for projection in (draft.attention.query, draft.attention.key, draft.attention.value):
+        toward_embedding = projection.weight[:, :width]
+        assert 0 < toward_embedding.abs().max() < 0.1
+        toward_embedding.zero_()
+    ids = torch.arange(6) * 7 % 50
+    aux_hidden_states = target.step(ids, target.new_cache(6)).aux_hidden_states
+    got = draft.apply_final_norm(draft.step(ids, draft.fuse(aux_hidden_states), draft.new_cache(6)))
+    cache = target.new_cache(6)
+    states, places = scale * aux_hidden_states[None, :, -width:], target.rope.places(cache, 6)
+    expected = target.norm(target.last_layer(states, places, cache, 2))[0]
+    # A norm's epsilon weighs more where states are in smaller units.
+    assert torch.allclose(got, expected, rtol=0, atol=1e-4 if changes else 1e-10)
+
+
+def test_what_a_draft_has_of_its_own() -> None:
+    draft = drafts.init_from_target(TARGET)
+    assert draft.version == 0 and draft.new_cache(5).keys.shape == (1, 1, 5, 2, 6)
+    assert not [name for name, _ in draft.named_parameters() if "bias" in name]
+    twin = draft.with_own_head()
+    assert twin.head is not draft.head and torch.equal(twin.head.weight, draft.head.weight)
+    assert twin.fusion is draft.fusion
+    for name in ("smollm2", "pocket"):
+        assert (file := draft_file.find_draft(name)) and file.is_file()
+    assert draft_file.find_draft("another") is None
+
+
+def test_a_draft_is_kept_in_bfloat16_and_known_by_its_target(tmp_path: Path) -> None:
+    path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
+    draft_file.save_draft(path, DRAFT, fingerprint)
+    loaded = draft_file.load_draft(path, TARGET, fingerprint)
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+    for name, value in DRAFT.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.bfloat16().double())
+    other = toy_transformer(seed=1).head.fingerprint()
+    with pytest.raises(FingerprintError, match="made for model"):
+        draft_file.load_draft(path, TARGET, other)
+
+
+def test_a_draft_of_another_shape_is_refused(tmp_path: Path) -> None:
+    path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
+    narrow = toy_transformer(intermediate_size=16)
+    draft_file.save_draft(path, drafts.init_from_target(narrow), fingerprint)
+    with pytest.raises(FileError, match="has shape"):
+        draft_file.load_draft(path, TARGET, fingerprint)

@@ -1,0 +1,115 @@
+"""Gemma-3-270M itself, where it is in the cache: too large, and bound by terms of its own, to be
+fetched for a test."""
+
+import gc
+
+import pytest
+import torch
+from hypothesis import given, settings
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, Gemma3ForCausalLM
+
+from minispec.commit import StopRule
+from minispec.decode import autoregressive
+from minispec.errors import TextError
+from minispec.sampling import Sampling, SeededRandom
+from minispec.text.tokenizer import SentencePieceTokenizer, prompt_ids
+from minispec.tools.data import corpus
+from minispec.tools.models import pretrained
+from minispec.tools.models.pretrained import Pretrained
+from text.test_tokenizer import varied_texts, whole_characters
+
+pytestmark = pytest.mark.slow
+NAME = "gemma3-270m"
+
+
+@pytest.fixture(scope="module")
+def gemma() -> Pretrained:
+    if not pretrained.cached(NAME).exists():
+        pytest.skip(f"needs the model: minispec fetch {NAME} --accept-licence")
+    return pretrained.load(NAME)
+
+
+@pytest.fixture(scope="module")
+def oracle(gemma: Pretrained):
+    """The tokenizer of transformers, whose reading of GGUF files forgets that runs of spaces are
+    pieces that users defined, which go before any merging."""
+    path = pretrained.cached(NAME)
+    oracle = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    runs = ["\u2581" * count for count in range(2, 32)]
+    oracle.backend_tokenizer.add_tokens([AddedToken(run, normalized=True) for run in runs])
+    return oracle
+
+
+def test_ids_are_those_of_transformers_on_a_thousand_texts(gemma, oracle):
+    tokenizer, texts = gemma.tokenizer, varied_texts(1000)
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    wrong = [
+        text
+        for text in texts
+        if tokenizer.encode(text) != oracle.encode(text, add_special_tokens=False)
+    ]
+    assert not wrong
+    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)
+
+
+@settings(max_examples=300)
+@given(text=whole_characters)
+def test_any_text_comes_back(gemma, text):
+    """What has no piece falls back on bytes. (U+2581 is the library's own sign for a space.)"""
+    ids = gemma.tokenizer.encode(text)
+    assert gemma.tokenizer.decode(ids) == text.replace("\u2581", " ")
+
+
+def test_it_is_the_model_that_was_expected_and_has_no_chat_template(gemma):
+    config, tokenizer = gemma.target.config, gemma.tokenizer
+    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (262_144, 640, 18)
+    assert config.sliding_window == 512 and set(range(1, 19)) - {*config.local_layers} == {
+        6,
+        12,
+        18,
+    }
+    assert config.tie_word_embeddings and config.aux_hidden_state_layer_ids == (8, 14)
+    assert tokenizer.vocab_size == config.vocab_size
+    assert (tokenizer.bos_id, tokenizer.eos_ids) == (2, (1, 106))
+    assert pretrained.is_base(gemma.name)
+    with pytest.raises(TextError, match="--raw"):
+        tokenizer.chat("hello")
+
+
+def greedy(gemma: Pretrained, text: str, new: int) -> str:
+    ids = prompt_ids(gemma.tokenizer, text, raw=True)
+    rounds = autoregressive(
+        gemma.target, ids, sampling=Sampling(), rng=SeededRandom(0), stop=StopRule(new)
+    )
+    return gemma.tokenizer.decode([token for finished in rounds for token in finished.tokens])
+
+
+def test_it_continues_sensibly(gemma):
+    ids = torch.tensor(prompt_ids(gemma.tokenizer, "The capital of France is", raw=True))
+    target = gemma.target
+    logits = target.head.logits(target.step(ids, target.new_cache(len(ids))).hidden[-1])
+    assert b" Paris" in [gemma.tokenizer.token_bytes(int(i)) for i in logits.topk(3).indices]
+    assert "France" in greedy(gemma, "The capital of France is", 16)
+    counted = greedy(gemma, "One, two, three, four, five, six,", 12)
+    assert counted.startswith(" seven, eight, nine, ten")
+
+
+def test_logits_are_those_of_transformers_beyond_the_window(gemma):
+    """Read in chunks by us and at once by transformers; the models are in memory in turn."""
+    text = "\n\n".join(text for domain in corpus.DOMAINS for text in corpus.prompts(domain, True))
+    ids = torch.tensor(prompt_ids(gemma.tokenizer, text, raw=True)[:700])
+    assert len(ids) == 700 > gemma.target.config.sliding_window
+    places = torch.tensor([*range(0, 700, 50), 511, 512, 513, 514, 699])
+    cache = gemma.target.new_cache(700)
+    parts = [gemma.target.step(part, cache).hidden for part in ids.split([500, 30, 1, 5, 164])]
+    logits = gemma.target.head.logits(torch.cat(parts)[places])
+    gc.collect()
+    path = pretrained.cached(NAME)
+    theirs = Gemma3ForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+    with torch.inference_mode():
+        expected = theirs.lm_head(theirs.model(ids[None]).last_hidden_state[0, places])
+    errors = (logits - expected).abs().amax(-1) / expected.abs().amax(-1)
+    assert float(errors.max()) < 1e-4

@@ -1,0 +1,282 @@
+"""The corpus: what it yields, what it refuses, and that evaluation prompts stay apart."""
+
+import functools
+import importlib.util
+import itertools
+import sys
+import sysconfig
+import types
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from minispec.errors import ArgumentError, FileError
+from minispec.tools.data import corpus
+
+LIMIT = 300_000
+NEEDS_MEDICINE = pytest.mark.skipif(
+    importlib.util.find_spec("simple_icd_10_cm") is None, reason="needs simple-icd-10-cm"
+)
+INSTALLED = [
+    pytest.param(domain, marks=NEEDS_MEDICINE if domain == "medicine" else ())
+    for domain in corpus.DOMAINS
+]
+
+
+@functools.cache
+def _sample(domain: str) -> list[str]:
+    return list(corpus.documents(domain, LIMIT))
+
+
+@pytest.mark.parametrize("domain", INSTALLED)
+def test_documents_are_many_and_distinct(domain: str) -> None:
+    assert 100_000 <= sum(len(text.encode()) for text in _sample(domain)) <= LIMIT
+    words = [
+        "".join(c if c.isalpha() else " " for c in text.casefold()).split()
+        for text in _sample(domain)
+    ]
+    assert len(set(map(tuple, words))) == len(words) >= 3
+    assert all(text and "\0" not in text and "\r" not in text for text in _sample(domain))
+
+
+@pytest.mark.parametrize("domain", INSTALLED)
+def test_documents_come_in_one_order_and_only_the_last_is_cut(domain: str) -> None:
+    small = list(corpus.documents(domain, 150_000))
+    assert 149_990 <= sum(len(text.encode()) for text in small) <= 150_000
+    assert small[:-1] == _sample(domain)[: len(small) - 1]
+    assert _sample(domain)[len(small) - 1].startswith(small[-1])
+
+
+@pytest.mark.parametrize("domain", INSTALLED)
+def test_no_document_repeats_an_evaluation_prompt(domain: str) -> None:
+    guard = corpus.OverlapGuard(_evaluation())
+    assert not [run for text in _sample(domain) if (run := guard.shared(text))]
+
+
+def test_copies_other_encodings_and_long_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "a.py": b"x = 'one'\r\ny = 'two'\x00\n",
+        "b.py": b"x  =  'one'\n\n\ny = 'two'  # 2024\n",  # the same words as a.py
+        "c.py": "name = 'caf\xe9'\n".encode("latin-1"),  # not UTF-8
+        "d.py": b"value = 1\n" * 20_000,
+        "e.py": b"1, 2, 3\n",  # no words at all
+        "site-packages/f.py": b"other = 'package'\n",
+    }
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(metadata, "distributions", lambda: iter(()))
+    short, long = sorted(corpus.documents("code"), key=len)
+    assert short.split() in (files["a.py"][:-2].decode().split(), files["b.py"].decode().split())
+    assert "\r" not in short and "\0" not in short
+    assert len(long) == corpus.MAX_CHARACTERS - 1  # the newline at the end is stripped
+
+
+def test_a_limit_never_cuts_a_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.py").write_text("é" * 100, encoding="utf-8")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(metadata, "distributions", lambda: iter(()))
+    assert list(corpus.documents("code", 7)) == ["ééé"]
+    assert list(corpus.documents("code", 1)) == []
+    assert list(corpus.documents("code", 200)) == ["é" * 100]
+
+
+def test_reading_imports_nothing_that_it_reads() -> None:
+    before = set(sys.modules)
+    for domain in ("general", "code", "law"):
+        list(corpus.documents(domain, 50_000))
+    library = set(sys.stdlib_module_names) | {"minispec"}
+    assert not {name for name in set(sys.modules) - before if name.split(".")[0] not in library}
+
+
+def test_a_manual_page_becomes_prose(tmp_path: Path) -> None:
+    page = "\n".join(
+        [
+            '.\\" a comment that nobody should read in the end',
+            ".SH NAME",
+            "peel \\- take the skin off every kind of fruit",
+            ".PP",
+            "With",
+            ".BR knife ,",
+            "it is \\fIquicker\\fP than by hand.",
+            ".nf",
+            "for fruit in bowl do peel it with care",
+            ".fi",
+            ".TP",
+            "see https://example.org/peel for all the other fruit",
+        ]
+    )
+    path = tmp_path / "peel.1"
+    path.write_text(page, encoding="utf-8")
+    assert corpus._read(path, corpus._without_roff) == (
+        "peel - take the skin off every kind of fruit\n\nWith knife, it is quicker than by hand."
+    )
+
+
+def test_licence_headers_and_other_languages_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {
+        "mit-like.LICENSE": "---\nkey: mit-like\n---\n\nDo with it whatever you like.\n",
+        "libre.LICENSE": "---\nkey: libre\nlanguage: fr\n---\n\nFaites-en ce que vous voulez.\n",
+        "LICENSE-PLAIN": "Keep this notice.\n",
+        "license.py": "print('a program')\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    files = [(f"made-up/{name}", tmp_path / name) for name in texts]
+    monkeypatch.setattr(corpus, "_package_files", lambda: iter(files))
+    found = {name: read().strip() for name, read in corpus._law() if name.startswith("made-up/")}
+    assert found == {
+        "made-up/mit-like.LICENSE": "Do with it whatever you like.",
+        "made-up/libre.LICENSE": "",
+        "made-up/LICENSE-PLAIN": "Keep this notice.",
+    }
+
+
+def test_our_own_distribution_is_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made_up(name: str) -> types.SimpleNamespace:
+        return types.SimpleNamespace(metadata={"Name": name})
+
+    both = [made_up("minispec"), made_up("other")]
+    monkeypatch.setattr(metadata, "distributions", lambda: iter(both))
+    assert [found.metadata["Name"] for found in corpus._distributions()] == ["other"]
+
+
+def test_an_unknown_domain_is_refused_with_the_known_ones() -> None:
+    for function in (corpus.documents, corpus.prompts, corpus.openers):
+        with pytest.raises(ArgumentError, match=r"'poetry'.*general, code, law, medicine"):
+            function("poetry")
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_an_impossible_limit_is_refused(limit: int) -> None:
+    with pytest.raises(ArgumentError, match=f"limit_bytes is {limit};"):
+        corpus.documents("code", limit)
+
+
+def test_a_missing_package_is_named_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "distributions", lambda: iter(()))
+    with pytest.raises(FileError, match="pip install simple-icd-10-cm") as caught:
+        corpus.documents("medicine")
+    assert "\n" not in str(caught.value)
+
+
+# -- prompts --
+
+
+def _evaluation() -> list[str]:
+    """For models of both kinds."""
+    kinds = itertools.product((False, True), corpus.DOMAINS)
+    return [prompt for base, domain in kinds for prompt in corpus.prompts(domain, base)]
+
+
+def _openers() -> list[str]:
+    kinds = itertools.product((False, True), corpus.DOMAINS)
+    return [opener for base, domain in kinds for opener in corpus.openers(domain, base)]
+
+
+@pytest.mark.parametrize("domain", corpus.DOMAINS)
+def test_prompts_and_openers_are_many_and_of_fitting_length(domain: str) -> None:
+    assert len(corpus.prompts(domain)) >= 24
+    assert len(corpus.openers(domain)) >= 100
+    assert all(8 <= len(prompt.split()) <= 60 for prompt in corpus.prompts(domain))
+    assert all(3 <= len(opener.split()) <= 8 for opener in corpus.openers(domain))
+    for line in corpus.prompts(domain) + corpus.openers(domain):
+        assert line == " ".join(line.split()), "a blank line, or spaces too many"
+    assert not [opener for opener in corpus.openers(domain) if opener[-1] in ".?!:,;"]
+
+
+@pytest.mark.parametrize("domain", corpus.DOMAINS)
+def test_texts_for_base_models_are_many_and_break_off(domain: str) -> None:
+    texts, openers = corpus.prompts(domain, base=True), corpus.openers(domain, base=True)
+    assert len(texts) >= 24 and len(openers) >= 60
+    assert all(8 <= len(text.split()) <= 60 for text in texts)
+    assert all(1 <= len(opener.split()) <= 8 for opener in openers)
+    assert "\\n" not in "".join(texts + openers)
+    assert all(("\n" in text) for text in texts) == (domain == "code")
+    if domain != "code":  # the sentence is for the model to end
+        assert not [text for text in texts + openers if text[-1] in ".?!"]
+
+
+def test_all_prompts_and_openers_differ() -> None:
+    lines = [line.casefold() for line in _evaluation() + _openers()]
+    assert len(set(lines)) == len(lines)
+
+
+def test_no_two_evaluation_prompts_share_a_run() -> None:
+    for one, other in itertools.combinations(_evaluation(), 2):
+        assert corpus.OverlapGuard([one]).shared(other) is None
+
+
+def test_openers_share_no_run_with_evaluation_prompts_and_begin_none() -> None:
+    guard = corpus.OverlapGuard(_evaluation())
+    beginnings = [prompt.casefold() + " " for prompt in _evaluation()]
+    for opener in _openers():
+        assert guard.shared(opener) is None
+        assert not any(text.startswith(opener.casefold() + " ") for text in beginnings)
+
+
+def test_the_guard_finds_every_planted_run_and_no_shorter_one() -> None:
+    guard = corpus.OverlapGuard(_evaluation())
+    for prompt in _evaluation():
+        words = prompt.casefold().replace("'", "")
+        plain = "".join(c if c.isalnum() else " " for c in words).split()
+        assert len(plain) >= corpus.RUN
+        for start in range(len(plain) - corpus.RUN + 1):
+            run = plain[start : start + corpus.RUN]
+            assert guard.shared(f"Zzz -- {' '.join(run).upper()}! Zzz") == " ".join(run)
+            assert guard.shared(f"zzz {' '.join(run[1:])} zzz {' '.join(run[:-1])} zzz") is None
+
+
+def test_the_guard_ignores_case_punctuation_and_spacing() -> None:
+    guard = corpus.OverlapGuard(["Don't run: the old dog sleeps under the well-worn table."])
+    copy = "so DON\u2019T  run the old\tdog \u2013 sleeps\nunder, the chair"
+    assert guard.shared(copy) == "dont run the old dog sleeps under the"
+    assert guard.shared(copy.replace("the chair", "a chair")) is None
+    assert guard.shared("Old dog sleeps under the WELL worn table") == (
+        "old dog sleeps under the well worn table"
+    )
+
+
+def test_the_guard_with_short_prompts() -> None:
+    guard = corpus.OverlapGuard(["Who are you?", "", "?!"])
+    assert guard.shared("who are you") == "who are you"
+    assert guard.shared("Who are you and where do you come from tonight?") is None
+    assert guard.shared("") is None
+    assert guard.shared("...") is None
+
+
+def test_read_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffWhat is tea?\r\n\r\n   \n  Où est la gare ?  \n".encode())
+    assert corpus.read_prompts(path) == ["What is tea?", "Où est la gare ?"]
+    assert corpus.read_prompts(str(path)) == corpus.read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "cannot read the prompts in .*prompts.txt: No such file"),
+        (b"", "prompts.txt holds no prompts"),
+        (b" \n\n", "prompts.txt holds no prompts"),
+        (b"first\nsecond\ncaf\xe9\n", "prompts.txt is not UTF-8 text: see line 3"),
+        ("text".encode("utf-16"), "prompts.txt is not UTF-8 text: see line 1"),
+    ],
+)
+def test_prompt_files_that_are_refused(tmp_path: Path, data: bytes | None, message: str) -> None:
+    path = tmp_path / "prompts.txt"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(FileError, match=message) as caught:
+        corpus.read_prompts(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_prompt_file(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="cannot read the prompts in"):
+        corpus.read_prompts(tmp_path)

@@ -1,0 +1,473 @@
+"""The page on which rounds are watched: that it tells what was decoded, and nothing else, and
+that it can be looked at with the keyboard alone, on any screen, without a network."""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.tiny_model import Tiny
+from minispec.commit import StopRule
+from minispec.errors import ArgumentError, ContextError, FileError
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlists.statistical import recent
+from minispec.text.tokenizer import prompt_ids
+from minispec.tools.cli import main
+from minispec.tools.evaluation import methods
+from minispec.tools.evaluation.compare import Settings
+from minispec.tools.evaluation.methods import Method
+from minispec.tools.models.pretrained import Pretrained
+from minispec.tools.reporting import explore
+from minispec.types import Round
+
+Show = Callable[..., Any]
+PROMPT = 'The sea 🌈 </script><script>alert("loud")</script><!-- <b>bold</b> &amp;'
+LENGTH, SEED = 60, 1
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Tiny) -> Pretrained:
+    """The tiny model with an index of its own."""
+    path = tiny.folder.parent / "index.safetensors"
+    command = ["index", "build", "--model", str(tiny.folder), "--clusters", "40"]
+    assert main.main([*command, "--out", str(path)]) == 0
+    return replace(tiny.model, index=path)
+
+
+def settings(tiny: Tiny, *names: str, gamma: int = 2, **changes: Any) -> Settings:
+    """At this temperature tokens are accepted, rejected, and now and then whole chains kept."""
+    ranked = (name.replace("RANKING", str(tiny.ranking("general"))) for name in names)
+    found = Settings(tuple(map(Method.parse, ranked)), (gamma,), Sampling(4.0), LENGTH, SEED)
+    return replace(found, **changes)
+
+
+NAMES = (
+    "autoregressive", "full", "frspec@120:RANKING", "evospec@90:RANKING", "in_context@90:RANKING",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(tiny: Tiny, model: Pretrained) -> dict[str, Any]:
+    return explore.explored(model, tiny.draft, PROMPT, settings(tiny, *NAMES))
+
+
+@pytest.fixture(scope="module")
+def path(found: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "explore.html"
+    explore.write(found, path)
+    return path
+
+
+def decoded(tiny: Tiny, model: Pretrained, name: str, **changes: Any) -> list[Round]:
+    """The rounds of a method that nobody watches."""
+    chosen = settings(tiny, name, **changes)
+    decode = methods.decoder(
+        chosen.methods[0], model, tiny.draft, None, gamma=chosen.gammas[0], trace=True,
+        sampling=chosen.sampling, stop=StopRule(LENGTH, model.tokenizer.eos_ids),
+        verifier=chosen.verifier,
+    )  # fmt: skip
+    ids = prompt_ids(model.tokenizer, PROMPT, chosen.raw)
+    return list(decode(ids, SeededRandom(SEED)))
+
+
+def fates(run: dict[str, Any]) -> list[str]:
+    """What the page should say of each emitted token, by the rounds' own account."""
+    told = []
+    for finished in run["rounds"]:
+        alone = "replaced" if finished["kept"] < len(finished["drafted"]) else "bonus"
+        told += ["accepted"] * finished["kept"]
+        told += [alone if finished["drafted"] else "own"] * (
+            len(finished["tokens"]) - finished["kept"]
+        )
+    return told
+
+
+# ------------------------------------------------------------------ what is told
+
+
+@pytest.mark.parametrize("number", range(len(NAMES)), ids=[n.partition("@")[0] for n in NAMES])
+def test_the_rounds_told_are_those_decoded(
+    tiny: Tiny, model: Pretrained, found: dict[str, Any], number: int
+) -> None:
+    """Those of a decoder that nobody watches: tokens, laws and residuals."""
+    run, rounds = found["runs"][number], decoded(tiny, model, NAMES[number])
+    assert len(run["rounds"]) == len(rounds) == run["target_passes"]
+    residuals = 0
+    for told, finished in zip(run["rounds"], rounds, strict=True):
+        evidence = finished.evidence
+        assert evidence
+        assert [token for token, _ in told["tokens"]] == list(finished.tokens)
+        assert [token for token, _ in told["drafted"]] == list(finished.proposed)
+        assert told["kept"] == len(finished.path)
+        assert list(told["sizes"]) == list(finished.shortlist_sizes)
+        assert {"target", "verify"} <= told["ms"].keys() and min(told["ms"].values()) >= 0
+        for (token, q), distribution in zip(
+            told["drafted"], evidence.proposal.draft_distributions, strict=True
+        ):
+            assert q == pytest.approx(float(distribution.probability(token)), rel=1e-3)
+        for i, (place, p) in enumerate(
+            zip(told["places"], evidence.target_distributions, strict=True)
+        ):
+            ids = [row[0] for row in place]
+            assert len(set(ids)) == len(ids) and {*finished.tokens[i : i + 1]} <= {*ids}
+            assert {*p.ids[p.probs.topk(8).indices].tolist()} <= {*ids}
+            assert [row[1] for row in place] == pytest.approx(p.probs[ids].tolist(), rel=1e-3)
+            rejected = i == len(finished.path) and i < len(finished.proposed)
+            residuals += rejected
+            if i >= len(finished.proposed):
+                assert all(row[2] is None for row in place)
+                continue
+            q = torch.zeros(len(p.ids))
+            distribution = evidence.proposal.draft_distributions[i]
+            q[distribution.ids] = distribution.probs
+            assert {
+                *distribution.ids[distribution.probs.topk(8).indices].tolist(),
+                finished.proposed[i],
+            } <= {*ids}
+            assert [row[2] for row in place] == pytest.approx(q[ids].tolist(), rel=1e-3)
+            left = (p.probs - q).clamp(min=0)
+            expected = (left / left.sum())[ids].tolist()
+            then = [row[3] for row in place]
+            assert rejected or then == [None] * len(ids)
+            assert not rejected or then == pytest.approx(expected, rel=2e-3, abs=1e-7)
+    assert bool(residuals) == (NAMES[number] != "autoregressive")
+    tokens = [token for finished in rounds for token in finished.tokens]
+    told_text = "".join(text for finished in run["rounds"] for _, text in finished["tokens"])
+    assert told_text == run["text"] == model.tokenizer.decode(tokens)
+
+
+def test_coins_are_those_that_decided(found: dict[str, Any]) -> None:
+    heads = tails = 0
+    for run in found["runs"]:
+        for finished in run["rounds"]:
+            kept, drafted = finished["kept"], finished["drafted"]
+            assert len(finished["coins"]) == min(len(drafted), kept + 1)
+            for i, (chance, coin) in enumerate(finished["coins"]):
+                assert (coin < chance) == (i < kept)
+                _, p, q, _, _ = next(r for r in finished["places"][i] if r[0] == drafted[i][0])
+                assert chance == pytest.approx(min(1, p / q), rel=3e-3)
+                heads, tails = heads + (i < kept), tails + (i == kept)
+    assert heads > 20 and tails > 20
+
+
+def test_coins_of_a_block_are_thrown_from_its_end(tiny: Tiny, model: Pretrained) -> None:
+    chosen = settings(tiny, "full", verifier="block", gamma=4)
+    [run] = explore.explored(model, tiny.draft, PROMPT, chosen)["runs"]
+    rounds = decoded(tiny, model, "full", verifier="block", gamma=4)
+    assert run["ids"] == [token for finished in rounds for token in finished.tokens]
+    lengths = set()
+    for finished in run["rounds"]:
+        fell = [coin < chance for chance, coin in finished["coins"]]
+        missed = len(finished["drafted"]) - finished["kept"]
+        assert fell == [False] * missed + [True] * (finished["kept"] > 0)
+        lengths.add(len(fell))
+    assert len(lengths) > 2
+
+
+def test_origin_is_the_part_that_brought_an_id(
+    tiny: Tiny, model: Pretrained, found: dict[str, Any]
+) -> None:
+    size = model.target.head.vocab_size
+    evolving = methods.shortlist(settings(tiny, NAMES[3]).methods[0], model, None)
+    core = {*evolving.explain(_nowhere())["core"].tolist()}  # type: ignore[attr-defined]
+    text = prompt_ids(model.tokenizer, PROMPT, False)
+    seen = set()
+    for finished in found["runs"][3]["rounds"]:
+        assert (
+            sum(count for _, count, _ in finished["parts"]) == (finished["sizes"] or [0])[0] <= 90
+        )
+        for name, count, ids in finished["parts"]:
+            assert len(ids) == min(count, 8)
+            assert name != "core" or {*ids} <= core
+        for place in finished["places"]:
+            for token, _, q, _, part in place:
+                seen.add(part)
+                assert (part == "core") == (token in core) or not finished["drafted"]
+                if part == "recency":
+                    assert token in recent(text)
+                if q is not None:
+                    assert (q == 0) == (part == "outside")
+        text += [token for token, _ in finished["tokens"]]
+    assert {"core", "recency", "semantic", "successor", "outside"} <= seen
+    # A list without parts is one, plain decoding has none; all is told of ids of the vocabulary.
+    assert {row[4] for r in found["runs"][1]["rounds"] for p in r["places"] for row in p} == {
+        "list", None,
+    }  # fmt: skip
+    assert {row[4] for r in found["runs"][0]["rounds"] for p in r["places"] for row in p} == {None}
+    assert all(0 <= token < size for token in found["words"])
+
+
+def _nowhere() -> Any:
+    from minispec.types import Context
+
+    return Context((5,), torch.zeros(32), 0)
+
+
+def test_an_end_among_accepted_tokens(tiny: Tiny, model: Pretrained) -> None:
+    """Nothing is told past it: no rejection, no residual, no token of the target's own."""
+    rounds = decoded(tiny, model, "full", gamma=4)
+    before, end = set[int](), -1
+    for finished in rounds:
+        if len(finished.path) > 1 and finished.tokens[0] not in before:
+            end = finished.tokens[0]
+            break
+        before |= {*finished.tokens}
+    tokenizer = copy.copy(model.tokenizer)
+    tokenizer.eos_ids = (end,)
+    ended = replace(model, tokenizer=tokenizer)
+    told = explore.explored(ended, tiny.draft, PROMPT, settings(tiny, "full", gamma=4))
+    *_, last = told["runs"][0]["rounds"]
+    assert told["runs"][0]["stop"] == "eos"
+    assert [token for token, _ in last["tokens"]] == [end] and last["kept"] == 1
+    assert len(last["drafted"]) == len(last["places"]) == 1 and len(last["coins"]) >= 1
+    assert all(row[3] is None for row in last["places"][0])
+
+
+def test_greedy_methods_say_the_same(tiny: Tiny, model: Pretrained) -> None:
+    told = explore.explored(
+        model, tiny.draft, PROMPT, settings(tiny, *NAMES[:4], sampling=Sampling())
+    )
+    assert len({run["text"] for run in told["runs"]}) == 1
+    for run in told["runs"]:
+        for place in (place for finished in run["rounds"] for place in finished["places"]):
+            assert sorted(row[1] for row in place)[-1] == 1 and len(place) <= 3
+
+
+def test_what_cannot_be_explored_is_refused_before_any_work(
+    tiny: Tiny, model: Pretrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(model.target), "step", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(ArgumentError, match="needs a draft"):
+        explore.explored(model, None, PROMPT, settings(tiny, "autoregressive", "full"))
+    with pytest.raises(ArgumentError, match="no ranking 'general'"):
+        explore.explored(model, tiny.draft, PROMPT, settings(tiny, "full", "frspec"))
+    with pytest.raises(ContextError, match="context holds 2048"):
+        explore.explored(model, tiny.draft, "the sea " * 2048, settings(tiny, "full"))
+
+
+# ------------------------------------------------------------------ the page
+
+
+def test_a_prompt_is_text_and_nothing_else(path: Path, found: dict[str, Any], show: Show) -> None:
+    template = resources.files("minispec").joinpath("data/explore.html").read_text("utf-8")
+    page = path.read_text("utf-8")
+    assert page.count("<") == template.count("<")  # not one tag, not one comment more
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert data and json.loads(data[1])["prompt"] == PROMPT
+    assert any("\\x" in word for word in found["words"].values())  # half a character, by its bytes
+    seen = show(path)
+    assert seen.tab.locator("#prompt").text_content() == PROMPT
+    assert seen.errors == [] and seen.asked == [path.as_uri()]
+    assert seen.tab.title() == f"minispec: {found['model']}, round by round"
+
+
+def test_text_is_coloured_by_fate_and_by_origin(
+    path: Path, found: dict[str, Any], show: Show
+) -> None:
+    tab = show(path).tab
+    assert tab.locator("h2").all_inner_texts() == [run["method"] for run in found["runs"]]
+    for number, run in enumerate(found["runs"]):
+        tokens = tab.locator(".text").nth(number).locator(".token:not(.refused)")
+        kinds = [name.split() for name in tokens.evaluate_all("all => all.map(t => t.className)")]
+        assert [kind[1] for kind in kinds] == fates(run)
+        pieces = [
+            each for r in run["rounds"] for each in zip(r["tokens"], r["places"], strict=True)
+        ]
+        origins = [next(row[4] for row in place if row[0] == told[0]) for told, place in pieces]
+        assert [kind[2] if len(kind) > 2 else None for kind in kinds] == origins
+        said = "".join(tokens.evaluate_all("all => all.map(t => t.textContent)"))
+        assert said.replace("↵\n", "\n") == run["text"]
+        refused = tab.locator(".text").nth(number).locator(".refused")
+        assert refused.count() == fates(run).count("replaced")
+    colours = "all => new Set(all.map(t => getComputedStyle(t).backgroundColor)).size"
+    tab.evaluate("show(last)")
+    evolving = tab.locator(".text").nth(3).locator(".token:not(.refused)")
+    assert evolving.evaluate_all(colours) == len({*fates(found["runs"][3])} - {"own"}) + 1
+    tab.get_by_label("origin").check()
+    assert evolving.evaluate_all(colours) >= 5
+    assert "successor" in tab.locator("#legend").inner_text()
+
+
+def test_the_keyboard_alone_suffices(path: Path, found: dict[str, Any], show: Show) -> None:
+    seen = show(path)
+    tab = seen.tab
+    last = max(len(run["rounds"]) for run in found["runs"])
+    where = tab.locator("#where")
+    assert where.inner_text() == f"Round 1 of {last}"
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowLeft")
+    assert where.inner_text() == f"Round 2 of {last}"
+    assert f"Round 2 of {last}. autoregressive: one token" in tab.locator("#status").inner_text()
+
+    reached: dict[str, Any] = {}
+    for _ in range(60):
+        tab.keyboard.press("Tab")
+        focus = tab.evaluate(
+            """() => { const e = document.activeElement, style = getComputedStyle(e);
+            return {name: e.id || e.name || e.className, tag: e.tagName, width: style.outlineWidth,
+            style: style.outlineStyle, label: e.ariaLabel || e.parentElement.innerText}; }"""
+        )
+        if focus["tag"] == "BODY":
+            break
+        reached.setdefault(focus["name"], focus)
+        if focus["name"] == "slider":
+            tab.keyboard.press("ArrowRight")
+            assert where.inner_text() == f"Round 3 of {last}"
+            tab.keyboard.press("End")
+            assert where.inner_text() == f"Round {last} of {last}"
+            assert tab.locator("#slider").get_attribute("aria-valuetext") == where.inner_text()
+            tab.keyboard.press("Home")
+        if focus["name"] == "on":
+            tab.keyboard.press("Enter")
+            assert where.inner_text() == f"Round 2 of {last}"
+        if focus["name"] == "colour":
+            tab.keyboard.press("ArrowRight")
+            assert tab.locator("body").get_attribute("data-colour") == "origin"
+    assert {"prompt", "back", "slider", "on", "colour", "text", "place-1", "place-4"} <= {*reached}
+    assert all(focus["style"] == "solid" and focus["width"] == "3px" for focus in reached.values())
+    assert all(focus["label"].strip() for focus in reached.values())
+    assert seen.errors == []
+
+
+def test_a_round_shows_its_coins_and_its_laws(
+    path: Path, found: dict[str, Any], show: Show
+) -> None:
+    """Round for round, what the tables say is what is in the data; places are chosen by keys."""
+    seen = show(path)
+    tab, number = seen.tab, 3
+    run = found["runs"][number]
+    section = tab.locator("section").nth(number)
+    for at, finished in enumerate(run["rounds"], 1):
+        tab.evaluate(f"show({at})")
+        assert section.locator("h3").first.inner_text().startswith(f"Round {at} of ")
+        assert tab.locator(".text").nth(number).locator(".now").count() == 1
+        drafted, distributions, *_ = section.locator("table").all()
+        alone = len(finished["tokens"]) > finished["kept"]
+        assert drafted.locator("tbody tr").count() == len(finished["drafted"]) + alone
+        assert drafted.locator(".gauge").count() == len(finished["coins"])
+        assert drafted.locator("input").count() == len(finished["places"])
+        assert distributions.locator("tbody tr").count() == len(finished["places"][-1]) + 1
+    at = next(at for at, finished in enumerate(run["rounds"], 1) if finished["kept"] == 1)
+    tab.evaluate(f"show({at})")
+    finished = run["rounds"][at - 1]
+    drafted, distributions, *_ = section.locator("table").all()
+    # The place where the round was decided is open: there p, q and the residual.
+    assert distributions.locator("thead").inner_text().split() == ["token", "p", "q", "residual"]
+    drafted.locator("input").last.focus()
+    tab.keyboard.press("ArrowUp")
+    drafted, distributions, *_ = section.locator("table").all()
+    assert distributions.locator("thead").inner_text().split() == ["token", "p", "q"]
+    assert distributions.locator("tbody tr").count() == len(finished["places"][0]) + 1
+    assert "drafted, emitted" in distributions.inner_text()
+    assert tab.evaluate("document.activeElement.type") == "radio"
+    # A method that has come to its end says so while others go on.
+    tab.evaluate("show(last)")
+    assert f"finished after {len(run['rounds'])} rounds" in tab.locator("#status").inner_text()
+    assert seen.errors == []
+
+
+def test_a_click_on_the_text_goes_to_its_round(
+    path: Path, found: dict[str, Any], show: Show
+) -> None:
+    tab = show(path).tab
+    tab.locator(".text").nth(1).locator("span[data-round='4']").click(position={"x": 2, "y": 5})
+    assert tab.locator("#where").inner_text().startswith("Round 4 of")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_any_screen_will_do(path: Path, show: Show, width: int, scheme: str) -> None:
+    seen = show(path, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab = seen.tab
+    wider = """() => [...document.querySelectorAll('*')]
+        .filter(e => !e.closest('.hidden, .text *') && e.getBoundingClientRect().right > innerWidth)
+        .map(e => e.outerHTML)"""
+    for at in range(1, 40, 3):
+        tab.evaluate(f"show({at})")
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert tab.evaluate(wider) == []
+    inside = "all => all.every(e => e.scrollWidth <= e.clientWidth)"
+    assert tab.locator(".text").evaluate_all(inside)
+    sizes = "all => Math.min(...all.map(e => parseFloat(getComputedStyle(e).fontSize)))"
+    assert tab.locator("td, th, p, span").evaluate_all(sizes) >= 11
+    paper, ink = (
+        tab.locator("body").evaluate(f"e => getComputedStyle(e).{name}").strip("rgb()").split(",")
+        for name in ("backgroundColor", "color")
+    )
+    light, dark = (paper, ink) if scheme == "light" else (ink, paper)
+    assert min(map(int, light)) > 200 and max(map(int, dark)) < 60
+    columns = {round(box["x"]) for e in tab.locator("section").all() if (box := e.bounding_box())}
+    assert len(columns) == (1 if width == 375 else 3)
+    assert seen.errors == []
+
+
+def test_rounds_of_every_kind_are_shown(
+    tiny: Tiny, model: Pretrained, show: Show, tmp_path: Path
+) -> None:
+    """A block, plain decoding alone, an end among accepted tokens."""
+    block = settings(tiny, "full", verifier="block", gamma=4)
+    plain = settings(tiny, "autoregressive", max_new_tokens=1, sampling=Sampling())
+    truncate_ranking = explore.explored(model, tiny.draft, PROMPT, settings(tiny, "full", gamma=4))
+    rounds = truncate_ranking["runs"][0]["rounds"]
+    del rounds[next(i for i, finished in enumerate(rounds, 1) if finished["kept"] == 2) :]
+    for name in ("drafted", "tokens", "places"):
+        del rounds[-1][name][2:]
+    for told in (
+        explore.explored(model, tiny.draft, "Say", block),
+        explore.explored(model, None, "Say", plain),
+        truncate_ranking,
+    ):
+        explore.write(told, tmp_path / "any.html")
+        seen = show(tmp_path / "any.html")
+        seen.tab.evaluate("for (let at = 1; at <= last; at++) show(at)")
+        assert seen.errors == []
+    lines = seen.tab.locator("section table").first.locator("tbody tr")
+    assert [line.split()[-1] for line in lines.locator(".tag").all_inner_texts()] == [
+        "accepted"
+    ] * 2
+
+
+def test_two_hundred_tokens_are_small_and_open_fast(
+    tiny: Tiny, model: Pretrained, show: Show, tmp_path: Path
+) -> None:
+    chosen = settings(tiny, *NAMES[1:4], gamma=16, max_new_tokens=200, ignore_eos=True)
+    found = explore.explored(model, tiny.draft, PROMPT, chosen)
+    assert all(run["tokens"] == 200 for run in found["runs"])
+    explore.write(found, tmp_path / "long.html")
+    assert (tmp_path / "long.html").stat().st_size < 2e6
+    taken = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
+    open_safetensors = (show(tmp_path / "long.html").tab.evaluate(taken) for _ in range(5))
+    assert any(milliseconds < 2000 for milliseconds in open_safetensors)
+
+
+# ------------------------------------------------------------------ the command
+
+
+def test_the_command_writes_the_page(
+    tiny: Tiny, model: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "page.html"
+    command = ["explore", "The sea", "--model", str(tiny.folder), "--draft", str(tiny.draft_path)]
+    command += ["--methods", f"full,evospec@90:{tiny.ranking('general')}", "--index"]
+    command += [str(model.index), "--max-new-tokens", "5", "--ignore-eos", "--out", str(out)]
+    assert main.main(command) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert '"temperature":0.8' in out.read_text("utf-8")
+    assert [each.name for each in out.parent.iterdir()] == ["page.html"]
+
+
+def test_a_page_is_written_whole_or_not_at_all(found: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot write"):
+        explore.write(found, tmp_path / "file" / "page.html")
+    with pytest.raises(ValueError, match="JSON"):
+        explore.write(found | {"seed": float("nan")}, tmp_path / "page.html")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,209 @@
+"""The pocket pair: made from nothing by a recipe that may be interrupted, and shipped whole."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from itertools import islice, pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minispec.commit import StopRule
+from minispec.errors import ArgumentError
+from minispec.io import draft_file, index_file
+from minispec.io.files import read_json, read_tensors
+from minispec.models import eagle_draft
+from minispec.models.transformer import default_aux_layer_ids
+from minispec.sampling import Sampling, SeededRandom
+from minispec.text.tokenizer import SentencePieceTokenizer, prompt_ids
+from minispec.tools.cli import main
+from minispec.tools.data import corpus, distill, ranking
+from minispec.tools.evaluation.measure import Figures, measured
+from minispec.tools.evaluation.methods import Method, decoder
+from minispec.tools.models import pretrained
+from minispec.tools.models.pretrained import Pretrained
+from minispec.tools.training import pocket
+
+SMALL = replace(
+    pocket.SHAPE, vocab_size=700, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+    intermediate_size=24, aux_hidden_state_layer_ids=default_aux_layer_ids(3),
+)  # fmt: skip
+
+
+TEXT = {
+    "train": (torch.arange(3000) % 7 + 5).to(torch.int16),
+    "held_out": (torch.arange(300) % 7 + 5).to(torch.int16),
+}
+CONFIG = pocket.TargetConfig(tokens=4000, report=1000, windows=2, length=64)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole recipe in seconds: little text, of this project, for a small target."""
+    words = Path(__file__).read_text(encoding="utf-8")
+
+    def documents(domain: str, limit: int) -> Iterable[str]:
+        return [f"{domain} {number}: {words}" for number in range(45)]
+
+    monkeypatch.setattr(corpus, "documents", documents)
+    monkeypatch.setattr(pocket, "SHAPE", SMALL)
+    monkeypatch.setattr(pocket, "_CLUSTERS", 20)
+    monkeypatch.setattr(distill, "write_shards", partial(distill.write_shards, shard_prompts=3))
+
+
+def test_the_recipe_makes_all_that_a_model_has(small: None, tmp_path: Path) -> None:
+    made = pocket.make(tmp_path, tokens=8192, draft_tokens=1200, epochs=1.0, seed=0)
+    model = pretrained.load(str(made / "model"))
+    size = model.tokenizer.vocab_size
+    assert size == SMALL.vocab_size == model.target.head.vocab_size
+    draft_file.load_draft(made / "draft.safetensors", model.reference, model.fingerprint)
+    index = made / "index.safetensors"
+    index_file.read_index(index, size, model.fingerprint, model.tokenizer.fingerprint)
+    for name in ranking.NAMES:
+        path = made / "rankings" / f"{name}.safetensors"
+        assert len(ranking.read_ranking(path, model.tokenizer.fingerprint, size)) == size
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_text_comes_back_and_none_of_it_is_for_evaluation(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner, prompt = corpus.documents, corpus.prompts("law", base=True)[0]
+    monkeypatch.setattr(corpus, "documents", lambda *a: [*inner(*a), f"Told: {prompt}, no less"])
+    text = pocket._text(tmp_path / "text.safetensors", tmp_path / "tokenizer.model")
+    assert text.keys() == {"train", "held_out"}
+    tokenizer = SentencePieceTokenizer(tmp_path / "tokenizer.model")
+    found = "".join(tokenizer.decode(ids.tolist()) for ids in text.values())
+    for domain in corpus.DOMAINS:
+        assert all(document in found for document in inner(domain, 1))
+    assert prompt not in found
+    # 180 documents, of which every fortieth is held out, each between its two marks.
+    assert [int((ids == tokenizer.bos_id).sum()) for ids in text.values()] == [175, 5]
+    odd = " two  spaces\n\n\tand \u00fcber \U0001f600\x07"
+    assert tokenizer.decode(tokenizer.encode(odd)) == odd
+
+
+def test_what_is_trained_is_what_decodes() -> None:
+    """Cross-entropy of a whole text is that of the laws that decoding has, token by token."""
+    target = pocket.untrained(0).double()
+    ids = torch.randint(8192, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = target(ids[:, :-1], target.new_cache(19, rows=2))
+        logits = target.head.logits(features.hidden)
+        wanted = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        found = pocket.cross_entropy(target, ids)
+    assert float(found) == pytest.approx(float(wanted), abs=1e-5)  # decided in float32
+
+
+def test_a_target_that_was_killed_goes_on_to_the_same(tmp_path: Path) -> None:
+    def run(config: pocket.TargetConfig = CONFIG) -> pocket._TargetRun:
+        return pocket._TargetRun(pocket.untrained(0), TEXT, config)
+
+    whole, killed, resumed = run(), run(), run()
+    same = {"shape": (1, 2)}
+    lines = list(whole.train(tmp_path / "whole", same, lambda seen: None))
+    assert lines[-1]["loss_1"] < lines[0]["loss_1"] and lines[-1]["held_out"] < 8
+    next(killed.train(tmp_path / "cut", same, lambda seen: None))
+    killed.update()  # lost
+    list(resumed.train(tmp_path / "cut", same, lambda seen: None))
+    assert resumed.seen == whole.seen
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+    assert len(read_json(tmp_path / "cut" / "training.json")["log"]) == len(lines)
+    with pytest.raises(ArgumentError, match="another training run"):
+        next(run().train(tmp_path / "cut", {"shape": (1, 3)}, lambda seen: None))
+
+
+def test_every_window_is_read_once_before_any_is_read_again() -> None:
+    windows = 2999 // 64 - 1
+    updates = list(islice(pocket._starts(3000, CONFIG), windows // 2))
+    starts = sorted(start for update in updates for start in update)
+    assert len(set(starts)) == len(starts) and min(starts) >= 0 and max(starts) + 64 < 3000
+    assert all(later - earlier >= 64 for earlier, later in pairwise(starts))
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Pretrained, eagle_draft.EagleDraft]:
+    model = pretrained.load("pocket", "float64")  # where no two ids are likeliest alike
+    path = draft_file.find_draft("pocket")
+    assert path is not None
+    return model, draft_file.load_draft(path, model.reference, model.fingerprint)
+
+
+def decoded(pair: tuple[Pretrained, eagle_draft.EagleDraft], method: str, prompt: str) -> Figures:
+    model, guesser = pair
+    ids = prompt_ids(model.tokenizer, prompt, raw=True)
+    run = decoder(
+        Method.parse(method), model, guesser, None, gamma=4, sampling=Sampling(),
+        stop=StopRule(48, model.tokenizer.eos_ids),
+    )  # fmt: skip
+    return measured(run(ids, SeededRandom(0)))
+
+
+def test_the_pair_speaks_exactly_and_its_draft_is_of_use(
+    pair: tuple[Pretrained, eagle_draft.EagleDraft],
+) -> None:
+    """Greedily, over prompts of all domains: the words of plain decoding, id for id, in passes
+    that keep more than the target's own token."""
+    taus = []
+    for domain in corpus.DOMAINS:
+        for prompt in corpus.prompts(domain, base=True)[:3]:
+            plain = decoded(pair, "autoregressive", prompt)
+            for method in ("full", "frspec@0.25", "evospec@256"):
+                other = decoded(pair, method, prompt)
+                assert other.tokens == plain.tokens
+                taus.append(other.tau)
+            text = pair[0].tokenizer.decode(plain.tokens)
+            assert len(text.strip()) > 40 and "\ufffd" not in text
+    assert sum(taus) / len(taus) > 1.5
+
+
+def test_it_has_learned_what_follows_what(pair: tuple[Pretrained, eagle_draft.EagleDraft]) -> None:
+    """On text that it never saw, this file's: 8192 ids alike would be 9 nats a token."""
+    model, _ = pair
+    ids = torch.tensor([model.tokenizer.encode(Path(__file__).read_text("utf-8"))[:513]])
+    with torch.no_grad():
+        assert float(pocket.cross_entropy(model.reference, ids)) < 5.5
+
+
+def test_what_is_shipped_belongs_together(pair: tuple[Pretrained, eagle_draft.EagleDraft]) -> None:
+    model, _ = pair
+    folder, size = pretrained.cached("pocket"), model.tokenizer.vocab_size
+    index = index_file.find_index("pocket", None)
+    index_file.read_index(index, size, model.fingerprint, model.tokenizer.fingerprint)
+    for name in ranking.NAMES:
+        path = ranking.shipped("pocket", name)
+        assert path is not None
+        assert len(ranking.read_ranking(path, model.tokenizer.fingerprint, size)) == size
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    last = read_json(folder / "training.json")["log"][-1]
+    guesser = read_json(folder.parent / "draft.json")["log"][-1]
+    assert f"{last['held_out']:.2f}" in card and f"{guesser['tau']:.2f}" in card
+    for heading in ("Data", "Training", "Figures", "Limits"):
+        assert f"## {heading}" in card
+    assert all(
+        t.dtype == torch.bfloat16 for t in read_tensors(folder / "model.safetensors").values()
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fetch pocket",
+        "generate --model pocket The --max-new-tokens 8",
+        "generate --model pocket The --max-new-tokens 8 --method evospec@256 --trace",
+        "rank --model pocket --text FILE --out OUT/r.safetensors",
+        "index build --model pocket --clusters 16 --out OUT/i.safetensors",
+        "explore --model pocket The --max-new-tokens 8 --out OUT/x.html",
+        "doctor --model pocket",
+        "compare --model pocket --prompts law --limit 1 --max-new-tokens 8 --out OUT",
+    ],
+)
+def test_every_command_works_on_it(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command.replace("FILE", __file__).replace("OUT", str(tmp_path)).split()
+    assert main.main(words) == 0
+    assert capsys.readouterr().out.strip()

@@ -1,0 +1,199 @@
+"""Training: what is trained is what is used, and a run that was killed goes on to the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.toys import toy_transformer
+from minispec.commit import StopRule
+from minispec.decode import speculative
+from minispec.errors import ArgumentError
+from minispec.io.files import write_tensors
+from minispec.models import eagle_draft as drafts
+from minispec.models.eagle_draft import EagleDraft
+from minispec.models.transformer import Transformer
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlists.full import FullShortlist
+from minispec.tools.data.batched_decode import decode_batch
+from minispec.tools.data.batches import Corpus, batch_of, written_greedily
+from minispec.tools.data.distill import Shard
+from minispec.tools.evaluation.measure import measured
+from minispec.tools.training import train_draft
+from minispec.tools.training.train_draft import TrainConfig
+
+PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 3], [11, 12], [13, 2]]
+TARGET = toy_transformer().float()
+
+
+def fresh_draft(target: Transformer, noise: float = 0.0) -> EagleDraft:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draft = drafts.init_from_target(target)
+        with torch.no_grad():
+            for weight in draft.parameters():
+                weight += noise * torch.randn_like(weight)
+    return draft
+
+
+def written(target: Transformer, temperature: float) -> list[Shard]:
+    """What a target writes after the prompts, with its features in full precision."""
+    shards = []
+    for row in decode_batch(
+        target,
+        PROMPTS,
+        [Sampling(temperature)] * len(PROMPTS),
+        [SeededRandom(seed) for seed in range(len(PROMPTS))],
+        rows=4,
+        max_new_tokens=30,
+        eos_ids=(0,),
+        keep_features=True,
+    ):
+        prompt, features = PROMPTS[row.index], row.features
+        assert features is not None
+        unread = torch.zeros(1, target.config.hidden_size, dtype=features.hidden.dtype)
+        tokens = torch.tensor([*prompt, *row.tokens])
+        shards.append(
+            Shard(
+                tokens=tokens,
+                hidden=torch.cat((features.hidden, unread)),
+                aux_hidden_states=torch.cat((features.aux_hidden_states, unread.repeat(1, 3))),
+                starts=torch.tensor([0]),
+                answers=torch.tensor([len(prompt)]),
+                ends=torch.tensor([len(tokens)]),
+            )
+        )
+    return shards
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """The same, end to end in one file."""
+    shards = written(TARGET, temperature=1.0)
+    starts = torch.tensor([0, *(len(s.tokens) for s in shards[:-1])]).cumsum(0)
+    path = tmp_path / "toy-0000.safetensors"
+    write_tensors(
+        path,
+        {
+            "tokens": torch.cat([s.tokens for s in shards]),
+            "hidden": torch.cat([s.hidden for s in shards]).bfloat16(),
+            "aux_hidden_states": torch.cat([s.aux_hidden_states for s in shards]).bfloat16(),
+            "starts": starts,
+            "answers": starts + torch.cat([s.answers for s in shards]),
+            "ends": starts + torch.cat([s.ends for s in shards]),
+        },
+        {},
+    )
+    return Corpus([path])
+
+
+def test_each_unrolled_step_is_what_drafting_computes() -> None:
+    """Step j at place t equals the state of a chain that read the target's taps up to
+    t - (j - 1) and its own states from there on, through the draft's real cache."""
+    target = toy_transformer()
+    draft = fresh_draft(target, noise=0.1)
+    (sequence, *_) = written(target, temperature=1.0)
+    ids, aux_hidden_states = sequence.tokens[1:], sequence.aux_hidden_states
+    batch = batch_of([sequence], torch.float64)
+    with torch.inference_mode():
+        steps = [hidden[0] for hidden, _ in train_draft.unrolled(draft, batch, 4)]
+    for start in (1, 4, 9):
+        cache = draft.new_cache(40)
+        state = draft.step(ids[:start], draft.fuse(aux_hidden_states[:start]), cache)[-1]
+        for j in range(4):
+            place = start - 1 + j
+            assert torch.allclose(
+                draft.apply_final_norm(state), steps[j][place], rtol=0, atol=1e-10
+            )
+            state = draft.step(ids[start + j : start + j + 1], state[None], cache)[0]
+
+
+def test_replayed_tau_is_the_real_loops() -> None:
+    target = toy_transformer()
+    draft = fresh_draft(target).double().requires_grad_(False)
+    taus = []
+    for shard, prompt in zip(
+        sorted(written(target, temperature=0.0), key=lambda s: int(s.tokens[0])),
+        PROMPTS,
+        strict=True,
+    ):
+        replayed = train_draft.replayed_tau(draft, [shard], gamma=3)
+        real = measured(
+            speculative(
+                target, draft, FullShortlist(50), prompt, gamma=3, sampling=Sampling(),
+                rng=SeededRandom(0), stop=StopRule(30, (0,)),
+            )
+        )  # fmt: skip
+        assert real.tokens == tuple(shard.tokens[len(prompt) :].tolist())
+        taus.append((replayed, real.tau))
+    assert any(replayed > 1 for replayed, _ in taus)
+    assert all(replayed == pytest.approx(real) for replayed, real in taus)
+
+
+def test_training_lowers_the_loss_and_raises_agreement(corpus: Corpus, tmp_path: Path) -> None:
+    draft = fresh_draft(TARGET)
+    held_out = [corpus.sequence(index) for index in range(3)]
+    config = TrainConfig(tokens=2500, steps=3, common_ids=40, random_ids=5, report=500)
+    lines = list(train_draft.train(draft, corpus, held_out, config, tmp_path, "toy"))
+    assert lines[-1]["tokens"] >= 2500
+    for key in ("loss_1", "loss_2", "loss_3"):
+        assert lines[-1][key] < lines[0][key] - 0.2
+    assert lines[-1]["tau"] > lines[0]["tau"]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
+    config = TrainConfig(tokens=900, steps=2, common_ids=40, random_ids=5, report=200)
+    whole = fresh_draft(TARGET)
+    expected = list(
+        train_draft.train(whole, corpus, [corpus.sequence(0)], config, tmp_path / "whole", "toy")
+    )
+    # Killed after the second line; what is started next knows only the folder.
+    killed = train_draft.train(
+        fresh_draft(TARGET), corpus, [corpus.sequence(0)], config, tmp_path / "cut", "toy"
+    )
+    first = [next(killed), next(killed)]
+    killed.close()  # type: ignore[attr-defined]
+    resumed = fresh_draft(TARGET, noise=1.0)
+    rest = list(
+        train_draft.train(resumed, corpus, [corpus.sequence(0)], config, tmp_path / "cut", "toy")
+    )
+
+    def figures(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+    assert figures(first + rest) == figures(expected) and len(rest) >= 2
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_another_runs_folder_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    config = TrainConfig(tokens=100, steps=1, common_ids=40, random_ids=5, report=50)
+    list(
+        train_draft.train(
+            fresh_draft(TARGET), corpus, [corpus.sequence(0)], config, tmp_path, "toy"
+        )
+    )
+    other = TrainConfig(tokens=100, steps=1, common_ids=40, random_ids=5, report=50, seed=1)
+    with pytest.raises(ArgumentError, match="another training run"):
+        list(
+            train_draft.train(
+                fresh_draft(TARGET), corpus, [corpus.sequence(0)], other, tmp_path, "toy"
+            )
+        )
+
+
+def test_sequences_held_out_are_not_trained_on(corpus: Corpus) -> None:
+    before = len(corpus.places)
+    taken = corpus.split(3)
+    left = [tuple(corpus.sequence(i).tokens.tolist()) for i in range(len(corpus.places))]
+    assert len(taken) + len(left) == before and len(taken) == 2
+    assert not {tuple(s.tokens.tolist()) for s in taken} & set(left)
+
+
+def test_greedy_text_is_told_from_sampled_text() -> None:
+    greedy = written(TARGET, temperature=0.0)
+    # An answer of a token or two can be the greedy one by chance.
+    sampled = [s for s in written(TARGET, temperature=20.0) if s.ends - s.answers > 4]
+    assert len(sampled) > 2
+    assert all(written_greedily(s, TARGET.head) for s in greedy)
+    assert not any(written_greedily(s, TARGET.head) for s in sampled)
