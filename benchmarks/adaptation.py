@@ -36,7 +36,7 @@ from minispec.models.eagle_draft import EagleDraft
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data.streams import Stream, streams_of
 from minispec.tools.evaluation import methods
-from minispec.tools.evaluation.measure import Figures, machine, measured
+from minispec.tools.evaluation.measure import Figures, machine, measure
 from minispec.tools.models import backend, pretrained
 from minispec.types import Draft, Learner, Shortlist
 
@@ -84,7 +84,7 @@ class Bench:
         one stream by the learner itself."""
         said = self.model.target
         target = recording.reciter(said.head.vocab_size, said.context_limit)
-        figures = measured(
+        figures = measure(
             speculative(
                 target, learner.draft if learner else self.draft, self.list_for(domain),
                 recording.prompt, gamma=self.gamma, sampling=Sampling(), rng=SeededRandom(0),
@@ -167,7 +167,7 @@ def speeds(
         seconds = {"frozen": 0.0, "ours": 0.0}
         for number, recording in enumerate(tqdm(recordings, desc=f"speed {domain}", leave=False)):
             for side, draft, who in sides[:: 1 if number % 2 else -1]:
-                figures = measured(
+                figures = measure(
                     speculative(
                         model.target, draft, bench.list_for(domain), recording.prompt,
                         gamma=bench.gamma, sampling=Sampling(), rng=SeededRandom(0),

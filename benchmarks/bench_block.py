@@ -17,7 +17,7 @@ from minispec.decode import speculative
 from minispec.io import draft_file
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data import corpus
-from minispec.tools.evaluation.measure import measured, paired_ratio, pooled
+from minispec.tools.evaluation.measure import measure, paired_ratio, pool
 from minispec.tools.evaluation.methods import Method, shortlist
 from minispec.tools.models import pretrained
 from minispec.types import Distribution, Proposal, RandomSource, Verdict
@@ -66,7 +66,7 @@ def main() -> None:
         expecting = Expecting()
 
         def decoded(ids, seed, verifier, temperature=temperature):  # type: ignore[no-untyped-def]
-            return measured(speculative(
+            return measure(speculative(
                 model.target, draft, ids_of, ids, gamma=GAMMA, sampling=Sampling(temperature),
                 rng=SeededRandom(seed), stop=rule, tokenizer=model.tokenizer,
                 verifier=verifier,
@@ -78,7 +78,7 @@ def main() -> None:
             for name in order:
                 figures[name].append(decoded(ids, seed, VERIFIERS[name]))
             decoded(ids, seed, expecting)
-        pools = {name: pooled(each) for name, each in figures.items()}
+        pools = {name: pool(each) for name, each in figures.items()}
         print(json.dumps({
             "temperature": temperature,
             "prompts": len(prompts),

@@ -42,7 +42,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.data.corpus import prompts
-from minispec.tools.evaluation.audit import NEAR_TIE, audited
+from minispec.tools.evaluation.audit import NEAR_TIE, audit
 from minispec.tools.models import pretrained
 
 KINDS = ("float32", "bfloat16", "int8")
@@ -471,7 +471,7 @@ def test_greedy_output_is_that_of_the_reference(smollm2, kind):
     for ids, expected in zip(inputs, plain, strict=True):
         for lists in (None, FullShortlist(size), half):
             output = decoded(fast, ids, runner if lists else None, lists)
-            assert audited(model.reference, ids, expected, output, gap) != "violation"
+            assert audit(model.reference, ids, expected, output, gap) != "violation"
 
 
 def test_the_reference_in_int8_is_the_same_model():

@@ -15,7 +15,7 @@ from minispec.io.files import read_json, read_metadata
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data import corpus, ranking
 from minispec.tools.evaluation import audit
-from minispec.tools.evaluation.measure import Figures, measured
+from minispec.tools.evaluation.measure import Figures, measure
 from minispec.tools.evaluation.methods import Method, decoder
 from minispec.tools.models.pretrained import Pretrained
 
@@ -32,7 +32,7 @@ def decoded(model: Pretrained, method: str, prompt: str, tokens: int) -> Figures
     run = decoder(
         Method.parse(method), model, guesser, None, gamma=4, sampling=Sampling(), stop=stop
     )
-    return measured(run(model.tokenizer.chat(prompt), SeededRandom(0)))
+    return measure(run(model.tokenizer.chat(prompt), SeededRandom(0)))
 
 
 def test_weights_are_small_enough_to_ship() -> None:
@@ -83,7 +83,7 @@ def test_greedy_speculation_says_what_plain_decoding_says(smollm2: Pretrained) -
     for method in ("full", "frspec@0.25", "frspec@2048:mix"):
         other = decoded(smollm2, method, prompt, 32)
         ids = smollm2.tokenizer.chat(prompt)
-        assert audit.audited(smollm2.target, ids, plain.tokens, other.tokens, gap) != "violation"
+        assert audit.audit(smollm2.target, ids, plain.tokens, other.tokens, gap) != "violation"
         assert other.tau > 1.2
 
 
@@ -96,7 +96,7 @@ def test_speculation_is_lossless_and_worth_it_in_every_domain(smollm2: Pretraine
             plain = decoded(smollm2, "autoregressive", prompt, 64)
             other = decoded(smollm2, "full", prompt, 64)
             ids = smollm2.tokenizer.chat(prompt)
-            verdicts.append(audit.audited(smollm2.target, ids, plain.tokens, other.tokens, gap))
+            verdicts.append(audit.audit(smollm2.target, ids, plain.tokens, other.tokens, gap))
             taus.append(other.tau)
     assert "violation" not in verdicts and verdicts.count("identical") >= 0.8 * len(verdicts)
     assert sum(taus) / len(taus) > 1.6

@@ -34,7 +34,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
 from minispec.tools.evaluation import compare
-from minispec.tools.evaluation.measure import measured
+from minispec.tools.evaluation.measure import measure
 from minispec.tools.models import backend, pretrained
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.training import recipe
@@ -565,7 +565,7 @@ def test_ctrl_c_while_comparing(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "measured", interrupted)
+    monkeypatch.setattr(compare, "measure", interrupted)
     line = f"compare {OUT} TINY --prompts BAD/good.txt --methods full"
     assert main.main(filled(line, tiny, bad, tmp_path)) == 130
     assert capsys.readouterr() == ("", "minispec: interrupted\n")
@@ -582,7 +582,7 @@ def write_shard(path: Path, model: Pretrained, sequences: int = 6, tokens: int =
         rounds = autoregressive(
             model.target, prompt, sampling=greedy, rng=SeededRandom(0), stop=rule
         )
-        ids = torch.tensor([*prompt, *measured(rounds).tokens])
+        ids = torch.tensor([*prompt, *measure(rounds).tokens])
         features = model.target.step(ids, model.target.new_cache(len(ids)))
         parts["tokens"].append(ids)
         parts["hidden"].append(features.hidden)

@@ -579,7 +579,7 @@ def test_figures_add_up_what_rounds_say() -> None:
         ),
         Round((5, 6), "e", (0,), (5,), (4,), {"target": 0.4}, "eos"),
     ]
-    got = measure.measured(rounds)
+    got = measure.measure(rounds)
     assert (got.tokens, got.text, got.stop, got.passes) == ((1, 2, 3, 4, 5, 6), "abcde", "eos", 3)
     assert got.seconds == pytest.approx({"prefill": 5.0, "target": 0.9, "draft": 0.2})
     assert (got.accepted_at, got.proposed_at) == ((2, 1, 0), (3, 2, 2))
@@ -589,7 +589,7 @@ def test_figures_add_up_what_rounds_say() -> None:
     assert got.tau == 2
     assert got.decode_seconds == pytest.approx(1.1)
     assert got.tokens_per_second == pytest.approx(6 / 1.1)
-    row = measure.pooled([got, measure.measured(rounds[:2])])
+    row = measure.pool([got, measure.measure(rounds[:2])])
     assert (row["prompts"], row["tokens"], row["target_passes"], row["tau"]) == (2, 10, 5, 2)
     assert row["accepted_by_position"] == [3 / 5, 2 / 4, 0]
     assert row["tokens_per_second"] == pytest.approx(10 / 1.8)
@@ -618,14 +618,14 @@ def test_coverage_is_the_targets_mass_on_the_list() -> None:
     distributions = [p(0.5, 0.25, 0.25, 0), p(0, 0, 0.125, 0.875), p(0.25, 0.25, 0.25, 0.25)]
     rejected = round((1, 3), (1, 2, 0), distributions[:2], [q(1, 2), q(2), q(0, 1)])
     accepted = round((0, 3, 1), (0, 3), distributions, [q(0), q(0, 3)])
-    assert measure.measured([rejected]).covered == (0.5, 0.125)
-    assert measure.measured([accepted]).covered == (0.5, 0.875)
-    both = [measure.measured([each]) for each in (rejected, accepted)]
-    assert measure.pooled(both)["coverage"] == 0.5
+    assert measure.measure([rejected]).covered == (0.5, 0.125)
+    assert measure.measure([accepted]).covered == (0.5, 0.875)
+    both = [measure.measure([each]) for each in (rejected, accepted)]
+    assert measure.pool(both)["coverage"] == 0.5
 
 
 def test_figures_of_nothing() -> None:
-    got = measure.measured([])
+    got = measure.measure([])
     assert (got.tokens, got.stop, got.passes, got.tau) == ((), None, 0, 0)
     assert (got.tokens_per_second, got.acceptance, got.repeated_4gram_share) == (0, [], 0)
 
@@ -637,7 +637,7 @@ def test_figures_of_nothing() -> None:
 )  # fmt: skip
 def test_share_of_repeated_4grams(tokens: list[int], share: float) -> None:
     finished = Round(tuple(tokens), "", (), (), (), {"target": 1.0}, None)
-    got = measure.measured([finished] if tokens else [])
+    got = measure.measure([finished] if tokens else [])
     assert got.repeated_4gram_share == pytest.approx(share)
 
 
@@ -646,7 +646,7 @@ def test_each_round_gives_its_own_token_and_those_accepted(tiny: Tiny) -> None:
         Method.parse("full"), tiny.model, tiny.draft, None,
         gamma=3, sampling=Sampling(1.0), stop=StopRule(60),
     )  # fmt: skip
-    got = measure.measured(decode(tiny.model.tokenizer.chat("The sea"), SeededRandom(0)))
+    got = measure.measure(decode(tiny.model.tokenizer.chat("The sea"), SeededRandom(0)))
     assert len(got.tokens) == got.passes + sum(got.accepted_at) > got.passes
     assert sorted(got.accepted_at, reverse=True) == list(got.accepted_at)
 
@@ -701,17 +701,17 @@ IDENTICAL, NEAR, VIOLATION = "identical", "near_tie", "violation"
 )
 def test_verdicts(logits: list[float], other: list[int], verdict: str) -> None:
     gap = audit.NEAR_TIE[torch.float32]
-    assert audit.audited(toy(logits), PROMPT, PLAIN, other, gap) == verdict
+    assert audit.audit(toy(logits), PROMPT, PLAIN, other, gap) == verdict
 
 
 def test_of_an_exact_tie_the_lower_id_is_first() -> None:
     # Plain decoding takes id 1 of the equals 1, 2 and 3: then 2 is the runner-up, 3 is not.
     tied = toy([0.0, 0.9, 0.9, 0.9])
     for other, verdict in ((1, IDENTICAL), (2, NEAR), (3, VIOLATION), (0, VIOLATION)):
-        assert audit.audited(tied, PROMPT, PLAIN, [9, other], 1e-4) == verdict
+        assert audit.audit(tied, PROMPT, PLAIN, [9, other], 1e-4) == verdict
     many = ToyTarget(2000, lambda tokens: torch.zeros(2000, dtype=torch.float64))
     for other, verdict in ((0, IDENTICAL), (1, NEAR), (2, VIOLATION), (1999, VIOLATION)):
-        assert audit.audited(many, PROMPT, [0], [other], 1e-4) == verdict
+        assert audit.audit(many, PROMPT, [0], [other], 1e-4) == verdict
 
 
 @pytest.mark.parametrize(
@@ -723,7 +723,7 @@ def test_what_counts_as_near_depends_on_the_precision(
 ) -> None:
     for step, verdict in ((near, NEAR), (far, VIOLATION)):
         target = toy([0.5, 0.5 + step])
-        assert audit.audited(target, PROMPT, PLAIN, [9, 0], audit.NEAR_TIE[dtype]) == verdict
+        assert audit.audit(target, PROMPT, PLAIN, [9, 0], audit.NEAR_TIE[dtype]) == verdict
 
 
 def test_first_difference() -> None:
@@ -747,10 +747,10 @@ def test_an_audit_repeats_what_plain_decoding_did() -> None:
     for length in (1, 2, 500, 513, 1200):
         prompt, rule = [3] * length, StopRule(6)
         rounds = autoregressive(target, prompt, sampling=Sampling(), rng=SeededRandom(0), stop=rule)
-        plain = measure.measured(rounds).tokens
+        plain = measure.measure(rounds).tokens
         decoding = list(passes)
         passes.clear()
-        assert audit.audited(target, prompt, plain, [*plain[:5], 11], 1e-4) == VIOLATION
+        assert audit.audit(target, prompt, plain, [*plain[:5], 11], 1e-4) == VIOLATION
         assert passes == decoding
         passes.clear()
 
@@ -769,8 +769,8 @@ def test_verdicts_are_counted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> No
             "checked": prompts, "identical": prompts - bad, "near_ties": 0, "violations": bad,
         }  # fmt: skip
         assert only(found, method="frspec", stream=stream)["lossless"]["identical"] == prompts
-    real = audit.audited
-    monkeypatch.setattr(audit, "audited", lambda *a: NEAR if real(*a) == VIOLATION else IDENTICAL)
+    real = audit.audit
+    monkeypatch.setattr(audit, "audit", lambda *a: NEAR if real(*a) == VIOLATION else IDENTICAL)
     found = compared(tiny, "autoregressive,full,frspec", temperature=0.0)
     counts = only(found, method="full", stream="all")["lossless"]
     assert counts == {"checked": 5, "identical": 3, "near_ties": 2, "violations": 0}

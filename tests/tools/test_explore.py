@@ -55,7 +55,7 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def found(tiny: Tiny, model: Pretrained) -> dict[str, Any]:
-    return explore.explored(model, tiny.draft, PROMPT, settings(tiny, *NAMES))
+    return explore.explore(model, tiny.draft, PROMPT, settings(tiny, *NAMES))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_coins_are_those_that_decided(found: dict[str, Any]) -> None:
 
 def test_coins_of_a_block_are_thrown_from_its_end(tiny: Tiny, model: Pretrained) -> None:
     chosen = settings(tiny, "full", verifier="block", gamma=4)
-    [run] = explore.explored(model, tiny.draft, PROMPT, chosen)["runs"]
+    [run] = explore.explore(model, tiny.draft, PROMPT, chosen)["runs"]
     rounds = decoded(tiny, model, "full", verifier="block", gamma=4)
     assert run["ids"] == [token for finished in rounds for token in finished.tokens]
     lengths = set()
@@ -222,7 +222,7 @@ def test_an_end_among_accepted_tokens(tiny: Tiny, model: Pretrained) -> None:
     tokenizer = copy.copy(model.tokenizer)
     tokenizer.eos_ids = (end,)
     ended = replace(model, tokenizer=tokenizer)
-    told = explore.explored(ended, tiny.draft, PROMPT, settings(tiny, "full", gamma=4))
+    told = explore.explore(ended, tiny.draft, PROMPT, settings(tiny, "full", gamma=4))
     *_, last = told["runs"][0]["rounds"]
     assert told["runs"][0]["stop"] == "eos"
     assert [token for token, _ in last["tokens"]] == [end] and last["kept"] == 1
@@ -231,7 +231,7 @@ def test_an_end_among_accepted_tokens(tiny: Tiny, model: Pretrained) -> None:
 
 
 def test_greedy_methods_say_the_same(tiny: Tiny, model: Pretrained) -> None:
-    told = explore.explored(
+    told = explore.explore(
         model, tiny.draft, PROMPT, settings(tiny, *NAMES[:4], sampling=Sampling())
     )
     assert len({run["text"] for run in told["runs"]}) == 1
@@ -245,11 +245,11 @@ def test_what_cannot_be_explored_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(type(model.target), "step", lambda *_: pytest.fail("work was done"))
     with pytest.raises(ArgumentError, match="needs a draft"):
-        explore.explored(model, None, PROMPT, settings(tiny, "autoregressive", "full"))
+        explore.explore(model, None, PROMPT, settings(tiny, "autoregressive", "full"))
     with pytest.raises(ArgumentError, match="no ranking 'general'"):
-        explore.explored(model, tiny.draft, PROMPT, settings(tiny, "full", "frspec"))
+        explore.explore(model, tiny.draft, PROMPT, settings(tiny, "full", "frspec"))
     with pytest.raises(ContextError, match="context holds 2048"):
-        explore.explored(model, tiny.draft, "the sea " * 2048, settings(tiny, "full"))
+        explore.explore(model, tiny.draft, "the sea " * 2048, settings(tiny, "full"))
 
 
 # ------------------------------------------------------------------ the page
@@ -415,14 +415,14 @@ def test_rounds_of_every_kind_are_shown(
     """A block, plain decoding alone, an end among accepted tokens."""
     block = settings(tiny, "full", verifier="block", gamma=4)
     plain = settings(tiny, "autoregressive", max_new_tokens=1, sampling=Sampling())
-    truncate_ranking = explore.explored(model, tiny.draft, PROMPT, settings(tiny, "full", gamma=4))
+    truncate_ranking = explore.explore(model, tiny.draft, PROMPT, settings(tiny, "full", gamma=4))
     rounds = truncate_ranking["runs"][0]["rounds"]
     del rounds[next(i for i, finished in enumerate(rounds, 1) if finished["kept"] == 2) :]
     for name in ("drafted", "tokens", "places"):
         del rounds[-1][name][2:]
     for told in (
-        explore.explored(model, tiny.draft, "Say", block),
-        explore.explored(model, None, "Say", plain),
+        explore.explore(model, tiny.draft, "Say", block),
+        explore.explore(model, None, "Say", plain),
         truncate_ranking,
     ):
         explore.write(told, tmp_path / "any.html")
@@ -439,7 +439,7 @@ def test_two_hundred_tokens_are_small_and_open_fast(
     tiny: Tiny, model: Pretrained, show: Show, tmp_path: Path
 ) -> None:
     chosen = settings(tiny, *NAMES[1:4], gamma=16, max_new_tokens=200, ignore_eos=True)
-    found = explore.explored(model, tiny.draft, PROMPT, chosen)
+    found = explore.explore(model, tiny.draft, PROMPT, chosen)
     assert all(run["tokens"] == 200 for run in found["runs"])
     explore.write(found, tmp_path / "long.html")
     assert (tmp_path / "long.html").stat().st_size < 2e6

@@ -20,7 +20,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import SentencePieceTokenizer, prompt_ids
 from minispec.tools.cli import main
 from minispec.tools.data import corpus, distill, ranking
-from minispec.tools.evaluation.measure import Figures, measured
+from minispec.tools.evaluation.measure import Figures, measure
 from minispec.tools.evaluation.methods import Method, decoder
 from minispec.tools.models import pretrained
 from minispec.tools.models.pretrained import Pretrained
@@ -139,7 +139,7 @@ def decoded(pair: tuple[Pretrained, eagle_draft.EagleDraft], method: str, prompt
         Method.parse(method), model, guesser, None, gamma=4, sampling=Sampling(),
         stop=StopRule(48, model.tokenizer.eos_ids),
     )  # fmt: skip
-    return measured(run(ids, SeededRandom(0)))
+    return measure(run(ids, SeededRandom(0)))
 
 
 def test_the_pair_speaks_exactly_and_its_draft_is_of_use(

@@ -17,8 +17,8 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.evaluation import replay
-from minispec.tools.evaluation.measure import measured
-from minispec.tools.evaluation.replay import Recorded, replayed
+from minispec.tools.evaluation.measure import measure
+from minispec.tools.evaluation.replay import RecordedTarget, replay_text
 from minispec.tools.models import pretrained
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Round, Shortlist, Target
@@ -50,7 +50,7 @@ def lists() -> dict[str, Shortlist]:
 
 def plain(target: Target, prompt: Sequence[int], stop: StopRule) -> tuple[int, ...]:
     rounds = autoregressive(target, prompt, sampling=GREEDY, rng=SeededRandom(0), stop=stop)
-    return measured(rounds).tokens
+    return measure(rounds).tokens
 
 
 def seen(finished: Round) -> tuple[Any, ...]:
@@ -87,7 +87,7 @@ def test_replay_and_the_real_loop_agree(
     for turn in range(2):
         answer = plain(target, prompt, stop)
         assert not ends or turn or len(answer) < 40
-        text = Recorded(target, prompt, answer)
+        text = RecordedTarget(target, prompt, answer)
         rounds = [
             [
                 seen(finished)
@@ -107,18 +107,18 @@ def test_replay_and_the_real_loop_agree(
 
 
 def test_a_list_is_asked_and_taught_as_ever(model: Pretrained, drafter: EagleDraft) -> None:
-    """``replayed`` counts what the loop itself does, whatever else it asks the list."""
+    """``replay_text`` counts what the loop itself does, whatever else it asks the list."""
     prompt = model.tokenizer.chat("The sea")
     stop = StopRule(40)
     answer = plain(model.target, prompt, stop)
     for name, shortlist in lists().items():
-        text = Recorded(model.target, prompt, answer)
-        found = replayed(text, drafter, shortlist, gamma=3, stop=stop)
+        text = RecordedTarget(model.target, prompt, answer)
+        found = replay_text(text, drafter, shortlist, gamma=3, stop=stop)
         rounds = speculative(
             model.target, drafter, lists()[name], prompt, gamma=3, sampling=GREEDY,
             rng=SeededRandom(0), stop=stop, trace=True,
         )  # fmt: skip
-        real = measured(rounds, prompt)
+        real = measure(rounds, prompt)
         for key in ("tokens", "emitted", "accepted_at", "proposed_at", "covered", "prompt"):
             assert getattr(found.figures, key) == getattr(real, key), (name, key)
         assert found.figures.prompt == tuple(prompt)
@@ -129,15 +129,15 @@ def test_another_text_is_another_replay(model: Pretrained, drafter: EagleDraft) 
     prompt = model.tokenizer.chat("The sea")
     answer = list(plain(model.target, prompt, StopRule(30)))
     answer[10:] = [i ^ 1 for i in answer[10:]]
-    text = Recorded(model.target, prompt, answer)
-    found = replayed(text, drafter, FullShortlist(V), gamma=3, stop=StopRule(30))
+    text = RecordedTarget(model.target, prompt, answer)
+    found = replay_text(text, drafter, FullShortlist(V), gamma=3, stop=StopRule(30))
     assert found.figures.tokens == tuple(answer)
     assert found.figures.tokens != plain(model.target, prompt, StopRule(30))
 
 
 def test_what_is_recorded_is_what_the_target_shows(model: Pretrained) -> None:
     prompt, answer = [5, 6, 7], [8, 9, 10, 11]
-    text = Recorded(model.target, prompt, answer)
+    text = RecordedTarget(model.target, prompt, answer)
     (features,) = read(model.target, [*prompt, *answer[:-1]], model.target.new_cache(10))
     assert torch.equal(text.hidden, features.hidden)
     cache = text.new_cache(100)
@@ -157,15 +157,15 @@ def test_overlap_is_the_laws_laid_over_each_other(
     steps: list[Any] = []
     overlap = replay._overlap
 
-    def noted(text: Recorded, draft: Any, step: Any) -> float:
+    def noted(text: RecordedTarget, draft: Any, step: Any) -> float:
         steps.append(step)
         return overlap(text, draft, step)
 
     monkeypatch.setattr(replay, "_overlap", noted)
     prompt = model.tokenizer.chat("The sea")
     answer = plain(model.target, prompt, StopRule(20))
-    text = Recorded(model.target, prompt, answer)
-    found = replayed(text, drafter, lists()[name], gamma=2, stop=StopRule(20))
+    text = RecordedTarget(model.target, prompt, answer)
+    found = replay_text(text, drafter, lists()[name], gamma=2, stop=StopRule(20))
     tokens = [*prompt, *answer]
     (features,) = read(model.target, tokens, model.target.new_cache(len(tokens)))
     shaped = Sampling(replay.TEMPERATURE)
@@ -186,10 +186,10 @@ def test_overlap_is_the_laws_laid_over_each_other(
 def test_origin_counts_accepted_tokens_by_part(model: Pretrained, drafter: EagleDraft) -> None:
     prompt = model.tokenizer.chat("The sea")
     stop = StopRule(60)
-    text = Recorded(model.target, prompt, plain(model.target, prompt, stop))
-    assert replayed(text, drafter, FullShortlist(V), gamma=4, stop=stop).origin == {}
+    text = RecordedTarget(model.target, prompt, plain(model.target, prompt, stop))
+    assert replay_text(text, drafter, FullShortlist(V), gamma=4, stop=stop).origin == {}
     for name in ("follower", "follower, once a round"):
-        found = replayed(text, drafter, lists()[name], gamma=4, stop=stop)
+        found = replay_text(text, drafter, lists()[name], gamma=4, stop=stop)
         assert sum(found.origin.values()) == sum(found.figures.accepted_at) > 0
         assert found.origin["core"] > 0
 
@@ -206,8 +206,8 @@ def test_origin_is_judged_by_what_the_list_was_then(model: Pretrained, drafter: 
 
     prompt = model.tokenizer.chat("The sea")
     stop = StopRule(60)
-    text = Recorded(model.target, prompt, plain(model.target, prompt, stop))
-    found = replayed(text, drafter, Late(torch.arange(V), V), gamma=4, stop=stop)
+    text = RecordedTarget(model.target, prompt, plain(model.target, prompt, stop))
+    found = replay_text(text, drafter, Late(torch.arange(V), V), gamma=4, stop=stop)
     before: set[int] = set()
     expected = {"known": 0, "unknown": 0}
     for finished in speculative(
@@ -224,7 +224,7 @@ def test_origin_is_judged_by_what_the_list_was_then(model: Pretrained, drafter: 
 def test_a_text_can_be_replayed_again(model: Pretrained, drafter: EagleDraft) -> None:
     prompt = model.tokenizer.chat("The sea")
     answer = plain(model.target, prompt, StopRule(20))
-    text, shortlist = Recorded(model.target, prompt, answer), lists()["follower"]
-    first = replayed(text, drafter, shortlist, gamma=4, stop=StopRule(20))
-    again = replayed(text, drafter, shortlist, gamma=4, stop=StopRule(20))
+    text, shortlist = RecordedTarget(model.target, prompt, answer), lists()["follower"]
+    first = replay_text(text, drafter, shortlist, gamma=4, stop=StopRule(20))
+    again = replay_text(text, drafter, shortlist, gamma=4, stop=StopRule(20))
     assert (first.overlaps, first.origin) == (again.overlaps, again.origin)

@@ -21,7 +21,7 @@ from helpers.tiny_model import Tiny
 from minispec.errors import ArgumentError, ContextError
 from minispec.sampling import Sampling
 from minispec.tools.cli import main
-from minispec.tools.data.streams import SWITCH, Stream, conversations, planned, so_far
+from minispec.tools.data.streams import SWITCH, Stream, conversations, plan_streams, build_prompt
 from minispec.tools.evaluation import audit, compare, methods, switch
 from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.measure import Figures
@@ -132,8 +132,8 @@ def test_a_conversation_reads_as_the_models_own_template_renders_it(
     answers = [" the answer", "in two"]
     for turn, answer in zip(turns, answers, strict=False):
         ids = (*tokenizer.encode(answer), *([tokenizer.eos_ids[0]] if ended else []))
-        talk.append(Text(turn.domain, so_far(talk, turn, tokenizer.eos_ids), ids))
-    last = so_far(talk, turns[2], tokenizer.eos_ids)
+        talk.append(Text(turn.domain, build_prompt(talk, turn, tokenizer.eos_ids), ids))
+    last = build_prompt(talk, turns[2], tokenizer.eos_ids)
     messages = [
         {"role": "user", "content": texts[0]},
         {"role": "assistant", "content": answers[0]},
@@ -155,7 +155,7 @@ def names(tokenizer: Any) -> dict[int, str]:
 
 
 def plan_of(tiny: Tiny, given: list[Stream], raw: bool = False, most: int = 20) -> Any:
-    return planned(tiny.model, given, switching=True, max_new_tokens=most, seed=0, raw=raw)
+    return plan_streams(tiny.model, given, switching=True, max_new_tokens=most, seed=0, raw=raw)
 
 
 def test_turns_of_a_base_model_are_joined_by_a_blank_line(tiny: Tiny) -> None:
@@ -163,10 +163,10 @@ def test_turns_of_a_base_model_are_joined_by_a_blank_line(tiny: Tiny) -> None:
     texts = {"a": "The sea", "b": "The law"}
     given = [Stream(name, (text,)) for name, text in texts.items()]
     (turns,) = plan_of(tiny, given, raw=True)[SWITCH]
-    prompt = so_far([], turns[0], tokenizer.eos_ids)
+    prompt = build_prompt([], turns[0], tokenizer.eos_ids)
     for end in ((), (tokenizer.eos_ids[0],)):
         first = Text(turns[0].domain, prompt, (*tokenizer.encode(" is"), *end))
-        ids = so_far([first], turns[1], tokenizer.eos_ids)
+        ids = build_prompt([first], turns[1], tokenizer.eos_ids)
         one, two = (texts[turn.domain] for turn in turns)
         assert tokenizer.decode(ids) == f"{one} is\n\n{two}"
         assert not set(tokenizer.eos_ids) & set(ids)
@@ -226,14 +226,14 @@ def test_each_turn_goes_on_from_the_methods_own_answer(
 ) -> None:
     """At a temperature, where methods answer differently: what each was asked is what it said."""
     asked: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
-    real = compare.measured
+    real = compare.measure
 
     def noted(rounds: Any, prompt: Any = ()) -> Figures:
         found = real(rounds, prompt)
         asked.setdefault(str(len(found.proposed_at)), []).append((found.prompt, found.tokens))
         return found
 
-    monkeypatch.setattr(compare, "measured", noted)
+    monkeypatch.setattr(compare, "measure", noted)
     compared(tiny, "autoregressive,full", sampling=Sampling(1.0))
     tokenizer = tiny.model.tokenizer
     plan = plan_of(tiny, STREAMS)
@@ -244,7 +244,7 @@ def test_each_turn_goes_on_from_the_methods_own_answer(
             talk: list[Text] = []
             for turn in turns:
                 prompt, tokens = rest.pop(0)
-                assert prompt == so_far(talk, turn, tokenizer.eos_ids)
+                assert prompt == build_prompt(talk, turn, tokenizer.eos_ids)
                 talk.append(Text(turn.domain, prompt, tokens))
         assert not rest
     assert [p for p, _ in asked["0"]] != [p for p, _ in asked["2"]]
@@ -312,13 +312,13 @@ def test_an_answer_is_audited_in_its_own_context(
     """A method whose first answer differs goes on from that; what plain decoding would have
     said there is what its next answer is held against."""
     held: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    real = audit.audited
+    real = audit.audit
 
     def noted(target: Any, ids: Any, plain: Any, other: Any, gap: float) -> str:
         held.append((tuple(ids), tuple(plain)))
         return real(target, ids, plain, other, gap)
 
-    monkeypatch.setattr(audit, "audited", noted)
+    monkeypatch.setattr(audit, "audit", noted)
     wrong = compare.decoder
 
     def decoder(method: Method, *arguments: Any, **options: Any) -> Any:
@@ -347,7 +347,7 @@ def test_an_answer_is_audited_in_its_own_context(
     )  # fmt: skip
     assert len({ids for ids, _ in held}) > 8 + 8  # contexts of its own
     for ids, plain in held:
-        assert plain == compare.measured(alone(ids, compare.SeededRandom(0))).tokens
+        assert plain == compare.measure(alone(ids, compare.SeededRandom(0))).tokens
 
 
 # ------------------------------------------------------------------ around the switches

@@ -18,7 +18,7 @@ from minispec.shortlists.full import FullShortlist
 from minispec.tools.data.batched_decode import decode_batch
 from minispec.tools.data.batches import Corpus, batch_of, written_greedily
 from minispec.tools.data.distill import Shard
-from minispec.tools.evaluation.measure import measured
+from minispec.tools.evaluation.measure import measure
 from minispec.tools.training import train_draft
 from minispec.tools.training.train_draft import TrainConfig
 
@@ -118,7 +118,7 @@ def test_replayed_tau_is_the_real_loops() -> None:
         strict=True,
     ):
         replayed = train_draft.replayed_tau(draft, [shard], gamma=3)
-        real = measured(
+        real = measure(
             speculative(
                 target, draft, FullShortlist(50), prompt, gamma=3, sampling=Sampling(),
                 rng=SeededRandom(0), stop=StopRule(30, (0,)),

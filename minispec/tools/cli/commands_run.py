@@ -169,7 +169,7 @@ def explore_prompt(options: argparse.Namespace) -> None:
     for method in methods:
         method.ranking_for(None)  # refuses one that needs to know a domain
     model, draft = loaded(options, methods)
-    explore.write(explore.explored(model, draft, options.prompt, settings), options.out)
+    explore.write(explore.explore(model, draft, options.prompt, settings), options.out)
     print(f"wrote {options.out}")
 
 

@@ -117,7 +117,7 @@ class Answered(Protocol):
         ...
 
 
-def so_far(talk: Sequence[Answered], turn: Turn, eos_ids: Sequence[int]) -> tuple[int, ...]:
+def build_prompt(talk: Sequence[Answered], turn: Turn, eos_ids: Sequence[int]) -> tuple[int, ...]:
     """A conversation so far and its next turn as one prompt."""
     if not talk:
         return turn.ids
@@ -126,7 +126,7 @@ def so_far(talk: Sequence[Answered], turn: Turn, eos_ids: Sequence[int]) -> tupl
     return (*last.prompt, *(last.tokens[:-1] if ended else last.tokens), *turn.ids)
 
 
-def planned(
+def plan_streams(
     model: Pretrained,
     streams: Sequence[Stream],
     *,

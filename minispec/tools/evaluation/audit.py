@@ -25,7 +25,7 @@ def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
     return None if len(plain) == len(other) else min(len(plain), len(other))
 
 
-def audited(
+def audit(
     target: Target, prompt: Sequence[int], plain: Sequence[int], other: Sequence[int], gap: float
 ) -> str:
     """ "identical", "near_tie" or "violation" for two greedy outputs of one prompt.

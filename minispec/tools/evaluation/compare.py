@@ -20,11 +20,11 @@ from minispec.commit import StopRule
 from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
 from minispec.sampling import Sampling, SeededRandom
-from minispec.tools.data.streams import Plan, Stream, planned, so_far
+from minispec.tools.data.streams import Plan, Stream, plan_streams, build_prompt
 from minispec.tools.evaluation import audit
-from minispec.tools.evaluation.measure import Figures, machine, measured, peak_mb, reset_peak
+from minispec.tools.evaluation.measure import Figures, machine, measure, peak_mb, reset_peak
 from minispec.tools.evaluation.methods import Decoder, Method, decoder
-from minispec.tools.evaluation.results import Talks, Variant, flat, rows
+from minispec.tools.evaluation.results import Conversations, Variant, flatten, rows
 from minispec.tools.evaluation.study import Study, Text
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft
@@ -70,7 +70,7 @@ def compare(
     """
     if settings.study and draft is None:
         raise ArgumentError(f"a study needs a draft, and none is known for model {model.name}")
-    plan = planned(
+    plan = plan_streams(
         model,
         streams,
         switching=settings.switch,
@@ -138,7 +138,7 @@ def compare(
     }
 
 
-def _sample(stream: Stream, talks: Mapping[Variant, Talks]) -> dict[str, Any]:
+def _sample(stream: Stream, talks: Mapping[Variant, Conversations]) -> dict[str, Any]:
     """The first prompt of a stream, and what each method answered; at several gammas, at the
     first, since at the others a method says the same."""
     answers: dict[str, str] = {}
@@ -175,12 +175,12 @@ def _decoded(
                     talk, decode = talks[variant][name][-1], decoders[variant][turn.domain]
                     # Each method goes on from its own answers, and with the list that followed
                     # them; a list for another ranking has not, and begins anew.
-                    ids = so_far(talk, turn, eos_ids)
+                    ids = build_prompt(talk, turn, eos_ids)
                     goes_on = place > 0 and decode is decoders[variant][turns[place - 1].domain]
                     # The same seed for every method: they differ in what they do, not in luck.
                     source = SeededRandom(settings.seed * 1_000_003 + number)
                     reset_peak()
-                    talk.append(measured(decode(ids, source, continued=goes_on), ids))
+                    talk.append(measure(decode(ids, source, continued=goes_on), ids))
                     peaks[variant] = max(peaks[variant], peak_mb())
                     bar.update()
                 number += 1
@@ -194,7 +194,7 @@ class _Plain:
     def __init__(
         self,
         model: Pretrained,
-        talks: Mapping[Variant, Talks],
+        talks: Mapping[Variant, Conversations],
         stop: StopRule,
         sampling: Sampling,
     ) -> None:
@@ -204,7 +204,7 @@ class _Plain:
             for variant in talks
             if self.greedy and variant.method.name == "autoregressive"
             for stream in talks[variant]
-            for figures in flat(talks[variant], stream)
+            for figures in flatten(talks[variant], stream)
         }
         self._decode = decoder(
             Method("autoregressive"), model, None, None, gamma=1, sampling=Sampling(), stop=stop
@@ -212,7 +212,7 @@ class _Plain:
 
     def __call__(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
         if prompt not in self._known:
-            self._known[prompt] = measured(self._decode(prompt, SeededRandom(0))).tokens
+            self._known[prompt] = measure(self._decode(prompt, SeededRandom(0))).tokens
         return self._known[prompt]
 
     def texts(self, plan: Plan, eos_ids: Sequence[int]) -> dict[str, list[list[Text]]]:
@@ -222,13 +222,13 @@ class _Plain:
         for name, turns in tqdm(asked, desc="recording", unit="conversation", disable=None):
             talk: list[Text] = []
             for turn in turns:
-                prompt = so_far(talk, turn, eos_ids)
+                prompt = build_prompt(talk, turn, eos_ids)
                 talk.append(Text(turn.domain, prompt, self(prompt)))
             found[name].append(talk)
         return found
 
 
-def _texts(plan: Plan, talks: Talks) -> dict[str, list[list[Text]]]:
+def _texts(plan: Plan, talks: Conversations) -> dict[str, list[list[Text]]]:
     """What a method was asked and answered."""
     return {
         name: [
@@ -240,14 +240,14 @@ def _texts(plan: Plan, talks: Talks) -> dict[str, list[list[Text]]]:
 
 
 def _audited(
-    model: Pretrained, talks: Mapping[Variant, Talks], plain: _Plain
+    model: Pretrained, talks: Mapping[Variant, Conversations], plain: _Plain
 ) -> dict[Variant, dict[str, list[str]]]:
     """A verdict of ``audit`` for every output, against plain decoding's of the same prompt."""
     gap = audit.NEAR_TIE[model.reference.embedding.weight.dtype]
     verdicts: dict[Variant, dict[str, list[str]]] = {v: {n: [] for n in talks[v]} for v in talks}
-    places = [(v, name, f) for v in talks for name in talks[v] for f in flat(talks[v], name)]
+    places = [(v, name, f) for v in talks for name in talks[v] for f in flatten(talks[v], name)]
     for variant, name, figures in tqdm(places, desc="auditing", unit="answer", disable=None):
         output = plain(figures.prompt)
-        verdict = audit.audited(model.target, figures.prompt, output, figures.tokens, gap)
+        verdict = audit.audit(model.target, figures.prompt, output, figures.tokens, gap)
         verdicts[variant][name].append(verdict)
     return verdicts

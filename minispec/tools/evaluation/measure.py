@@ -81,7 +81,7 @@ class Figures:
         return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
+def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
     """Decodes to the end and adds up. What is counted here is counted while no clock runs."""
     tokens: list[int] = []
     text: list[str] = []
@@ -134,7 +134,7 @@ def measured(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
     )
 
 
-def pooled(figures: Sequence[Figures]) -> dict[str, Any]:
+def pool(figures: Sequence[Figures]) -> dict[str, Any]:
     """Many prompts as one row of a report; at least one token must have been decoded."""
     tokens = sum(len(f.tokens) for f in figures)
     passes = sum(f.passes for f in figures)

@@ -20,7 +20,7 @@ from torch import Tensor
 from minispec.commit import StopRule
 from minispec.decode import read, speculative
 from minispec.sampling import Sampling, SeededRandom
-from minispec.tools.evaluation.measure import Figures, measured
+from minispec.tools.evaluation.measure import Figures, measure
 from minispec.types import Context, Draft, Features, Round, Shortlist, Target
 
 TEMPERATURE = 0.8  # at which the laws of target and draft are laid over each other
@@ -83,7 +83,7 @@ class ReplayTarget:
         return Features(self._next[places, None], self._aux_hidden_states[places])
 
 
-class Recorded(ReplayTarget):
+class RecordedTarget(ReplayTarget):
     """A reciter of what a target said, with what the target made of it."""
 
     def __init__(self, target: Target, prompt: Sequence[int], answer: Sequence[int]) -> None:
@@ -143,8 +143,8 @@ class Replay:
     origin: Mapping[str, int]
 
 
-def replayed(
-    text: Recorded,
+def replay_text(
+    text: RecordedTarget,
     draft: Draft,
     shortlist: Shortlist,
     *,
@@ -171,11 +171,11 @@ def replayed(
                 origin.update(name for name, ids in parts.items() if finished.tokens[node] in ids)
             yield finished
 
-    figures = measured(watched(), text.prompt)
+    figures = measure(watched(), text.prompt)
     return Replay(figures, tuple(overlaps), origin)
 
 
-def _overlap(text: Recorded, draft: Draft, step: Step) -> float:
+def _overlap(text: RecordedTarget, draft: Draft, step: Step) -> float:
     place = len(step.context.tokens) - 1
     both = torch.stack((text.hidden[place], step.context.hidden))  # (2, D)
     p, q = draft.head.logits_of(both, step.ids).float() / TEMPERATURE  # (K,) each

@@ -10,7 +10,7 @@ from typing import Any
 
 from minispec.tools.data.streams import SWITCH
 from minispec.tools.evaluation import switch
-from minispec.tools.evaluation.measure import Figures, paired_ratio, pooled, speed
+from minispec.tools.evaluation.measure import Figures, paired_ratio, pool, speed
 from minispec.tools.evaluation.methods import Method
 
 
@@ -23,10 +23,10 @@ class Variant:
 
 
 # By stream, by conversation, by turn; a prompt that stands alone is a conversation of one turn.
-Talks = Mapping[str, Sequence[Sequence[Figures]]]
+Conversations = Mapping[str, Sequence[Sequence[Figures]]]
 
 
-def flat(talks: Talks, stream: str) -> list[Figures]:
+def flatten(talks: Conversations, stream: str) -> list[Figures]:
     """The figures of a stream, prompt by prompt; "all" has those of every single-domain one."""
     names = [name for name in talks if _within(name, stream)]
     return [figures for name in names for figures in chain.from_iterable(talks[name])]
@@ -37,7 +37,7 @@ def _within(name: str, stream: str) -> bool:
 
 
 def rows(
-    talks: Mapping[Variant, Talks],
+    talks: Mapping[Variant, Conversations],
     peaks: Mapping[Variant, float],
     lossless: Mapping[Variant, Mapping[str, Sequence[str]]] | None,
     origin: Mapping[Variant, Mapping[str, Mapping[str, float]]],
@@ -45,7 +45,7 @@ def rows(
 ) -> list[dict[str, Any]]:
     """A row for each variant and stream, and for each method one more at its best gamma."""
     names = list(next(iter(talks.values())))
-    pools = {v: {s: flat(talks[v], s) for s in (*names, "all")} for v in talks}
+    pools = {v: {s: flatten(talks[v], s) for s in (*names, "all")} for v in talks}
     methods = list(dict.fromkeys(variant.method for variant in talks))
     best = {
         method: max((v for v in talks if v.method == method), key=lambda v: speed(pools[v]["all"]))
@@ -66,7 +66,7 @@ def rows(
                 "gamma": variant.gamma,
                 "best": False,
                 "budget": variant.method.ids(vocab_size),
-                **pooled(ours),
+                **pool(ours),
                 "peak_rss_mb": peaks[variant],
                 "origin": origin.get(variant, {}).get(stream),
             }

@@ -21,9 +21,9 @@ from minispec.errors import ArgumentError
 from minispec.tools.data import ranking
 from minispec.tools.data.streams import SWITCH
 from minispec.tools.evaluation import methods
-from minispec.tools.evaluation.measure import pooled
+from minispec.tools.evaluation.measure import pool
 from minispec.tools.evaluation.methods import Method
-from minispec.tools.evaluation.replay import TEMPERATURE, Recorded, Replay, replayed
+from minispec.tools.evaluation.replay import TEMPERATURE, RecordedTarget, Replay, replay_text
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Context, Draft, Round
 
@@ -62,7 +62,7 @@ class Study:
         self._model, self._draft, self._stop = model, draft, stop
         self._size = model.target.head.vocab_size
         # The target reads a text once, however many lists are tried on it.
-        self._recorded = cache(lambda prompt, answer: Recorded(model.target, prompt, answer))
+        self._recorded = cache(lambda prompt, answer: RecordedTarget(model.target, prompt, answer))
 
     def origin(self, method: Method, texts: Texts, gamma: int) -> dict[str, dict[str, float]]:
         """By stream, the share of the accepted tokens that each part of the method's list
@@ -135,7 +135,7 @@ class Study:
                     for text in conversation:
                         now = lists[text.domain]
                         recorded = self._recorded(text.prompt, text.tokens)
-                        replay = replayed(
+                        replay = replay_text(
                             recorded, own, now, gamma=gamma, stop=self._stop,
                             continued=now is before,
                         )  # fmt: skip
@@ -200,7 +200,7 @@ def _points(
     """A point of the study for each stream."""
     found = []
     for stream, ours in replays.items():
-        row, best = (pooled([r.figures for r in each]) for each in (ours, full[stream]))
+        row, best = (pool([r.figures for r in each]) for each in (ours, full[stream]))
         overlap, most = (
             fmean(value for replay in each for value in replay.overlaps)
             for each in (ours, full[stream])

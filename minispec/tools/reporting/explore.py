@@ -23,7 +23,7 @@ from minispec.sampling import SeededRandom
 from minispec.stream_decoder import StreamDecoder
 from minispec.text.tokenizer import prompt_ids
 from minispec.tools.evaluation.compare import Settings
-from minispec.tools.evaluation.measure import machine, measured
+from minispec.tools.evaluation.measure import machine, measure
 from minispec.tools.evaluation.methods import Decoder, Method, decoder, shortlist
 from minispec.tools.evaluation.replay import RecordingShortlist, Step
 from minispec.tools.models.pretrained import Pretrained
@@ -37,7 +37,7 @@ _OF_EACH_PART = 8  # ids of a list
 OUTSIDE = "outside"  # where an id is that the list had not
 
 
-def explored(
+def explore(
     model: Pretrained, draft: Draft | None, prompt: str, settings: Settings
 ) -> dict[str, Any]:
     """What each method did with the prompt, all with the same seed and the first gamma; the page
@@ -121,7 +121,7 @@ def _run(
             steps.clear()
             yield finished
 
-    figures = measured(watched())
+    figures = measure(watched())
     told[-1]["tokens"][-1][1] += stream.flush()
     return summary(figures, None) | {"rounds": told}
 

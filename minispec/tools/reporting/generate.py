@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from minispec.tools.evaluation.measure import Figures, measured
+from minispec.tools.evaluation.measure import Figures, measure
 from minispec.types import Round, Tokenizer
 
 # ANSI colours; what they mean is said at the end of a trace.
@@ -44,7 +44,7 @@ def generate(
                     out.flush()
                 yield finished
 
-    figures = measured(shown())
+    figures = measure(shown())
     if as_json:
         out.write(json.dumps(summary(figures, first[0] if first else None) | details) + "\n")
         return
