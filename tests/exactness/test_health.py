@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 
 from drawn import drawn
+from helpers.drafts import assert_caches_fresh
 from lists import LISTS, over_states
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
@@ -21,7 +22,6 @@ from minispec.models.kv_cache import KVCache
 from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
 from minispec.verify import VERIFIERS
-from models.test_eagle_draft import assert_fresh
 
 names = st.sampled_from(list(LISTS))
 verifiers = st.sampled_from(list(VERIFIERS))
@@ -38,7 +38,7 @@ histories = st.fixed_dictionaries({
 
 def assert_healthy(history: History) -> None:
     """Both caches are those of a fresh pass throughout a history."""
-    assert_fresh(
+    assert_caches_fresh(
         history["prompt"], over_states(history["shortlist"], 50, 24), gamma=history["gamma"],
         sampling=Sampling(history["temperature"]), rng=SeededRandom(history["seed"]),
         verifier=VERIFIERS[history["verifier"]],
@@ -93,7 +93,7 @@ def test_a_draft_that_knows_the_target_is_accepted_as_its_list_allows(
                 strict=False,
             )
             for p, q, acceptance in pairs:
-                listed = 1.0 if len(q.ids) == V else float(p.probs[p.shared(q)[0]].sum())
+                listed = 1.0 if len(q.ids) == V else float(p.probs[p.common_indices(q)[0]].sum())
                 mass = listed * (mass if verifier == "block" else 1.0)
                 assert float(acceptance) == pytest.approx(mass, abs=1e-12)
         length += len(finished.tokens)
@@ -115,9 +115,9 @@ def own_guesses_kept(patch: pytest.MonkeyPatch) -> None:
     right = Drafter.resync
 
     def kept(self: Drafter, ids: torch.Tensor, aux_hidden_states: torch.Tensor) -> None:
-        held = self._cache.length - self._vouched
+        held = self._cache.length - self._verified_length
         skip = min(held, len(ids) - 1)
-        self._vouched += skip
+        self._verified_length += skip
         right(self, ids[skip:], aux_hidden_states[skip:])
 
     patch.setattr(Drafter, "resync", kept)

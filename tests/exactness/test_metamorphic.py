@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from drawn import EXAMPLES, drawn
+from helpers.drafts import DRAFT, TARGET, caches_equal
 from helpers.toys import toy_transformer
 from lists import LISTS, over_states
 from minispec.certificate.certify import GRID, Backend, Case, Toys, output_distribution, plain
@@ -15,7 +16,6 @@ from minispec.decode import autoregressive, speculative
 from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.verify import VERIFIERS as CHAINS
-from models.test_eagle_draft import DRAFT, TARGET, same
 from parts import VERIFIERS, decoding
 
 tokens = st.integers(0, 49)
@@ -58,7 +58,7 @@ def test_rollback_and_replay_equal_a_fresh_pass(
     cache.truncate(len(kept))
     replayed = TARGET.step(torch.tensor(again), cache)
     whole = TARGET.step(torch.tensor(kept + again), fresh)
-    assert same(cache, fresh)
+    assert caches_equal(cache, fresh)
     assert torch.allclose(replayed.hidden, whole.hidden[len(kept) :], rtol=0, atol=1e-10)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.memory import LiveBytes
 from benchmarks.replay import Recording
 from benchmarks.rival import Rival
+from helpers.drafts import caches_equal, record_caches, toy_draft
 from helpers.toys import TOY, toy_transformer
 from minispec.certificate.walker import Branching, distribution_of, total_variation
 from minispec.commit import StopRule
@@ -30,7 +31,6 @@ from minispec.shortlists.full import FullShortlist
 from minispec.tools.evaluation.methods import Method
 from minispec.types import Distribution, Evidence, Learner, Proposal, Round
 from minispec.verify import verify
-from models.test_eagle_draft import caches_of, same, toy_draft
 
 TARGET = toy_transformer(context_limit=512)
 DRAFT = toy_draft(TARGET)
@@ -130,7 +130,7 @@ def test_after_any_round_the_cache_is_that_of_the_weights_at_hand(
     targets: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = Aligner(DRAFT, replace(EAGER, targets=targets))
-    caches = caches_of(learner.draft, monkeypatch)
+    caches = record_caches(learner.draft, monkeypatch)
     tokens, changes = [1, 2, 3], 0
     for finished in speculative(
         TARGET, learner.draft, FullShortlist(50), tokens, gamma=3, sampling=Sampling(1.0),
@@ -144,7 +144,7 @@ def test_after_any_round_the_cache_is_that_of_the_weights_at_hand(
         fresh = learner.draft.new_cache(512)
         aux_hidden_states = TARGET.step(ids[:-1], TARGET.new_cache(64)).aux_hidden_states
         learner.draft.step(ids[1:], learner.draft.fuse(aux_hidden_states), fresh)
-        assert same(used, fresh)
+        assert caches_equal(used, fresh)
         caches.remove(fresh)
     assert changes > 3
 

@@ -12,14 +12,20 @@ import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+from helpers.conformity import (
+    IDS,
+    assert_refused,
+    edit_config,
+    our_logits,
+    relative_error,
+    write_byte_tokenizer,
+)
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
-from minispec.errors import FileError
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import SentencePieceTokenizer, TiktokenTokenizer
 from minispec.tools.data import corpus
@@ -34,14 +40,6 @@ LLAMA3 = {  # so tight that all three kinds of wavelength occur within a toy's c
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-
-
-def write_tokenizer(folder: Path) -> None:
-    """The smallest byte-level tokenizer: every byte is a token."""
-    model = {"type": "BPE", "vocab": {c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}}
-    pre = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    data = {"model": model | {"merges": []}, "added_tokens": [], "pre_tokenizer": pre}
-    (folder / "tokenizer.json").write_text(json.dumps(data))
 
 
 def random_config(seed: int) -> LlamaConfig:
@@ -86,23 +84,8 @@ def saved(folder: Path, config: LlamaConfig, **options: Any) -> LlamaForCausalLM
         if "norm" in name:  # all ones from the start, where an error would not show
             weight.data.uniform_(0.5, 1.5)
     model.save_pretrained(folder, **options)
-    write_tokenizer(folder)
+    write_byte_tokenizer(folder)
     return model
-
-
-def our_logits(folder: Path, ids: Tensor) -> Tensor:
-    target, _ = hf_folder.load(folder)
-    return target.head.logits(target.step(ids, target.new_cache(len(ids))).hidden)
-
-
-@torch.inference_mode()
-def relative_error(logits: Tensor, model: LlamaForCausalLM, ids: Tensor) -> float:
-    expected = model(ids[None]).logits[0].float()
-    assert logits.shape == expected.shape
-    return float((logits - expected).abs().max() / expected.abs().max())
-
-
-IDS = torch.randint(256, (60,), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -134,7 +117,7 @@ def test_each_number_of_the_rope_matters(tmp_path, change):
     config = random_config(0)
     config.rope_parameters["rope_theta"] = 100.0
     model = saved(tmp_path, config)
-    edit(tmp_path, lambda data: data["rope_parameters"].update(change))
+    edit_config(tmp_path, lambda data: data["rope_parameters"].update(change))
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) > 1e-3
 
 
@@ -147,7 +130,7 @@ def test_a_sharded_folder_is_the_same_model(tmp_path, tied):
     assert not (tmp_path / "model.safetensors").exists()
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
     next(tmp_path.glob("model-00002-of-*")).unlink()
-    refused(tmp_path, "model-00002-of-")
+    assert_refused(tmp_path, "model-00002-of-")
 
 
 @pytest.mark.parametrize("seed, key", [(0, "type"), (0, "rope_type"), (1, None)])
@@ -160,7 +143,7 @@ def test_older_files_say_the_rope_in_other_words(tmp_path, seed, key):
         kind = rope.pop("rope_type")
         data["rope_scaling"] = {key: kind, **rope} if key else None
 
-    edit(tmp_path, older)
+    edit_config(tmp_path, older)
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
 
 
@@ -195,21 +178,6 @@ def test_taps_are_chosen_for_a_model_that_says_nothing_of_them(tmp_path):
 # ------------------------------------------------------------------ what is refused
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    data = json.loads((folder / "config.json").read_text())
-    change(data)
-    (folder / "config.json").write_text(json.dumps(data))
-
-
-def refused(folder: Path, *words: str) -> None:
-    """Loading raises FileError, in one line that names the folder and all of the words."""
-    with pytest.raises(FileError) as caught:
-        hf_folder.load(folder)
-    message = str(caught.value)
-    assert str(folder) in message and "\n" not in message
-    assert all(word in message for word in words), message
-
-
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -236,8 +204,8 @@ def refused(folder: Path, *words: str) -> None:
 )
 def test_what_is_beyond_the_model_is_refused_by_name(tmp_path, change, words):
     saved(tmp_path, plain_config())
-    edit(tmp_path, lambda data: data.update(change))
-    refused(tmp_path, *words)
+    edit_config(tmp_path, lambda data: data.update(change))
+    assert_refused(tmp_path, *words)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +227,7 @@ def test_missing_and_damaged_files_are_named(tmp_path, name, content, word):
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    refused(tmp_path, word)
+    assert_refused(tmp_path, word)
 
 
 @pytest.mark.parametrize(
@@ -277,13 +245,13 @@ def test_tensors_that_do_not_belong_are_refused(tmp_path, name, value, word):
     saved(tmp_path, plain_config())
     tensors = load_file(tmp_path / "model.safetensors")
     save_file(tensors | {name: value}, tmp_path / "model.safetensors")
-    refused(tmp_path, word)
+    assert_refused(tmp_path, word)
 
 
 def test_an_index_that_is_none_is_refused(tmp_path):
     saved(tmp_path, plain_config(), max_shard_size="40KB")
     (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {}}')
-    refused(tmp_path, "index")
+    assert_refused(tmp_path, "index")
 
 
 # ------------------------------------------------------------------ tokenizers
@@ -333,7 +301,7 @@ def test_the_first_refusal_is_told_where_no_tokenizer_can_be_read(tmp_path):
     saved(tmp_path, plain_config())
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.model").write_bytes(b"neither of the two")
-    refused(tmp_path, "tokenizer.model")
+    assert_refused(tmp_path, "tokenizer.model")
 
 
 # ------------------------------------------------------------------ the real target
@@ -342,7 +310,7 @@ def test_the_first_refusal_is_told_where_no_tokenizer_can_be_read(tmp_path):
 @pytest.fixture(scope="module")
 def oracle(smollm2: pretrained.Pretrained) -> LlamaForCausalLM:
     """transformers' own reading of the same GGUF file."""
-    path = pretrained.cached(smollm2.name)
+    path = pretrained.model_path(smollm2.name)
     return LlamaForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     ).eval()
@@ -351,7 +319,7 @@ def oracle(smollm2: pretrained.Pretrained) -> LlamaForCausalLM:
 def real_prompts(smollm2: pretrained.Pretrained) -> list[list[int]]:
     """Two prompts of each domain, as chats."""
     domains = ("general", "code", "law", "medicine")
-    texts = [text for domain in domains for text in corpus.prompts(domain)[:2]]
+    texts = [text for domain in domains for text in corpus.load_prompts(domain)[:2]]
     return [smollm2.tokenizer.chat(text) for text in texts]
 
 

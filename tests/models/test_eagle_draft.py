@@ -1,6 +1,6 @@
 """The draft's health, which exactness hides: its caches must be those of a fresh pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,75 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from helpers.drafts import DRAFT, TARGET, assert_caches_fresh, caches_equal
 from helpers.toys import GEMMA, toy_transformer
-from minispec.commit import StopRule
-from minispec.decode import speculative
 from minispec.errors import FileError, FingerprintError
 from minispec.io import draft_file
 from minispec.models import eagle_draft as drafts
-from minispec.models.eagle_draft import EagleDraft
-from minispec.models.kv_cache import KVCache
-from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.types import Shortlist
 
-
-def toy_draft(target: Transformer, seed: int = 0) -> EagleDraft:
-    """An untrained draft that listens to everything it is given."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        draft = drafts.init_from_target(target).requires_grad_(False)
-        for weight in draft.parameters():
-            weight += 0.1 * torch.randn_like(weight)
-    return draft
-
-
-TARGET = toy_transformer()
-DRAFT = toy_draft(TARGET)
 LISTS: dict[str, Callable[[], Shortlist]] = {
     "full": lambda: FullShortlist(50),
     "static": lambda: FRSpecShortlist(torch.arange(49, -1, -1), 12, (0,)),
 }
-
-
-def caches_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[KVCache]:
-    """The caches that the model hands out from now on."""
-    made: list[KVCache] = []
-    original = model.new_cache
-
-    def recorded(*arguments: Any) -> KVCache:
-        made.append(original(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(model, "new_cache", recorded)
-    return made
-
-
-def same(cache: KVCache, fresh: KVCache) -> bool:
-    held = cache.length
-    return held == fresh.length and all(
-        torch.allclose(a[:, :, :held], b[:, :, :held], rtol=0, atol=1e-10)
-        for a, b in ((cache.keys, fresh.keys), (cache.values, fresh.values))
-    )
-
-
-def assert_fresh(prompt: Sequence[int], shortlist: Shortlist, **options: Any) -> None:
-    """Decodes twelve tokens; after every round compares both caches with those of a fresh pass."""
-    with pytest.MonkeyPatch.context() as patch:
-        target_caches, draft_caches = caches_of(TARGET, patch), caches_of(DRAFT, patch)
-        tokens = list(prompt)
-        for finished in speculative(TARGET, DRAFT, shortlist, prompt, stop=StopRule(12), **options):
-            tokens += finished.tokens
-            if finished.stop:
-                break
-            fresh_target, fresh_draft = TARGET.new_cache(64), DRAFT.new_cache(64)
-            ids = torch.tensor(tokens)
-            features = TARGET.step(ids[:-1], fresh_target)
-            DRAFT.step(ids[1:], DRAFT.fuse(features.aux_hidden_states), fresh_draft)
-            assert same(target_caches[0], fresh_target), "the target's cache"
-            assert same(draft_caches[0], fresh_draft), "the draft's cache"
 
 
 @settings(max_examples=25)
@@ -91,7 +36,7 @@ def assert_fresh(prompt: Sequence[int], shortlist: Shortlist, **options: Any) ->
 def test_after_any_round_both_caches_are_those_of_a_fresh_pass(
     prompt: list[int], gamma: int, temperature: float, seed: int, name: str
 ) -> None:
-    assert_fresh(
+    assert_caches_fresh(
         prompt, LISTS[name](), gamma=gamma, sampling=Sampling(temperature),
         rng=SeededRandom(seed),
     )  # fmt: skip
@@ -107,7 +52,7 @@ def test_a_cache_that_is_not_rebuilt_is_seen() -> None:
     stale = DRAFT.new_cache(8)
     own = DRAFT.step(ids[:2], states[:2], stale)
     DRAFT.step(ids[2:], own[1:], stale)  # its own state where the target's is known
-    assert not same(stale, fresh)
+    assert not caches_equal(stale, fresh)
 
 
 @given(cuts=st.lists(st.integers(1, 4), min_size=1, max_size=6))

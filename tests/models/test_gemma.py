@@ -16,6 +16,15 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from fastpath.compiled import backend as compiled
 from fastpath.cpu import backend as cpu
+from helpers.conformity import (
+    IDS,
+    assert_refused,
+    edit_config,
+    our_logits,
+    relative_error,
+    write_byte_tokenizer,
+)
+from helpers.features import max_error
 from helpers.tiny_model import gguf_writer
 from helpers.toys import GEMMA, toy_transformer
 from minispec.commit import StopRule
@@ -29,8 +38,6 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.models import gguf_file, hf_folder, pretrained
 from minispec.types import Features
-from models.test_conformity import IDS, edit, our_logits, refused, relative_error, write_tokenizer
-from models.test_transformer import error
 
 MODEL = toy_transformer(**GEMMA)
 
@@ -72,7 +79,7 @@ def saved(folder: Path, config: Gemma3TextConfig, **options: Any) -> Gemma3ForCa
         if "norm" in name:  # all zeros from the start, where an error would not show
             weight.data.uniform_(-0.5, 0.5)
     model.save_pretrained(folder, **options)
-    write_tokenizer(folder)
+    write_byte_tokenizer(folder)
     return model
 
 
@@ -117,7 +124,7 @@ def test_each_setting_matters(tmp_path, change):
     config.rope_parameters["full_attention"]["rope_theta"] = 500.0
     model = saved(tmp_path, config)
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
-    edit(tmp_path, lambda data: data.update(change))
+    edit_config(tmp_path, lambda data: data.update(change))
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) > 1e-3
 
 
@@ -131,7 +138,7 @@ def test_older_files_say_ropes_and_layers_in_other_words(tmp_path):
         del data["layer_types"]
         data["sliding_window_pattern"] = 6
 
-    edit(tmp_path, older)
+    edit_config(tmp_path, older)
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
 
 
@@ -153,8 +160,8 @@ def test_older_files_say_ropes_and_layers_in_other_words(tmp_path):
 )
 def test_what_is_beyond_the_model_is_refused_by_name(tmp_path, change, words):
     saved(tmp_path, tight())
-    edit(tmp_path, lambda data: data.update(change))
-    refused(tmp_path, *words)
+    edit_config(tmp_path, lambda data: data.update(change))
+    assert_refused(tmp_path, *words)
 
 
 def test_settings_without_sense_are_refused():
@@ -203,7 +210,7 @@ def check(history: list[list[int] | int]) -> None:
             start = len(held) - len(event)
             expected = Features(expected.hidden[start:], expected.aux_hidden_states[start:])
             assert torch.isfinite(expected.hidden).all(), "looks behind its window"
-            assert error(features, expected) < 1e-10
+            assert max_error(features, expected) < 1e-10
 
 
 @settings(max_examples=60)
@@ -254,7 +261,7 @@ def test_rows_of_different_lengths_equal_each_row_alone():
             torch.cat([part.aux_hidden_states[row] for part in parts]),
         )
         assert (
-            error(
+            max_error(
                 found,
                 Features(expected.hidden[len(past) :], expected.aux_hidden_states[len(past) :]),
             )
@@ -346,10 +353,10 @@ def test_the_files_of_both_kinds_are_one_model(tmp_path):
 
 def test_a_backend_that_does_not_know_gemma_says_what_it_misses():
     model = toy_transformer(**GEMMA).float()
-    assert cpu.unfit(model) is None
-    reason = compiled.unfit(model)
+    assert cpu.why_unsupported(model) is None
+    reason = compiled.why_unsupported(model)
     assert reason is not None and "query_key_norm, post_norms, local_layers" in reason
-    assert compiled.unfit(toy_transformer().float()) is None
+    assert compiled.why_unsupported(toy_transformer().float()) is None
 
 
 @pytest.mark.parametrize("shape", [Sampling(), Sampling(0.8, top_p=0.9)])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
+from helpers.texts import varied_texts, whole_characters
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.errors import TextError
@@ -17,7 +18,6 @@ from minispec.text.tokenizer import SentencePieceTokenizer, prompt_ids
 from minispec.tools.data import corpus
 from minispec.tools.models import pretrained
 from minispec.tools.models.pretrained import Pretrained
-from text.test_tokenizer import varied_texts, whole_characters
 
 pytestmark = pytest.mark.slow
 NAME = "gemma3-270m"
@@ -25,7 +25,7 @@ NAME = "gemma3-270m"
 
 @pytest.fixture(scope="module")
 def gemma() -> Pretrained:
-    if not pretrained.cached(NAME).exists():
+    if not pretrained.model_path(NAME).exists():
         pytest.skip(f"needs the model: minispec fetch {NAME} --accept-licence")
     return pretrained.load(NAME)
 
@@ -34,7 +34,7 @@ def gemma() -> Pretrained:
 def oracle(gemma: Pretrained):
     """The tokenizer of transformers, whose reading of GGUF files forgets that runs of spaces are
     pieces that users defined, which go before any merging."""
-    path = pretrained.cached(NAME)
+    path = pretrained.model_path(NAME)
     oracle = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     runs = ["\u2581" * count for count in range(2, 32)]
     oracle.backend_tokenizer.add_tokens([AddedToken(run, normalized=True) for run in runs])
@@ -97,7 +97,7 @@ def test_it_continues_sensibly(gemma):
 
 def test_logits_are_those_of_transformers_beyond_the_window(gemma):
     """Read in chunks by us and at once by transformers; the models are in memory in turn."""
-    text = "\n\n".join(text for domain in corpus.DOMAINS for text in corpus.prompts(domain, True))
+    text = "\n\n".join(text for domain in corpus.DOMAINS for text in corpus.load_prompts(domain, True))
     ids = torch.tensor(prompt_ids(gemma.tokenizer, text, raw=True)[:700])
     assert len(ids) == 700 > gemma.target.config.sliding_window
     places = torch.tensor([*range(0, 700, 50), 511, 512, 513, 514, 699])
@@ -105,7 +105,7 @@ def test_logits_are_those_of_transformers_beyond_the_window(gemma):
     parts = [gemma.target.step(part, cache).hidden for part in ids.split([500, 30, 1, 5, 164])]
     logits = gemma.target.head.logits(torch.cat(parts)[places])
     gc.collect()
-    path = pretrained.cached(NAME)
+    path = pretrained.model_path(NAME)
     theirs = Gemma3ForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     ).eval()

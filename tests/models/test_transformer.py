@@ -14,6 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.features import max_error
 from helpers.toys import TOY, toy_transformer
 from minispec.errors import ArgumentError, ContextError
 from minispec.models.kv_cache import KVCache
@@ -35,19 +36,6 @@ def fresh(tokens: Sequence[int]) -> Features:
     return MODEL.step(torch.tensor(tokens, dtype=torch.int64), MODEL.new_cache(64))
 
 
-def error(features: Features, expected: Features) -> float:
-    """The largest difference; infinite where the shapes differ or a number is missing."""
-    worst = 0.0
-    for a, b in (
-        (features.hidden, expected.hidden),
-        (features.aux_hidden_states, expected.aux_hidden_states),
-    ):
-        if a.shape != b.shape or not torch.isfinite(a).all():
-            return float("inf")
-        worst = max(worst, float((a - b).abs().max())) if a.numel() else worst
-    return worst
-
-
 def check_history(history: Sequence[Sequence[int] | int]) -> None:
     """Reads and forgets by turns; every pass gives what a fresh pass over all tokens gives."""
     cache, held = MODEL.new_cache(64), []
@@ -61,7 +49,7 @@ def check_history(history: Sequence[Sequence[int] | int]) -> None:
             expected = fresh(held)
             start = len(held) - len(event)
             expected = Features(expected.hidden[start:], expected.aux_hidden_states[start:])
-            assert error(features, expected) < 1e-10
+            assert max_error(features, expected) < 1e-10
         assert cache.length == len(held)
 
 
@@ -83,7 +71,7 @@ def check_rows(contents: Sequence[tuple[list[int], list[int]]]) -> None:
             torch.cat([part.hidden[row] for part in parts]),
             torch.cat([part.aux_hidden_states[row] for part in parts]),
         )
-        assert error(features, expected) < 1e-10
+        assert max_error(features, expected) < 1e-10
     assert cache.lengths == [len(past) + len(new) for past, new in contents]
 
 
