@@ -16,7 +16,7 @@ from minispec.errors import MinispecError
 from minispec.io.files import write_json
 from minispec.learning.learner import AdaptConfig, Aligner
 from minispec.learning.lora import TARGETS
-from minispec.tools.data.streams import streams_of
+from minispec.tools.data.streams import load_streams
 
 VARIANTS = {
     "recall and LoRA": AdaptConfig(),
@@ -38,7 +38,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         bench = Bench(options)
-        streams = {stream.name: bench.recorded(stream) for stream in streams_of(options.prompts)}
+        streams = {stream.name: bench.recorded(stream) for stream in load_streams(options.prompts)}
         table = {}
         for name, config in tqdm(VARIANTS.items(), desc="ablation"):
             played = []

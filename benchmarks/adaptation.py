@@ -34,7 +34,7 @@ from minispec.io.files import write_json
 from minispec.learning.learner import AdaptConfig, Aligner
 from minispec.models.eagle_draft import EagleDraft
 from minispec.sampling import Sampling, SeededRandom
-from minispec.tools.data.streams import Stream, streams_of
+from minispec.tools.data.streams import Stream, load_streams
 from minispec.tools.evaluation import methods
 from minispec.tools.evaluation.measure import Figures, machine, measure
 from minispec.tools.models import backend, pretrained
@@ -157,7 +157,7 @@ def speeds(
 ) -> dict[str, float]:
     """Tokens per second, learning over frozen, by stream: the real loop on a backend, prompts in
     turn."""
-    model, frozen = backend.placed(bench.model, bench.draft, name)
+    model, frozen = backend.place_on_backend(bench.model, bench.draft, name)
     assert frozen is not None
     ratios = {}
     for domain, recordings in streams:
@@ -202,7 +202,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     bench = Bench(options)
-    held_out, control = streams_of(options.prompts), streams_of(CONTROL)
+    held_out, control = load_streams(options.prompts), load_streams(CONTROL)
     recorded = {}
     for stream in tqdm([*held_out, *control], desc="recording"):
         recorded[stream.name] = bench.recorded(stream)
@@ -281,7 +281,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one order of the prompts, not three")
     parser.add_argument("--speed-prompts", type=int, help="of each topic (--quick: 4, else all)")
     parser.add_argument(
-        "--backend", choices=methods.LEARNING, default="reference", help="where speed is measured"
+        "--backend", choices=backend.LEARNING_BACKENDS, default="reference", help="where speed is measured"
     )
     options = parser.parse_args()
     try:

@@ -77,7 +77,8 @@ ROOMS = {
         "minispec.tools.training.train_draft", "minispec.tools.training.train_router",
         "minispec.tools.training.recipe", "minispec.tools.training.pocket",
         "minispec.tools.evaluation", "minispec.tools.evaluation.audit",
-        "minispec.tools.evaluation.methods", "minispec.tools.evaluation.measure",
+        "minispec.tools.evaluation.methods", "minispec.tools.evaluation.warm_up",
+        "minispec.tools.evaluation.measure",
         "minispec.tools.evaluation.switch", "minispec.tools.evaluation.replay",
         "minispec.tools.evaluation.study", "minispec.tools.evaluation.results",
         "minispec.tools.evaluation.compare",
@@ -242,3 +243,39 @@ def test_an_import_with_the_stream_is_allowed(sources: dict[str, str]) -> None:
 def test_a_module_without_a_place_is_caught(sources: dict[str, str]) -> None:
     planted = {**sources, "minispec/nowhere.py": "import minispec.errors\n"}
     assert "minispec.nowhere is not in the reading order" in violations(planted)
+
+
+def tool_imports(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """For each sub-package of the tools, the other ones that it imports."""
+    folder, known = "minispec/tools/", {module_name(path) for path in sources}
+    found: dict[str, set[str]] = {}
+    for path, source in sources.items():
+        if path.startswith(folder) and path.count("/") > 2:
+            own = path.split("/")[2]
+            names = [name.split(".") for _, name in imported(path, source, known)]
+            others = {parts[2] for parts in names if parts[:2] == ["minispec", "tools"]}
+            found.setdefault(own, set()).update(others - {own})
+    return found
+
+
+def levels(imports: Mapping[str, set[str]]) -> list[set[str]]:
+    """Sub-packages level by level: each imports only from levels before its own. Raises ValueError
+    where some import each other in a circle."""
+    found: list[set[str]] = []
+    while left := imports.keys() - set().union(*found):
+        found.append({name for name in left if not imports[name] & left})
+        if not found[-1]:
+            raise ValueError(f"{', '.join(sorted(left))} import each other")
+    return found
+
+
+def test_tools_are_few_packages_that_import_in_one_direction(sources: dict[str, str]) -> None:
+    imports = tool_imports(sources)
+    assert {"models", "data", "training", "evaluation", "reporting", "cli"} <= imports.keys()
+    assert imports["models"] == set() and "models" in imports["data"]  # imports are seen at all
+    assert len(imports) <= 8 and len(levels(imports)) <= 6
+    for planted in ("minispec.tools.evaluation.methods", "minispec.tools.data.corpus"):
+        path = "minispec/tools/models/backend.py"
+        circle = {**sources, path: f"{sources[path]}\nimport {planted}\n"}
+        with pytest.raises(ValueError, match="import each other"):
+            levels(tool_imports(circle))

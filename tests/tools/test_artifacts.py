@@ -64,7 +64,7 @@ def test_each_draft_has_a_card_and_its_figures(name: str, smollm2: Pretrained) -
 
 @pytest.mark.parametrize("name", ranking.NAMES)
 def test_each_ranking_orders_the_whole_vocabulary(name: str, smollm2: Pretrained) -> None:
-    path = ranking.shipped("smollm2", name)
+    path = ranking.find_shipped_ranking("smollm2", name)
     size = smollm2.tokenizer.vocab_size
     ids = ranking.read_ranking(path, smollm2.tokenizer.fingerprint, size)
     assert torch.equal(ids.sort().values, torch.arange(size))
@@ -76,7 +76,7 @@ def test_each_ranking_orders_the_whole_vocabulary(name: str, smollm2: Pretrained
 
 def test_greedy_speculation_says_what_plain_decoding_says(smollm2: Pretrained) -> None:
     """On the real model, and its draft is of use: more than the target's own token a pass."""
-    prompt = corpus.prompts("general")[0]
+    prompt = corpus.load_prompts("general")[0]
     plain = decoded(smollm2, "autoregressive", prompt, 32)
     assert plain.tau == 1
     gap = audit.NEAR_TIE[torch.float32]
@@ -92,7 +92,7 @@ def test_speculation_is_lossless_and_worth_it_in_every_domain(smollm2: Pretraine
     gap = audit.NEAR_TIE[torch.float32]
     verdicts, taus = [], []
     for domain in corpus.DOMAINS:
-        for prompt in corpus.prompts(domain)[::11]:
+        for prompt in corpus.load_prompts(domain)[::11]:
             plain = decoded(smollm2, "autoregressive", prompt, 64)
             other = decoded(smollm2, "full", prompt, 64)
             ids = smollm2.tokenizer.chat(prompt)

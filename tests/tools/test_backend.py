@@ -32,9 +32,9 @@ def said(model, draft, method: str, temperature: float) -> list[int]:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("method", ["autoregressive", "full", "full+adapt"])
 def test_every_backend_says_the_same(tiny: Tiny, method: str, temperature: float) -> None:
-    model, draft = backend.placed(tiny.model, tiny.draft, "reference")
+    model, draft = backend.place_on_backend(tiny.model, tiny.draft, "reference")
     assert (model, draft) == (tiny.model, tiny.draft)
-    fast, runner = backend.placed(tiny.model, tiny.draft, "cpu")
+    fast, runner = backend.place_on_backend(tiny.model, tiny.draft, "cpu")
     assert (fast.backend, fast.reference) == ("cpu", tiny.model.reference)
     assert type(fast.target) is not type(model.target)
     expected = said(model, draft, method, temperature)
@@ -45,15 +45,15 @@ def test_auto_measures_once_and_keeps_what_it_found(
     tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = torch.get_num_threads()
-    verdict = backend.chosen(tiny.model)
+    verdict = backend.choose_backend(tiny.model)
     assert torch.get_num_threads() == threads
     figures = verdict["milliseconds"]
     assert {"reference", "cpu"} <= figures.keys() and "compiled" not in figures
     assert verdict["backend"] == min(figures, key=lambda name: sum(figures[name]))
     assert [*json.loads(cache.read_text()).values()] == [verdict]
     monkeypatch.setattr(backend, "_measured", lambda *_: pytest.fail("measured again"))
-    assert backend.chosen(tiny.model) == verdict
-    assert backend.placed(tiny.model, None, "auto")[0].backend == verdict["backend"]
+    assert backend.choose_backend(tiny.model) == verdict
+    assert backend.place_on_backend(tiny.model, None, "auto")[0].backend == verdict["backend"]
 
 
 def test_a_draft_that_learns_is_placed_where_it_can(
@@ -62,13 +62,13 @@ def test_a_draft_that_learns_is_placed_where_it_can(
     figures = {"cuda": [0.1, 0.1], "reference": [2.0, 2.0], "cpu": [1.0, 2.0]}
     found = {"backend": "cuda", "milliseconds": figures}
     monkeypatch.setattr(backend, "chosen", lambda model: found)
-    placed, draft = backend.placed(tiny.model, tiny.draft, "auto", learns=True)
+    placed, draft = backend.place_on_backend(tiny.model, tiny.draft, "auto", learns=True)
     assert placed.backend == "cpu"
     assert said(placed, draft, "full+adapt", 0.0) == said(placed, draft, "full", 0.0)
 
 
 def test_a_draft_that_cannot_learn_says_where_it_could(tiny: Tiny) -> None:
-    compiled, draft = backend.placed(tiny.model, tiny.draft, "compiled")
+    compiled, draft = backend.place_on_backend(tiny.model, tiny.draft, "compiled")
     with pytest.raises(ArgumentError, match=r"\+adapt: a draft learns on --backend reference or"):
         said(compiled, draft, "full+adapt", 0.0)
 
@@ -77,16 +77,16 @@ def test_a_draft_that_cannot_learn_says_where_it_could(tiny: Tiny) -> None:
 def test_a_damaged_calibration_is_made_anew(tiny: Tiny, cache: Path, damaged: str) -> None:
     cache.parent.mkdir()
     cache.write_text(damaged)
-    assert backend.chosen(tiny.model)["backend"] in backend.NAMES
+    assert backend.choose_backend(tiny.model)["backend"] in backend.NAMES
     assert isinstance(json.loads(cache.read_text()), dict)
 
 
 def test_what_cannot_run_is_refused_by_name(tiny: Tiny) -> None:
     with pytest.raises(ArgumentError, match="no backend 'warp': known are auto, reference, cpu"):
-        backend.placed(tiny.model, None, "warp")
+        backend.place_on_backend(tiny.model, None, "warp")
     if not torch.cuda.is_available():
         with pytest.raises(ArgumentError, match=r"cuda cannot run .* no CUDA device"):
-            backend.placed(tiny.model, None, "cuda")
+            backend.place_on_backend(tiny.model, None, "cuda")
 
 
 def test_doctor_says_what_there_is_and_warms_up(

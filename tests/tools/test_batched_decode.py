@@ -14,7 +14,7 @@ from minispec.errors import ArgumentError, ContextError
 from minispec.models.kv_cache import KVCache
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data import batched_decode as module
-from minispec.tools.data.batched_decode import Written, decode_batch
+from minispec.tools.data.batched_decode import Completion, decode_batch
 
 MODEL = toy_transformer(seed=1)
 EOS = (7, 11, 30)
@@ -41,7 +41,7 @@ class Job:
     rows: int
     max_new_tokens: int
 
-    def run(self, **changes: Any) -> dict[int, Written]:
+    def run(self, **changes: Any) -> dict[int, Completion]:
         options: dict[str, Any] = {
             "rows": self.rows,
             "max_new_tokens": self.max_new_tokens,

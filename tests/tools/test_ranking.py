@@ -27,30 +27,30 @@ ANY_PLACE = Context((1, 2), torch.zeros(4), 0)
 
 
 def test_counts_are_those_of_the_texts() -> None:
-    counts = ranking.counted([[1, 1, 3], [], [3, 1]], 5)
+    counts = ranking.count_ids([[1, 1, 3], [], [3, 1]], 5)
     assert counts.dtype == torch.int64
     assert counts.tolist() == [0, 3, 0, 2, 0]
-    assert ranking.counted([], 3).tolist() == [0, 0, 0]
+    assert ranking.count_ids([], 3).tolist() == [0, 0, 0]
 
 
 def test_the_frequent_come_first_and_of_equals_the_lower_id() -> None:
-    assert ranking.ranked(torch.tensor([2, 5, 2, 0, 5, 0])).tolist() == [1, 4, 0, 2, 3, 5]
+    assert ranking.rank_ids(torch.tensor([2, 5, 2, 0, 5, 0])).tolist() == [1, 4, 0, 2, 3, 5]
     draws = random.Random(0)
     for size in (1, 2, 50, 5000):
         counts = [draws.randrange(4) for _ in range(size)]  # many ties
         expected = sorted(range(size), key=lambda i: (-counts[i], i))
-        assert ranking.ranked(torch.tensor(counts)).tolist() == expected
-        assert ranking.ranked(torch.tensor(counts, dtype=torch.float64)).tolist() == expected
+        assert ranking.rank_ids(torch.tensor(counts)).tolist() == expected
+        assert ranking.rank_ids(torch.tensor(counts, dtype=torch.float64)).tolist() == expected
 
 
 def test_each_source_weighs_the_same_however_long_it_is() -> None:
     short, long = torch.tensor([0, 1, 3]), torch.tensor([6_000, 2_000, 0])
-    assert ranking.blended([short, long]).tolist() == [0.375, 0.25, 0.375]
+    assert ranking.mean_frequencies([short, long]).tolist() == [0.375, 0.25, 0.375]
     # Added up instead, the long one would have decided alone.
-    assert ranking.ranked(ranking.blended([short, long])).tolist() == [0, 2, 1]
-    assert ranking.ranked(short + long).tolist() == [0, 1, 2]
-    assert torch.equal(ranking.blended([long]), ranking.blended([long * 7, long]))
-    assert ranking.blended([torch.zeros(2), torch.tensor([1, 1])]).tolist() == [0.25, 0.25]
+    assert ranking.rank_ids(ranking.mean_frequencies([short, long])).tolist() == [0, 2, 1]
+    assert ranking.rank_ids(short + long).tolist() == [0, 1, 2]
+    assert torch.equal(ranking.mean_frequencies([long]), ranking.mean_frequencies([long * 7, long]))
+    assert ranking.mean_frequencies([torch.zeros(2), torch.tensor([1, 1])]).tolist() == [0.25, 0.25]
 
 
 def test_rank_counts_text_from_the_command_line(tiny: Tiny, tmp_path: Path) -> None:
@@ -65,13 +65,13 @@ def test_rank_counts_text_from_the_command_line(tiny: Tiny, tmp_path: Path) -> N
     assert sorted(ids.tolist()) == list(range(tokenizer.vocab_size))
     # Of the one text all is z, of the other no more than a half is anything.
     assert [tokenizer.token_bytes(i) for i in ids[:2].tolist()] == [b"z", b" the"]
-    shares = ranking.blended(
+    shares = ranking.mean_frequencies(
         [
-            ranking.counted([tokenizer.encode(path.read_text())], tokenizer.vocab_size)
+            ranking.count_ids([tokenizer.encode(path.read_text())], tokenizer.vocab_size)
             for path in (first, second)
         ]
     )
-    assert torch.equal(ids, ranking.ranked(shares))
+    assert torch.equal(ids, ranking.rank_ids(shares))
     assert read_metadata(out)["texts"] == "a.txt b.txt"
     assert main.main([*command, "--budget", "9", "--out", str(short)]) == 0
     kept = torch.load(short, weights_only=True)
@@ -234,10 +234,10 @@ def test_any_damage_to_a_token_map_is_one_kind_of_error(tmp_path: Path) -> None:
 
 def test_only_names_lead_to_shipped_rankings(tmp_path: Path) -> None:
     ranking.write_ranking(tmp_path / "general.safetensors", torch.arange(5), "t", {})
-    assert ranking.shipped(str(tmp_path), "general") is None
-    assert ranking.shipped("smollm2", "nosuch") is None
-    assert ranking.shipped("smollm2", "../smollm2/general") is None
-    assert ranking.shipped("nosuch", "general") is None
+    assert ranking.find_shipped_ranking(str(tmp_path), "general") is None
+    assert ranking.find_shipped_ranking("smollm2", "nosuch") is None
+    assert ranking.find_shipped_ranking("smollm2", "../smollm2/general") is None
+    assert ranking.find_shipped_ranking("nosuch", "general") is None
 
 
 # ------------------------------------------------------------------ the lists
@@ -314,7 +314,7 @@ def test_shipped_rankings_go_by_name(
 
     lists = {name: by_file(name) for name in ranking.NAMES}
     assert len(set(map(tuple, lists.values()))) == 6
-    monkeypatch.setattr(ranking, "shipped", lambda model, name: tiny.ranking(name))
+    monkeypatch.setattr(ranking, "find_shipped_ranking", lambda model, name: tiny.ranking(name))
     # Also where the folder at hand has a file of that name.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mix").write_text("something else")

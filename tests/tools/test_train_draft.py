@@ -16,7 +16,7 @@ from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.data.batched_decode import decode_batch
-from minispec.tools.data.batches import Corpus, batch_of, written_greedily
+from minispec.tools.data.batches import ShardDataset, make_batch, is_greedy
 from minispec.tools.data.distill import Shard
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.training import train_draft
@@ -67,7 +67,7 @@ def written(target: Transformer, temperature: float) -> list[Shard]:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
+def corpus(tmp_path: Path) -> ShardDataset:
     """The same, end to end in one file."""
     shards = written(TARGET, temperature=1.0)
     starts = torch.tensor([0, *(len(s.tokens) for s in shards[:-1])]).cumsum(0)
@@ -84,7 +84,7 @@ def corpus(tmp_path: Path) -> Corpus:
         },
         {},
     )
-    return Corpus([path])
+    return ShardDataset([path])
 
 
 def test_each_unrolled_step_is_what_drafting_computes() -> None:
@@ -94,9 +94,9 @@ def test_each_unrolled_step_is_what_drafting_computes() -> None:
     draft = fresh_draft(target, noise=0.1)
     (sequence, *_) = written(target, temperature=1.0)
     ids, aux_hidden_states = sequence.tokens[1:], sequence.aux_hidden_states
-    batch = batch_of([sequence], torch.float64)
+    batch = make_batch([sequence], torch.float64)
     with torch.inference_mode():
-        steps = [hidden[0] for hidden, _ in train_draft.unrolled(draft, batch, 4)]
+        steps = [hidden[0] for hidden, _ in train_draft.unroll(draft, batch, 4)]
     for start in (1, 4, 9):
         cache = draft.new_cache(40)
         state = draft.step(ids[:start], draft.fuse(aux_hidden_states[:start]), cache)[-1]
@@ -117,7 +117,7 @@ def test_replayed_tau_is_the_real_loops() -> None:
         PROMPTS,
         strict=True,
     ):
-        replayed = train_draft.replayed_tau(draft, [shard], gamma=3)
+        replayed = train_draft.replay_tau(draft, [shard], gamma=3)
         real = measure(
             speculative(
                 target, draft, FullShortlist(50), prompt, gamma=3, sampling=Sampling(),
@@ -130,7 +130,7 @@ def test_replayed_tau_is_the_real_loops() -> None:
     assert all(replayed == pytest.approx(real) for replayed, real in taus)
 
 
-def test_training_lowers_the_loss_and_raises_agreement(corpus: Corpus, tmp_path: Path) -> None:
+def test_training_lowers_the_loss_and_raises_agreement(corpus: ShardDataset, tmp_path: Path) -> None:
     draft = fresh_draft(TARGET)
     held_out = [corpus.sequence(index) for index in range(3)]
     config = TrainConfig(tokens=2500, steps=3, common_ids=40, random_ids=5, report=500)
@@ -141,7 +141,7 @@ def test_training_lowers_the_loss_and_raises_agreement(corpus: Corpus, tmp_path:
     assert lines[-1]["tau"] > lines[0]["tau"]
 
 
-def test_a_killed_run_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(corpus: ShardDataset, tmp_path: Path) -> None:
     config = TrainConfig(tokens=900, steps=2, common_ids=40, random_ids=5, report=200)
     whole = fresh_draft(TARGET)
     expected = list(
@@ -166,7 +166,7 @@ def test_a_killed_run_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path) -> Non
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
-def test_another_runs_folder_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+def test_another_runs_folder_is_refused(corpus: ShardDataset, tmp_path: Path) -> None:
     config = TrainConfig(tokens=100, steps=1, common_ids=40, random_ids=5, report=50)
     list(
         train_draft.train(
@@ -182,7 +182,7 @@ def test_another_runs_folder_is_refused(corpus: Corpus, tmp_path: Path) -> None:
         )
 
 
-def test_sequences_held_out_are_not_trained_on(corpus: Corpus) -> None:
+def test_sequences_held_out_are_not_trained_on(corpus: ShardDataset) -> None:
     before = len(corpus.places)
     taken = corpus.split(3)
     left = [tuple(corpus.sequence(i).tokens.tolist()) for i in range(len(corpus.places))]
@@ -195,5 +195,5 @@ def test_greedy_text_is_told_from_sampled_text() -> None:
     # An answer of a token or two can be the greedy one by chance.
     sampled = [s for s in written(TARGET, temperature=20.0) if s.ends - s.answers > 4]
     assert len(sampled) > 2
-    assert all(written_greedily(s, TARGET.head) for s in greedy)
-    assert not any(written_greedily(s, TARGET.head) for s in sampled)
+    assert all(is_greedy(s, TARGET.head) for s in greedy)
+    assert not any(is_greedy(s, TARGET.head) for s in sampled)

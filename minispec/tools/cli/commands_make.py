@@ -25,12 +25,12 @@ def rank(options: argparse.Namespace) -> None:
     size = model.target.head.vocab_size
     if options.ranking is None:
         _check_budget(options.budget, size)
-        ids, details = recipe.count(model, options.text, options.domains, options.written)
+        ids, details = recipe.count_texts(model, options.text, options.domains, options.written)
     else:
-        file, details = ranking.find(model.name, options.ranking), {"cut_from": options.ranking}
+        file, details = ranking.find_ranking(model.name, options.ranking), {"cut_from": options.ranking}
         ids = ranking.read_ranking(file, model.tokenizer.fingerprint, size)
         _check_budget(options.budget, len(ids))
-    recipe.keep_ranking(model, ids, options.budget, details, options.out)
+    recipe.save_ranking(model, ids, options.budget, details, options.out)
     print(f"wrote {options.out}")
 
 

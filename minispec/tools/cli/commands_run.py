@@ -127,12 +127,12 @@ def compare_methods(options: argparse.Namespace) -> None:
         study=options.study,
         verifier=options.verifier,
     )
-    found = streams.streams_of(options.prompts, options.limit, base)
+    found = streams.load_streams(options.prompts, options.limit, base)
     for method in methods:
         for stream in found:
             method.ranking_for(stream.name)
     if options.switch:
-        streams.conversations(found, options.seed)  # or refuses
+        streams.build_conversations(found, options.seed)  # or refuses
     check_writable(options.out)
     needed = (*methods, Method("full")) if options.study else methods
     model, draft = loaded(options, needed)
@@ -178,23 +178,24 @@ def doctor(options: argparse.Namespace) -> None:
     import torch
 
     from minispec.io import draft_file
+    from minispec.tools.evaluation.warm_up import warm_up
     from minispec.tools.models import backend, pretrained
 
     use_threads(options.threads)
     threads = torch.get_num_threads()
-    print(f"threads: {threads}, memory reads at {backend.bandwidth() / 1e9:.1f} GB/s")
+    print(f"threads: {threads}, memory reads at {backend.measure_bandwidth() / 1e9:.1f} GB/s")
     model = pretrained.load(options.model, options.dtype)
-    verdict = backend.chosen(model)
+    verdict = backend.choose_backend(model)
     for name in backend.NAMES:
         if name in verdict["milliseconds"]:
             one, five = verdict["milliseconds"][name]
             print(f"{name}: {one:.1f} ms a pass over 1 position, {five:.1f} ms over 5")
         else:
-            print(f"{name}: {backend.hindrance(model, name)}")
+            print(f"{name}: {backend.why_unavailable(model, name)}")
     print(f"auto takes {verdict['backend']}, the fastest for {model.name} in {model.dtype}")
     path = draft_path(options)
     if options.warm and path:
         # Decoding once compiles all that is needed; the compilers keep it on disk.
         guesser = draft_file.load_draft(path, model.reference, model.fingerprint)
-        backend.warm(*backend.placed(model, guesser, "auto"))
+        warm_up(*backend.place_on_backend(model, guesser, "auto"))
         print("warmed up: nothing is left to compile")

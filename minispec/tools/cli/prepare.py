@@ -37,7 +37,7 @@ def loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, An
         # One prompt should not wait for a measurement: `doctor` and `compare` take the time.
         patient = options.command not in ("generate", "explore")
         learns = any(method.adapt for method in methods)
-        return backend.placed(model, guesser, options.backend, patient, learns)
+        return backend.place_on_backend(model, guesser, options.backend, patient, learns)
 
 
 def draft_path(options: argparse.Namespace) -> Path | None:

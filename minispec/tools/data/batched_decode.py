@@ -22,7 +22,7 @@ from minispec.types import Features, RandomSource
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class Completion:
     """A finished row. ``features`` are those of every position that the target has read:
     the prompt and all new tokens but the last, T = len(prompt) + len(tokens) - 1."""
 
@@ -51,7 +51,7 @@ def decode_batch(
     max_new_tokens: int,
     eos_ids: Sequence[int],
     keep_features: bool = False,
-) -> Iterator[Written]:
+) -> Iterator[Completion]:
     """Decodes prompt ``i`` under ``samplings[i]`` with ``randoms[i]``; yields in order of
     completion. A row ends with an EOS id, which is kept, or at ``max_new_tokens``.
 
@@ -107,7 +107,7 @@ def decode_batch(
                 row.features.append(Features(step.hidden[slot], step.aux_hidden_states[slot]))
             if row.last in eos_ids or len(row.tokens) == max_new_tokens:
                 whole = _joined(row.features) if keep_features else None
-                yield Written(row.index, tuple(row.tokens), whole)
+                yield Completion(row.index, tuple(row.tokens), whole)
                 active[slot] = None
                 cache.lengths[slot] = 0
 

@@ -17,7 +17,7 @@ from minispec.models.lm_head import LinearHead
 from minispec.tools.data.distill import Shard
 
 
-class Corpus:
+class ShardDataset:
     """The sequences of some shards, read from disk as they are needed."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -76,7 +76,7 @@ class Batch:
     learn: Tensor  # (B, m) bool
 
 
-def batch_of(sequences: Sequence[Shard], dtype: torch.dtype = torch.float32) -> Batch:
+def make_batch(sequences: Sequence[Shard], dtype: torch.dtype = torch.float32) -> Batch:
     """Pads sequences (each of at least three tokens) into one batch of the draft's dtype."""
 
     def padded(parts: list[Tensor]) -> Tensor:
@@ -92,7 +92,7 @@ def batch_of(sequences: Sequence[Shard], dtype: torch.dtype = torch.float32) -> 
     )
 
 
-def written_greedily(sequence: Shard, head: LinearHead) -> bool:
+def is_greedy(sequence: Shard, head: LinearHead) -> bool:
     """Whether an answer is its target's greedy one, up to the rounding of stored features."""
     answer = int(sequence.answers)
     best = head.logits(sequence.hidden[answer - 1 : -1].float()).argmax(-1)

@@ -158,9 +158,9 @@ def messages(
     """``count`` user messages of a domain, or beginnings of texts: openers, continued by the
     target."""
     shuffled = random.Random(seed)
-    openers = corpus.openers(domain, base)
+    openers = corpus.load_openers(domain, base)
     guard = corpus.OverlapGuard(
-        text for name in corpus.DOMAINS for text in corpus.prompts(name, base)
+        text for name in corpus.DOMAINS for text in corpus.load_prompts(name, base)
     )
     beginning = prompt_ids(tokenizer, "", base)
     if not base:
@@ -200,7 +200,7 @@ def _write_shard(
     if path.exists():
         _check_origin(path, model, seed)
         return path
-    loaded = pretrained.load(model, str(matmul_dtype.faster()).removeprefix("torch."))
+    loaded = pretrained.load(model, str(matmul_dtype.fastest_dtype()).removeprefix("torch."))
     target, tokenizer = loaded.reference, loaded.tokenizer
     name = f"{seed} {domain} {number}"
     texts = messages(target, tokenizer, domain, shard_prompts, name, base)

@@ -41,7 +41,7 @@ class Turn:
 Plan = dict[str, list[list[Turn]]]  # by stream, by conversation, by turn
 
 
-def streams_of(names: Sequence[str], limit: int | None = None, base: bool = False) -> list[Stream]:
+def load_streams(names: Sequence[str], limit: int | None = None, base: bool = False) -> list[Stream]:
     """Streams by the names of domains or of files; the stem of a file names its stream. With
     ``limit`` only so many prompts of each. Those of a domain suit chat models, or ``base`` ones.
 
@@ -52,7 +52,7 @@ def streams_of(names: Sequence[str], limit: int | None = None, base: bool = Fals
     streams = []
     for name in names:
         if name in corpus.DOMAINS:
-            streams.append(Stream(name, tuple(corpus.prompts(name, base)[:limit])))
+            streams.append(Stream(name, tuple(corpus.load_prompts(name, base)[:limit])))
         elif Path(name).suffix or Path(name).exists():
             streams.append(Stream(Path(name).stem, tuple(corpus.read_prompts(name)[:limit])))
         else:
@@ -103,7 +103,7 @@ def _turns(tokenizer: Tokenizer, conversation: Sequence[tuple[str, str]], raw: b
     return found
 
 
-class Answered(Protocol):
+class FinishedTurn(Protocol):
     """A turn that is over: its prompt, all turns before it included, and its answer."""
 
     @property
@@ -117,7 +117,7 @@ class Answered(Protocol):
         ...
 
 
-def build_prompt(talk: Sequence[Answered], turn: Turn, eos_ids: Sequence[int]) -> tuple[int, ...]:
+def build_prompt(talk: Sequence[FinishedTurn], turn: Turn, eos_ids: Sequence[int]) -> tuple[int, ...]:
     """A conversation so far and its next turn as one prompt."""
     if not talk:
         return turn.ids

@@ -26,6 +26,7 @@ from minispec.shortlists.full import FullShortlist
 from minispec.shortlists.microspec import InContextShortlist
 from minispec.tools.data import ranking
 from minispec.tools.data.corpus import DOMAINS
+from minispec.tools.models.backend import LEARNING_BACKENDS
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, RandomSource, Round, Shortlist
 from minispec.verify import VERIFIERS
@@ -36,7 +37,6 @@ _SHARES = {"autoregressive": None, "full": None, "frspec": 0.25} | dict.fromkeys
 )
 NAMES = tuple(_SHARES)
 _RANKING = "general"  # where a method names none
-LEARNING = ("reference", "cpu")  # backends of drafts that learn
 
 
 class Decoder(Protocol):
@@ -141,7 +141,7 @@ def default(model: str, has_draft: bool) -> str:
     """The fastest method that there is all for: a draft, and the model's own ranking."""
     if not has_draft:
         return "autoregressive"
-    return "frspec" if ranking.shipped(model, _RANKING) else "full"
+    return "frspec" if ranking.find_shipped_ranking(model, _RANKING) else "full"
 
 
 def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlist:
@@ -150,7 +150,7 @@ def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlis
     budget, name = method.ids(size), method.ranking_for(domain)
     if budget is None or name is None:
         return FullShortlist(size)
-    file = ranking.find(model.name, name)
+    file = ranking.find_ranking(model.name, name)
     ids = ranking.read_ranking(file, model.tokenizer.fingerprint, size)
     if budget > len(ids):
         raise ArgumentError(
@@ -183,7 +183,7 @@ def learner_of(draft: Draft, *, carry: bool = False) -> tuple[Aligner, Draft]:
     if isinstance(draft, LearnableDraft):
         learner = Aligner(draft.reference, carry=carry)
         return learner, draft.learning(learner.draft)
-    raise ArgumentError(f"+adapt: a draft learns on --backend {' or '.join(LEARNING)} only")
+    raise ArgumentError(f"+adapt: a draft learns on --backend {' or '.join(LEARNING_BACKENDS)} only")
 
 
 def decoder(

@@ -119,7 +119,7 @@ class Study:
         return found
 
     def _ranking(self, name: str) -> Tensor:
-        file = ranking.find(self._model.name, name)
+        file = ranking.find_ranking(self._model.name, name)
         return ranking.read_ranking(file, self._model.tokenizer.fingerprint, self._size)
 
     def _replays(self, lists: Lists, texts: Texts, gamma: int, title: str) -> Replays:

@@ -1,8 +1,8 @@
-"""Which implementation does the arithmetic: the reference, or a fast path beside it.
+"""Which implementation runs the model: the reference, or a fast path.
 
-A backend is a module of ``fastpath`` with two functions, ``target`` and ``draft``, which take
-the reference's and return something that behaves alike and is faster. ``auto`` measures the
-reference against those that can run here, on the model itself and once for each machine.
+A backend is a module ``fastpath.NAME.backend`` with ``build_target`` and ``build_draft``, which
+take the reference's model and draft and return faster ones with the same interface. ``auto`` times
+the backends that can run here on the model itself, once per machine.
 """
 
 import importlib
@@ -17,116 +17,114 @@ from typing import Any
 
 import torch
 
-from minispec.commit import StopRule
 from minispec.errors import ArgumentError, FileError
 from minispec.io import files
 from minispec.io.artifacts import cache_folder
 from minispec.models.eagle_draft import EagleDraft
-from minispec.sampling import Sampling, SeededRandom
-from minispec.tools.evaluation import methods
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, Target
 
 NAMES = ("reference", "cpu", "compiled", "cuda")
-_CONTEXT, _REPEATS = 64, 7
+LEARNING_BACKENDS = ("reference", "cpu")  # on which a draft can learn while it decodes
+_CONTEXT, _REPEATS = 64, 7  # positions in the cache of a timed pass, and passes of which the best counts
 
 
-def placed(
+def place_on_backend(
     model: Pretrained,
     draft: EagleDraft | None,
     name: str,
     measure: bool = True,
     learns: bool = False,
 ) -> tuple[Pretrained, Draft | None]:
-    """A model and its draft on a backend by name, or on the fastest ("auto"), of those where a
-    draft can learn if it ``learns``: by what was measured before, or, with ``measure``, is
-    measured now, which compiles what was not yet.
+    """The model and its draft on a backend, given by name or chosen by speed ("auto").
 
-    Raises ArgumentError for a backend that this machine, or the model's dtype, rules out.
+    "auto" takes the fastest backend of earlier measurements; with ``measure`` it measures now if
+    there are none, which compiles kernels on first use. With ``learns`` it considers only
+    ``LEARNING_BACKENDS``. A model on another device than the CPU runs on the reference.
+
+    Raises ArgumentError for a backend that cannot run on this machine or with the model's dtype.
     """
+    if model.device != "cpu" and name in ("auto", "reference"):
+        return model, draft
     if name == "auto":
-        found = chosen(model) if measure else known(model)
-        name = found["backend"]
-        if learns and name not in methods.LEARNING:
-            figures = found["milliseconds"]  # of those that fit the model, which the reference does
-            name = min(figures.keys() & methods.LEARNING, key=lambda each: sum(figures[each]))
+        choice = choose_backend(model) if measure else read_cached_choice(model)
+        name = choice["backend"]
+        if learns and name not in LEARNING_BACKENDS:
+            milliseconds = choice["milliseconds"]  # the reference is always among them
+            candidates = milliseconds.keys() & set(LEARNING_BACKENDS)
+            name = min(candidates, key=lambda each: sum(milliseconds[each]))
     if name == "reference":
         return model, draft
-    module = _loaded(name)
-    if reason := module.unfit(model.reference):
+    module = _import_backend(name)
+    if model.device != "cpu":
+        raise ArgumentError(
+            f"backend {name} starts from weights on the CPU, not on device {model.device}: "
+            "use --device cpu or --backend reference"
+        )
+    if reason := module.why_unsupported(model.reference):
         raise ArgumentError(f"backend {name} cannot run {model.name}: {reason}")
-    target = module.target(model.reference)
-    return replace(model, target=target, backend=name), draft and module.draft(draft, target)
+    target = module.build_target(model.reference)
+    return replace(model, target=target, backend=name), draft and module.build_draft(draft, target)
 
 
-def chosen(model: Pretrained) -> dict[str, Any]:
-    """The fastest backend for a round of this model, and what was measured: milliseconds of a
-    pass over 1 and over 5 positions, by backend. Kept in the user's cache directory."""
-    kept = _read()
-    if (key := _key(model)) not in kept:
+def choose_backend(model: Pretrained) -> dict[str, Any]:
+    """The fastest backend for this model and the measurements: ``backend``, its name, and
+    ``milliseconds``, by backend, of a pass over 1 and over 5 positions. Kept in the user's cache
+    directory."""
+    choices = _read_calibration()
+    if (key := _calibration_key(model)) not in choices:
         threads = torch.get_num_threads()
-        fit = [name for name in NAMES if hindrance(model, name) is None]
-        figures = {name: _measured(model, name) for name in fit}
+        available = [name for name in NAMES if why_unavailable(model, name) is None]
+        milliseconds = {name: _time_passes(model, name) for name in available}
         torch.set_num_threads(threads)
-        fastest = min(figures, key=lambda name: sum(figures[name]))
-        kept[key] = {"backend": fastest, "milliseconds": figures}
-        with suppress(FileError):  # where it cannot be kept, it is measured again
-            files.write_json(_path(), kept)
-    return kept[key]
+        fastest = min(milliseconds, key=lambda name: sum(milliseconds[name]))
+        choices[key] = {"backend": fastest, "milliseconds": milliseconds}
+        with suppress(FileError):  # without a writable cache, each call measures again
+            files.write_json(_calibration_path(), choices)
+    return choices[key]
 
 
-def known(model: Pretrained) -> dict[str, Any]:
-    """What was chosen before; the reference, if nothing was."""
-    return _read().get(_key(model), {"backend": "reference"})
+def read_cached_choice(model: Pretrained) -> dict[str, Any]:
+    """The choice of an earlier ``choose_backend``, or the reference if there was none."""
+    return _read_calibration().get(_calibration_key(model), {"backend": "reference"})
 
 
-def bandwidth() -> float:
-    """Bytes a second that reading memory yields with the threads at hand: the fastest of three
-    sums over 256 MiB."""
+def measure_bandwidth() -> float:
+    """Memory bandwidth for reads with torch's threads, bytes per second: the fastest of three sums
+    over 256 MiB."""
     block = torch.ones(64 * 1024 * 1024)
     block.sum()
     return block.nbytes / min(timeit.repeat(block.sum, number=1, repeat=3))
 
 
-def hindrance(model: Pretrained, name: str) -> str | None:
-    """Why ``auto`` does not consider a backend, None if it does."""
+def why_unavailable(model: Pretrained, name: str) -> str | None:
+    """Why "auto" does not consider a backend for this model; None if it does."""
     if name == "reference":
         return None
     if name == "compiled":
-        return "runs where it is asked for: it compiles for longer than auto may take"
+        return "runs only when asked for: compiling takes longer than auto may"
     try:
-        reason: str | None = _loaded(name).unfit(model.reference)
+        reason: str | None = _import_backend(name).why_unsupported(model.reference)
     except ArgumentError as error:
         return str(error)
     return reason
 
 
-def warm(model: Pretrained, draft: Draft | None) -> None:
-    """Decodes a few tokens in every way, so that all that is compiled on first use is."""
-    names = {"autoregressive", methods.default(model.name, draft is not None)}
-    for name in sorted(names | {"full"} if draft else names):
-        decode = methods.decoder(
-            methods.Method.parse(name), model, draft, None, gamma=4, sampling=Sampling(),
-            stop=StopRule(8),
-        )  # fmt: skip
-        for _ in decode([0, 1, 2], SeededRandom(0)):
-            pass
-
-
-def _loaded(name: str) -> ModuleType:
+def _import_backend(name: str) -> ModuleType:
     if name not in NAMES:
-        raise ArgumentError(f"no backend {name!r}: known are auto, {', '.join(NAMES)}")
+        raise ArgumentError(f"unknown backend {name!r}: choose from auto, {', '.join(NAMES)}")
     try:
         return importlib.import_module(f"fastpath.{name}.backend")
     except ImportError as error:
         raise ArgumentError(f"backend {name} cannot run here: {error}") from None
 
 
-def _measured(model: Pretrained, name: str) -> list[float]:
-    target: Target = placed(model, None, name)[0].target
+def _time_passes(model: Pretrained, name: str) -> list[float]:
+    """Milliseconds of a target pass with its head over 1 and over 5 positions."""
+    target: Target = place_on_backend(model, None, name)[0].target
     cache = target.new_cache(_CONTEXT + 8)
     target.step(torch.arange(_CONTEXT) + 1, cache)
-    figures = []
+    milliseconds = []
     for width in (1, 5):
 
         def run(width: int = width) -> None:
@@ -134,23 +132,23 @@ def _measured(model: Pretrained, name: str) -> list[float]:
             cache.truncate(_CONTEXT)
 
         run()
-        figures.append(1000 * min(timeit.repeat(run, number=1, repeat=_REPEATS)))
-    return figures
+        milliseconds.append(1000 * min(timeit.repeat(run, number=1, repeat=_REPEATS)))
+    return milliseconds
 
 
-def _path() -> Path:
+def _calibration_path() -> Path:
     return cache_folder() / "calibration.json"
 
 
-def _key(model: Pretrained) -> str:
+def _calibration_key(model: Pretrained) -> str:
     machine = platform.node(), os.cpu_count(), torch.__version__, torch.get_num_threads()
     return "-".join(map(str, (*machine, model.fingerprint[:12], model.dtype)))
 
 
-def _read() -> dict[str, Any]:
-    """What was measured before; a file that is not ours, or damaged, is as good as none."""
+def _read_calibration() -> dict[str, Any]:
+    """Earlier choices by key; a missing, foreign or damaged file counts as empty."""
     try:
-        kept = files.read_json(_path())
+        choices = files.read_json(_calibration_path())
     except FileError:
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return choices if isinstance(choices, dict) else {}

@@ -30,7 +30,7 @@ from minispec.text.tokenizer import SentencePieceTokenizer
 from minispec.tools.data import corpus
 from minispec.tools.models import hf_folder, matmul_dtype
 from minispec.tools.training import recipe
-from minispec.tools.training.resumable import Line, Run, RunConfig
+from minispec.tools.training.resumable import Line, Run, TrainingConfig
 
 SHAPE = ModelConfig(
     vocab_size=8192,
@@ -50,7 +50,7 @@ _CLUSTERS = 512
 
 
 @dataclass(frozen=True)
-class TargetConfig(RunConfig):
+class TargetConfig(TrainingConfig):
     """How the target is trained; an update reads ``windows`` stretches of text."""
 
     peak_rate: float = 4e-3
@@ -97,11 +97,11 @@ def _text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
     if path.exists():
         return read_tensors(path)
     kinds = itertools.product(corpus.DOMAINS, (False, True))
-    guard = corpus.OverlapGuard(text for kind in kinds for text in corpus.prompts(*kind))
+    guard = corpus.OverlapGuard(text for kind in kinds for text in corpus.load_prompts(*kind))
     documents = [
         document
         for domain in corpus.DOMAINS
-        for document in tqdm(corpus.documents(domain, _BYTES), domain, disable=None)
+        for document in tqdm(corpus.load_documents(domain, _BYTES), domain, disable=None)
         if guard.shared(document) is None
     ]
     # Every second line: a sample is enough to find the same pieces in.

@@ -20,7 +20,7 @@ from minispec.shortlists import semantic
 from minispec.shortlists.dynaspec import Router
 from minispec.shortlists.frspec import truncate_ranking
 from minispec.tools.data import corpus, distill, ranking
-from minispec.tools.data.batches import Corpus, written_greedily
+from minispec.tools.data.batches import ShardDataset, is_greedy
 from minispec.tools.models import pretrained
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.training import train_draft, train_router
@@ -50,7 +50,7 @@ def make_draft(
     ``report`` is called at each line of figures."""
     base = raw or pretrained.is_base(model)
     for domain in domains:
-        corpus.openers(domain, base)  # an unknown one is refused before any work
+        corpus.load_openers(domain, base)  # an unknown one is refused before any work
     if model in pretrained.SOURCES:
         pretrained.fetch(model)
     loaded = pretrained.load(model)
@@ -66,11 +66,11 @@ def make_draft(
             folder, model, domains, tokens, seed, processes, base=base
         ):
             paths.append(path)
-            bar.update(distill.answer_tokens(path))
+            bar.update(distill.count_answer_tokens(path))
 
-    material = Corpus(paths)
+    material = ShardDataset(paths)
     held_out = material.split(_HELD_OUT)
-    greedy = (s for s in held_out if written_greedily(s, loaded.reference.head))
+    greedy = (s for s in held_out if is_greedy(s, loaded.reference.head))
     examples = list(islice(greedy, _HELD_OUT_MOST))
     seen = math.ceil(epochs * sum(map(material.answer_tokens, range(len(material.places)))))
     config = train_draft.TrainConfig(
@@ -107,7 +107,7 @@ def count(
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise FileError(f"cannot count {path}: {error}") from None
-        sources.append(ranking.counted([model.tokenizer.encode(text)], size))
+        sources.append(ranking.count_ids([model.tokenizer.encode(text)], size))
     for domain in domains:
         sources += _domain_counts(model, domain, written)
     return _ranked(sources, domains, texts)
@@ -115,14 +115,14 @@ def count(
 
 def _domain_counts(model: Pretrained, domain: str, written: Path | None) -> list[Tensor]:
     size = model.target.head.vocab_size
-    documents = corpus.documents(domain, _DOCUMENT_BYTES)
+    documents = corpus.load_documents(domain, _DOCUMENT_BYTES)
     encoded = (model.tokenizer.encode(text) for text in tqdm(documents, domain, disable=None))
-    sources = [ranking.counted(encoded, size)]
+    sources = [ranking.count_ids(encoded, size)]
     if written:
         shards = sorted(written.glob(f"{domain}-*.safetensors"))
         if not shards:
             raise FileError(f"{written} holds no text of domain {domain}")
-        sources.append(Corpus(shards).counts(size))
+        sources.append(ShardDataset(shards).counts(size))
     return sources
 
 
@@ -134,7 +134,7 @@ def _ranked(
         "texts": " ".join(path.name for path in texts),
         "tokens": " ".join(str(int(counts.sum())) for counts in sources),
     }
-    return ranking.ranked(ranking.blended(sources)), details
+    return ranking.rank_ids(ranking.mean_frequencies(sources)), details
 
 
 def make_rankings(model: str, written: Path, folder: Path) -> None:
@@ -187,7 +187,7 @@ def make_router(
     if not shards:
         raise FileError(f"{written} holds no text: give a folder made by `minispec train draft`")
     torch.manual_seed(seed)
-    router, material = Router(draft.config.hidden_size, int(clusters.max()) + 1), Corpus(shards)
+    router, material = Router(draft.config.hidden_size, int(clusters.max()) + 1), ShardDataset(shards)
     with tqdm(total=tokens, desc="training", unit="token", disable=None) as bar:
         for seen, loss in train_router.train(router, draft, material, clusters, tokens, seed):
             bar.update(seen - bar.n)

@@ -22,7 +22,7 @@ Line = dict[str, float]
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class TrainingConfig:
     """How long a run is, and how fast it learns; ``tokens`` counts those seen, repeats included."""
 
     tokens: int
@@ -38,7 +38,7 @@ class Run(ABC):
     ``part`` names what is trained; ``order`` says what each update is made of.
     """
 
-    def __init__(self, part: str, model: nn.Module, config: RunConfig, order: Iterator[Any]):
+    def __init__(self, part: str, model: nn.Module, config: TrainingConfig, order: Iterator[Any]):
         self.part, self.model, self.config, self.order = part, model, config, order
         model.requires_grad_(True)
         self.optimiser = torch.optim.AdamW(

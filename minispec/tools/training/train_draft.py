@@ -25,16 +25,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minispec.models.eagle_draft import EagleDraft
-from minispec.tools.data.batches import Batch, Corpus, batch_of
+from minispec.tools.data.batches import Batch, ShardDataset, make_batch
 from minispec.tools.data.distill import Shard
 from minispec.tools.models import matmul_dtype
-from minispec.tools.training.resumable import Line, Run, RunConfig
+from minispec.tools.training.resumable import Line, Run, TrainingConfig
 
 _BUCKET = 32  # updates that are put together at a time
 
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig):
+class TrainConfig(TrainingConfig):
     """How a draft is trained; only tokens of answers are counted."""
 
     steps: int = 4  # of the training-time test
@@ -47,7 +47,7 @@ class TrainConfig(RunConfig):
     start: str | None = None  # the file of the draft that it goes on from, if it does
 
 
-def unrolled(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def unroll(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """For each step of the training-time test: what the head would be multiplied with
     (B, m, D), and at which places a chain has come that far (B, m) bool."""
     m = batch.ids.shape[1]
@@ -101,7 +101,7 @@ def _behind(x: Tensor, count: int) -> Tensor:
     return torch.cat((torch.zeros_like(x[:, :count]), x[:, : x.shape[1] - count]), dim=1)
 
 
-def loss_of(
+def compute_loss(
     draft: EagleDraft, batch: Batch, rows: Tensor, config: TrainConfig
 ) -> tuple[Tensor, list[float]]:
     """The loss, a scalar, of a batch over the head's ``rows`` (K, D), and each step's
@@ -112,7 +112,7 @@ def loss_of(
     with torch.no_grad():
         distributions = torch.softmax(F.linear(goal, rows).float(), dim=-1)  # (n, K)
         scale = goal.square().mean()
-    for step, (states, begun) in enumerate(unrolled(draft, batch, config.steps)):
+    for step, (states, begun) in enumerate(unroll(draft, batch, config.steps)):
         hidden = states[batch.learn]  # (n, D)
         logs = torch.log_softmax(F.linear(hidden, rows).float(), dim=-1)  # (n, K)
         cross_entropy = -(distributions * logs).sum(-1)  # (n,)
@@ -128,16 +128,16 @@ def loss_of(
 
 
 @torch.inference_mode()
-def replayed_tau(draft: EagleDraft, sequences: Sequence[Shard], gamma: int) -> float:
+def replay_tau(draft: EagleDraft, sequences: Sequence[Shard], gamma: int) -> float:
     """Mean accepted length (tokens per target pass) of greedy drafting over text that the
     target wrote greedily, by replay: the draft's guesses along a text are those that real
     rounds would make, as long as they are accepted, so rounds can be walked afterwards.
     Prompts have at least two tokens, since the draft has nothing to go on after one."""
     tokens = passes = 0
     for sequence in sequences:
-        batch = batch_of([sequence], draft.fusion.weight.dtype)
+        batch = make_batch([sequence], draft.fusion.weight.dtype)
         right = torch.zeros(gamma, batch.ids.shape[1], dtype=torch.bool)
-        for step, (hidden, begun) in enumerate(unrolled(draft, batch, gamma)):
+        for step, (hidden, begun) in enumerate(unroll(draft, batch, gamma)):
             if step:  # where the guess before was wrong no round comes to this one
                 begun[0, 1:] &= right[step - 1, :-1]
             guesses = draft.head.logits(hidden[begun]).argmax(-1)
@@ -155,7 +155,7 @@ def replayed_tau(draft: EagleDraft, sequences: Sequence[Shard], gamma: int) -> f
 
 def train(
     draft: EagleDraft,
-    corpus: Corpus,
+    corpus: ShardDataset,
     held_out: Sequence[Shard],
     config: TrainConfig,
     folder: Path,
@@ -177,7 +177,7 @@ class _DraftRun(Run):
     model: EagleDraft
 
     def __init__(
-        self, draft: EagleDraft, corpus: Corpus, held_out: Sequence[Shard], config: TrainConfig
+        self, draft: EagleDraft, corpus: ShardDataset, held_out: Sequence[Shard], config: TrainConfig
     ) -> None:
         super().__init__("draft", draft, config, _sequences(corpus, config))
         self.corpus, self.held_out = corpus, held_out
@@ -188,26 +188,26 @@ class _DraftRun(Run):
         self._common_rows = self._rows(common)  # (common_ids, D), the same in every update
 
     def loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
-        batch = batch_of([self.corpus.sequence(index) for index in next(self.order)])
+        batch = make_batch([self.corpus.sequence(index) for index in next(self.order)])
         vocabulary = self.model.head.vocab_size
         others = torch.randint(vocabulary, (self.config.random_ids,), generator=generator)
         ids = torch.cat((others, batch.following[batch.learn])).unique()
         rows = torch.cat((self._common_rows, self._rows(ids[~self._is_common[ids]])))  # (K, D)
         with matmul_dtype.autocast():
-            loss, parts = loss_of(self.model, batch, rows, self.config)
+            loss, parts = compute_loss(self.model, batch, rows, self.config)
         return loss, parts, int(batch.learn.sum())
 
     def figures(self) -> Line:
         if not self.held_out:
             return {}
-        return {"tau": round(replayed_tau(self.model, self.held_out, self.config.steps), 4)}
+        return {"tau": round(replay_tau(self.model, self.held_out, self.config.steps), 4)}
 
     def _rows(self, ids: Tensor) -> Tensor:
         """Rows of the head, in the dtype that the products run in."""
-        return self.model.head.weight[ids].to(matmul_dtype.faster())
+        return self.model.head.weight[ids].to(matmul_dtype.fastest_dtype())
 
 
-def _sequences(corpus: Corpus, config: TrainConfig) -> Iterator[list[int]]:
+def _sequences(corpus: ShardDataset, config: TrainConfig) -> Iterator[list[int]]:
     """Which sequences make an update, epoch after epoch; of similar length, since the shorter
     are padded to the longest."""
     size, epoch = config.sequences, 0

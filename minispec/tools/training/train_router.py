@@ -11,13 +11,13 @@ from torch import Tensor
 
 from minispec.models.eagle_draft import EagleDraft
 from minispec.shortlists.dynaspec import Router
-from minispec.tools.data.batches import Corpus, batch_of
+from minispec.tools.data.batches import ShardDataset, make_batch
 
 _RATE, _SEQUENCES = 2e-3, 4
 
 
 def examples(
-    draft: EagleDraft, corpus: Corpus, clusters: Tensor, order: list[int]
+    draft: EagleDraft, corpus: ShardDataset, clusters: Tensor, order: list[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For some sequences at a time, in their order, over and over: the draft's states (n, D)
     at the places of the answers, and the cluster (n,) of what the target said there."""
@@ -25,7 +25,7 @@ def examples(
         for start in range(0, len(order), _SEQUENCES):
             states, said = [], []
             for index in order[start : start + _SEQUENCES]:
-                batch = batch_of([corpus.sequence(index)])
+                batch = make_batch([corpus.sequence(index)])
                 learn = batch.learn[0]
                 cache = draft.new_cache(len(learn))
                 own = draft.step(batch.ids[0], draft.fuse(batch.aux_hidden_states[0]), cache)
@@ -35,7 +35,7 @@ def examples(
 
 
 def train(
-    router: Router, draft: EagleDraft, corpus: Corpus, clusters: Tensor, tokens: int, seed: int
+    router: Router, draft: EagleDraft, corpus: ShardDataset, clusters: Tensor, tokens: int, seed: int
 ) -> Iterator[tuple[int, float]]:
     """Has a router learn from ``tokens`` tokens; yields, after each update, the tokens seen and
     the loss (cross entropy, nats a token)."""

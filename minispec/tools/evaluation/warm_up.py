@@ -1,0 +1,20 @@
+"""Warm-up: decode a few tokens, so that everything compiled on first use is compiled."""
+
+from minispec.commit import StopRule
+from minispec.sampling import Sampling, SeededRandom
+from minispec.tools.evaluation import methods
+from minispec.tools.models.pretrained import Pretrained
+from minispec.types import Draft
+
+
+def warm_up(model: Pretrained, draft: Draft | None) -> None:
+    """Decodes eight tokens with each kind of method that the model and its draft can run: plain
+    decoding, the full vocabulary and a static shortlist."""
+    names = {"autoregressive", methods.default(model.name, draft is not None)}
+    for name in sorted(names | {"full"} if draft else names):
+        decode = methods.decoder(
+            methods.Method.parse(name), model, draft, None, gamma=4, sampling=Sampling(),
+            stop=StopRule(8),
+        )  # fmt: skip
+        for _ in decode([0, 1, 2], SeededRandom(0)):
+            pass
