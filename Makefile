@@ -13,7 +13,7 @@ EXAMPLES    ?= 100
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test slow bench bench-gpu adaptation exactness mutants draft pocket docs figures \
+.PHONY: demo test slow bench bench-gpu measure adaptation exactness mutants draft pocket docs figures \
 	notebook lint clean help python FORCE
 
 ifdef PYTHON
@@ -57,6 +57,20 @@ bench: $(BENCH)  ## run the benchmarks
 	$(PY) -m benchmarks.head --json build/head.json
 	$(PY) -m benchmarks.bench_scaling --json build/scaling.json
 	$(PY) benchmarks/bench_block.py
+
+# Gemma is left out where it has not been fetched: see `minispec fetch --help`.
+measure: $(INSTALLED)  ## measure the figures of README again, into build/measure: half an hour
+	$(MINISPEC) fetch smollm2
+	$(MINISPEC) compare --backend cpu --limit 8 --switch --max-new-tokens 128 --out build/measure/smollm2 \
+		--methods autoregressive,full,frspec@0.25,evospec@1536,evospec@512
+	cp build/measure/smollm2/report.json build/measure/smollm2-float32.json
+	if $(MINISPEC) fetch gemma3-270m 2>/dev/null; then \
+		$(MINISPEC) compare --model gemma3-270m --dtype bfloat16 --backend cpu --limit 2 --switch \
+			--methods autoregressive,full,frspec@0.25,frspec@32768,evospec@2621 \
+			--out build/measure/gemma3-270m && \
+		cp build/measure/gemma3-270m/report.json build/measure/gemma3-270m-bfloat16.json; \
+	else cp benchmarks/results/gemma3-270m-bfloat16.json build/measure; fi
+	@echo "python docs/readme_figures.py build/measure   # writes them into README.md"
 
 bench-gpu: $(BENCH)  ## run the benchmarks of the CUDA kernels, where there is a GPU
 	$(PY) -m benchmarks.bench_gpu
@@ -142,7 +156,7 @@ $(VENV)/.torch: FORCE
 endif
 
 $(VENV)/.minispec: $(VENV)/.torch setup.cfg pyproject.toml
-	$(PY) -m pip install --editable .
+	$(PY) -m pip install --editable '.[report,train]'
 	@touch $@
 
 $(VENV)/.minispec-%: $(VENV)/.torch setup.cfg pyproject.toml

@@ -1,45 +1,42 @@
-"""Writes ``docs/reading-order.md``: the files of the river in order, with the minutes they take.
+"""Writes ``docs/reading-order.md``: the files in the order to read them, with the minutes they take.
 
     python docs/reading_order.py
 
-The order is that of ``RIVER`` in ``tests/docs/test_layers.py``, which a test proves to be the order of
-imports. Minutes are counted from the file's lines, at the pace of a first reading; the one idea of
-a file is the first sentence of its docstring.
+The order is ``ROOMS`` in ``tests/docs/test_layers.py``, which a test proves to be an order of
+imports. Minutes are counted from the lines of code and of prose, at the pace of a first reading;
+the idea of a file is the first sentence of its docstring.
 """
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reading-order.md"
-LINES_A_MINUTE = 40
-
-# The shortest way to the heart of the matter.
-FIRST = ("types", "sampling", "verify", "head", "cache", "propose", "commit", "decode")
+LINES_A_MINUTE = 9  # of dense source, blank lines left out
+SKIM = 40  # of the tools, which one skims
 
 _HEADER = """\
-# In which order to read
+# The reading order
 
-The source is a river: a module imports only what lies upstream of it. Read it downstream and every
-name is known when you meet it. Minutes are those of a first reading, at {pace} lines a minute. This
-page is written by `docs/reading_order.py`.
+One order, from the idea to the plumbing: each file uses only files above it, and a test proves that.
+Minutes are those of a first reading, at {pace} lines a minute; the tools are counted as skimmed, at
+{skim}. `docs/reading_order.py` writes this page.
 
-## The heart
-
-If you read nothing else, read these, in {minutes} minutes: {files}.
-After them you know what a round is and why its output is exact. Then whatever you came for.
+If you read nothing else, read **the story**, in {minutes} minutes: after it you know what a round is
+and why its output is exact. Before it, [one file of 150 lines](one_file.py) shows the whole method
+on toys.
 
 """
 
 
-def river() -> list[list[str]]:
-    """The modules in layers, from the spring to the mouth."""
+def read_rooms() -> dict[str, list[str]]:
+    """The modules by room, in reading order."""
     tree = ast.parse((ROOT / "tests" / "docs" / "test_layers.py").read_text("utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RIVER":
-            return ast.literal_eval(node.value)
-    raise LookupError("tests/docs/test_layers.py has no RIVER")
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ROOMS":
+            rooms: dict[str, list[str]] = ast.literal_eval(node.value)
+            return rooms
+    raise LookupError("tests/docs/test_layers.py has no ROOMS")
 
 
 def path_of(module: str) -> Path:
@@ -48,9 +45,10 @@ def path_of(module: str) -> Path:
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
 
-def minutes(path: Path) -> int:
+def minutes(path: Path, pace: int = LINES_A_MINUTE) -> int:
     """Of a first reading, at least one."""
-    return max(1, round(len(path.read_text("utf-8").splitlines()) / LINES_A_MINUTE))
+    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return max(1, round(len(lines) / pace))
 
 
 def idea(path: Path) -> str:
@@ -60,29 +58,25 @@ def idea(path: Path) -> str:
     return first.replace("|", "\\|")
 
 
-def table(modules: list[str]) -> Iterator[str]:
-    yield "| minutes | file | idea |"
-    yield "| --- | --- | --- |"
-    for module in modules:
-        path = path_of(module)
-        yield f"| {minutes(path)} | `{path.relative_to(ROOT).as_posix()}` | {idea(path)} |"
-
-
 def page() -> str:
     """The whole page."""
-    modules = [module for layer in river() for module in layer]
-    ours = [m for m in modules if m.startswith("minispec.") and m != "minispec.shortlists"]
-    fast, work = ([m for m in modules if m.startswith(p)] for p in ("fastpath.", "workshop."))
-    first = [path_of(f"minispec.{name}") for name in FIRST]
+    rooms = {
+        title: [path_of(name) for name in names if path_of(name).name != "__init__.py"]
+        for title, names in read_rooms().items()
+    }
+    story = next(iter(rooms.values()))
     text = _HEADER.format(
-        pace=LINES_A_MINUTE,
-        files=", ".join(f"`{path.relative_to(ROOT).as_posix()}`" for path in first),
-        minutes=sum(map(minutes, first)),
+        pace=LINES_A_MINUTE, skim=SKIM, minutes=sum(minutes(path) for path in story)
     )
-    for title, part in (("The reference", ours), ("The fast paths", fast), ("The workshop", work)):
-        total = sum(minutes(path_of(module)) for module in part)
-        text += f"## {title}\n\n{len(part)} files, {total} minutes.\n\n"
-        text += "\n".join(table(part)) + "\n\n"
+    for title, paths in rooms.items():
+        pace = SKIM if title == "Tools" else LINES_A_MINUTE
+        total = sum(minutes(path, pace) for path in paths)
+        text += f"## {title}\n\n{len(paths)} files, {total} minutes.\n\n"
+        text += "| minutes | file | idea |\n| --- | --- | --- |\n"
+        for path in paths:
+            name = path.relative_to(ROOT).as_posix()
+            text += f"| {minutes(path, pace)} | `{name}` | {idea(path)} |\n"
+        text += "\n"
     return text.rstrip() + "\n"
 
 

@@ -28,6 +28,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 README = ROOT / "README.md"
 figures = runpy.run_path(str(DOCS / "figures.py"))
 reading_order = runpy.run_path(str(DOCS / "reading_order.py"))["page"]
+readme_figures = runpy.run_path(str(DOCS / "readme_figures.py"))
 # Their blocks walk the whole grid of the certificate.
 SLOW = {"README.md", "docs/exactness.md"}
 
@@ -288,6 +289,13 @@ def test_the_reading_order_holds_every_module() -> None:
     files = {ROOT / file for _, file in re.findall(r"\| (\d+) \| `(.+?)`", reading_order())}
     ours = set(sources("minispec", "fastpath"))
     assert {p for p in ours - files if p.name != "__init__.py"} == set()
+
+
+def test_the_figures_of_readme_are_the_measured_ones() -> None:
+    text = README.read_text("utf-8")
+    fresh = readme_figures["fill_in"](text, readme_figures["RESULTS"])
+    assert fresh == text, "run `python docs/readme_figures.py`"
+    assert text.count("| `evospec@1536` |") == 1
 
 
 def test_the_version_is_the_same_everywhere() -> None:

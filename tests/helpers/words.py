@@ -46,8 +46,10 @@ class Rule:
 RULES = (
     Rule(
         "law", "distribution", "laws?", r"\blaws?\b",
-        rf"({_DOMAINS})[\"'`,]*,? ?(and |or )?[\"'`]*law\b|\blaw[\"'`,]*,? (and |or )?[\"'`]*({_DOMAINS})"
-        r"|Zipf's law|[\"'`|]law[\"'`|]|\blaw-|-law\b|\| law|in law\b|law\.txt|Pile of Law",
+        rf"({_DOMAINS})[\"'`,]*,? ?(and |or )?[\"'`]*law\b"
+        rf"|\blaw[\"'`,]*,? (and |or )?[\"'`]*({_DOMAINS})"
+        r"|Zipf's law|[\"'`|]law[\"'`|]|\blaw-|-law\b|\| law|in law\b|law\.txt|Pile of Law"
+        r"|\blaw \[?\d|\blaw (tokens|prompts|texts?)\b|\blaw$",
     ),
     Rule(
         "list", "shortlist", "(?!inverted)lists",
@@ -146,8 +148,10 @@ def find_in_python(path: str, source: str) -> Iterator[Find]:
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NAME and not keyword.iskeyword(token.string):
-            for word, instead in find_in_identifier(token.string):
-                yield Find(path, token.start[0], word, instead, lines[token.start[0] - 1])
+            line = lines[token.start[0] - 1]
+            library = re.search(rf"\b(math|np|torch)\.{token.string}\b", line)
+            for word, instead in () if library else find_in_identifier(token.string):
+                yield Find(path, token.start[0], word, instead, line)
         elif token.type in (tokenize.COMMENT, tokenize.STRING):
             for offset, line in enumerate(token.string.splitlines()):
                 for word, instead in find_in_prose(line):
