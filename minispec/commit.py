@@ -1,11 +1,10 @@
-"""The one rule by which decided tokens become output, and by which output ends.
+"""Committing: how verified tokens become output, and where the output stops.
 
-Plain and speculative decoding both hand their tokens, one at a time or a run at once, to the
-same rule, so they stop at the same place: at an end id, at the token that completes a stop
-string, or at a limit, also in the middle of an accepted run. Text is handed out as soon as no
-stop string can begin in it any more.
+Plain and speculative decoding commit their tokens by the same rule, so both stop at the same
+token: at an EOS id, at the token that completes a stop string, or at a length limit, even in
+the middle of an accepted run. Text is returned as soon as it cannot be part of a stop string.
 
-Knows nothing of models and of laws.
+Knows nothing of models or distributions.
 """
 
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from minispec.types import Tokenizer
 
 @dataclass(frozen=True)
 class StopRule:
-    """When an output ends. The end id itself is part of the tokens and silent in the text;
-    a stop string is part of the tokens and not of the text. Raises ArgumentError."""
+    """When an output stops. The EOS id is included in the tokens and has no text; the tokens of a
+    stop string are included, its text is not. Raises ArgumentError on construction."""
 
     max_new_tokens: int
     eos_ids: tuple[int, ...] = ()
@@ -29,12 +28,13 @@ class StopRule:
         if self.max_new_tokens < 0:
             raise ArgumentError(f"max-new-tokens {self.max_new_tokens} must be 0 or above")
         if not all(self.stop_strings):
-            raise ArgumentError("a stop string is empty: it would stop everything")
+            raise ArgumentError("a stop string is empty: it needs at least one character")
 
 
 @dataclass(frozen=True)
 class Committed:
-    """What of a run of tokens was kept, the text that is decided now, and why it ended."""
+    """The tokens that were kept, the text that they complete, and why the output stopped, if so:
+    "eos", "stop_string", "length" or "context"."""
 
     tokens: tuple[int, ...]
     text: str
@@ -42,63 +42,65 @@ class Committed:
 
 
 class Output:
-    """The output of one prompt as it grows."""
+    """The growing output of one prompt."""
 
-    def __init__(self, rule: StopRule, tokenizer: Tokenizer | None, room: int) -> None:
-        """``room``: how many tokens the context can still take; without a tokenizer there is
-        no text, and stop strings are refused (ArgumentError)."""
+    def __init__(self, rule: StopRule, tokenizer: Tokenizer | None, capacity: int) -> None:
+        """``capacity``: the number of tokens that still fit the model's context. Without a
+        tokenizer all text is empty, and stop strings raise ArgumentError."""
         if rule.stop_strings and tokenizer is None:
             raise ArgumentError("stop strings need a tokenizer")
         self._rule = rule
         self._stream = StreamDecoder(tokenizer) if tokenizer else None
-        self._vocabulary_size = tokenizer.vocab_size if tokenizer else 0
+        self._vocab_size = tokenizer.vocab_size if tokenizer else 0
         self._held = ""  # text in which a stop string may have begun
-        self._limit = min(rule.max_new_tokens, room)
-        self._limit_name = "length" if rule.max_new_tokens <= room else "context"
+        self._limit = min(rule.max_new_tokens, capacity)
+        self._limit_name = "length" if rule.max_new_tokens <= capacity else "context"
         self._count = 0
 
     @property
     def remaining(self) -> int:
-        """How many tokens may still be emitted."""
+        """The number of tokens that may still be emitted."""
         return self._limit - self._count
 
     def commit(self, tokens: Sequence[int]) -> Committed:
-        """Takes tokens in their order until one of them ends the output."""
+        """Append tokens in order until one of them stops the output."""
         text = ""
         for index, token in enumerate(tokens):
             self._count += 1
-            stop = self._text_of(token)
-            text += self._released(stop)
+            stop = self._append_text(token)
+            text += self._release_text(stop)
             if stop is None and token in self._rule.eos_ids:
                 stop = "eos"
             if stop is None and self.remaining == 0:
                 stop = self._limit_name
             if stop:
-                return Committed(tuple(tokens[: index + 1]), text + self._rest(stop), stop)
+                return Committed(tuple(tokens[: index + 1]), text + self._flush(stop), stop)
         return Committed(tuple(tokens), text, None)
 
-    def _text_of(self, token: int) -> str | None:
-        """Adds a token's text to what is held; says whether a stop string is complete."""
-        # A model may have more rows than its tokenizer has ids: those are silent.
-        if self._stream and token < self._vocabulary_size:
+    def _append_text(self, token: int) -> str | None:
+        """Add a token's text to the text held back; "stop_string" if it completes one."""
+        # A model may have more head rows than its tokenizer has ids: those have no text.
+        if self._stream and token < self._vocab_size:
             self._held += self._stream.feed([token])
         return "stop_string" if any(s in self._held for s in self._rule.stop_strings) else None
 
-    def _released(self, stop: str | None) -> str:
+    def _release_text(self, stop: str | None) -> str:
+        """Take the text that no stop string can include from the text held back."""
         if stop:
             end = min(i for s in self._rule.stop_strings if (i := self._held.find(s)) >= 0)
         else:
-            end = len(self._held) - max(map(self._begun, self._rule.stop_strings), default=0)
+            partial = max(map(self._count_overlap, self._rule.stop_strings), default=0)
+            end = len(self._held) - partial
         text, self._held = self._held[:end], self._held[end:]
         return text
 
-    def _begun(self, stop_string: str) -> int:
-        """How many characters of a stop string the held text ends with."""
-        begins = (stop_string[:n] for n in range(len(stop_string), 0, -1))
-        return next((len(begin) for begin in begins if self._held.endswith(begin)), 0)
+    def _count_overlap(self, stop_string: str) -> int:
+        """The number of characters of a stop string that the text held back ends with."""
+        prefixes = (stop_string[:n] for n in range(len(stop_string), 0, -1))
+        return next((len(prefix) for prefix in prefixes if self._held.endswith(prefix)), 0)
 
-    def _rest(self, stop: str) -> str:
-        """What is still to be said at the end; a stop string and what follows it is not."""
+    def _flush(self, stop: str) -> str:
+        """The last text of the output, without a stop string and what follows it."""
         if stop == "stop_string" or not self._stream:
             return ""
         return self._held + self._stream.flush()

@@ -1,11 +1,10 @@
-"""Decoding: the loop in which target, draft, list and verification meet.
+"""The decoding loop: draft, score, verify, commit, roll back, resync, learn.
 
-``autoregressive()`` and ``speculative()`` are the same loop; plain decoding is the case in
-which nobody proposes anything. Both are generators of rounds: stop reading, and nothing is
-left behind.
+``autoregressive`` and ``speculative`` run the same loop; plain decoding drafts nothing. Both are
+generators of rounds and can be abandoned after any of them.
 
-What holds at the start of each round: ``tokens`` are the prompt and all that was emitted; the
-target has read all of them but the last; the draft has read (by the target's taps) as many.
+At the start of each round ``tokens`` holds the prompt and everything emitted, and the caches of
+target and draft hold all of these positions but the last.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +13,13 @@ from typing import Any
 
 import torch
 
-from minispec.commit import Output, StopRule
+from minispec.commit import Committed, Output, StopRule
 from minispec.errors import ArgumentError, ContextError
 from minispec.propose import Drafter
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
 from minispec.types import (
+    Distribution,
     Draft,
     Evidence,
     Features,
@@ -30,11 +30,13 @@ from minispec.types import (
     Shortlist,
     Target,
     Tokenizer,
+    Verdict,
 )
 from minispec.verify import Verifier, verify
 
 MAX_GAMMA = 16
-_PREFILL = 512  # positions read at once: a whole long prompt's attention mask would be large
+_PREFILL_CHUNK = 512  # positions per pass: the attention mask of a whole prompt would be large
+_NO_PROPOSAL = Proposal((), ())
 
 
 def autoregressive(
@@ -47,14 +49,14 @@ def autoregressive(
     tokenizer: Tokenizer | None = None,
     trace: bool = False,
 ) -> Iterator[Round]:
-    """Plain decoding: one token a round, drawn from the target's law.
+    """Plain decoding: one token per round, drawn from the target's distribution.
 
-    Spends one choice a token. Raises ArgumentError for an empty prompt, ContextError for one
-    that fills the context, both before any work. Where the context ends before
+    Spends one choice for each token. Raises ArgumentError for an empty prompt and ContextError
+    for one that fills the context, both before any model runs. If the context is full before
     ``stop.max_new_tokens``, the last round's ``stop`` is "context".
     """
-    output = checked(target, prompt, stop, tokenizer)
-    return _rounds(target, None, 0, list(prompt), sampling, rng, output, trace)
+    output = open_output(target, prompt, stop, tokenizer)
+    return _decode(target, None, 0, list(prompt), sampling, rng, output, trace)
 
 
 def speculative(
@@ -73,60 +75,61 @@ def speculative(
     verifier: Verifier = verify,
     learner: Learner | None = None,
 ) -> Iterator[Round]:
-    """Speculative decoding: the same law as ``autoregressive``, several tokens a round.
+    """Speculative decoding: the same output distribution, several tokens per round.
 
-    Each round drafts up to ``gamma`` tokens from ids that ``shortlist`` selects, has the
-    target verify them in one pass, and emits the accepted ones and one of the target's own.
-    A chain is cut short where the output may not grow that far. The list is reset first, unless
-    the prompt is ``continued``: the turns so far of a conversation, which the list has followed,
-    and the next. The models read all of it again. With a ``learner``, whose ``draft`` is then
-    the one to hand in, the draft learns between rounds.
+    Each round drafts up to ``gamma`` tokens among the ids that ``shortlist`` selects, verifies
+    them in one target pass, and emits the accepted ones and one token of the target's own. Fewer
+    are drafted where the output is about to reach its limit.
 
-    Spends, in this order: one choice a drafted token, one coin a token examined (by
-    ``verify_block``: a prefix, from the longest), one choice.
-    Raises as ``autoregressive`` does, and ArgumentError for gamma outside 1..16.
+    The shortlist is reset first, unless ``prompt`` is the ``continued`` conversation that it has
+    already observed, plus a new turn; the models process the whole prompt again. With a
+    ``learner``, pass the learner's own ``draft``: it is adapted between rounds.
+
+    Spends, in this order: one choice for each drafted token, one Bernoulli draw for each token
+    examined (in ``verify_block`` for each prefix, the longest first), one choice.
+    Raises as ``autoregressive``, and ArgumentError for gamma outside 1..16.
     """
     check_gamma(gamma)
-    output = checked(target, prompt, stop, tokenizer)
+    output = open_output(target, prompt, stop, tokenizer)
     if not continued:
         shortlist.reset()
     if learner:
         learner.start(continued)
     drafter = Drafter(draft, shortlist, len(prompt) + output.remaining, learner)
-    return _rounds(target, drafter, gamma, list(prompt), sampling, rng, output, trace, verifier)
+    return _decode(target, drafter, gamma, list(prompt), sampling, rng, output, trace, verifier)
 
 
 def check_gamma(gamma: int) -> None:
-    """Raises ArgumentError for a gamma out of range."""
+    """Raises ArgumentError for gamma outside 1..16."""
     if not 1 <= gamma <= MAX_GAMMA:
         raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
 
 
-def read(target: Target, ids: Sequence[int], cache: Any) -> Iterator[Features]:
-    """Has the target read a text of any length, chunk by chunk: the features of each."""
-    for start in range(0, len(ids), _PREFILL):
-        yield target.step(torch.tensor(ids[start : start + _PREFILL]), cache)
-
-
-def checked(
+def open_output(
     target: Target, prompt: Sequence[int], stop: StopRule, tokenizer: Tokenizer | None
 ) -> Output:
-    """The output of a prompt that can be decoded. Raises as ``autoregressive``."""
+    """Check a prompt and return its empty output. Raises as ``autoregressive``."""
     if not prompt:
         raise ArgumentError("the prompt has no tokens: at least one is needed")
     size = target.head.vocab_size
     if not 0 <= min(prompt) <= max(prompt) < size:
         raise ArgumentError(f"the prompt has ids outside 0..{size - 1}")
-    room = target.context_limit - len(prompt)
-    if room < 1:
+    capacity = target.context_limit - len(prompt)
+    if capacity < 1:
         raise ContextError(
             f"the prompt has {len(prompt)} tokens, the context holds {target.context_limit}: "
             "shorten the prompt"
         )
-    return Output(stop, tokenizer, room)
+    return Output(stop, tokenizer, capacity)
 
 
-def _rounds(
+def prefill(target: Target, ids: Sequence[int], cache: Any) -> Iterator[Features]:
+    """Run the target over ``ids`` in chunks of 512 tokens; yields the features of each chunk."""
+    for start in range(0, len(ids), _PREFILL_CHUNK):
+        yield target.step(torch.tensor(ids[start : start + _PREFILL_CHUNK]), cache)
+
+
+def _decode(
     target: Target,
     drafter: Drafter | None,
     gamma: int,
@@ -141,77 +144,88 @@ def _rounds(
         return
     watch = Stopwatch()
     cache = target.new_cache(len(tokens) + output.remaining)
-
-    # The prompt, short of its last token, which the first round reads.
-    for features in read(target, tokens[:-1], cache):
-        if drafter:
-            start, end = cache.length - len(features.aux_hidden_states), cache.length
-            drafter.resync(torch.tensor(tokens[start + 1 : end + 1]), features.aux_hidden_states)
+    _prefill_prompt(target, drafter, tokens, cache)
     watch.lap("prefill")
 
-    stopped = False
-    while not stopped:
-        # 1) Propose. No more than may still be emitted, beside the target's own token.
-        proposal = Proposal((), ())
+    stop = None
+    while stop is None:
+        # 1) Draft: up to gamma tokens x_i ~ q_i. One remaining token is left for the target.
+        length = min(gamma, output.remaining - 1)
+        proposal = _NO_PROPOSAL
         if drafter:
-            length = min(gamma, output.remaining - 1)
             proposal = drafter.propose(tokens, length, sampling, rng, watch)
 
-        # 2) The target reads the last token and the chain in one pass: n + 1 laws.
-        start = cache.length
+        # 2) Score: one target pass over the last token and the n drafted ones gives n + 1 p_i.
         features = target.step(torch.tensor([tokens[-1], *proposal.tokens]), cache)
         distributions = sampling.target_distributions(target.head, features.hidden)
         watch.lap("target")
 
-        # 3) Verify.
+        # 3) Verify: accept a prefix, and draw one more token from the residual or the last p_i.
         verdict = verifier(proposal, distributions, rng)
-        accepted = [proposal.tokens[node] for node in verdict.path]
         watch.lap("verify")
 
-        # 4) Commit, and forget what was rejected.
+        # 4) Commit: emit these tokens, up to a stop.
+        accepted = [proposal.tokens[i] for i in verdict.path]
         committed = output.commit([*accepted, verdict.next_token])
-        kept = committed.tokens
-        stopped = committed.stop is not None
+        kept, stop = committed.tokens, committed.stop
         tokens += kept
-        cache.truncate(start + len(kept))
+
+        # 5) Roll back: the target's cache drops all positions after those emitted.
+        cache.truncate(len(tokens) - 1)
         watch.lap("commit")
 
-        # 5) The draft reads what was emitted, with what the target made of it.
-        if drafter and not stopped:
+        # 6) Resync: the draft processes the emitted tokens with the target's hidden states.
+        if drafter and stop is None:
             drafter.resync(torch.tensor(kept), features.aux_hidden_states[: len(kept)])
             watch.lap("draft")
 
-        # 6) List and draft learn from the round, of which nothing lies past a stop.
-        if stopped:
-            proposal = Proposal(
-                proposal.tokens[: len(kept)], proposal.draft_distributions[: len(kept)]
-            )
-        complete = len(kept) == len(accepted) + 1
-        evidence = Evidence(
-            proposal,
-            tuple(distributions[: len(kept)]),
-            verdict.acceptance[: len(proposal)],
-            verdict.next_distribution if complete else None,
-        )
-        finished = Round(
-            tokens=kept,
-            text=committed.text,
-            path=verdict.path[: len(kept)],
-            proposed=proposal.tokens,
-            shortlist_sizes=tuple(
-                len(distribution.ids) for distribution in proposal.draft_distributions
-            ),
-            seconds={},
-            stop=committed.stop,
-            evidence=evidence,
-            rows_probed=drafter.rows_probed(len(proposal)) if drafter else 0,
-        )
+        # 7) Learn: shortlist and learner update for the next round.
+        finished = _summarize(proposal, distributions, verdict, committed, drafter)
         if drafter:
             drafter.shortlist.observe(finished)
             watch.lap("observe")
             finished = replace(finished, events=drafter.learn(finished))
             watch.lap("learn")
 
-        # 7) Hand it out. Time that passes until the next round is asked for is not ours.
-        yield replace(finished, seconds=watch.collect(), evidence=evidence if trace else None)
+        evidence = finished.evidence if trace else None
+        yield replace(finished, seconds=watch.collect(), evidence=evidence)
         watch.resume()
+
+
+def _prefill_prompt(target: Target, drafter: Drafter | None, tokens: list[int], cache: Any) -> None:
+    """Process a prompt except for its last token, which the first round scores."""
+    for features in prefill(target, tokens[:-1], cache):
+        if drafter:
+            start, end = cache.length - len(features.aux_hidden_states), cache.length
+            drafter.resync(torch.tensor(tokens[start + 1 : end + 1]), features.aux_hidden_states)
+
+
+def _summarize(
+    proposal: Proposal,
+    distributions: list[Distribution],
+    verdict: Verdict,
+    committed: Committed,
+    drafter: Drafter | None,
+) -> Round:
+    """The record of a round, without what lies after a stop."""
+    kept = len(committed.tokens)
+    if committed.stop:
+        proposal = Proposal(proposal.tokens[:kept], proposal.draft_distributions[:kept])
+    complete = kept == len(verdict.path) + 1  # the target's own token was emitted too
+    evidence = Evidence(
+        proposal,
+        tuple(distributions[:kept]),
+        verdict.acceptance[: len(proposal)],
+        verdict.next_distribution if complete else None,
+    )
+    return Round(
+        tokens=committed.tokens,
+        text=committed.text,
+        path=verdict.path[:kept],
+        proposed=proposal.tokens,
+        shortlist_sizes=tuple(len(q.ids) for q in proposal.draft_distributions),
+        seconds={},
+        stop=committed.stop,
+        evidence=evidence,
+        rows_probed=drafter.rows_probed(len(proposal)) if drafter else 0,
+    )

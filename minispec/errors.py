@@ -1,38 +1,38 @@
-"""What can be wrong with what people hand us, each by name.
+"""Errors caused by the input, one class for each kind.
 
-Every message is one line that says what was wrong and what would be right; the
-command line prints it and exits with code 2. Knows nothing of the rest of the
-package.
+Every message is one line: what was wrong, and what would be right. The command line prints it
+and exits with code 2. Knows nothing of the rest of the package.
 """
 
 
 class MinispecError(ValueError):
-    """Base of all errors that are the input's fault and not the program's."""
+    """Base class of all errors that are caused by the input, not by a bug."""
 
 
 class ArgumentError(MinispecError):
-    """A number or a name outside what is possible."""
+    """A number outside its range, or an unknown name."""
 
 
 class FileError(MinispecError):
-    """A file or folder that is missing, damaged, of another format or not writable."""
+    """A file or folder that is missing, damaged, not writable or in another format."""
 
 
 class TextError(MinispecError):
-    """Text that cannot be turned into ids, or ids that are no text."""
+    """Text that cannot be encoded, or ids that cannot be decoded."""
 
 
 class FingerprintError(MinispecError):
-    """A list, index, draft or adapter made for another tokenizer or another model."""
+    """A shortlist, index, draft or adapter that was made for another tokenizer or model."""
 
 
 class ContextError(MinispecError):
-    """A prompt that leaves no room in the model's context."""
+    """More positions than the model's context or a cache can hold."""
 
 
 class ShortlistError(MinispecError):
-    """A shortlist that breaks its contract: unsorted, repeated, out of range, empty, too long."""
+    """A selection that breaks a shortlist's contract: not sorted, not unique, out of range, empty
+    or over budget."""
 
 
 class FetchError(MinispecError):
-    """A download that could not be completed."""
+    """A download that did not complete."""

@@ -1,10 +1,10 @@
-"""Proposals: a chain of tokens, and for each the exact law that it was drawn from.
+"""Drafting: a chain of tokens, each with the exact distribution that it was drawn from.
 
-Also the bookkeeping of the draft's cache, which is where drafts go wrong in silence, since
-verification corrects every token that a confused draft proposes. After each round the cache
-is cut back to where the round began, and one pass over the tokens that were really emitted,
-with the target's taps in place of the draft's own guesses, rebuilds it; that pass's last
-output is the next round's first state.
+``Drafter`` also keeps the draft's cache correct. Errors there are silent, since verification
+corrects whatever a draft with a wrong cache proposes. After each round the cache is truncated to
+the start of the round and rebuilt by one draft pass over the emitted tokens, which reads the
+target's auxiliary hidden states where drafting had read the draft's own output. The last output
+of that pass is the first state of the next round.
 
 Knows nothing of verification.
 """
@@ -20,6 +20,7 @@ from minispec.errors import ShortlistError
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
 from minispec.types import (
+    BaseShortlist,
     Context,
     Distribution,
     Draft,
@@ -32,7 +33,7 @@ from minispec.types import (
 
 
 class Drafter:
-    """A draft with its cache and its shortlist, and perhaps a learner, for one sequence."""
+    """A draft with its cache, a shortlist and optionally a learner, for one sequence."""
 
     def __init__(
         self, draft: Draft, shortlist: Shortlist, capacity: int, learner: Learner | None = None
@@ -40,33 +41,33 @@ class Drafter:
         self.draft, self.shortlist, self.learner = draft, shortlist, learner
         self._capacity = capacity
         self._cache: Any = draft.new_cache(capacity)
-        self._read: list[tuple[Tensor, Tensor]] = []  # where what was read may be read again
-        self._vouched = 0  # positions whose state came from the target
-        self._state: Tensor | None = None  # (D,), None until something was read
+        self._inputs: list[tuple[Tensor, Tensor]] = []  # of all resyncs, to rebuild the cache
+        self._verified_length = 0  # cached positions computed from the target's hidden states
+        self._state: Tensor | None = None  # (D,), the last output; None before the first resync
 
     def resync(self, ids: Tensor, aux_hidden_states: Tensor) -> None:
-        """Rebuilds the cache: taps (T, n_aux * D) of positions that the target has read,
-        and for each the token that follows it, ids (T,)."""
+        """Rebuild the cache from T positions that the target has processed: their auxiliary
+        hidden states (T, n_aux * D), and for each position the token after it, ids (T,)."""
         if self.learner and self.learner.reaches_cache:
-            self._read.append((ids, aux_hidden_states))
-        states = self._pass(ids, aux_hidden_states)
+            self._inputs.append((ids, aux_hidden_states))
+        states = self._forward(ids, aux_hidden_states)
         if self.learner:
             self.learner.on_prefill(ids, aux_hidden_states, self.draft.apply_final_norm(states))
 
     def learn(self, finished: Round) -> Mapping[str, int]:
         """Lets the learner learn from a round; what it did, counted by name."""
         events = self.learner.observe(finished) if self.learner else {}
-        if self._read and events.get("changed") and finished.stop is None:
-            # Keys and values of other weights: none of them survives, not even as rubbish.
-            self._cache, self._vouched = self.draft.new_cache(self._capacity), 0
-            for ids, aux_hidden_states in self._read:
-                self._pass(ids, aux_hidden_states)
+        if self._inputs and events.get("changed") and finished.stop is None:
+            # No key or value of the old weights is kept, not even as padding.
+            self._cache, self._verified_length = self.draft.new_cache(self._capacity), 0
+            for ids, aux_hidden_states in self._inputs:
+                self._forward(ids, aux_hidden_states)
         return events
 
-    def _pass(self, ids: Tensor, aux_hidden_states: Tensor) -> Tensor:
-        self._cache.truncate(self._vouched)  # the chain of the last round is forgotten
+    def _forward(self, ids: Tensor, aux_hidden_states: Tensor) -> Tensor:
+        self._cache.truncate(self._verified_length)  # drop the last round's draft
         states = self.draft.step(ids, self.draft.fuse(aux_hidden_states), self._cache)  # (T, D)
-        self._vouched += len(ids)
+        self._verified_length += len(ids)
         self._state = states[-1]
         return states
 
@@ -78,21 +79,22 @@ class Drafter:
         rng: RandomSource,
         watch: Stopwatch,
     ) -> Proposal:
-        """Draws a chain of at most ``gamma`` tokens to follow ``tokens``.
+        """Draft at most ``gamma`` tokens after ``tokens``; none before the first resync.
 
-        Raises ShortlistError if the list breaks its contract. Spends one choice a token.
+        Spends one choice for each token. Raises ShortlistError if the shortlist breaks its
+        contract.
         """
         drafted: list[int] = []
         distributions: list[Distribution] = []
         state, ids = self._state, None
-        if state is None:  # a prompt of a single token: there is nothing to go on yet
+        if state is None:  # nothing was prefilled: the prompt has one token
             return Proposal((), ())
         for depth in range(gamma):
             hidden = self.draft.apply_final_norm(state)  # (D,)
             watch.lap("draft")
             context = Context((*tokens, *drafted), hidden, depth)
             if ids is None or not self.shortlist.per_round:
-                ids = self._checked(self.shortlist.select(context))  # (K,)
+                ids = self._check_ids(self.shortlist.select(context))  # (K,)
                 watch.lap("shortlist")
             logits = self.draft.head.logits_of(hidden, ids)  # (K,)
             if self.learner:
@@ -109,22 +111,24 @@ class Drafter:
         return Proposal(tuple(drafted), tuple(distributions))
 
     def rows_probed(self, steps: int) -> int:
-        """Rows of D numbers that choosing the lists of so many draft steps reads: a list that
-        reads none need not say so."""
-        times = min(steps, 1) if self.shortlist.per_round else steps
-        return times * getattr(self.shortlist, "rows_probed", 0)
+        """Rows of D numbers that the shortlist reads to choose the ids of ``steps`` draft steps;
+        0 for a shortlist that is not a ``BaseShortlist``."""
+        if not isinstance(self.shortlist, BaseShortlist):
+            return 0
+        selections = min(steps, 1) if self.shortlist.per_round else steps
+        return selections * self.shortlist.rows_probed
 
-    def _checked(self, ids: Tensor) -> Tensor:
-        """The door: what passes here may be multiplied with rows and written into laws."""
+    def _check_ids(self, ids: Tensor) -> Tensor:
+        """Check a selection before its head rows are read. Raises ShortlistError."""
         name, budget = self.shortlist.name, self.shortlist.budget
         size = self.draft.head.vocab_size
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
             tensor = isinstance(ids, Tensor)
             kind = f"{ids.dtype} {tuple(ids.shape)}" if tensor else f"a {type(ids).__name__}"
-            raise ShortlistError(f"{name}: ids are {kind}, not int64 (K,) in a tensor")
+            raise ShortlistError(f"{name}: ids are {kind}, expected an int64 tensor (K,)")
         if not 1 <= len(ids) <= budget:
-            raise ShortlistError(f"{name}: {len(ids)} ids, allowed are 1 to {budget}")
-        values = ids.cpu().numpy()  # each look at a tensor costs several at an array
+            raise ShortlistError(f"{name}: {len(ids)} ids, expected 1 to {budget}")
+        values = ids.cpu().numpy()  # reading one element of a tensor is slow
         if values[0] < 0 or values[-1] >= size:
             raise ShortlistError(
                 f"{name}: ids {values[0]}..{values[-1]} are not within 0..{size - 1}"
@@ -135,8 +139,8 @@ class Drafter:
 
 
 def top_k_candidates(distribution: Distribution, count: int) -> Proposal:
-    """The ``count`` likeliest ids of a draft's law as candidates for one and the same place,
-    ties to the lower id. Nothing is drawn, so each comes from the law that is all on it."""
+    """The ``count`` most likely ids of a draft distribution as candidates for one position, ties
+    to the lower id. They are picked, not drawn, so each is recorded with a point mass on it."""
     order = np.argsort(-np.asarray(distribution.probs), kind="stable")[:count].tolist()
     distributions = []
     for i in order:

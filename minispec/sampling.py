@@ -1,11 +1,11 @@
-"""From logits to laws, and from laws to tokens.
+"""From logits to distributions, and from distributions to tokens.
 
-``Sampling`` shapes logits into the law that decoding follows (temperature, top-k, top-p).
-Greedy decoding is the law at temperature zero: everything on the likeliest id, ties to the
-lowest, so that one verifier serves every temperature. ``SeededRandom`` turns laws into
-decisions, one float64 uniform each, in a fixed order: a seed fixes a run.
+``Sampling`` turns logits into the distribution that decoding follows (temperature, top-k,
+top-p). Greedy decoding is the distribution at temperature 0: one-hot on the argmax, ties to the
+lowest id, so that one verifier serves every temperature. ``SeededRandom`` makes the random
+decisions with one float64 uniform each, in a fixed order: one seed fixes a run.
 
-Knows nothing of models, lists or speculation.
+Knows nothing of models, shortlists or speculation.
 """
 
 import math
@@ -19,16 +19,16 @@ from torch import Tensor
 from minispec.errors import ArgumentError
 from minispec.types import Distribution, Head
 
-_FIRST = 1024  # ids that are put in order at first: a top-p of 0.95 takes a few hundred at most
+_FIRST_SORTED = 1024  # ids sorted at first: a top-p of 0.95 takes a few hundred at most
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a law is made of logits.
+    """How logits become a distribution.
 
-    ``temperature`` 0 is greedy. ``top_k`` keeps that many likeliest ids, 0 keeps all.
-    ``top_p`` keeps the smallest set of likeliest ids whose mass reaches it (after top-k).
-    Ties are decided in favour of lower ids everywhere. Raises ArgumentError on construction.
+    ``temperature`` 0 is greedy. ``top_k`` keeps the k most likely ids, 0 keeps all. ``top_p``
+    keeps the smallest set of most likely ids whose mass reaches it, after top-k. Ties go to the
+    lower ids everywhere. Raises ArgumentError on construction.
     """
 
     temperature: float = 0.0
@@ -41,102 +41,103 @@ class Sampling:
         if self.top_k < 0:
             raise ArgumentError(f"top-k {self.top_k} must be 0 (all ids) or above")
         if not 0 < self.top_p <= 1:
-            raise ArgumentError(f"top-p {self.top_p} must lie in (0, 1], 1 keeps all ids")
+            raise ArgumentError(f"top-p {self.top_p} must lie in (0, 1]; 1 keeps all ids")
 
     def distribution(self, logits: Tensor, ids: Tensor) -> Distribution:
-        """logits (K,), ids (K,) sorted -> the law over just those ids.
+        """logits (K,), ids (K,) sorted -> the distribution over exactly these ids.
 
-        What top-k or top-p leaves out has probability exactly 0. Computed in float32, or in
-        float64 for float64 logits, whatever the model ran in. Raises ArgumentError where no
-        logit is finite, since no law exists.
+        Ids excluded by top-k or top-p have probability exactly 0. Computed in float32, or in
+        float64 for float64 logits, whatever dtype the model ran in. Raises ArgumentError if the
+        largest logit is not finite.
         """
-        logits = _precise(logits)
-        # The first of equal maxima, which is the lowest id; numpy's is six times faster here.
+        logits = _upcast(logits)
+        # The first of equal maxima is the lowest id; numpy's argmax is six times faster here.
         best = int(logits.numpy().argmax())
-        _check(logits[best])
+        _check_finite(logits[best])
         if self.temperature == 0:
             probs = torch.zeros_like(logits)
             probs[best] = 1
             return Distribution(ids, probs)
-        # Subtracting the largest first keeps a tiny temperature from overflowing; one that the
-        # dtype rounds to nothing leaves 0 / tiny = 0 for the largest and nothing for the rest.
-        coldest = torch.finfo(logits.dtype).tiny
-        logits = (logits - logits[best]) / max(self.temperature, coldest)
+        # Subtracting the maximum first keeps a tiny temperature from overflowing. If the dtype
+        # would round the temperature to 0, tiny takes over: the maximum stays 0, the rest vanish.
+        tiny = torch.finfo(logits.dtype).tiny
+        logits = (logits - logits[best]) / max(self.temperature, tiny)  # (K,)
         if 0 < self.top_k < len(ids):
-            logits = torch.where(_top_k(logits, self.top_k), logits, -math.inf)
-        probs = torch.softmax(logits, dim=-1)
+            logits = torch.where(_mask_top_k(logits, self.top_k), logits, -math.inf)
+        probs = torch.softmax(logits, dim=-1)  # (K,)
         if self.top_p < 1:
-            probs = torch.where(_top_p(probs, self.top_p), probs, 0)
+            probs = torch.where(_mask_top_p(probs, self.top_p), probs, 0)
             probs = probs / probs.sum()
         return Distribution(ids, probs)
 
     def target_distribution(self, logits: Tensor) -> Distribution:
-        """logits (V,) of all ids -> the law over those that it gives any probability."""
+        """logits (V,) of all ids -> the distribution over the ids of probability above 0."""
         if self.temperature == 0:
-            best = logits.argmax()[None]
-            return _certain(best, logits[best])
+            best = logits.argmax()[None]  # (1,)
+            return _one_hot(best, logits[best])
         distribution = self.distribution(logits, torch.arange(len(logits)))
-        kept = np.flatnonzero(distribution.probs.numpy() != 0)
+        support = np.flatnonzero(distribution.probs.numpy() != 0)
         return (
-            Distribution(distribution.ids[kept], distribution.probs[kept])
-            if len(kept) < len(distribution.ids)
+            Distribution(distribution.ids[support], distribution.probs[support])
+            if len(support) < len(distribution.ids)
             else distribution
         )
 
     def target_distributions(self, head: Head, hidden: Tensor) -> list[Distribution]:
-        """The ``target_distribution`` of each of several states (T, D). A greedy one needs no logits but
-        the largest. Raises as ``distribution``."""
+        """The ``target_distribution`` of each of T hidden states (T, D). Greedy decoding needs
+        the largest logits only. Raises as ``distribution``."""
         if self.temperature == 0:
-            ids, logits = head.argmax(hidden)
-            return [_certain(ids[t : t + 1], logits[t : t + 1]) for t in range(len(ids))]
-        return [self.target_distribution(row) for row in head.logits(hidden)]
+            ids, logits = head.argmax(hidden)  # (T,), (T,)
+            return [_one_hot(ids[t : t + 1], logits[t : t + 1]) for t in range(len(ids))]
+        return [self.target_distribution(row) for row in head.logits(hidden)]  # of (T, V)
 
 
-def _certain(token: Tensor, logit: Tensor) -> Distribution:
-    """The law that is all on one token (1,), whose logit (1,) is the largest."""
-    _check(logit[0])
-    return Distribution(token, torch.ones_like(_precise(logit)))
+def _one_hot(token: Tensor, logit: Tensor) -> Distribution:
+    """The greedy distribution: one entry, token (1,), whose logit (1,) is the largest."""
+    _check_finite(logit[0])
+    return Distribution(token, torch.ones_like(_upcast(logit)))
 
 
-def _precise(logits: Tensor) -> Tensor:
+def _upcast(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _check(largest: Tensor) -> None:
+def _check_finite(largest: Tensor) -> None:
     if not torch.isfinite(largest):
         raise ArgumentError(f"the largest logit is {float(largest)}, not finite")
 
 
-def _top_k(logits: Tensor, k: int) -> Tensor:
-    """Which k logits are the largest (Fan et al., arXiv 1805.04833); of those equal to the k-th,
-    the first ones."""
-    return _down_to(logits, logits.topk(k).values[-1], k)
+def _mask_top_k(logits: Tensor, k: int) -> Tensor:
+    """True for the k largest logits (Fan et al., arXiv 1805.04833); of those equal to the k-th
+    largest, the first ones. (K,) bool."""
+    return _mask_largest(logits, logits.topk(k).values[-1], k)
 
 
-def _top_p(probs: Tensor, mass: float) -> Tensor:
-    """The smallest set of largest probabilities that reaches ``mass`` (Holtzman et al., arXiv
-    1904.09751); never empty.
+def _mask_top_p(probs: Tensor, mass: float) -> Tensor:
+    """True for the smallest set of largest probabilities that reaches ``mass`` (Holtzman et al.,
+    arXiv 1904.09751); never empty. (K,) bool.
 
-    Most laws reach it within few ids, so only as many are put in order as it takes.
+    Most distributions reach it within few ids, so only as many are sorted as it takes.
     """
-    for size in (_FIRST, 8 * _FIRST, len(probs)):
-        largest = probs.topk(min(size, len(probs))).values
+    for size in (_FIRST_SORTED, 8 * _FIRST_SORTED, len(probs)):
+        largest = probs.topk(min(size, len(probs))).values  # (size,)
         sums = largest.double().cumsum(0)
         if sums[-1] >= mass:
             break
-    before = sums - largest  # mass of all that rank higher
-    count = int((before < mass).sum())  # the first one always: nothing is before it
-    return _down_to(probs, largest[count - 1], count)
+    before = sums - largest  # mass of all ids that rank higher
+    count = int((before < mass).sum())  # always includes the first: no mass is before it
+    return _mask_largest(probs, largest[count - 1], count)
 
 
-def _down_to(values: Tensor, border: Tensor, count: int) -> Tensor:
-    """Which values are above the border, and of those equal to it the first, ``count`` in all."""
-    above, equal = values > border, values == border
+def _mask_largest(values: Tensor, smallest: Tensor, count: int) -> Tensor:
+    """True for the ``count`` largest values (K,), given the smallest of them; of those equal to
+    it, the first ones. (K,) bool."""
+    above, equal = values > smallest, values == smallest
     return above | (equal & (equal.cumsum(0) <= count - above.sum()))
 
 
 class SeededRandom:
-    """The production source of randomness: one float64 uniform in [0, 1) per decision."""
+    """The production random source: one float64 uniform in [0, 1) per decision."""
 
     def __init__(self, seed: int) -> None:
         self._generator = random.Random(seed)
@@ -146,17 +147,17 @@ class SeededRandom:
         return self._generator.random()
 
     def bernoulli(self, probability: float) -> bool:
-        """True with the given probability. The comparison is strict: probability 0 is never
-        accepted, not even by a uniform of exactly 0."""
+        """True with the given probability. The comparison is strict, so probability 0 is never
+        accepted, not even at a uniform of exactly 0."""
         return self.uniform() < float(probability)
 
     def choose(self, probs: Tensor) -> int:
-        """An index of ``probs`` (K,), which need not sum to one.
+        """An index drawn from ``probs`` (K,), which need not sum to one.
 
-        The inverse of the cumulative sum, in float64, over the indices of probability above
-        0, so that no other is ever returned, and greedy and filtered laws cost what they have.
-        The first index whose cumulative sum *exceeds* the target value has itself added
-        something; rounding up to the whole sum falls back to the last that did.
+        Inverse transform sampling in float64 over the indices of probability above 0: no other
+        index is ever returned, and one-hot or filtered distributions cost only their support.
+        The first index whose cumulative sum *exceeds* the uniform times the total has itself
+        added mass. If rounding reaches the total, the last index that added mass is returned.
         """
         weights = np.asarray(probs)
         support = np.flatnonzero(weights != 0)

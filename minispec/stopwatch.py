@@ -1,28 +1,31 @@
-"""Wall time by phase: every moment between two laps belongs to exactly one phase."""
+"""Wall time by phase: the time between two laps belongs to exactly one phase.
+
+Knows nothing of what is timed.
+"""
 
 import time
 from collections import defaultdict
 
 
 class Stopwatch:
-    """Started when made; ``lap`` books the time since the last lap under a name."""
+    """Starts on construction; ``lap`` adds the time since the last lap to a named phase."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def lap(self, phase: str) -> None:
-        """Books the time since the last lap on a phase."""
+        """Add the time since the last lap to a phase."""
         now = time.perf_counter()
         self._seconds[phase] += now - self._last
         self._last = now
 
     def collect(self) -> dict[str, float]:
-        """Seconds by phase since the last collection; the watch runs on."""
+        """Seconds by phase since the last collection. Does not stop the watch."""
         seconds = dict(self._seconds)
         self._seconds.clear()
         return seconds
 
     def resume(self) -> None:
-        """Forgets the time since the last lap: it was spent by someone else."""
+        """Discard the time since the last lap, which the caller spent between two rounds."""
         self._last = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Ids in, text out as soon as it is certain.
+"""Streaming detokenization: ids in, text out as soon as its characters are complete.
 
 Knows nothing of how text becomes ids.
 """
@@ -10,11 +10,11 @@ from minispec.types import Tokenizer
 
 
 class StreamDecoder:
-    """Ids in, text out as soon as it is certain: never half a character.
+    """Decodes ids as they arrive and never returns part of a character.
 
-    However the ids are dealt out over calls, all that ``feed`` returned and ``flush`` at the end
-    are what ``decode`` makes of the whole. Any `types.Tokenizer` will do; of one with a true
-    attribute ``leading_space`` a first space is dropped, which its ``encode`` had put there.
+    However the ids are split over calls of ``feed``, the returned texts and ``flush`` together
+    equal ``decode`` of all ids. Works with any `types.Tokenizer`; if its ``leading_space`` is
+    true, the space that ``encode`` puts before a text is dropped again.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -26,14 +26,14 @@ class StreamDecoder:
         self._drop_space = self._tokenizer.leading_space
 
     def feed(self, ids: Iterable[int]) -> str:
-        """The text that these ids complete. TextError for an id outside the vocabulary."""
+        """The text that these ids complete. Raises TextError for an id outside the vocabulary."""
         data = b"".join(map(self._tokenizer.token_bytes, ids))
         if self._drop_space and data:
             data, self._drop_space = data.removeprefix(b" "), False
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """What is left at the end, U+FFFD for a character cut short; then starts afresh."""
+        """The remaining text, U+FFFD for an incomplete character. Then start a new text."""
         rest = self._utf8.decode(b"", final=True)
         self._restart()
         return rest

@@ -1,10 +1,13 @@
-"""What travels down the river: the nouns of speculative decoding, and nothing else.
+"""The nouns of speculative decoding: what all other modules take and return.
 
-The letters are those of Leviathan et al. (arXiv 2211.17192): **p** is the target's law,
-**q** the draft's, **gamma** the number of tokens proposed in a round. Shapes: ``T``
-positions, ``V`` vocabulary, ``K`` shortlist, ``D`` model width. Ids are ``int64``.
+The letters are those of Leviathan et al. (arXiv 2211.17192): **p** is the target's distribution,
+**q** the draft's, **gamma** the number of tokens drafted in a round, which vLLM calls
+``num_speculative_tokens``. **tau** is the mean number of tokens emitted in a round; EAGLE and
+vLLM call it the mean acceptance length. Shapes: ``T`` positions, ``V`` vocabulary, ``K``
+shortlist (the draft vocabulary), ``D`` hidden size, ``n_aux`` auxiliary layers. Ids are
+``int64``.
 
-Knows neither models nor text. Every other module speaks to its neighbours in these types.
+Knows nothing of models or text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,38 +20,41 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
-    """A probability law over some ids of the vocabulary; every other id has probability 0.
+    """A probability distribution over some ids; every other id has probability 0.
 
-    ``ids`` (K,) int64, sorted and unique; ``probs`` (K,) float32 or better, summing to one,
-    never a view of a buffer that is used again. A draft's law names all ids that were scored; of
-    the target's ids, those that it gives nothing may be missing: at temperature 0 one is left.
+    ``ids`` (K,) int64, sorted and unique; ``probs`` (K,) in float32 or better, summing to one,
+    never a view of a buffer that is used again. A draft distribution lists every scored token,
+    zeros included. A target distribution may omit tokens of probability zero; at temperature 0
+    it has one entry.
 
-    Both may also be numpy arrays, ``probs`` then of ``fractions.Fraction``: the arithmetic of
-    verification uses operators, indexing and sums alone, so that a proof can run through it.
+    Both may also be numpy arrays, ``probs`` then of ``fractions.Fraction``: verification uses
+    only operators, indexing and sums, so that a proof can run through the same lines.
     """
 
     ids: Any
     probs: Any
 
     def probability(self, token: int) -> Any:
-        """The probability of one id, 0 where the law does not know it."""
+        """The probability of one id, 0 if it is not listed."""
         return self.probs[np.flatnonzero(np.asarray(self.ids) == token)].sum()
 
-    def shared(self, other: "Distribution") -> tuple[Any, Any]:
-        """The ids that two laws both know: where each of them stands here, and where there."""
+    def common_indices(self, other: "Distribution") -> tuple[Any, Any]:
+        """Where the ids that both distributions list stand: indices into this one and into
+        ``other``, in the same order."""
         ours, theirs = np.asarray(self.ids), np.asarray(other.ids)
-        places = np.minimum(np.searchsorted(ours, theirs), len(ours) - 1)
-        both = np.flatnonzero(ours[places] == theirs)
-        return places[both], both
+        indices = np.minimum(np.searchsorted(ours, theirs), len(ours) - 1)
+        common = np.flatnonzero(ours[indices] == theirs)
+        return indices[common], common
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """All that a shortlist may look at before it is asked for ids: the past, nothing else.
+    """What a shortlist may depend on when it selects ids: the past, nothing else.
 
-    ``tokens``: emitted tokens followed by those drafted so far on this path. ``hidden`` (D,):
-    the draft's state that the list's rows of the LM head will be multiplied with; at depth 0 the
-    draft made it of the target's own. ``depth``: the draft step, 0 for a round's first token.
+    ``tokens``: the emitted tokens, followed by those drafted so far in this round. ``hidden``
+    (D,): the draft's hidden state, which the selected rows of the LM head will be multiplied
+    with; at depth 0 computed from the target's hidden states, later from the draft's own.
+    ``depth``: the draft step, 0 for the first token of a round.
     """
 
     tokens: tuple[int, ...]
@@ -58,7 +64,7 @@ class Context:
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """A chain of drafted tokens, each with the law that it was *really* drawn from."""
+    """A chain of drafted tokens, each with the distribution it was *really* drawn from."""
 
     tokens: tuple[int, ...]
     draft_distributions: tuple[Distribution, ...]
@@ -69,13 +75,13 @@ class Proposal:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What verification decided about a proposal.
+    """The result of verifying a proposal.
 
-    ``path``: indices of the accepted nodes (for a chain 0..n-1). ``next_token``: drawn by the
-    target itself, from ``next_distribution``: the residual after a rejection, else the target's law
-    after the last accepted token (the *bonus token*). ``acceptance``: for each examined node,
-    in the proposal's order, the probability that it was to be accepted; token by token this
-    is given that those before it were, in a block it is given only which they are.
+    ``path``: indices of the accepted tokens (for a chain 0..n-1). ``next_token``: the target's
+    own token, drawn from ``next_distribution``: the residual after a rejection, otherwise the
+    target's distribution after the last accepted token (the *bonus token*). ``acceptance``: for
+    each examined token, in the proposal's order, its acceptance probability: by ``verify`` given
+    that all earlier ones were accepted, by ``verify_block`` given only which tokens they are.
     """
 
     path: tuple[int, ...]
@@ -86,11 +92,12 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a round revealed: everything that a list or a draft may learn from.
+    """What a round revealed: all that a shortlist or a draft may learn from it.
 
-    ``target_distributions[i]`` is the target's law of ``round.tokens[i]``; ``acceptance`` as in ``Verdict``;
-    ``next_distribution`` is what the round's last token was drawn from, None where a stop fell among
-    the accepted tokens before it. Nothing past a stop is in it.
+    ``target_distributions[i]`` is the target's distribution at the position of the round's
+    ``tokens[i]``; ``acceptance`` as in ``Verdict``; ``next_distribution`` is the one that the
+    round's last token was drawn from, None if the output stopped at an accepted token before it.
+    Nothing after a stop is included.
     """
 
     proposal: Proposal
@@ -101,16 +108,16 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """One round of decoding: what was decided, and what it cost.
+    """One finished round of decoding: what it emitted, and what it cost.
 
-    ``tokens``: the tokens emitted, never past a stop. ``text``: the text that is decided by
-    now (text that may be the start of a stop string is held back). ``path``: indices of the
-    accepted proposals that were kept. ``proposed``: the drafted tokens. ``shortlist_sizes``:
-    ids scored at each draft step. ``rows_probed``: rows of the model's width that were read to
-    choose these ids, beside their own. ``seconds``: wall time by phase. ``stop``: why decoding
-    ended with this round, or None. ``evidence`` is always there for ``observe`` and is
-    handed to the caller only when tracing, since it holds (gamma + 1) * V numbers. ``events``:
-    what a learning draft did with it, counted by name.
+    ``tokens``: the emitted tokens, none after a stop. ``text``: the text they complete (text
+    that may be the start of a stop string is held back). ``path``: indices of the accepted
+    tokens that were kept. ``proposed``: the drafted tokens. ``shortlist_sizes``: ids scored at
+    each draft step. ``seconds``: wall time by phase. ``stop``: why decoding ended with this
+    round, or None. ``evidence``: always present for ``observe``, but returned to the caller only
+    with ``trace``, since it holds (gamma + 1) * V numbers. ``events``: what a learner did, as
+    counts by name. ``rows_probed``: rows of D numbers read to select the ids, besides their own
+    head rows.
     """
 
     tokens: tuple[int, ...]
@@ -127,9 +134,12 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What the target shows of T positions: ``hidden`` (T, D), ready for the LM head, and
-    ``aux_hidden_states`` (T, n_aux * D), the outputs of chosen layers side by side, for the draft, in units
-    of the scale that the embeddings were given."""
+    """The target's output at T positions.
+
+    ``hidden`` (T, D): final hidden states, the input of the LM head. ``aux_hidden_states``
+    (T, n_aux * D): the hidden states after some low, middle and high layers, concatenated: the
+    draft's input, divided by the scale of the embeddings.
+    """
 
     hidden: Tensor
     aux_hidden_states: Tensor
@@ -148,7 +158,7 @@ class RandomSource(Protocol):
 
 
 class Head(Protocol):
-    """The LM head as rows of a (V, D) matrix."""
+    """The LM head: a matrix (V, D) with one row for each id."""
 
     @property
     def vocab_size(self) -> int:
@@ -160,26 +170,26 @@ class Head(Protocol):
         ...
 
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """(..., D), (K,) -> logits of those ids (..., K)."""
+        """(..., D), (K,) -> logits of these ids (..., K)."""
         ...
 
     def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, D) -> the ids (T,) of the largest logits, ties to the lowest, and these logits
-        (T,); where a logit is no number, it is the largest."""
+        """(T, D) -> ids (T,) of the largest logits, ties to the lowest id, and these logits
+        (T,). NaN counts as the largest."""
         ...
 
 
 class Target(Protocol):
-    """The model whose law the output follows."""
+    """The model whose distribution the output follows."""
 
     @property
     def head(self) -> Head:
-        """Whose logits its law is made of."""
+        """The LM head that turns its hidden states into logits."""
         ...
 
     @property
     def context_limit(self) -> int:
-        """The most positions that a sequence may have."""
+        """The largest number of positions in a sequence."""
         ...
 
     def new_cache(self, capacity: int) -> Any:
@@ -187,17 +197,19 @@ class Target(Protocol):
         ...
 
     def step(self, ids: Tensor, cache: Any) -> Features:
-        """Reads ids (T,) after what the cache holds; any chunking gives the same features."""
+        """Run ids (T,) after the cached positions. Any split into chunks gives the same
+        features."""
         ...
 
 
 class Draft(Protocol):
-    """The small model that guesses ahead. Its input at position t is the embedding of token
-    t+1 and a state: the target's taps at t, fused, or its own output where it runs ahead."""
+    """The small model that drafts (EAGLE-3, arXiv 2503.01840). Its input at position t is the
+    embedding of token t+1 and a state: the target's auxiliary hidden states at t, fused, or its
+    own output while it drafts ahead."""
 
     @property
     def head(self) -> Head:
-        """Rows that its hidden states are multiplied with; the target's own."""
+        """The LM head for its hidden states; the target's own rows."""
         ...
 
     def new_cache(self, capacity: int) -> Any:
@@ -209,38 +221,66 @@ class Draft(Protocol):
         ...
 
     def step(self, ids: Tensor, states: Tensor, cache: Any) -> Tensor:
-        """ids (T,), states (T, D) -> the draft's own states (T, D)."""
+        """ids (T,), states (T, D) -> the draft's own states (T, D), before the final norm."""
         ...
 
     def apply_final_norm(self, states: Tensor) -> Tensor:
-        """(..., D) -> (..., D), what the LM head's rows are multiplied with."""
+        """States (..., D) -> hidden states (..., D), the input of the LM head."""
         ...
 
     def with_own_head(self) -> "Draft":
-        """The same weights with a head that packs rows for itself alone."""
+        """The same weights with a head that packs rows for this draft alone."""
         ...
 
 
 class Shortlist(Protocol):
-    """Which ids the draft may propose. A law of the past alone, so any choice is exact."""
+    """The draft vocabulary of a step: which ids the draft may propose.
+
+    Any choice is exact that depends only on the past. This is the least that a shortlist needs;
+    ``BaseShortlist`` has defaults for the rest."""
 
     name: str
-    budget: int
-    per_round: bool
+    budget: int  # the most ids that ``select`` returns
+    per_round: bool  # True: ``select`` is called once a round; False: at each draft step
 
     def select(self, context: Context) -> Tensor:
         """ids (K,): sorted, unique, within [0, V), 1 <= K <= budget. Changes no state. The same
-        tensor means the same ids: another list is a new tensor, never an edited one."""
+        tensor means the same ids: other ids are a new tensor, never an edited one."""
         ...
 
     def observe(self, finished: Round) -> None:
-        """Learns from a finished round."""
+        """Updates the shortlist from a finished round."""
         ...
 
     def reset(self) -> None:
-        """Forgets everything learnt since construction: called between prompts, but not between
-        the turns of a conversation."""
+        """Restores the state after construction: called between prompts, but not between the
+        turns of a conversation."""
         ...
+
+
+class BaseShortlist:
+    """A shortlist to inherit from: it learns nothing, reads no rows to choose its ids, and has no
+    parts. A subclass sets ``name`` and ``budget``, defines ``select``, and overrides what differs.
+    """
+
+    name: str
+    budget: int
+    per_round: bool = False
+    rows_probed: int = 0  # rows of D numbers that one ``select`` reads beside the K head rows
+    part_names: tuple[str, ...] = ()  # the keys of ``explain``, () for ids of a single origin
+
+    def select(self, context: Context) -> Tensor:
+        raise NotImplementedError
+
+    def explain(self, context: Context) -> Mapping[str, Tensor]:
+        """The ids of ``select``, by the part that chose them: disjoint sorted tensors (n,)."""
+        return {}
+
+    def observe(self, finished: Round) -> None:
+        """Nothing to learn."""
+
+    def reset(self) -> None:
+        """Nothing to restore."""
 
 
 class Learner(Protocol):
@@ -273,16 +313,16 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     eos_ids: tuple[int, ...]
-    bos_id: int | None  # what the model wants before a text, if anything; ``encode`` adds none
+    bos_id: int | None  # the id that the model expects before a text, if any; never encoded
     leading_space: bool  # whether ``encode`` puts a space before a text, which ``decode`` drops
     fingerprint: str
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of a text; with ``special`` the names of special tokens are read as such."""
+        """Ids of a text; with ``special``, names of special tokens are encoded as such."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens are silent, broken UTF-8 becomes U+FFFD."""
+        """Text of ids; special tokens have no text, invalid UTF-8 becomes U+FFFD."""
         ...
 
     def token_bytes(self, token: int) -> bytes:
@@ -290,6 +330,6 @@ class Tokenizer(Protocol):
         ...
 
     def chat(self, prompt: str, *, later: bool = False) -> list[int]:
-        """Ids of a user's message in the model's own chat template, the answer's turn open; a
-        ``later`` message begins with what closes the answer before it, its end id included."""
+        """Ids of a user's message in the model's chat template, ending with the header of the
+        answer. A ``later`` message begins with what ends the previous answer, its EOS included."""
         ...

@@ -1,4 +1,4 @@
-"""The loop: where it stops, what it refuses, what it leaves behind."""
+"""The decoding loop: where it stops, which input it rejects, what it passes to its parts."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from minispec.types import Context, Round
 
 V = 8
 TARGET = ToyTarget(V, random_table(V, seed=3))
-DRAFT = ToyDraft(V, random_table(V, seed=3))  # agrees with the target: long accepted runs
-STRANGER = ToyDraft(V, random_table(V, seed=4))
+DRAFT = ToyDraft(V, random_table(V, seed=3))  # equals the target: long accepted runs
+UNRELATED = ToyDraft(V, random_table(V, seed=4))  # differs from the target: many rejections
 
 
-class Letters:
+class LetterTokenizer:
     """A tokenizer of eight tokens, two of which are the halves of one character."""
 
     vocab_size, eos_ids, bos_id, fingerprint = V, (7,), None, "letters"
@@ -42,8 +42,8 @@ class Letters:
         return self.encode(prompt)
 
 
-def scripted(script: Sequence[int]) -> ToyTarget:
-    """A target that says just this, whatever was said before."""
+def make_scripted_target(script: Sequence[int]) -> ToyTarget:
+    """A target that emits the script, whatever came before."""
 
     def table(tokens: tuple[int, ...]) -> torch.Tensor:
         logits = torch.zeros(V, dtype=torch.float64)
@@ -55,8 +55,11 @@ def scripted(script: Sequence[int]) -> ToyTarget:
 
 def run(target: ToyTarget, draft: ToyDraft | None, stop: StopRule, **changes: Any) -> list[Round]:
     settings: dict[str, Any] = {
-        "sampling": Sampling(), "rng": SeededRandom(0), "stop": stop, "tokenizer": Letters(),
-    } | changes  # fmt: skip
+        "sampling": Sampling(),
+        "rng": SeededRandom(0),
+        "stop": stop,
+        "tokenizer": LetterTokenizer(),
+    } | changes
     prompt = settings.pop("prompt", [0])
     if draft is None:
         return list(autoregressive(target, prompt, **settings))
@@ -72,7 +75,7 @@ def text_of(rounds: Sequence[Round]) -> str:
     return "".join(finished.text for finished in rounds)
 
 
-@pytest.mark.parametrize("draft", [None, "agreeing", "stranger"])
+@pytest.mark.parametrize("draft", [None, "equal", "unrelated"])
 @pytest.mark.parametrize(
     ("script", "stop", "tokens", "text", "reason"),
     [
@@ -82,16 +85,16 @@ def text_of(rounds: Sequence[Round]) -> str:
         # The stop string begins inside one token and ends inside another.
         ([2, 3, 3, 1], StopRule(9, (7,), ("ba",)), (2, 3, 3), "ca", "stop_string"),
         ([0, 0, 1, 2], StopRule(9, (7,), ("abc",)), (0, 0, 1, 2), "a", "stop_string"),
-        # What could have been a stop string and was not is said in the end.
+        # Text held back for a stop string that never completes is emitted at the end.
         ([0, 1, 1, 7], StopRule(9, (7,), ("bbb",)), (0, 1, 1, 7), "abb", "eos"),
-        # Of two that end at one token, the text ends before the earlier.
+        # If one token completes two stop strings, the text ends before the earlier one.
         ([0, 1, 2, 1], StopRule(9, (7,), ("c", "bc")), (0, 1, 2), "a", "stop_string"),
-        # Half a character is shown as such only if the other half never comes.
+        # Half a character becomes U+FFFD only if the other half never comes.
         ([5, 6, 5, 7], StopRule(9, (7,)), (5, 6, 5, 7), "\u00e4\ufffd", "eos"),
         ([0, 1], StopRule(1), (0,), "a", "length"),
     ],
 )
-def test_everything_stops_where_plain_decoding_stops(
+def test_decode_stops_at_the_same_token_with_and_without_a_draft(
     draft: str | None,
     script: list[int],
     stop: StopRule,
@@ -99,13 +102,13 @@ def test_everything_stops_where_plain_decoding_stops(
     text: str,
     reason: str,
 ) -> None:
-    target = scripted(script)
-    guesser = {
+    target = make_scripted_target(script)
+    drafts = {
         None: None,
-        "agreeing": ToyDraft(V, lambda tokens: target.after(tokens)),
-        "stranger": STRANGER,
-    }[draft]
-    rounds = run(target, guesser, stop)
+        "equal": ToyDraft(V, lambda tokens: target.logits_after(tokens)),
+        "unrelated": UNRELATED,
+    }
+    rounds = run(target, drafts[draft], stop)
     assert tokens_of(rounds) == tokens
     assert text_of(rounds) == text
     assert rounds[-1].stop == reason and all(r.stop is None for r in rounds[:-1])
@@ -115,61 +118,64 @@ def test_everything_stops_where_plain_decoding_stops(
     ("stop_strings", "texts"),
     [((), ["a", "b", "b", ""]), (("bbb",), ["a", "", "", "bb"]), (("abc",), ["", "", "abb", ""])],
 )
-def test_text_is_said_as_soon_as_it_is_decided(
+def test_decode_emits_text_once_no_stop_string_can_include_it(
     stop_strings: tuple[str, ...], texts: list[str]
 ) -> None:
-    rounds = run(scripted([0, 1, 1, 7]), None, StopRule(9, (7,), stop_strings))
+    rounds = run(make_scripted_target([0, 1, 1, 7]), None, StopRule(9, (7,), stop_strings))
     assert [finished.text for finished in rounds] == texts
 
 
-def test_ids_that_the_tokenizer_has_not_are_silent() -> None:
-    class Five(Letters):
-        vocab_size, _bytes = 5, Letters._bytes[:5]
+def test_decode_emits_no_text_for_ids_outside_the_tokenizer() -> None:
+    class FiveTokens(LetterTokenizer):
+        vocab_size, _bytes = 5, LetterTokenizer._bytes[:5]
 
-    rounds = run(scripted([0, 5, 1, 7, 2]), None, StopRule(5, (6,)), tokenizer=Five())
+    rounds = run(
+        make_scripted_target([0, 5, 1, 7, 2]), None, StopRule(5, (6,)), tokenizer=FiveTokens()
+    )
     assert text_of(rounds) == "abc"
 
 
-def test_a_draft_takes_no_step_more_than_it_draws() -> None:
-    """The first token of a chain is drawn from what reading the text left."""
-    stepped = []
+def test_speculative_takes_one_draft_step_less_than_it_drafts() -> None:
+    """The first token of a chain is drawn from the state that the prefill left."""
+    lengths = []
 
-    class Counting(ToyDraft):
+    class RecordingDraft(ToyDraft):
         def step(self, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
-            stepped.append(len(ids))
+            lengths.append(len(ids))
             return super().step(ids, *rest)
 
-    draft = Counting(V, random_table(V, seed=3))
+    draft = RecordingDraft(V, random_table(V, seed=3))
     (finished,) = run(TARGET, draft, StopRule(4), gamma=3, prompt=[0, 1, 2])
-    assert len(finished.proposed) == 3 and stepped == [2, 1, 1]
+    assert len(finished.proposed) == 3 and lengths == [2, 1, 1]
 
 
-def test_nothing_is_asked_for_and_nothing_comes() -> None:
+def test_decode_with_max_new_tokens_0_yields_no_rounds() -> None:
     assert run(TARGET, DRAFT, StopRule(0)) == run(TARGET, None, StopRule(0)) == []
 
 
-@pytest.mark.parametrize("draft", [None, DRAFT, STRANGER], ids=["none", "agreeing", "stranger"])
-def test_the_end_of_the_context_is_a_clean_stop(draft: ToyDraft | None) -> None:
+@pytest.mark.parametrize("draft", [None, DRAFT, UNRELATED], ids=["none", "equal", "unrelated"])
+def test_decode_stops_at_the_end_of_the_context(draft: ToyDraft | None) -> None:
     target = ToyTarget(V, random_table(V, seed=3), context=10)
     rounds = run(target, draft, StopRule(50), prompt=[1, 2, 3])
     assert len(tokens_of(rounds)) == 7 and rounds[-1].stop == "context"
 
 
-def test_a_prompt_may_leave_room_for_one_token() -> None:
+def test_decode_emits_one_token_after_a_prompt_that_fills_the_context_but_one() -> None:
     (finished,) = run(TARGET, DRAFT, StopRule(5), prompt=[0] * 63)
     assert len(finished.tokens) == 1 and finished.stop == "context"
 
 
-def test_a_long_prompt_is_read_in_parts() -> None:
-    read = []
+def test_prefill_splits_a_long_prompt_into_chunks() -> None:
+    lengths = []
 
-    class Noting(ToyTarget):
+    class RecordingTarget(ToyTarget):
         def step(self, ids: torch.Tensor, cache: Any) -> Any:
-            read.append(len(ids))
+            lengths.append(len(ids))
             return super().step(ids, cache)
 
-    run(Noting(V, random_table(V, seed=3), context=700), DRAFT, StopRule(1), prompt=[0] * 600)
-    assert read == [512, 87, 1]
+    target = RecordingTarget(V, random_table(V, seed=3), context=700)
+    run(target, DRAFT, StopRule(1), prompt=[0] * 600)
+    assert lengths == [512, 87, 1]
 
 
 @pytest.mark.parametrize(
@@ -184,14 +190,14 @@ def test_a_long_prompt_is_read_in_parts() -> None:
     ],
     ids=str,
 )
-def test_bad_input_is_refused_at_the_call(
+def test_speculative_rejects_invalid_arguments(
     changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         run(TARGET, DRAFT, StopRule(3), **changes)
 
 
-def test_stop_rules_are_checked() -> None:
+def test_stop_rule_rejects_invalid_values() -> None:
     with pytest.raises(ArgumentError, match="max-new-tokens -1"):
         StopRule(-1)
     with pytest.raises(ArgumentError, match="empty"):
@@ -200,15 +206,15 @@ def test_stop_rules_are_checked() -> None:
         run(TARGET, DRAFT, StopRule(1, (), ("a",)), tokenizer=None)
 
 
-class OneList:
-    """A list that says what it is told to."""
+class FixedShortlist:
+    """A shortlist that selects the given ids and records every call."""
 
-    name, budget, per_round = "told", 3, False
+    name, budget, per_round = "fixed", 3, False
 
     def __init__(self, ids: torch.Tensor) -> None:
         self.ids = ids
         self.contexts: list[Context] = []
-        self.seen: list[Round] = []
+        self.rounds: list[Round] = []
         self.resets = 0
 
     def select(self, context: Context) -> torch.Tensor:
@@ -216,7 +222,7 @@ class OneList:
         return self.ids
 
     def observe(self, finished: Round) -> None:
-        self.seen.append(finished)
+        self.rounds.append(finished)
 
     def reset(self) -> None:
         self.resets += 1
@@ -229,58 +235,60 @@ class OneList:
         (torch.tensor([1, 1]), "not unique"),
         (torch.tensor([-1, 1]), "not within 0..7"),
         (torch.tensor([1, 8]), "not within 0..7"),
-        (torch.tensor([0, 1, 2, 3]), "4 ids, allowed are 1 to 3"),
-        (torch.tensor([], dtype=torch.int64), "0 ids, allowed are 1 to 3"),
-        (torch.tensor([1], dtype=torch.int32), "not int64"),
-        (torch.tensor([[1]]), "not int64"),
-        ([1], "a list, not int64"),
+        (torch.tensor([0, 1, 2, 3]), "4 ids, expected 1 to 3"),
+        (torch.tensor([], dtype=torch.int64), "0 ids, expected 1 to 3"),
+        (torch.tensor([1], dtype=torch.int32), "expected an int64 tensor"),
+        (torch.tensor([[1]]), "expected an int64 tensor"),
+        ([1], "list, expected an int64 tensor"),
     ],
     ids=str,
 )
-def test_a_list_is_checked_at_the_door(ids: Any, message: str) -> None:
+def test_propose_rejects_a_selection_that_breaks_the_contract(ids: Any, message: str) -> None:
     with pytest.raises(ShortlistError, match=message):
         list(speculative(
-            TARGET, DRAFT, OneList(ids), [0], gamma=2, sampling=Sampling(),
+            TARGET, DRAFT, FixedShortlist(ids), [0], gamma=2, sampling=Sampling(),
             rng=SeededRandom(0), stop=StopRule(4),
         ))  # fmt: skip
 
 
-def test_what_a_list_is_shown() -> None:
-    shown = OneList(torch.tensor([1, 2, 5]))
+def test_shortlist_gets_each_context_and_each_finished_round() -> None:
+    recording = FixedShortlist(torch.tensor([1, 2, 5]))
     rounds = list(speculative(
-        TARGET, STRANGER, shown, [0, 1], gamma=2, sampling=Sampling(1.0),
+        TARGET, UNRELATED, recording, [0, 1], gamma=2, sampling=Sampling(1.0),
         rng=SeededRandom(1), stop=StopRule(9, (2,)), trace=True,
     ))  # fmt: skip
-    assert shown.resets == 1
+    assert recording.resets == 1
     emitted: tuple[int, ...] = (0, 1)
-    contexts = iter(shown.contexts)
-    for finished, learnt in zip(rounds, shown.seen, strict=True):
+    contexts = iter(recording.contexts)
+    for finished, observed in zip(rounds, recording.rounds, strict=True):
         for depth in range(len(finished.shortlist_sizes)):
             context = next(contexts)
             assert context.tokens == emitted + finished.proposed[:depth] and context.depth == depth
         emitted += finished.tokens
-        assert learnt.evidence is not None and finished.evidence is learnt.evidence
+        assert observed.evidence is not None and finished.evidence is observed.evidence
         assert (
-            len(learnt.evidence.target_distributions) == len(learnt.tokens) == len(finished.tokens)
+            len(observed.evidence.target_distributions)
+            == len(observed.tokens)
+            == len(finished.tokens)
         )
         for distribution, token in zip(
-            learnt.evidence.target_distributions, learnt.tokens, strict=True
+            observed.evidence.target_distributions, observed.tokens, strict=True
         ):
             assert distribution.probability(token) > 0
         if finished.stop is None:
-            assert learnt.evidence.next_distribution is not None
+            assert observed.evidence.next_distribution is not None
     assert next(contexts, None) is None
 
 
-def test_evidence_is_kept_back_unless_traced() -> None:
+def test_decode_returns_evidence_only_with_trace() -> None:
     for draft in (DRAFT, None):
         assert all(finished.evidence is None for finished in run(TARGET, draft, StopRule(5)))
         assert all(finished.evidence for finished in run(TARGET, draft, StopRule(5), trace=True))
 
 
-def test_a_round_that_ends_inside_its_chain_ends_in_all_its_parts() -> None:
-    target = scripted([3, 0, 1, 7, 2, 1])
-    draft = ToyDraft(V, lambda tokens: target.after(tokens))
+def test_round_that_stops_inside_its_chain_is_cut_in_every_field() -> None:
+    target = make_scripted_target([3, 0, 1, 7, 2, 1])
+    draft = ToyDraft(V, lambda tokens: target.logits_after(tokens))
     (finished,) = run(target, draft, StopRule(9, (7,)), gamma=4, prompt=[0, 0], trace=True)
     assert finished.tokens == finished.proposed == (0, 1, 7) and finished.path == (0, 1, 2)
     evidence = finished.evidence
@@ -297,36 +305,36 @@ def test_a_round_that_ends_inside_its_chain_ends_in_all_its_parts() -> None:
     )
 
 
-def test_an_abandoned_run_leaves_nothing_behind() -> None:
-    full = run(TARGET, STRANGER, StopRule(9), sampling=Sampling(1.0))
+def test_abandoned_run_does_not_affect_later_runs() -> None:
+    full = run(TARGET, UNRELATED, StopRule(9), sampling=Sampling(1.0))
     rounds = speculative(
-        TARGET, STRANGER, FullShortlist(V), [0], gamma=3, sampling=Sampling(1.0),
+        TARGET, UNRELATED, FullShortlist(V), [0], gamma=3, sampling=Sampling(1.0),
         rng=SeededRandom(0), stop=StopRule(9),
     )  # fmt: skip
     next(rounds)
     rounds.close()  # type: ignore[attr-defined]
-    again = run(TARGET, STRANGER, StopRule(9), sampling=Sampling(1.0))
+    again = run(TARGET, UNRELATED, StopRule(9), sampling=Sampling(1.0))
     assert tokens_of(again) == tokens_of(full)
 
 
-def test_plain_decoding_says_that_nothing_was_drafted() -> None:
+def test_autoregressive_rounds_have_no_drafted_tokens() -> None:
     for finished in run(TARGET, None, StopRule(3)):
         assert (finished.path, finished.proposed, finished.shortlist_sizes) == ((), (), ())
         assert finished.rows_probed == 0 and not finished.events
 
 
-def test_a_seed_fixes_a_run() -> None:
+def test_speculative_is_reproducible_by_seed() -> None:
     runs = [
-        tokens_of(run(TARGET, STRANGER, StopRule(20), sampling=Sampling(1.0), rng=SeededRandom(s)))
+        tokens_of(run(TARGET, UNRELATED, StopRule(20), sampling=Sampling(1.0), rng=SeededRandom(s)))
         for s in (5, 5, 6)
     ]
     assert runs[0] == runs[1] != runs[2]
 
 
-class Pupil:
-    """A learner that learns nothing."""
+class IdleLearner:
+    """A learner that changes nothing and counts the tokens."""
 
-    draft, reaches_cache = STRANGER, False
+    draft, reaches_cache = UNRELATED, False
 
     def start(self, continued: bool) -> None: ...
 
@@ -343,17 +351,17 @@ class Pupil:
         return {"seen": len(finished.tokens)}
 
 
-@pytest.mark.parametrize("learner", [None, Pupil()], ids=["", "learner"])
-def test_every_moment_belongs_to_a_phase(
-    learner: Pupil | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("learner", [None, IdleLearner()], ids=["", "learner"])
+def test_round_seconds_assign_all_time_to_a_phase(
+    learner: IdleLearner | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that moves when it is looked at: what a phase took is how often it ended. What
-    passes between rounds is the caller's."""
+    """The clock advances by one each time it is read, so a phase takes as many seconds as it has
+    laps. Time between rounds belongs to the caller and is not counted."""
     now = itertools.count()
     monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: float(next(now)))
     lengths = []
     for finished in speculative(
-        TARGET, STRANGER, FullShortlist(V), [0, 1], gamma=2, sampling=Sampling(1.0),
+        TARGET, UNRELATED, FullShortlist(V), [0, 1], gamma=2, sampling=Sampling(1.0),
         rng=SeededRandom(0), stop=StopRule(6), learner=learner,
     ):  # fmt: skip
         steps, more = len(finished.proposed), finished.stop is None

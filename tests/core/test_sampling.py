@@ -1,4 +1,4 @@
-"""Laws from logits, and the production random source at its boundaries."""
+"""Distributions from logits, and the production random source at its boundaries."""
 
 import math
 
@@ -8,23 +8,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from minispec import sampling
 from minispec.errors import ArgumentError
 from minispec.models.lm_head import LinearHead
-from minispec.sampling import Sampling, SeededRandom
+from minispec.sampling import Sampling, SeededRandom, _mask_top_p
 from minispec.types import Distribution
 
 LAST_BELOW_ONE = 1 - 2**-53
 
 
 class FixedRandom(SeededRandom):
-    """The production source with its uniform given."""
+    """The production source with a fixed uniform."""
 
     def __init__(self, uniform: float) -> None:
-        self._given = uniform
+        self._fixed = uniform
 
     def uniform(self) -> float:
-        return self._given
+        return self._fixed
 
 
 def distribution(logits: list[float], sampling: Sampling) -> list[float]:
@@ -41,17 +40,19 @@ def distribution(logits: list[float], sampling: Sampling) -> list[float]:
         (Sampling(1.0, top_k=2), [math.log(3), 0.0, 0.0, 0.0], [0.75, 0.25, 0, 0]),
         (Sampling(1.0, top_k=1), [0.0, 2.0, 2.0], [0, 1, 0]),
         (Sampling(1.0, top_k=9), [0.0, 0.0], [0.5, 0.5]),
-        (Sampling(1.0, top_p=0.5), [0.0] * 4, [0.5, 0.5, 0, 0]),  # the cut falls in a tie
+        (Sampling(1.0, top_p=0.5), [0.0] * 4, [0.5, 0.5, 0, 0]),  # the boundary falls in a tie
         (Sampling(1.0, top_p=1e-9), [0.0, 1.0, 0.0], [0, 1, 0]),  # never empty
         (Sampling(1.0, top_k=3, top_p=0.6), [0.0] * 4, [0.5, 0.5, 0, 0]),
         (Sampling(1e-30), [1.0, 1.5, 0.0], [0, 1, 0]),
-        (Sampling(1e-300), [1.0, 1.5, 1.5], [0, 0.5, 0.5]),  # colder than float32 can say
-        (Sampling(1e-300), [10.0, 15.0, 15.0], [0, 0.5, 0.5]),  # and hot enough to overflow
+        (Sampling(1e-300), [1.0, 1.5, 1.5], [0, 0.5, 0.5]),  # below the smallest float32
+        (Sampling(1e-300), [10.0, 15.0, 15.0], [0, 0.5, 0.5]),  # logits large enough to overflow
     ],
 )
-def test_laws(sampling: Sampling, logits: list[float], expected: list[float]) -> None:
+def test_distribution_matches_expected_probabilities(
+    sampling: Sampling, logits: list[float], expected: list[float]
+) -> None:
     assert distribution(logits, sampling) == pytest.approx(expected, abs=1e-7)
-    # What is left out has probability exactly 0, not almost.
+    # Excluded ids have probability exactly 0, not almost 0.
     assert [p == 0 for p in distribution(logits, sampling)] == [p == 0 for p in expected]
 
 
@@ -59,7 +60,7 @@ def test_laws(sampling: Sampling, logits: list[float], expected: list[float]) ->
     logits=st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40),
     temperature=st.floats(0.1, 3),
 )
-def test_half_precision_logits_give_the_law_of_their_float64_values(
+def test_distribution_of_bfloat16_logits_matches_float64(
     logits: list[float], temperature: float
 ) -> None:
     half = torch.tensor(logits, dtype=torch.bfloat16)
@@ -68,7 +69,7 @@ def test_half_precision_logits_give_the_law_of_their_float64_values(
     assert got.dtype == torch.float32 and (got.double() - exact).abs().max() < 1e-6
 
 
-def test_a_law_keeps_its_ids_and_owns_its_probabilities() -> None:
+def test_distribution_keeps_its_ids_and_owns_its_probabilities() -> None:
     logits, ids = torch.tensor([1.0, 2.0]), torch.tensor([7, 9])
     first = Sampling(1.0).distribution(logits, ids)
     before = first.probs.clone()
@@ -79,13 +80,15 @@ def test_a_law_keeps_its_ids_and_owns_its_probabilities() -> None:
 
 @pytest.mark.parametrize("logits", [[-math.inf] * 3, [math.nan, 1.0], [math.inf, 0.0]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_without_a_law_are_refused(logits: list[float], temperature: float) -> None:
+def test_distribution_rejects_a_largest_logit_that_is_not_finite(
+    logits: list[float], temperature: float
+) -> None:
     with pytest.raises(ArgumentError, match="not finite"):
         distribution(logits, Sampling(temperature))
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "fields",
     [
         {"temperature": -0.1},
         {"temperature": math.nan},
@@ -97,21 +100,21 @@ def test_logits_without_a_law_are_refused(logits: list[float], temperature: floa
     ],
     ids=str,
 )
-def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
+def test_sampling_rejects_invalid_settings(fields: dict[str, float]) -> None:
     with pytest.raises(ArgumentError, match="must"):
-        Sampling(**settings)  # type: ignore[arg-type]
+        Sampling(**fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("probability", "uniform", "accepted"),
     [
-        (0.0, 0.0, False),  # nothing accepts what has probability 0
-        (1.0, LAST_BELOW_ONE, True),  # nothing rejects what is certain
+        (0.0, 0.0, False),  # probability 0 is never accepted
+        (1.0, LAST_BELOW_ONE, True),  # probability 1 is always accepted
         (0.5, 0.5, False),
         (0.5, math.nextafter(0.5, 0), True),
     ],
 )
-def test_coins_at_their_borders(probability: float, uniform: float, accepted: bool) -> None:
+def test_bernoulli_at_its_boundaries(probability: float, uniform: float, accepted: bool) -> None:
     assert FixedRandom(uniform).bernoulli(probability) is accepted
 
 
@@ -121,48 +124,48 @@ def test_coins_at_their_borders(probability: float, uniform: float, accepted: bo
     ),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_choices_at_every_border_of_the_cumulative_sum(
+def test_choose_at_every_boundary_of_the_cumulative_sum(
     weights: list[float], dtype: torch.dtype
 ) -> None:
-    """At u = 0, the last float below 1, and just below, at and above each border: never an
-    id of probability 0, first and last included, and the id whose interval holds u."""
+    """At u = 0, at the last float below 1, and just below, at and above each boundary: the index
+    whose interval contains u, and never one of probability 0, not even the first or last."""
     probs = torch.tensor(weights, dtype=dtype)
-    borders = np.cumsum(probs.numpy(), dtype=np.float64)
-    shares = borders / borders[-1]
-    around = {near for s in shares for near in (math.nextafter(s, 0), s, math.nextafter(s, 1))}
-    for uniform in sorted({0.0, LAST_BELOW_ONE, *(u for u in around if 0 <= u < 1)}):
+    boundaries = np.cumsum(probs.numpy(), dtype=np.float64)
+    fractions = boundaries / boundaries[-1]
+    near = {u for f in fractions for u in (math.nextafter(f, 0), f, math.nextafter(f, 1))}
+    for uniform in sorted({0.0, LAST_BELOW_ONE, *(u for u in near if 0 <= u < 1)}):
         chosen = FixedRandom(uniform).choose(probs)
         assert probs[chosen] > 0
-        below = borders[chosen - 1] if chosen else 0.0
-        assert below <= uniform * borders[-1] <= borders[chosen]
+        below = boundaries[chosen - 1] if chosen else 0.0
+        assert below <= uniform * boundaries[-1] <= boundaries[chosen]
 
 
-def test_one_uniform_per_decision_in_a_fixed_order() -> None:
-    class Counting(SeededRandom):
-        spent = 0
+def test_seeded_random_spends_one_uniform_per_decision() -> None:
+    class CountingRandom(SeededRandom):
+        count = 0
 
         def uniform(self) -> float:
-            self.spent += 1
+            self.count += 1
             return super().uniform()
 
-    source = Counting(3)
+    source = CountingRandom(3)
     source.bernoulli(0.0), source.bernoulli(1.0), source.choose(torch.tensor([0.0, 1.0]))
-    assert source.spent == 3
+    assert source.count == 3
     fresh = SeededRandom(3)
     [fresh.uniform() for _ in range(3)]
     assert source.uniform() == fresh.uniform()
 
 
-def test_a_top_p_of_one_leaves_nothing_out() -> None:
-    """Not even what comes after shares that already round to one in float32."""
+def test_distribution_with_top_p_1_keeps_every_id() -> None:
+    """Even ids after those whose mass already rounds to one in float32."""
     assert distribution([0.0, -17.0], Sampling(1.0))[1] > 0
 
 
 # ------------------------------------------------------------------ large vocabularies
 
 
-def plainly(probs: torch.Tensor, mass: float) -> torch.Tensor:
-    """Which ids top-p keeps, by putting all of them in order."""
+def mask_top_p_by_sorting(probs: torch.Tensor, mass: float) -> torch.Tensor:
+    """The ids that top-p keeps, by sorting all of them."""
     order = probs.argsort(descending=True, stable=True)
     before = probs[order].double().cumsum(0) - probs[order]
     keep = torch.empty_like(probs, dtype=torch.bool)
@@ -178,44 +181,42 @@ def plainly(probs: torch.Tensor, mass: float) -> torch.Tensor:
     mass=st.sampled_from([1e-9, 0.1, 0.5, 0.95, 0.999999, 0.9999999999]),
     seed=st.integers(0, 2**31),
 )
-def test_top_p_by_parts_keeps_what_sorting_everything_keeps(size, spread, digits, mass, seed):
+def test_mask_top_p_matches_a_full_sort(size, spread, digits, mass, seed):
     rng = torch.Generator().manual_seed(seed)
     logits = (spread * torch.randn(size, generator=rng)).round(decimals=digits)
     probs = torch.softmax(logits, 0)
-    assert torch.equal(sampling._top_p(probs, mass), plainly(probs, mass))
+    assert torch.equal(_mask_top_p(probs, mass), mask_top_p_by_sorting(probs, mass))
 
 
 @given(
     logits=st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=9),
-    shape=st.sampled_from(
+    sampling=st.sampled_from(
         [Sampling(), Sampling(0.7), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.6)]
     ),
 )
-def test_a_target_law_is_the_law_over_its_support(logits, shape):
+def test_target_distribution_is_the_distribution_over_its_support(logits, sampling):
     values = torch.tensor(logits)
     if not torch.isfinite(values.max()):
         with pytest.raises(ArgumentError, match="not finite"):
-            shape.target_distribution(values)
+            sampling.target_distribution(values)
         return
-    whole, short = (
-        shape.distribution(values, torch.arange(len(values))),
-        shape.target_distribution(values),
-    )
-    assert (short.probs > 0).all()
-    spread = torch.zeros(len(values)).index_put((short.ids,), short.probs)
-    assert torch.equal(spread, whole.probs)
+    full = sampling.distribution(values, torch.arange(len(values)))
+    support = sampling.target_distribution(values)
+    assert (support.probs > 0).all()
+    scattered = torch.zeros(len(values)).index_put((support.ids,), support.probs)
+    assert torch.equal(scattered, full.probs)
     for token in range(len(values)):
-        assert short.probability(token) == whole.probability(token) == whole.probs[token]
+        assert support.probability(token) == full.probability(token) == full.probs[token]
     head = LinearHead(values[:, None])
-    [through_head] = shape.target_distributions(head, torch.ones(1, 1))
-    assert torch.equal(through_head.ids, short.ids)
-    assert torch.equal(through_head.probs, short.probs)
+    [from_head] = sampling.target_distributions(head, torch.ones(1, 1))
+    assert torch.equal(from_head.ids, support.ids)
+    assert torch.equal(from_head.probs, support.probs)
 
 
 @given(st.sets(st.integers(0, 12), min_size=1), st.sets(st.integers(0, 12), min_size=1))
-def test_what_two_laws_share(ours, theirs):
+def test_common_indices_finds_the_ids_in_both_distributions(ours, theirs):
     one, other = (
         Distribution(torch.tensor(sorted(ids)), torch.ones(len(ids))) for ids in (ours, theirs)
     )
-    here, there = one.shared(other)
-    assert one.ids[here].tolist() == other.ids[there].tolist() == sorted(ours & theirs)
+    in_one, in_other = one.common_indices(other)
+    assert one.ids[in_one].tolist() == other.ids[in_other].tolist() == sorted(ours & theirs)
