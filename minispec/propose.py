@@ -48,21 +48,26 @@ class Drafter:
     def resync(self, ids: Tensor, aux_hidden_states: Tensor) -> None:
         """Rebuild the cache from T positions that the target has processed: their auxiliary
         hidden states (T, n_aux * D), and for each position the token after it, ids (T,)."""
-        if self.learner and self.learner.reaches_cache:
+        if self.learner and self.learner.invalidates_cache:
             self._inputs.append((ids, aux_hidden_states))
         states = self._forward(ids, aux_hidden_states)
         if self.learner:
             self.learner.on_prefill(ids, aux_hidden_states, self.draft.apply_final_norm(states))
 
     def learn(self, finished: Round) -> Mapping[str, int]:
-        """Lets the learner learn from a round; what it did, counted by name."""
-        events = self.learner.observe(finished) if self.learner else {}
-        if self._inputs and events.get("changed") and finished.stop is None:
+        """Let the learner, if there is one, learn from a round. Returns its counts by name, with
+        ``changed`` among them if the draft's weights changed."""
+        if self.learner is None:
+            return {}
+        update = self.learner.observe(finished)
+        if not update.weights_changed:
+            return update.counts
+        if self.learner.invalidates_cache and finished.stop is None:
             # No key or value of the old weights is kept, not even as padding.
             self._cache, self._verified_length = self.draft.new_cache(self._capacity), 0
             for ids, aux_hidden_states in self._inputs:
                 self._forward(ids, aux_hidden_states)
-        return events
+        return {**update.counts, "changed": 1}
 
     def _forward(self, ids: Tensor, aux_hidden_states: Tensor) -> Tensor:
         self._cache.truncate(self._verified_length)  # drop the last round's draft

@@ -1,1 +1,1 @@
-"""The target and the draft: plain PyTorch modules."""
+"""The target and the draft as plain PyTorch modules, and what they are made of."""

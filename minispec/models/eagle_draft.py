@@ -1,13 +1,15 @@
 """The draft: one decoder layer that runs ahead of the target (EAGLE-3, arXiv 2503.01840).
 
-At position t the layer reads the embedding of token t+1, which is known, and a *state*: what
-the target made of position t. Its output is both a guess of the target's hidden state at
-position t+1, to be multiplied with rows of the target's own LM head, and the state with which
-it reads on by itself when it runs ahead. The state of a position that the target has read is
-a mixture ("fusion") of three of the target's layers, low, middle and high.
+At position t the layer reads the embedding of token t+1, which is known, and a *state* for
+position t. At a position that the target has processed, the state is a linear projection
+(``fusion``, named ``fc`` in EAGLE-3) of the outputs of three of its layers, low, middle and high:
+the auxiliary hidden states. The layer's output plays two roles. After the final norm it is
+multiplied with rows of the LM head, to predict token t+2. And it is the state of the next position
+where the draft runs ahead of the target.
 
-The draft owns no embedding and no head: it shares the target's. Knows nothing of how the ids
-that it may propose are chosen, nor of how it was trained.
+Two differences from EAGLE-3: its draft has an LM head of its own, ours shares the target's; it is
+trained without a loss on the features, ours with one. Knows nothing of how the shortlist is
+chosen, nor of training.
 """
 
 import copy
@@ -22,25 +24,28 @@ from minispec.models.transformer import MLP, Attention, ModelConfig, Transformer
 
 
 class EagleDraft(nn.Module):
-    """One layer on [embedding; state], with a norm of its own before the target's LM head."""
+    """One layer on [embedding; state], with its own final norm before the target's LM head."""
 
     def __init__(self, config: ModelConfig, embedding: Tensor, head: PackedHead) -> None:
-        """``config`` and ``embedding`` (V, D) are the target's, and so are the rows of ``head``."""
+        """``config``, ``embedding`` (V, D) and the rows of ``head`` are the target's."""
         super().__init__()
-        self.config = config  # the target's, of which it is one more layer
-        self.embedding, self.head = embedding, head  # the target's, hence no parameters here
-        width = config.hidden_size
-        self.fusion = nn.Linear(len(config.aux_hidden_state_layer_ids) * width, width, bias=False)
-        self.embedding_norm = config.norm(width)
-        self.state_norm = config.norm(width)
-        self.attention = Attention(config, 2 * width)
-        self.attention_post_norm = config.norm(width, config.post_norms)
-        self.mlp_norm = config.norm(width)
+        self.config = config  # the target's: the draft is one more layer of it
+        self.embedding, self.head = embedding, head  # the target's: not parameters of the draft
+        hidden_size = config.hidden_size
+        num_aux = len(config.aux_hidden_state_layer_ids)
+        self.fusion = nn.Linear(num_aux * hidden_size, hidden_size, bias=False)  # EAGLE-3's fc
+        self.embedding_norm = config.build_norm(hidden_size)
+        self.state_norm = config.build_norm(hidden_size)
+        self.attention = Attention(config, 2 * hidden_size)
+        self.attention_post_norm = config.build_norm(hidden_size, config.post_norms)
+        self.mlp_norm = config.build_norm(hidden_size)
         self.mlp = MLP(config)
-        self.mlp_post_norm = config.norm(width, config.post_norms)
-        self.norm = config.norm(width)
-        self.rope = config.rope()  # it looks at the whole past, whatever the last layer does
-        self.version = 0  # goes up when weights change: what was packed from them is then stale
+        self.mlp_post_norm = config.build_norm(hidden_size, config.post_norms)
+        self.norm = config.build_norm(hidden_size)
+        self.rope = (
+            config.build_rope()
+        )  # global attention, even if the last layer of the target is local
+        self.version = 0  # increases when weights change, so that backends repack them
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most ``capacity`` positions."""
@@ -51,54 +56,59 @@ class EagleDraft(nn.Module):
 
     @torch.inference_mode()
     def fuse(self, aux_hidden_states: Tensor) -> Tensor:
-        """The target's taps (T, n_aux * D) -> states (T, D)."""
+        """Auxiliary hidden states (T, n_aux * D) of the target -> states (T, D)."""
         return self.fusion(aux_hidden_states)
 
     @torch.inference_mode()
     def step(self, ids: Tensor, states: Tensor, cache: KVCache) -> Tensor:
-        """Token ids (T,), each one place ahead of its state (T, D) -> own states (T, D).
+        """States (T, D) of positions, and for each the token after it, ids (T,) -> the draft's own
+        states (T, D).
 
-        Raises ContextError, before anything is changed, if they do not fit the cache.
+        Raises ContextError, before anything changes, if they exceed the cache or the context.
         """
-        places = self.rope.places(cache, len(ids))
-        output = self.layer(ids[None], states[None], lambda x: self.attention(x, places, cache, 0))
+        metadata = self.rope.attention_metadata(cache, len(ids))
+        output = self.run_layer(
+            ids[None], states[None], lambda x: self.attention(x, metadata, cache, 0)
+        )  # (1, T, D)
         cache.advance(len(ids))
         return output[0]
 
     @torch.inference_mode()
     def apply_final_norm(self, states: Tensor) -> Tensor:
-        """States (..., D) -> what the LM head's rows are multiplied with (..., D)."""
+        """The draft's own states (..., D) -> hidden states for the LM head (..., D)."""
         return self.norm(states)
 
     def with_own_head(self) -> "EagleDraft":
-        """The same weights with a head that packs rows for itself: drafts that take turns with
-        lists of their own would otherwise pack them anew at every turn."""
+        """The same weights with a packed head of its own: drafts with different shortlists that
+        take turns on a shared head would repack its rows at every turn."""
         twin = copy.copy(self)
         twin.head = PackedHead(self.head.weight)
         return twin
 
-    def layer(self, ids: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """The layer itself: ids (B, T), states (B, T, D) -> (B, T, D). ``attend`` is the
-        attention over whatever the caller keeps of earlier positions."""
+    def run_layer(self, ids: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """The forward pass of the layer: ids (B, T), states (B, T, D) -> (B, T, D). ``attend`` is
+        the attention, with the keys and values that the caller keeps of earlier positions."""
         embedded = self.embedding_norm(self.embedding[ids])  # (B, T, D)
-        attended = attend(torch.cat((embedded, self.state_norm(states)), dim=-1))
+        inputs = torch.cat((embedded, self.state_norm(states)), dim=-1)  # (B, T, 2 * D)
+        attended = attend(inputs)  # (B, T, D)
         x = states + self.attention_post_norm(attended)
         return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
 
 def init_from_target(target: Transformer) -> EagleDraft:
-    """A draft that begins as what it is to imitate: a copy of the target's last layer, fed by
-    the highest tap and, at first, deaf to the embedding. It learns several times faster than
-    from random numbers. Random draws come from torch's generator."""
+    """A draft initialized with the target's last layer, so that it computes almost what that layer
+    does: ``fusion`` passes on the highest auxiliary hidden state, and the weights for the embedding
+    are near zero. It trains several times faster than from random weights. Random numbers come
+    from torch's default generator."""
     draft = build_draft(target)
-    width, last = target.config.hidden_size, target.last_layer
+    hidden_size, last = target.config.hidden_size, target.last_layer
     with torch.no_grad():
         draft.fusion.weight.zero_()
-        draft.fusion.weight[:, -width:] = torch.eye(width)
+        draft.fusion.weight[:, -hidden_size:] = torch.eye(hidden_size)
         for name in ("query", "key", "value"):
             weight = getattr(draft.attention, name).weight
-            weight[:, :width] = torch.randn_like(weight[:, :width]) * 0.01
-            weight[:, width:] = getattr(last.attention, name).weight
+            weight[:, :hidden_size] = torch.randn_like(weight[:, :hidden_size]) * 0.01
+            weight[:, hidden_size:] = getattr(last.attention, name).weight
         for name in ("output", "query_norm", "key_norm"):
             module = getattr(draft.attention, name)
             module.load_state_dict(getattr(last.attention, name).state_dict())
@@ -106,7 +116,7 @@ def init_from_target(target: Transformer) -> EagleDraft:
             getattr(draft, name).load_state_dict(getattr(last, name).state_dict())
         draft.state_norm.load_state_dict(last.attention_norm.state_dict())
         draft.norm.load_state_dict(target.norm.state_dict())
-        # What these add, where they are there, is added to states in the units of taps.
+        # Their outputs, if these norms are enabled, are added to states in units of the embeddings.
         for norm in (draft.attention_post_norm, draft.mlp_post_norm):
             for weight in norm.parameters():
                 weight.div_(target.config.embedding_scale)
@@ -114,7 +124,7 @@ def init_from_target(target: Transformer) -> EagleDraft:
 
 
 def build_draft(target: Transformer) -> EagleDraft:
-    """A draft of this target whose own weights have not been set yet."""
+    """A draft of this target with uninitialized weights, for a file to be loaded into."""
     embedding = target.embedding.weight.detach()
     draft = EagleDraft(target.config, embedding, PackedHead(target.head.weight))
     return draft.to(embedding.dtype).eval()

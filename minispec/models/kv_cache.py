@@ -1,7 +1,7 @@
-"""The key-value cache: what a model remembers, and how it forgets.
+"""The key-value cache, and its rollback.
 
-A verify pass writes gamma + 1 positions and often keeps fewer, so forgetting is as common here
-as remembering, and costs nothing: it is a length. Knows nothing of attention.
+A verify pass writes gamma + 1 positions and often keeps fewer. The rest is rolled back by
+shortening a length; nothing is copied. Knows nothing of attention.
 """
 
 import torch
@@ -11,16 +11,17 @@ from minispec.errors import ContextError
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, row by row, in storage of fixed size.
+    """Keys and values of the positions processed so far, in storage of fixed capacity.
 
-    ``lengths[b]`` positions of row ``b`` count; what lies behind them is rubbish that the
-    next pass overwrites, so forgetting costs nothing. Rows may have different lengths.
+    ``keys`` and ``values`` are (layers, B, capacity, kv_heads, head_dim). Of sequence ``b`` in the
+    batch, the first ``lengths[b]`` positions count; what lies after them is unused, and overwritten
+    by the next pass. Sequences may have different lengths.
     """
 
     def __init__(
         self,
-        layers: int,
-        rows: int,
+        num_layers: int,
+        batch_size: int,
         capacity: int,
         num_key_value_heads: int,
         head_dim: int,
@@ -28,51 +29,51 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         # Zeros, not empty: a masked key has weight 0, and 0 * NaN would be NaN.
-        shape = (layers, rows, capacity, num_key_value_heads, head_dim)
+        shape = (num_layers, batch_size, capacity, num_key_value_heads, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = [0] * rows
+        self.lengths = [0] * batch_size
 
     @property
     def capacity(self) -> int:
-        """How many positions of a row there is room for."""
+        """The most positions that a sequence may have."""
         return self.keys.shape[2]
 
     @property
     def length(self) -> int:
-        """Positions held, for a cache of one row."""
+        """The length of the only sequence, for a batch of one."""
         (length,) = self.lengths
         return length
 
     def truncate(self, length: int) -> None:
-        """Forgets every position from ``length`` on, in each row."""
-        self.lengths = [min(length, held) for held in self.lengths]
+        """Rolls every sequence back to at most ``length`` positions."""
+        self.lengths = [min(length, own) for own in self.lengths]
 
-    def row(self, row: int) -> "KVCache":
-        """A cache of one empty row over the storage of row ``row``: to fill it alone."""
+    def sequence(self, index: int) -> "KVCache":
+        """A cache of one empty sequence on the storage of sequence ``index``, to fill it alone."""
         view = object.__new__(KVCache)
-        view.keys, view.values = self.keys[:, row : row + 1], self.values[:, row : row + 1]
+        view.keys, view.values = self.keys[:, index : index + 1], self.values[:, index : index + 1]
         view.lengths = [0]
         return view
 
     def positions(self, new: int) -> Tensor:
-        """Positions (B, T) that the next ``new`` tokens of each row will take.
+        """The positions (B, T) of the next ``new`` tokens of each sequence.
 
-        Raises ContextError if a row has no room for them.
+        Raises ContextError if they exceed the capacity.
         """
         if max(self.lengths) + new > self.capacity:
             raise ContextError(
                 f"{max(self.lengths)} + {new} positions do not fit a cache of {self.capacity}"
             )
-        starts = torch.tensor(self.lengths, device=self.keys.device)
+        starts = torch.tensor(self.lengths, device=self.keys.device)  # (B,)
         return starts[:, None] + torch.arange(new, device=self.keys.device)  # (B, T)
 
     def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Stores keys and values (B, T, kv_heads, head_width) at ``positions`` (B, T)."""
-        rows = torch.arange(positions.shape[0], device=positions.device)[:, None]  # (B, 1)
-        self.keys[layer, rows, positions] = keys
-        self.values[layer, rows, positions] = values
+        """Stores keys and values (B, T, kv_heads, head_dim) at ``positions`` (B, T)."""
+        batch = torch.arange(positions.shape[0], device=positions.device)[:, None]  # (B, 1)
+        self.keys[layer, batch, positions] = keys
+        self.values[layer, batch, positions] = values
 
     def advance(self, new: int) -> None:
-        """Counts ``new`` more positions in each row, once every layer has written them."""
+        """Adds ``new`` positions to each length, once every layer has written them."""
         self.lengths = [length + new for length in self.lengths]

@@ -1,7 +1,7 @@
-"""Where tokens stand: rotary positions, and how far each may look back.
+"""Rotary positions, and the mask of the positions that each token attends to.
 
-Knows nothing of weights. Shapes: ``B`` rows, ``T`` new positions, ``S`` positions of the cache
-that are looked at.
+Knows nothing of weights. Shapes: ``B`` sequences, ``T`` new positions, ``S`` cached positions
+that are attended to.
 """
 
 from dataclasses import dataclass
@@ -15,93 +15,97 @@ from minispec.models.kv_cache import KVCache
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretching of rotary frequencies for contexts longer than those trained on:
-    wavelengths above ``original_context / low_factor`` are stretched by ``factor``, those
-    below ``original_context / high_factor`` are left alone, and between the two the
-    frequency is interpolated."""
+    """Llama 3's scaling of rotary frequencies, for contexts longer than those trained on.
+
+    Wavelengths above ``original_max_position_embeddings / low_freq_factor`` are multiplied by
+    ``factor``, those below ``original_max_position_embeddings / high_freq_factor`` are kept, and
+    between the two the frequency is interpolated."""
 
     factor: float
-    low_factor: float
-    high_factor: float
-    original_context: int
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionMetadata:
-    """Where the tokens of one pass stand; computed once, used by every layer of a kind."""
+    """Positions and mask of one pass: computed once, used by all layers with the same window."""
 
     positions: Tensor  # (B, T)
-    cos: Tensor  # (B, T, 1, head_width)
-    sin: Tensor  # (B, T, 1, head_width)
-    mask: Tensor | None  # (B, 1, T * group, S), true where a query may look; None: everywhere
-    seen: slice  # the S positions of the cache that any of them may look at
+    cos: Tensor  # (B, T, 1, head_dim)
+    sin: Tensor  # (B, T, 1, head_dim)
+    mask: Tensor | None  # (B, 1, T * group, S), true where a query attends; None: everywhere
+    key_slice: slice  # the S cached positions that any query attends to
 
 
 class Rope:
     """Rotary position embedding (Su et al., arXiv 2104.09864): the pair of coordinates
-    (j, j + head_width / 2) of a query or key at position t is turned by t * base^(-2j/width),
-    so that a query and a key see only the distance between them.
+    (j, j + head_dim / 2) of a query or key at position t is rotated by t * theta^(-2j/head_dim),
+    so that their product depends on their distance alone.
 
-    ``group`` query heads share a key head; a context has ``limit`` positions. With a ``window``
-    a position sees itself and the ``window - 1`` before it.
+    ``group`` query heads share a key head. A position attends to itself and all before it, or with
+    a ``window`` to itself and the ``window - 1`` before it.
     """
 
     def __init__(
         self,
         head_dim: int,
-        base: float,
+        theta: float,
         *,
         group: int,
-        limit: int,
+        context_limit: int,
         scaling: RopeScaling | None = None,
         window: int | None = None,
     ) -> None:
         self.group, self.window = group, window
-        self._limit = limit
-        # No weights: made in float64, even where weights are yet without memory.
+        self._context_limit = context_limit
+        # Not weights: computed in float64 on the CPU, even while the weights are on "meta".
         half = torch.arange(head_dim // 2, dtype=torch.float64, device="cpu")
-        self._frequencies = base ** (-2 * half / head_dim)
+        self._frequencies = theta ** (-2 * half / head_dim)  # (head_dim / 2,)
         if scaling:
-            self._frequencies = _stretched(self._frequencies, scaling)
+            self._frequencies = _scale_frequencies(self._frequencies, scaling)
 
-    def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (..., 1, head_width) for positions (...); 1 stands for the heads."""
+    def cos_sin(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (..., 1, head_dim) of positions (...); the 1 broadcasts over heads."""
         angles = positions[..., None, None] * self._frequencies.to(positions.device).repeat(2)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
-    def places(self, cache: KVCache, new: int) -> AttentionMetadata:
-        """The places of the next ``new`` positions of each row of the cache.
+    def attention_metadata(self, cache: KVCache, new: int) -> AttentionMetadata:
+        """The metadata of the next ``new`` positions of each sequence of the cache.
 
-        Raises ContextError if a row has no room for them, or the model no such positions.
+        Raises ContextError if they exceed the cache's capacity or the model's context.
         """
         positions = cache.positions(new)  # (B, T)
         end = max(cache.lengths) + new
-        if end > self._limit:
-            raise ContextError(f"position {end} is outside the model's context of {self._limit}")
+        if end > self._context_limit:
+            raise ContextError(
+                f"position {end} is outside the model's context of {self._context_limit}"
+            )
         first = 0 if self.window is None else max(0, min(cache.lengths) + 1 - self.window)
         if new == 1 and len(set(cache.lengths)) == 1:
-            mask = None  # a single token looks at everything that is held, or in its window
+            mask = None  # a single token attends to everything cached, or to all of its window
         else:
             queries = positions.repeat_interleave(self.group, dim=1)  # (B, T * group)
-            keys = torch.arange(first, end, device=positions.device)
-            behind = queries[:, None, :, None] - keys  # (B, 1, T * group, S)
-            mask = behind >= 0
+            keys = torch.arange(first, end, device=positions.device)  # (S,)
+            distances = queries[:, None, :, None] - keys  # (B, 1, T * group, S)
+            mask = distances >= 0
             if self.window is not None:
-                mask &= behind < self.window
-        cos, sin = self.turns(positions, cache.keys.dtype)
+                mask &= distances < self.window
+        cos, sin = self.cos_sin(positions, cache.keys.dtype)
         return AttentionMetadata(positions, cos, sin, mask, slice(first, end))
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries or keys x (B, T, heads, head_width) -> the same (B, T, heads, head_width), turned by
-    their positions' angles, given as cos and sin (B, T, 1, head_width)."""
-    left, right = x.chunk(2, dim=-1)
+    """Rotates queries or keys x (B, T, heads, head_dim) by their positions' angles, given as cos
+    and sin (B, T, 1, head_dim) -> (B, T, heads, head_dim)."""
+    left, right = x.chunk(2, dim=-1)  # (B, T, heads, head_dim / 2) each
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+def _scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     wavelengths = 2 * torch.pi / frequencies
-    turns = scaling.original_context / wavelengths
-    blend = (turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
-    blend = blend.clip(0, 1)  # 0: long waves, stretched; 1: short waves, left alone
+    periods = scaling.original_max_position_embeddings / wavelengths  # within the old context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    blend = (periods - low) / (high - low)
+    blend = blend.clip(0, 1)  # 0: low frequencies, scaled; 1: high frequencies, kept
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies

@@ -1,1 +1,1 @@
-"""Which ids the draft may propose: one file for each rule (see ``types.Shortlist``)."""
+"""Which ids the draft may propose, one method per file (see ``types.Shortlist``)."""

@@ -1,13 +1,14 @@
-"""DynaSpec's routed clusters (arXiv 2510.13847): a small classifier says where to draft from.
+"""DynaSpec's routed clusters (arXiv 2510.13847): a small classifier chooses where to draft from.
 
-Theirs: the LM head's ids are partitioned into coarse clusters; a light classifier, trained on
-what follows in text, routes each context to a few of them, and their union is the list, while
-the target verifies over the whole vocabulary; on a GPU routing runs beside the draft.
+The paper's: the ids of the LM head are partitioned into coarse clusters. A light classifier,
+trained on the tokens that follow in text, routes each context to a few clusters, and their union
+is the shortlist. The target verifies over the whole vocabulary. On a GPU the router runs in
+parallel with the draft.
 
-Ours: the clusters are made as the semantic index's are, filled in up to a budget instead of a fixed
-number of whole ones, those first whose probability is highest for each row that they cost; the
-classifier (one hidden layer) reads the state that the list's rows will be multiplied with, which
-theirs does not wait for; ids that end an answer are always on the list.
+Ours: the clusters are those of the semantic index. They fill a budget instead of being a fixed
+number of whole clusters, in descending order of probability per head row. The router has one
+hidden layer and reads the hidden state that the head rows will be multiplied with, which the
+paper's does not wait for. The end ids are always on the shortlist.
 
 Cost, in numbers read from memory: (D + C) * H for a hidden layer of H units, at each step.
 """
@@ -17,29 +18,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minispec.shortlists.semantic import InvertedLists, whole
-from minispec.types import Context, Round
+from minispec.shortlists.frspec import complete_ranking
+from minispec.shortlists.semantic import InvertedLists
+from minispec.types import BaseShortlist, Context
 
 _UNITS = 128
 
 
 class Router(nn.Module):
-    """Scores of C clusters for states (..., D) -> (..., C): a law over them, as logits."""
+    """A classifier of hidden states (..., D): logits over C clusters (..., C)."""
 
-    def __init__(self, width: int, clusters: int) -> None:
+    def __init__(self, hidden_size: int, clusters: int) -> None:
         super().__init__()
-        self.inner, self.outer = nn.Linear(width, _UNITS), nn.Linear(_UNITS, clusters)
+        self.inner, self.outer = nn.Linear(hidden_size, _UNITS), nn.Linear(_UNITS, clusters)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """States (..., D) -> scores (..., C)."""
+        """Hidden states (..., D) -> logits (..., C)."""
         return self.outer(F.silu(self.inner(hidden)))
 
 
-class RoutedShortlist:
-    """The members of the clusters that a router scores highest."""
+class RoutedShortlist(BaseShortlist):
+    """The members of the clusters that the router prefers, for each head row they cost."""
 
     name = "routed"
-    per_round = False
 
     def __init__(
         self,
@@ -49,23 +50,18 @@ class RoutedShortlist:
         clusters: Tensor,
         router: Router,
     ) -> None:
-        """``ranking`` (N,) ids, most frequent first, orders a cluster's members; ``clusters``
+        """``ranking`` (N,) ids, most frequent first, orders the members of a cluster; ``clusters``
         (V,) int64."""
         self.budget, self._router = budget, router
-        self._ends = np.array(eos_ids, np.int64)
-        self._lists = InvertedLists(clusters, whole(ranking, len(clusters)), self._ends)
-        self._log_sizes = np.log(self._lists.sizes)
+        self._eos_ids = np.array(eos_ids, np.int64)
+        all_ids = complete_ranking(ranking, len(clusters))  # (V,)
+        self._lists = InvertedLists(clusters, all_ids, self._eos_ids)
+        self._log_sizes = np.log(self._lists.sizes)  # (C,)
 
     @torch.inference_mode()
     def select(self, context: Context) -> Tensor:
-        scores = self._router(context.hidden.to(self._router.inner.weight.dtype)).float()
-        worth = scores.numpy()[self._lists.numbers] - self._log_sizes
-        found = self._lists.best(worth, self.budget)
-        ids = np.concatenate((self._ends, found))[: self.budget]
-        return torch.from_numpy(np.sort(ids))
-
-    def observe(self, finished: Round) -> None:
-        """Learns nothing: its router was trained before."""
-
-    def reset(self) -> None:
-        """Has learnt nothing."""
+        logits = self._router(context.hidden.to(self._router.inner.weight.dtype)).float()
+        scores = logits.numpy()[self._lists.numbers] - self._log_sizes  # (C,) log of p per row
+        members = self._lists.top_clusters(scores, self.budget)
+        ids = np.concatenate((self._eos_ids, members))[: self.budget]
+        return torch.from_numpy(np.sort(ids))  # (K,)

@@ -1,21 +1,20 @@
-"""EvoSpec's evolving shortlist (arXiv 2605.27390): a small core, and what the context asks for.
+"""EvoSpec's evolving shortlist (arXiv 2605.27390): a small core, and ids that the context suggests.
 
-Four parts share a budget that is never exceeded. What an earlier part brought, a later one
-does not bring again:
+Four parts share a fixed budget, in this order; a part adds only ids that no earlier part has:
 
-1. core: the most frequent ids of some text, a ranking's first, and the ids that end an answer;
+1. core: the most frequent ids of a ranking, and the end ids;
 2. recency: the distinct ids of the text's last tokens, the latest first;
-3. successors: what came after the last token when it stood in this text before;
-4. semantic: members of the clusters that the draft's state scores highest.
+3. successor: the ids that followed the last token earlier in this text;
+4. semantic: members of the clusters of head rows that score highest for the draft's hidden state.
 
-Who gives way: the core stands always, recency has a share that it cannot exceed, successors
-are a handful, and the semantic part fills what they leave, so it yields where they grow.
+The core is fixed, recency has an upper bound, successors are at most a handful, and the semantic
+part fills the rest: it shrinks where the others grow.
 
-One list serves a round, by default. A list for each step needs fewer clusters to be as good,
-but its rows must be gathered, and its centroids read, at each step.
+By default one shortlist serves a whole round. A shortlist per draft step is as good with fewer
+clusters, but its head rows are gathered, and its centroids read, at each step.
 
-Known of the paper are its abstract and these four parts; how they are built and share the
-budget is our formulation.
+From the paper, of which only the abstract was available, come the four parts. How each is built
+and how they share the budget is ours.
 """
 
 import numpy as np
@@ -23,18 +22,19 @@ import torch
 from torch import Tensor
 
 from minispec.errors import ArgumentError
-from minispec.shortlists.frspec import truncate_ranking
-from minispec.shortlists.semantic import Ids, SemanticIndex, whole
-from minispec.shortlists.statistical import StatisticalIndex, recent
-from minispec.types import Context, Round
+from minispec.shortlists.frspec import complete_ranking, truncate_ranking
+from minispec.shortlists.semantic import Ids, SemanticIndex
+from minispec.shortlists.statistical import StatisticalIndex, recent_ids
+from minispec.types import BaseShortlist, Context, Round
 
 _CORE, _RECENCY = 1 / 4, 1 / 6  # shares of the budget
 
 
-class EvoSpecShortlist:
-    """Core, recency, successors and semantic index under one budget."""
+class EvoSpecShortlist(BaseShortlist):
+    """Core, recency, successors and semantic neighbours under one budget."""
 
     name = "evospec"
+    part_names = ("core", "recency", "successor", "semantic")
 
     def __init__(
         self,
@@ -48,48 +48,47 @@ class EvoSpecShortlist:
         recency: int | None = None,
         per_round: bool = True,
     ) -> None:
-        """``ranking`` (N,) ids, most frequent first; ``clusters`` (V,) of the head's ``rows``
-        (V, D), see ``semantic``; ``core`` and ``recency``: how many ids, a quarter and a sixth
-        of the budget if not given. Raises ArgumentError for a core that is not in 1..budget."""
+        """``ranking`` (N,) ids, most frequent first; ``clusters`` (V,) of the LM head's ``rows``
+        (V, D), see ``kmeans``. ``core`` and ``recency``: the number of ids of these parts, by
+        default a quarter and a sixth of the budget. Raises ArgumentError if ``core`` is not in
+        1..budget."""
         if core is None:
             core = min(budget, max(1, len(eos_ids), round(_CORE * budget)))
         if not 1 <= core <= budget:
             raise ArgumentError(f"a core of {core} ids does not fit a budget of {budget}")
         self.budget, self.per_round = budget, per_round
-        self._recency = round(_RECENCY * budget) if recency is None else recency
+        self._max_recent = round(_RECENCY * budget) if recency is None else recency
         self._core: Ids = truncate_ranking(ranking, core, eos_ids).numpy()
         self._in_core = np.zeros(len(clusters), bool)  # (V,)
         self._in_core[self._core] = True
-        everything = whole(ranking, len(clusters))
-        self.semantic = SemanticIndex(clusters, rows, everything, self._core)
+        all_ids = complete_ranking(ranking, len(clusters))  # (V,)
+        self.semantic = SemanticIndex(clusters, rows, all_ids, self._core)
         self.statistical = StatisticalIndex(len(clusters))
-
-    @property
-    def rows_probed(self) -> int:
-        """Rows of D numbers that choosing a list reads, beside those of the list itself."""
-        return len(self.semantic.centroids)
+        self.rows_probed = len(self.semantic.centroids)
 
     def select(self, context: Context) -> Tensor:
-        return torch.from_numpy(np.sort(np.concatenate([*self._parts(context).values()])))
+        return torch.from_numpy(np.sort(np.concatenate([*self._choose(context).values()])))
 
     def explain(self, context: Context) -> dict[str, Tensor]:
-        """What ``select`` returns, by the part that brought it: disjoint, each sorted."""
-        parts = self._parts(context).items()
+        parts = self._choose(context).items()
         return {name: torch.from_numpy(np.sort(ids)) for name, ids in parts}
 
-    def _parts(self, context: Context) -> dict[str, Ids]:
-        """What each part brings, in any order; no id comes twice."""
-        taken, room = self._in_core.copy(), self.budget - len(self._core)
+    def _choose(self, context: Context) -> dict[str, Ids]:
+        """The ids of each part, unsorted; no id is in two parts."""
+        taken, left = self._in_core.copy(), self.budget - len(self._core)
 
-        def fresh(ids: Ids, most: int) -> Ids:
-            ids = ids[~taken[ids]][:most]
+        def take_free(ids: Ids, limit: int) -> Ids:
+            ids = ids[~taken[ids]][:limit]
             taken[ids] = True
             return ids
 
-        latest = fresh(recent(context.tokens), min(room, self._recency))
-        after = fresh(self.statistical.successors(context.tokens[-1]), room - len(latest))
-        near = self.semantic.near(context.hidden, room - len(latest) - len(after), taken)
-        return {"core": self._core, "recency": latest, "successor": after, "semantic": near}
+        recent = take_free(recent_ids(context.tokens), min(left, self._max_recent))
+        left -= len(recent)
+        successors = take_free(self.statistical.successors(context.tokens[-1]), left)
+        left -= len(successors)
+        semantic = self.semantic.find_nearest(context.hidden, left, taken)
+        parts = (self._core, recent, successors, semantic)
+        return dict(zip(self.part_names, parts, strict=True))
 
     def observe(self, finished: Round) -> None:
         self.statistical.observe(finished)

@@ -1,12 +1,12 @@
-"""No pruning: every id of the vocabulary, which is what EAGLE-3 itself does."""
+"""The whole vocabulary, unpruned: what EAGLE-3 itself drafts from."""
 
 import torch
 from torch import Tensor
 
-from minispec.types import Context, Round
+from minispec.types import BaseShortlist, Context
 
 
-class FullShortlist:
+class FullShortlist(BaseShortlist):
     """All ids, at every step."""
 
     name = "full"
@@ -18,9 +18,3 @@ class FullShortlist:
 
     def select(self, context: Context) -> Tensor:
         return self._ids
-
-    def observe(self, finished: Round) -> None:
-        """Learns nothing: there is nothing left to choose."""
-
-    def reset(self) -> None:
-        """Has learnt nothing."""

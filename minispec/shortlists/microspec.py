@@ -1,9 +1,9 @@
-"""MicroSpec's in-context vocabulary (arXiv 2605.26444): the draft may say what was said.
+"""MicroSpec's in-context draft vocabulary (arXiv 2605.26444): text repeats its own tokens.
 
-Theirs: a list of fewer than 3,000 ids, built anew at each step from the context, because text
-returns to its own words; nothing is trained. Ours, since only the abstract was at hand: the
-distinct ids of the whole context, the latest first, and where these do not fill the budget the
-most frequent ids of a ranking. Their gathering of rows aside on a GPU is left to a backend.
+The paper's: a shortlist of fewer than 3,000 ids, rebuilt from the context at each step; nothing is
+trained. Ours, since only the abstract was available: the distinct ids of the whole context, the
+latest first, filled up to the budget with the most frequent ids of a ranking. How the paper
+gathers head rows on a GPU is left to a backend.
 """
 
 import numpy as np
@@ -11,27 +11,20 @@ import torch
 from torch import Tensor
 
 from minispec.shortlists.frspec import truncate_ranking
-from minispec.types import Context, Round
+from minispec.types import BaseShortlist, Context
 
 
-class InContextShortlist:
-    """The ids of the context, before the most frequent ones."""
+class InContextShortlist(BaseShortlist):
+    """The end ids, then the ids of the context, then the most frequent ids, up to the budget."""
 
     name = "in_context"
-    per_round = False
 
     def __init__(self, ranking: Tensor, budget: int, eos_ids: tuple[int, ...]) -> None:
         """``ranking`` (N,) ids, most frequent first; 1 <= budget <= N."""
         self.budget = budget
-        self._ends = eos_ids
+        self._eos_ids = eos_ids
         self._frequent = truncate_ranking(ranking, budget, eos_ids).tolist()
 
     def select(self, context: Context) -> Tensor:
-        ids = dict.fromkeys((*self._ends, *reversed(context.tokens), *self._frequent))
-        return torch.from_numpy(np.sort(list(ids)[: self.budget]))
-
-    def observe(self, finished: Round) -> None:
-        """Learns nothing: the context itself is what it knows."""
-
-    def reset(self) -> None:
-        """Has learnt nothing."""
+        ids = dict.fromkeys((*self._eos_ids, *reversed(context.tokens), *self._frequent))
+        return torch.from_numpy(np.sort(list(ids)[: self.budget]))  # (K,)

@@ -1,17 +1,17 @@
-"""The statistical index: ids that this text has used, and what has followed them.
+"""The statistical index: ids that the current text has used, and what followed them there.
 
-*Recency*: text repeats itself, so the ids of its last tokens are likely to return; a new topic
-moves in with its first words, and an old one fades as its tokens leave the window. It is read
-off the context itself, the prompt included, and needs no memory.
+*Recency*: text repeats itself, so the ids of its last tokens are likely to occur again. The window
+follows a change of topic: new ids enter with the first words, old ones leave with the window. It
+is read from the context, prompt included, and keeps no state.
 
-*Successors*: for each id the last few that came after it, the latest first, wherever in the
-text that was: learnt online, from verified tokens and, behind them, from rejected drafts. A
-follower that is not seen again is pushed out by newer ones.
+*Successors*: for each id, the last few ids that followed it, the latest first, anywhere in the
+text. They are learnt online from emitted tokens and, with lower priority, from rejected drafts.
+A new successor pushes out the oldest.
 
-Memory: 4 * V * S bytes for S successors, allocated once; nothing grows with what is observed.
+Memory: 4 * V * S bytes for S successors, allocated once and independent of what is observed.
 
-Seeding the successors from the text that the core was counted on brought nothing beside the
-semantic index, so they begin empty.
+Filling the successors beforehand from the text that the core was counted on gained nothing beside
+the semantic index, so they start empty.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,65 +25,65 @@ from minispec.types import Round
 
 Ids = npt.NDArray[np.int64]
 _NONE = -1
-_WINDOW = 512  # tokens that recency looks back on
+_WINDOW = 512  # tokens of the context that recency covers
 
 
 class StatisticalIndex:
     """Successors of each id, learnt online."""
 
     def __init__(self, vocab_size: int, successors: int = 4) -> None:
-        # (V, S) int32, the latest first, _NONE where there are fewer.
+        # (V, S) int32, the latest first, filled up with _NONE.
         self._after = np.full((vocab_size, successors), _NONE, np.int32)
-        self._last: int | None = None
+        self._last: int | None = None  # the last token observed
 
     @property
     def bytes(self) -> int:
-        """Memory held, whatever was observed."""
+        """Memory of the table, whatever was observed."""
         return self._after.nbytes
 
     def successors(self, token: int) -> Ids:
         """The ids (n,) that followed an id, the latest first."""
-        row = self._after[token]
+        row = self._after[token]  # (S,)
         return row[row != _NONE].astype(np.int64)
 
     def observe(self, finished: Round) -> None:
-        """Learns a round's pairs."""
+        """Learns the pairs of neighbouring tokens of a round."""
         before = (self._last, *finished.tokens[:-1])
-        kept = len(finished.path)
-        if kept < len(finished.proposed):  # what the draft said first where it was wrong
-            self._learn(before[kept], finished.proposed[kept])
-        for token, follower in zip(before, finished.tokens, strict=True):
-            self._learn(token, follower)
+        accepted = len(finished.path)
+        if accepted < len(finished.proposed):  # the first rejected draft, below what replaced it
+            self._learn(before[accepted], finished.proposed[accepted])
+        for token, successor in zip(before, finished.tokens, strict=True):
+            self._learn(token, successor)
         self._last = finished.tokens[-1]
 
-    def _learn(self, token: int | None, follower: int) -> None:
+    def _learn(self, token: int | None, successor: int) -> None:
+        """Moves the successor to the front of the token's row; a new one pushes out the oldest."""
         if token is None:
             return
-        row = self._after[token]
-        # Moves to the front what is there already, else pushes out the oldest.
-        places = np.flatnonzero(row == follower)
-        end = int(places[0]) if len(places) else len(row) - 1
+        row = self._after[token]  # (S,)
+        found = np.flatnonzero(row == successor)
+        end = int(found[0]) if len(found) else len(row) - 1
         row[1 : end + 1] = row[:end].copy()
-        row[0] = follower
+        row[0] = successor
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Clears the table."""
         self._after.fill(_NONE)
         self._last = None
 
     def state(self) -> dict[str, Tensor]:
-        """What was learnt, to be restored later."""
+        """Everything learnt, as tensors for ``restore``."""
         last = _NONE if self._last is None else self._last
         return {"after": torch.from_numpy(self._after.copy()), "last": torch.tensor([last])}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes up a ``state`` of an index of the same shape."""
+        """Replaces what was learnt by the ``state`` of an index of the same shape."""
         self._after[:] = state["after"].numpy()
         last = int(state["last"])
         self._last = None if last == _NONE else last
 
 
-def recent(tokens: Sequence[int]) -> Ids:
-    """The distinct ids (n,) of a text's last tokens, the latest first."""
+def recent_ids(tokens: Sequence[int]) -> Ids:
+    """The distinct ids (n,) of the last 512 tokens of a text, the latest first."""
     ids = dict.fromkeys(reversed(tokens[-_WINDOW:]))
     return np.fromiter(ids, np.int64, len(ids))

@@ -29,9 +29,9 @@ ROOMS = {
     ],
     "Shortlists": [
         "minispec.shortlists", "minispec.shortlists.full", "minispec.shortlists.frspec",
-        "minispec.shortlists.statistical", "minispec.shortlists.semantic",
-        "minispec.shortlists.evospec", "minispec.shortlists.microspec",
-        "minispec.shortlists.dynaspec",
+        "minispec.shortlists.statistical", "minispec.shortlists.kmeans",
+        "minispec.shortlists.semantic", "minispec.shortlists.evospec",
+        "minispec.shortlists.microspec", "minispec.shortlists.dynaspec",
     ],
     "Learning": [
         "minispec.learning", "minispec.learning.losses", "minispec.learning.lora",

@@ -1,16 +1,17 @@
-"""A list that follows the text, small enough to be checked by hand: for tests of what compares
-lists, which must hold for any that learns and can explain itself."""
+"""A shortlist that follows the text, small enough to be checked by hand: for tests of comparisons,
+which must hold for every shortlist that learns and can explain itself."""
 
 import torch
 from torch import Tensor
 
-from minispec.types import Context, Round
+from minispec.types import BaseShortlist, Context, Round
 
 
-class Follower:
+class Follower(BaseShortlist):
     """The first ids of a ranking, then the ids that it observed, the latest first."""
 
     name = "follower"
+    part_names = ("core", "recency", "successor")
 
     def __init__(self, ranking: Tensor, budget: int, per_round: bool = False) -> None:
         self.budget, self.per_round = budget, per_round
@@ -22,12 +23,12 @@ class Follower:
         return torch.cat([*self.explain(context).values()]).sort().values
 
     def explain(self, context: Context) -> dict[str, Tensor]:
-        """The last token is "recency", what was observed is "successor": also of a rejected one."""
+        """The last token is "recency"; observed tokens, rejected ones included, are "successor"."""
         core = set(self._core.tolist())
         recent = [context.tokens[-1]] if context.tokens[-1] not in core else []
         latest = dict.fromkeys(reversed(self.seen))
-        room = self.budget - len(core) - len(recent)
-        learnt = [i for i in latest if i not in core and i not in recent][:room]
+        left = self.budget - len(core) - len(recent)
+        learnt = [i for i in latest if i not in core and i not in recent][:left]
         parts = {"recency": sorted(recent), "successor": sorted(learnt)}
         return {"core": self._core} | {
             k: torch.tensor(v, dtype=torch.int64) for k, v in parts.items()

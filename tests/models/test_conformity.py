@@ -29,7 +29,7 @@ from minispec.decode import autoregressive
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import SentencePieceTokenizer, TiktokenTokenizer
 from minispec.tools.data import corpus
-from minispec.tools.models import hf_folder, pretrained
+from minispec.tools.models import hf_folder, known_models, pretrained
 
 logging.disable_progress_bar()
 
@@ -310,7 +310,7 @@ def test_the_first_refusal_is_told_where_no_tokenizer_can_be_read(tmp_path):
 @pytest.fixture(scope="module")
 def oracle(smollm2: pretrained.Pretrained) -> LlamaForCausalLM:
     """transformers' own reading of the same GGUF file."""
-    path = pretrained.model_path(smollm2.name)
+    path = known_models.model_path(smollm2.name)
     return LlamaForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     ).eval()

@@ -86,8 +86,11 @@ def test_an_untrained_draft_is_the_targets_last_layer_once_more(changes: dict[st
     aux_hidden_states = target.step(ids, target.new_cache(6)).aux_hidden_states
     got = draft.apply_final_norm(draft.step(ids, draft.fuse(aux_hidden_states), draft.new_cache(6)))
     cache = target.new_cache(6)
-    states, places = scale * aux_hidden_states[None, :, -width:], target.rope.places(cache, 6)
-    expected = target.norm(target.last_layer(states, places, cache, 2))[0]
+    states, metadata = (
+        scale * aux_hidden_states[None, :, -width:],
+        target.rope.attention_metadata(cache, 6),
+    )
+    expected = target.norm(target.last_layer(states, metadata, cache, 2))[0]
     # A norm's epsilon weighs more where states are in smaller units.
     assert torch.allclose(got, expected, rtol=0, atol=1e-4 if changes else 1e-10)
 

@@ -165,7 +165,7 @@ def test_what_is_beyond_the_model_is_refused_by_name(tmp_path, change, words):
 
 
 def test_settings_without_sense_are_refused():
-    with pytest.raises(ArgumentError, match="activation 'relu'"):
+    with pytest.raises(ArgumentError, match="unknown activation 'relu'"):
         replace(MODEL.config, activation="relu")
     with pytest.raises(ArgumentError, match="window"):
         replace(MODEL.config, sliding_window=None)
@@ -222,7 +222,7 @@ def test_any_chunking_and_any_rollback_sees_just_the_window(history):
 def a_window_too_wide(self: Rope, cache: Any, new: int) -> Any:
     window, self.window = self.window, self.window and self.window + 1
     try:
-        return _places(self, cache, new)
+        return _metadata(self, cache, new)
     finally:
         self.window = window
 
@@ -230,17 +230,17 @@ def a_window_too_wide(self: Rope, cache: Any, new: int) -> Any:
 def no_window_in_chunks(self: Rope, cache: Any, new: int) -> Any:
     window, self.window = self.window, self.window if new == 1 else None
     try:
-        return _places(self, cache, new)
+        return _metadata(self, cache, new)
     finally:
         self.window = window
 
 
-_places = Rope.places
+_metadata = Rope.attention_metadata
 
 
 @pytest.mark.parametrize("defect", [a_window_too_wide, no_window_in_chunks])
 def test_a_planted_defect_is_found(monkeypatch, defect: Callable):
-    monkeypatch.setattr(Rope, "places", defect)
+    monkeypatch.setattr(Rope, "attention_metadata", defect)
     with pytest.raises(AssertionError):
         check([list(range(9)), 6, [1, 2, 3]])
 
@@ -249,7 +249,7 @@ def test_rows_of_different_lengths_equal_each_row_alone():
     cache = MODEL.new_cache(20, 3)
     pasts = [[1, 2], [3] * 9, []]
     for row, past in enumerate(pasts):
-        alone = cache.row(row)
+        alone = cache.sequence(row)
         MODEL(torch.tensor([past], dtype=torch.int64), alone)
         cache.lengths[row] = alone.length
     new = torch.arange(12).reshape(3, 4)

@@ -16,7 +16,7 @@ from minispec.errors import TextError
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import SentencePieceTokenizer, prompt_ids
 from minispec.tools.data import corpus
-from minispec.tools.models import pretrained
+from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ NAME = "gemma3-270m"
 
 @pytest.fixture(scope="module")
 def gemma() -> Pretrained:
-    if not pretrained.model_path(NAME).exists():
+    if not known_models.model_path(NAME).exists():
         pytest.skip(f"needs the model: minispec fetch {NAME} --accept-licence")
     return pretrained.load(NAME)
 
@@ -34,7 +34,7 @@ def gemma() -> Pretrained:
 def oracle(gemma: Pretrained):
     """The tokenizer of transformers, whose reading of GGUF files forgets that runs of spaces are
     pieces that users defined, which go before any merging."""
-    path = pretrained.model_path(NAME)
+    path = known_models.model_path(NAME)
     oracle = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     runs = ["\u2581" * count for count in range(2, 32)]
     oracle.backend_tokenizer.add_tokens([AddedToken(run, normalized=True) for run in runs])
@@ -72,7 +72,7 @@ def test_it_is_the_model_that_was_expected_and_has_no_chat_template(gemma):
     assert config.tie_word_embeddings and config.aux_hidden_state_layer_ids == (8, 14)
     assert tokenizer.vocab_size == config.vocab_size
     assert (tokenizer.bos_id, tokenizer.eos_ids) == (2, (1, 106))
-    assert pretrained.is_base(gemma.name)
+    assert known_models.is_base(gemma.name)
     with pytest.raises(TextError, match="--raw"):
         tokenizer.chat("hello")
 
@@ -97,7 +97,9 @@ def test_it_continues_sensibly(gemma):
 
 def test_logits_are_those_of_transformers_beyond_the_window(gemma):
     """Read in chunks by us and at once by transformers; the models are in memory in turn."""
-    text = "\n\n".join(text for domain in corpus.DOMAINS for text in corpus.load_prompts(domain, True))
+    text = "\n\n".join(
+        text for domain in corpus.DOMAINS for text in corpus.load_prompts(domain, True)
+    )
     ids = torch.tensor(prompt_ids(gemma.tokenizer, text, raw=True)[:700])
     assert len(ids) == 700 > gemma.target.config.sliding_window
     places = torch.tensor([*range(0, 700, 50), 511, 512, 513, 514, 699])
@@ -105,7 +107,7 @@ def test_logits_are_those_of_transformers_beyond_the_window(gemma):
     parts = [gemma.target.step(part, cache).hidden for part in ids.split([500, 30, 1, 5, 164])]
     logits = gemma.target.head.logits(torch.cat(parts)[places])
     gc.collect()
-    path = pretrained.model_path(NAME)
+    path = known_models.model_path(NAME)
     theirs = Gemma3ForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     ).eval()

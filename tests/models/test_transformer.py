@@ -59,7 +59,7 @@ def check_rows(contents: Sequence[tuple[list[int], list[int]]]) -> None:
         return
     cache = MODEL.new_cache(20, len(contents))
     for row, (past, _) in enumerate(contents):
-        alone = cache.row(row)
+        alone = cache.sequence(row)
         MODEL(torch.tensor([past], dtype=torch.int64), alone)
         cache.lengths[row] = alone.length
     together = torch.tensor([new for _, new in contents])  # (B, 4)
@@ -89,39 +89,39 @@ def test_rows_of_different_lengths_equal_each_row_alone(contents):
 
 # ------------------------------------------------------------------ planted defects
 
-_places = Rope.places
+_metadata = Rope.attention_metadata
 
 
 def looks_ahead(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
     """Each token of a chunk sees the whole chunk."""
-    places = _places(self, cache, new)
-    return replace(places, mask=None)
+    metadata = _metadata(self, cache, new)
+    return replace(metadata, mask=None)
 
 
 def misses_itself(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
     """The mask ends one place too early, but for the first position."""
-    places = _places(self, cache, new)
-    if places.mask is None:
-        return replace(places, mask=None)
-    keys = torch.arange(places.seen.stop)
-    queries = places.positions.repeat_interleave(self.group, dim=1)[:, None, :, None]
-    return replace(places, mask=(keys < queries) | (keys == 0))
+    metadata = _metadata(self, cache, new)
+    if metadata.mask is None:
+        return replace(metadata, mask=None)
+    keys = torch.arange(metadata.key_slice.stop)
+    queries = metadata.positions.repeat_interleave(self.group, dim=1)[:, None, :, None]
+    return replace(metadata, mask=(keys < queries) | (keys == 0))
 
 
 def starts_again(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
     """Each chunk is turned as if it stood at the beginning."""
-    places = _places(self, cache, new)
-    cos, sin = self.turns(torch.arange(new)[None], cache.keys.dtype)
-    return replace(places, cos=cos, sin=sin)
+    metadata = _metadata(self, cache, new)
+    cos, sin = self.cos_sin(torch.arange(new)[None], cache.keys.dtype)
+    return replace(metadata, cos=cos, sin=sin)
 
 
 def sees_the_longest_row(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
     """Short rows look at what the longest row's length lets them see."""
-    places = _places(self, cache, new)
-    end = places.seen.stop
+    metadata = _metadata(self, cache, new)
+    end = metadata.key_slice.stop
     last = torch.arange(end - new, end).repeat_interleave(self.group)
     mask = torch.arange(end) <= last[:, None]
-    return replace(places, mask=mask.expand(len(cache.lengths), 1, -1, -1))
+    return replace(metadata, mask=mask.expand(len(cache.lengths), 1, -1, -1))
 
 
 def writes_at_the_longest_row(
@@ -138,11 +138,11 @@ def never_forgets(self: KVCache, length: int) -> None:
 
 
 DEFECTS: list[tuple[Callable[..., None], st.SearchStrategy, type, str, Callable]] = [
-    (check_history, histories, Rope, "places", looks_ahead),
-    (check_history, histories, Rope, "places", misses_itself),
-    (check_history, histories, Rope, "places", starts_again),
+    (check_history, histories, Rope, "attention_metadata", looks_ahead),
+    (check_history, histories, Rope, "attention_metadata", misses_itself),
+    (check_history, histories, Rope, "attention_metadata", starts_again),
     (check_history, histories, KVCache, "truncate", never_forgets),
-    (check_rows, rows, Rope, "places", sees_the_longest_row),
+    (check_rows, rows, Rope, "attention_metadata", sees_the_longest_row),
     (check_rows, rows, KVCache, "write", writes_at_the_longest_row),
 ]
 
@@ -231,8 +231,11 @@ def test_default_taps_are_layers_of_the_model_from_low_to_high():
 @pytest.mark.parametrize(
     "changes, problem",
     [
-        ({"num_attention_heads": 5}, "5 query heads cannot share 2 key heads"),
-        ({"head_dim": 7}, "head width 7 is odd"),
+        (
+            {"num_attention_heads": 5},
+            "num_attention_heads 5 must be a multiple of num_key_value_heads 2",
+        ),
+        ({"head_dim": 7}, "head_dim 7 must be even"),
         ({"aux_hidden_state_layer_ids": (0,)}, "must lie in 1..3"),
         ({"aux_hidden_state_layer_ids": (4,)}, "must lie in 1..3"),
         ({"num_key_value_heads": 0}, "num_key_value_heads 0 must be"),

@@ -23,14 +23,14 @@ from minispec.errors import ArgumentError, FileError, FingerprintError
 from minispec.io import index_file, statistical_state
 from minispec.io.files import read_metadata, write_tensors
 from minispec.sampling import Sampling, SeededRandom
-from minispec.shortlists import semantic, statistical
+from minispec.shortlists import kmeans, semantic, statistical
 from minispec.shortlists.dynaspec import RoutedShortlist, Router
 from minispec.shortlists.evospec import EvoSpecShortlist
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.shortlists.microspec import InContextShortlist
 from minispec.tools.cli import main
-from minispec.tools.evaluation.methods import Method, shortlist
+from minispec.tools.evaluation.methods import Method, build_shortlist
 from minispec.types import Context, Round, Shortlist
 
 
@@ -290,22 +290,22 @@ def test_rows_that_point_the_same_way_share_a_cluster() -> None:
     rows = directions + 0.05 * torch.randn(90, 8, generator=generator)
     rows *= torch.logspace(0, 2, 90)[torch.randperm(90, generator=generator)][:, None]
     done = []
-    clusters = semantic.cluster_rows(rows, 3, seed=3, progress=lambda: done.append(1))
+    clusters = kmeans.cluster_rows(rows, 3, seed=3, progress=lambda: done.append(1))
     assert [len(set(part.tolist())) for part in clusters.split(30)] == [1, 1, 1]
     assert sorted(set(clusters.tolist())) == [0, 1, 2] and len(done) == 20
-    usual = semantic.cluster_rows(rows, 30)
-    assert torch.equal(usual, semantic.cluster_rows(rows, 30, seed=0, rounds=20))
-    assert not torch.equal(usual, semantic.cluster_rows(rows, 30, seed=1))
+    usual = kmeans.cluster_rows(rows, 30)
+    assert torch.equal(usual, kmeans.cluster_rows(rows, 30, seed=0, rounds=20))
+    assert not torch.equal(usual, kmeans.cluster_rows(rows, 30, seed=1))
     for count in (1, 7, 90):
-        assert len(semantic.cluster_rows(rows, count).unique()) == count  # none is empty
+        assert len(kmeans.cluster_rows(rows, count).unique()) == count  # none is empty
     same = torch.ones(10, 4)
-    assert len(semantic.cluster_rows(same, 4).unique()) == 4
+    assert len(kmeans.cluster_rows(same, 4).unique()) == 4
     two = torch.eye(4)[:2].repeat_interleave(5, 0)  # of each direction fewer than have none
-    assert len(semantic.cluster_rows(two, 9).unique()) == 9
-    assert len(semantic.cluster_rows(two, 10).unique()) == 10
+    assert len(kmeans.cluster_rows(two, 9).unique()) == 9
+    assert len(kmeans.cluster_rows(two, 10).unique()) == 10
     for count in (0, 91):
         with pytest.raises(ArgumentError, match=rf"clusters {count} must lie in 1\.\.90"):
-            semantic.cluster_rows(rows, count)
+            kmeans.cluster_rows(rows, count)
 
 
 def test_what_is_near() -> None:
@@ -340,9 +340,9 @@ def test_what_is_near() -> None:
         crowded = [i for i in range(50) if i not in first[:3]]
         for count, probed, taken in [(5, 2, []), (5, 2, first[:2]), (0, 0, []), (3, 7, crowded)]:
             mask = np.isin(np.arange(50), taken)
-            near = index.near(state, count, mask).tolist()
+            near = index.find_nearest(state, count, mask).tolist()
             assert len(near) == count and set(near) == expected(count, probed, taken)
-        assert len(index.near(state, 60, np.zeros(50, bool))) == 48  # all there are
+        assert len(index.find_nearest(state, 60, np.zeros(50, bool))) == 48  # all there are
 
 
 def damaged(index: Path, tmp_path: Path, clusters: Tensor) -> Path:
@@ -458,7 +458,7 @@ def test_a_router_is_trained_and_routes(
     assert "holds no text" in capsys.readouterr().err
     assert main.main([*command, "--written", str(tmp_path)]) == 0
     model = replace(tiny.model, index=out)
-    chosen = shortlist(Method.parse(f"routed@60:{tiny.ranking('general')}"), model, None)
+    chosen = build_shortlist(Method.parse(f"routed@60:{tiny.ranking('general')}"), model, None)
     got = chosen.select(Context((1, 2), torch.randn(width, generator=generator), 0))
     # Of those seven ids, chance would bring one or two.
     assert len(got) == 60 and len(set(range(100, 107)) & set(got.tolist())) >= 4
@@ -489,6 +489,6 @@ def test_budgets_by_share() -> None:
 
 def test_the_shipped_index_serves(smollm2: object) -> None:
     for name in ("evospec", "in_context", "routed"):
-        chosen = shortlist(Method.parse(name), smollm2, None)  # type: ignore[arg-type]
+        chosen = build_shortlist(Method.parse(name), smollm2, None)  # type: ignore[arg-type]
         ids = chosen.select(Context((1, 2, 3), torch.randn(576), 0))
         assert len(ids) == 1536 == chosen.budget
