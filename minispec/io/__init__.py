@@ -1,1 +1,1 @@
-"""Files: written aside and renamed, checked when read."""
+"""Files: written to a temporary name and renamed, checked when read."""

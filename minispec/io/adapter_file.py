@@ -1,4 +1,4 @@
-"""LoRA adapters on disk, with the fingerprints of the model and the draft that they belong to."""
+"""LoRA adapters on disk, with the fingerprints of the model and the draft they were trained for."""
 
 import hashlib
 from pathlib import Path
@@ -10,12 +10,13 @@ from minispec.models.eagle_draft import EagleDraft
 
 
 def save_adapters(path: Path, draft: EagleDraft, fingerprint: str) -> None:
-    """Writes the adapters with the fingerprints of their target model and of their draft."""
-    write_tensors(path, lora.state(draft), {"model": fingerprint, "draft": _fingerprint(draft)})
+    """Write the adapters of a draft, with the fingerprints of its target model and of itself."""
+    metadata = {"model": fingerprint, "draft": _fingerprint(draft)}
+    write_tensors(path, lora.get_adapter_state(draft), metadata)
 
 
 def load_adapters(path: Path, draft: EagleDraft, fingerprint: str) -> None:
-    """Reads adapters into an adapted draft.
+    """Read adapters into a draft that has some (see ``lora.add_adapters``).
 
     Raises FileError for other targets, another rank or a damaged file, FingerprintError for
     adapters of another model or another draft.
@@ -24,20 +25,20 @@ def load_adapters(path: Path, draft: EagleDraft, fingerprint: str) -> None:
     expected = {"model": fingerprint, "draft": _fingerprint(draft)}
     for kind, wanted in expected.items():
         if kind not in metadata:
-            raise FileError(f"{path} is no adapter: it names no {kind} that it was made for")
+            raise FileError(f"{path} is not an adapter file: it has no fingerprint of a {kind}")
         if metadata[kind] != wanted:
             raise FingerprintError(
                 f"{path} was made for {kind} {metadata[kind][:12]}, this one is {wanted[:12]}"
             )
-    shapes = {name: tuple(value.shape) for name, value in lora.state(draft).items()}
-    lora.restore(draft, read_tensors(path, shapes))
+    shapes = {name: tuple(value.shape) for name, value in lora.get_adapter_state(draft).items()}
+    lora.set_adapter_state(draft, read_tensors(path, shapes))
 
 
 def _fingerprint(draft: EagleDraft) -> str:
-    """SHA-256 over the frozen weights in float32, whether adapted or not."""
+    """SHA-256 of the frozen weights in float32, the same with and without adapters."""
     digest = hashlib.sha256()
     weights = {n.replace(".base.", "."): p for n, p in draft.named_parameters()}
-    for name in sorted(n for n in weights if n.endswith(".weight")):  # not A and U
+    for name in sorted(n for n in weights if n.endswith(".weight")):  # without A and B
         digest.update(name.encode())
         digest.update(weights[name].detach().float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()

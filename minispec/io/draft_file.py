@@ -6,37 +6,37 @@ import torch
 
 from minispec.errors import FingerprintError
 from minispec.io.artifacts import find_artifact
-from minispec.io.files import check_made_for, read_tensors, write_tensors
+from minispec.io.files import check_fingerprints, read_tensors, write_tensors
 from minispec.models.eagle_draft import EagleDraft, build_draft
 from minispec.models.transformer import Transformer
 
+_LAYERS = "tap_layers"  # metadata: the layers of the auxiliary hidden states, as "(2, 14, 26)"
+
 
 def find_draft(model: str) -> Path | None:
-    """Where the package keeps the draft of a known model, None for any other."""
+    """The draft that ships for a known model; None for any other."""
     return find_artifact(model, "draft")
 
 
 def save_draft(path: Path, draft: EagleDraft, fingerprint: str) -> None:
-    """Writes a draft in bfloat16, with the fingerprint of the target that it was made for."""
+    """Write a draft in bfloat16, with the fingerprint of its target. Raises FileError."""
     weights = {name: value.to(torch.bfloat16) for name, value in draft.state_dict().items()}
-    aux_hidden_states = str(draft.config.aux_hidden_state_layer_ids)
-    write_tensors(path, weights, {"model": fingerprint, "tap_layers": aux_hidden_states})
+    layers = str(draft.config.aux_hidden_state_layer_ids)
+    write_tensors(path, weights, {"model": fingerprint, _LAYERS: layers})
 
 
 def load_draft(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
-    """A draft of this target, in the target's dtype.
+    """Read a draft of this target, in the target's dtype.
 
-    Raises FileError for a file that is no draft, FingerprintError for another target's.
+    Raises FileError for a file that is not a draft, FingerprintError for another target's.
     """
     remedy = "train its own with `minispec train draft`"
-    metadata = check_made_for(path, {"model": fingerprint}, remedy)
-    listens, aux_hidden_states = (
-        metadata.get("tap_layers"),
-        str(target.config.aux_hidden_state_layer_ids),
-    )
-    if listens != aux_hidden_states:
+    trained_on = check_fingerprints(path, {"model": fingerprint}, remedy).get(_LAYERS, "none")
+    exported = str(target.config.aux_hidden_state_layer_ids)
+    if trained_on != exported:
         raise FingerprintError(
-            f"{path} listens to layers {listens}, this model shows {aux_hidden_states}"
+            f"{path} was trained on hidden states of layers {trained_on.strip('()')}, "
+            f"but this model exports {exported.strip('()')}"
         )
     draft = build_draft(target)
     shapes = {name: tuple(value.shape) for name, value in draft.state_dict().items()}

@@ -1,8 +1,8 @@
-"""Files: written aside and renamed, read with suspicion.
+"""Files: written atomically, checked when read.
 
-A file written here exists whole or not at all, whatever interrupts: it is written under a
-temporary name in the same folder and renamed. A safetensors file of which the shapes are known
-has exactly those tensors, all finite, or is refused in one line.
+A file written here exists complete or not at all, whatever interrupts: it is written under a
+temporary name in the same folder, then renamed. A safetensors file whose shapes are known must
+have exactly those tensors, all finite, or is refused in one line.
 
 Knows nothing of what the tensors mean.
 """
@@ -25,8 +25,8 @@ from minispec.errors import FileError, FingerprintError
 
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """Hands out a temporary path beside ``path``; on success it becomes ``path``, otherwise
-    it is removed. Raises FileError in one line if the folder or the disk refuses."""
+    """A context with a temporary path beside ``path``, which is renamed to ``path`` on success and
+    removed otherwise. Raises FileError if the folder or the disk refuses."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -36,7 +36,7 @@ def write_aside(path: Path) -> Iterator[Path]:
     aside = Path(name)
     try:
         yield aside
-        # mkstemp makes files private; what is kept is as readable as any other file.
+        # mkstemp creates private files; the final one gets the usual permissions.
         umask = os.umask(0)
         os.umask(umask)
         aside.chmod(0o666 & ~umask)
@@ -49,18 +49,18 @@ def write_aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, whole or not at all."""
+    """Write UTF-8 text atomically. Raises FileError."""
     with write_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as readable JSON, whole or not at all; refuses NaN."""
+    """Write a value as indented JSON, atomically. Raises FileError, and ValueError for NaN."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON. Raises FileError if the file is missing or no JSON."""
+    """Read JSON. Raises FileError if the file is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, whole or not at all. Raises FileError."""
+    """Write a safetensors file atomically. Raises FileError."""
     with write_aside(path) as aside:
         try:
             save_file({k: v.contiguous() for k, v in tensors.items()}, aside, dict(metadata))
@@ -79,16 +79,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file."""
+    """Read the metadata of a safetensors file. Raises FileError."""
     with open_safetensors(path) as file:
         return dict(file.metadata() or {})
 
 
-def check_made_for(path: Path, wanted: Mapping[str, str], remedy: str) -> dict[str, str]:
-    """The metadata of a file, which must name just these fingerprints, by what they are of.
-    Raises FingerprintError, which ends in the remedy."""
+def check_fingerprints(path: Path, expected: Mapping[str, str], remedy: str) -> dict[str, str]:
+    """Read the metadata of a file and check it for the ``expected`` fingerprints, by kind
+    ("model", "tokenizer"). Raises FileError, and FingerprintError, which ends in the remedy."""
     metadata = read_metadata(path)
-    for kind, ours in wanted.items():
+    for kind, ours in expected.items():
         if (theirs := metadata.get(kind, "none")) != ours:
             raise FingerprintError(
                 f"{path} was made for {kind} {theirs[:12]}, this one is {ours[:12]}: {remedy}"
@@ -99,9 +99,9 @@ def check_made_for(path: Path, wanted: Mapping[str, str], remedy: str) -> dict[s
 def read_tensors(
     path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Tensor]:
-    """Reads a safetensors file; with ``shapes`` it must hold just those tensors.
+    """Read a safetensors file; with ``shapes`` it must hold exactly those tensors.
 
-    Raises FileError: missing, damaged, another set of names, a wrong shape, NaN or infinity.
+    Raises FileError: missing, damaged, other names, a wrong shape, NaN or infinity.
     """
     with open_safetensors(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -113,37 +113,37 @@ def read_tensors(
 def check_tensors(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], origin: str
 ) -> None:
-    """Raises FileError unless the tensors have just these names and shapes and are finite."""
+    """Raises FileError unless the tensors have exactly these names and shapes, and are finite."""
     if missing := shapes.keys() - tensors.keys():
-        raise FileError(f"{origin} lacks {len(missing)} tensors, first {min(missing)}")
+        raise FileError(f"{origin} lacks {len(missing)} tensors, {min(missing)} first")
     if extra := tensors.keys() - shapes.keys():
-        raise FileError(f"{origin} has {len(extra)} tensors too many, first {min(extra)}")
+        raise FileError(f"{origin} has {len(extra)} unexpected tensors, {min(extra)} first")
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
-            found = tuple(tensors[name].shape)
-            raise FileError(f"{origin}: {name} has shape {found}, expected {tuple(shape)}")
-        if tensors[name].is_floating_point() and not _finite(tensors[name]):
-            raise FileError(f"{origin}: {name} holds NaN or infinity: the file is damaged")
+            actual = tuple(tensors[name].shape)
+            raise FileError(f"{origin}: {name} has shape {actual}, expected {tuple(shape)}")
+        if tensors[name].is_floating_point() and not _is_finite(tensors[name]):
+            raise FileError(f"{origin}: {name} contains NaN or infinity: the file is damaged")
 
 
-def _finite(values: Tensor) -> bool:
-    # One pass and no copies, unlike isfinite(): NaN is carried through to the extremes. (Eight
-    # bits have no extremes in torch.)
+def _is_finite(values: Tensor) -> bool:
+    # One pass without copies, unlike isfinite(): a NaN becomes the minimum and maximum.
+    # (torch has no aminmax() for eight bits.)
     values = values.float() if values.element_size() == 1 else values
     return not values.numel() or all(map(math.isfinite, values.aminmax()))
 
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
-    """A safetensors file, of which tensors and slices can be read one by one. Raises FileError."""
+    """Open a safetensors file, to read tensors and slices one by one. Raises FileError."""
     if not path.is_file():
-        raise FileError(f"{path} does not exist: a safetensors file was expected")
+        raise FileError(f"{path} does not exist, expected a safetensors file")
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise FileError(f"{path} is not a safetensors file, or damaged: {error}") from None
+        raise FileError(f"{path} is not a safetensors file, or is damaged: {error}") from None
     with file:
         try:
             yield file
         except SafetensorError as error:
-            raise FileError(f"{path} is damaged, or holds other tensors: {error}") from None
+            raise FileError(f"{path} is damaged, or has other tensors: {error}") from None

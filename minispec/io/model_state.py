@@ -1,4 +1,4 @@
-"""A target around weights that were read from a file."""
+"""A target with weights that were read from a file."""
 
 from collections.abc import Mapping
 
@@ -11,15 +11,15 @@ from minispec.models.transformer import ModelConfig, Transformer
 
 
 def build_transformer(config: ModelConfig, state: Mapping[str, Tensor], origin: str) -> Transformer:
-    """A frozen model around the weights read from ``origin``, which it takes without a copy.
+    """A frozen model with the weights read from ``origin``, which are not copied.
 
-    Raises FileError unless they are just those of ``config``, and finite.
+    Raises FileError unless they are exactly those of ``config``, and finite.
     """
-    if config.num_hidden_layers > len(state):  # before a damaged number builds them all
+    if config.num_hidden_layers > len(state):  # a damaged config could ask for millions
         raise FileError(
             f"{origin} has {len(state)} tensors, too few for {config.num_hidden_layers} layers"
         )
-    # Built without memory, then given the weights: nothing is initialised in vain.
+    # Built without memory, then given the weights: no time is spent on initial ones.
     with torch.device("meta"):
         model = Transformer(config)
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}

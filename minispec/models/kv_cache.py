@@ -46,7 +46,7 @@ class KVCache:
         return length
 
     def truncate(self, length: int) -> None:
-        """Rolls every sequence back to at most ``length`` positions."""
+        """Roll every sequence back to at most ``length`` positions."""
         self.lengths = [min(length, own) for own in self.lengths]
 
     def sequence(self, index: int) -> "KVCache":
@@ -69,11 +69,11 @@ class KVCache:
         return starts[:, None] + torch.arange(new, device=self.keys.device)  # (B, T)
 
     def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Stores keys and values (B, T, kv_heads, head_dim) at ``positions`` (B, T)."""
+        """Store keys and values (B, T, kv_heads, head_dim) at ``positions`` (B, T)."""
         batch = torch.arange(positions.shape[0], device=positions.device)[:, None]  # (B, 1)
         self.keys[layer, batch, positions] = keys
         self.values[layer, batch, positions] = values
 
     def advance(self, new: int) -> None:
-        """Adds ``new`` positions to each length, once every layer has written them."""
+        """Add ``new`` positions to each length, once every layer has written them."""
         self.lengths = [length + new for length in self.lengths]

@@ -55,13 +55,13 @@ class RoutedShortlist(BaseShortlist):
         self.budget, self._router = budget, router
         self._eos_ids = np.array(eos_ids, np.int64)
         all_ids = complete_ranking(ranking, len(clusters))  # (V,)
-        self._lists = InvertedLists(clusters, all_ids, self._eos_ids)
-        self._log_sizes = np.log(self._lists.sizes)  # (C,)
+        self._inverted = InvertedLists(clusters, all_ids, self._eos_ids)
+        self._log_sizes = np.log(self._inverted.sizes)  # (C,)
 
     @torch.inference_mode()
     def select(self, context: Context) -> Tensor:
         logits = self._router(context.hidden.to(self._router.inner.weight.dtype)).float()
-        scores = logits.numpy()[self._lists.numbers] - self._log_sizes  # (C,) log of p per row
-        members = self._lists.top_clusters(scores, self.budget)
+        scores = logits.numpy()[self._inverted.numbers] - self._log_sizes  # (C,) log of p per row
+        members = self._inverted.top_clusters(scores, self.budget)
         ids = np.concatenate((self._eos_ids, members))[: self.budget]
         return torch.from_numpy(np.sort(ids))  # (K,)

@@ -44,9 +44,9 @@ def cluster_rows(
 
 
 def _reseed_empty_clusters(assigned: Tensor, similarities: Tensor, clusters: int) -> None:
-    """Re-seeds empty clusters with the rows farthest from their centroid, but never takes a
-    cluster's closest row, so that none becomes empty. Edits ``assigned`` (V,), given each row's
-    similarity (V,) to its centroid."""
+    """Re-seed empty clusters with the rows farthest from their centroid, but never take a cluster's
+    closest row, so that none becomes empty. Edits ``assigned`` (V,), given each row's similarity
+    (V,) to its centroid."""
     farthest = similarities.argsort()  # (V,) rows, the farthest from their centroid first
     own, positions = assigned[farthest], torch.arange(len(assigned))
     closest = torch.zeros(clusters, dtype=torch.int64).scatter_reduce(0, own, positions, "amax")

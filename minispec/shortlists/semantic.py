@@ -73,8 +73,8 @@ class SemanticIndex:
         as for ``InvertedLists``. Means are weighted by 1 / rank, an id's frequency by Zipf's law.
         ``rarity``: nats by which the expected logit falls where a rank is e times as high; 0 if
         the ranking is arbitrary."""
-        self.lists = InvertedLists(clusters, ranking, without)
-        members, sizes = self.lists.members, self.lists.sizes
+        self.inverted = InvertedLists(clusters, ranking, without)
+        members, sizes = self.inverted.members, self.inverted.sizes
         cluster = np.repeat(np.arange(len(sizes)), sizes)  # (N,)
         ranks = 1 + ranking.argsort()[members]  # (N,)
         weights = 1 / ranks
@@ -93,12 +93,12 @@ class SemanticIndex:
         """hidden (D,) -> the ``count`` ids (n,) of highest expected logit among those not in
         ``taken`` (V,), in any order; fewer if fewer are left."""
         scores = torch.mv(self.centroids, hidden.half()).numpy().astype(np.float32)  # (C,)
-        lists, clusters = self.lists, len(scores)
-        probed = math.ceil(_PROBED * count * clusters / max(1, len(lists.members)))
+        inverted, clusters = self.inverted, len(scores)
+        probed = math.ceil(_PROBED * count * clusters / max(1, len(inverted.members)))
         while True:
             top = (-scores).argpartition(min(probed, clusters - 1))[:probed]  # (c,) clusters
-            positions = lists.positions(top)  # (n,)
-            members = lists.members[positions]  # (n,)
+            positions = inverted.positions(top)  # (n,)
+            members = inverted.members[positions]  # (n,)
             free = ~taken[members]
             if probed >= clusters or np.count_nonzero(free) >= count:
                 break
@@ -106,5 +106,5 @@ class SemanticIndex:
         ids = members[free]
         if len(ids) <= count:
             return ids
-        costs = (self._penalties[positions] - scores[top].repeat(lists.sizes[top]))[free]
+        costs = (self._penalties[positions] - scores[top].repeat(inverted.sizes[top]))[free]
         return ids[costs.argpartition(count)[:count]]  # (count,)

@@ -47,7 +47,7 @@ class StatisticalIndex:
         return row[row != _NONE].astype(np.int64)
 
     def observe(self, finished: Round) -> None:
-        """Learns the pairs of neighbouring tokens of a round."""
+        """Learn the pairs of neighbouring tokens of a round."""
         before = (self._last, *finished.tokens[:-1])
         accepted = len(finished.path)
         if accepted < len(finished.proposed):  # the first rejected draft, below what replaced it
@@ -57,7 +57,7 @@ class StatisticalIndex:
         self._last = finished.tokens[-1]
 
     def _learn(self, token: int | None, successor: int) -> None:
-        """Moves the successor to the front of the token's row; a new one pushes out the oldest."""
+        """Move the successor to the front of the token's row; a new one pushes out the oldest."""
         if token is None:
             return
         row = self._after[token]  # (S,)
@@ -67,7 +67,7 @@ class StatisticalIndex:
         row[0] = successor
 
     def reset(self) -> None:
-        """Clears the table."""
+        """Clear the table."""
         self._after.fill(_NONE)
         self._last = None
 
@@ -77,7 +77,7 @@ class StatisticalIndex:
         return {"after": torch.from_numpy(self._after.copy()), "last": torch.tensor([last])}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Replaces what was learnt by the ``state`` of an index of the same shape."""
+        """Replace what was learnt by the ``state`` of an index of the same shape."""
         self._after[:] = state["after"].numpy()
         last = int(state["last"])
         self._last = None if last == _NONE else last

@@ -1,1 +1,1 @@
-"""Text and token ids."""
+"""Text <-> token ids."""

@@ -1,11 +1,11 @@
-"""Text <-> ids: one contract (`types.Tokenizer`), kept with tiktoken and with sentencepiece.
+"""Text <-> ids: the ``types.Tokenizer`` protocol on top of tiktoken and sentencepiece.
 
-A `vocabulary.Vocabulary` is a table from id to bytes. Only the cutting of text into ids is left
-to the libraries; everything else follows from the table.
+A ``vocabulary.Vocabulary`` is a table from id to bytes. The libraries only split text into ids;
+everything else follows from the table.
 
-Knows nothing of models, and of chat templates the plain ChatML family alone. The names of
-special tokens in a text are ordinary text unless the caller says otherwise, so that a prompt
-cannot forge a turn.
+Knows nothing of models, and of chat templates only the plain ChatML family. The names of special
+tokens in a text are ordinary text unless the caller asks otherwise, so that a prompt cannot forge
+a turn.
 """
 
 import hashlib
@@ -20,27 +20,27 @@ import tiktoken
 
 from minispec.errors import TextError
 from minispec.stream_decoder import StreamDecoder
-from minispec.text.vocabulary import Vocabulary, reading
+from minispec.text.vocabulary import Vocabulary, convert_to_file_error
 from minispec.types import Tokenizer
 
-# Special tokens with one of these names end an answer, whether or not the file says so.
+# Special tokens with these names end an answer, whether or not the file marks them as such.
 _END_NAMES = (
     "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "</s>",
     "<end_of_turn>",
 )  # fmt: skip
 # tiktoken's regex engine panics on a run of about a million characters of white space.
-_LONGEST_RUN = 400_000
+_MAX_RUN = 400_000
 
 
 @dataclass(frozen=True)
 class ChatML:
-    """A chat of turns `<|im_start|>role\\ncontent<|im_end|>\\n`; ``system`` opens it, if any."""
+    """A chat of turns `<|im_start|>role\\ncontent<|im_end|>\\n`; ``system``: the first, if any."""
 
     system: str | None
 
     @staticmethod
     def recognise(template: Any) -> "ChatML | None":
-        """The ChatML behind a model's Jinja template, or None where it is anything else."""
+        """Recognise plain ChatML in a model's Jinja template; None for any other template."""
         text = template.replace("\\n", "\n").strip() if isinstance(template, str) else ""
         text = re.sub(r"(?<=\{\{) | (?=\}\})", "", text)
         default = re.search(
@@ -59,7 +59,7 @@ class ChatML:
 
 
 class _TableTokenizer:
-    """All of a tokenizer that follows from its table: everything but `_encode_text`."""
+    """The part of a tokenizer that follows from its table: everything but ``_encode_text``."""
 
     leading_space = False
 
@@ -72,36 +72,36 @@ class _TableTokenizer:
         self.special_tokens = {name: i for i, name in special.items() if name}
         self._added = {name: i for i, name in vocabulary.added.items() if name}
         self._bytes = [b"" if i in special else b for i, b in enumerate(vocabulary.tokens)]
-        self._chatml = ChatML.recognise(vocabulary.chat_template)
+        self._chatml = ChatML.parse_template(vocabulary.chat_template)
         digest = hashlib.sha256()
         for i, data in enumerate(self._bytes):
-            # A special token is known by its name: two that swap places make another vocabulary.
+            # A special token counts by its name: two that swap ids make another vocabulary.
             data = special[i].encode() if i in special else data
             digest.update(b"%d %d %d:" % (i, i in special, len(data)) + data)
         self.fingerprint = digest.hexdigest()
 
     def _encode_text(self, text: str, start: int) -> list[int]:
-        """Ids of a text without names in it, which begins at character ``start`` of the whole."""
+        """Encode a text without token names, from character ``start`` of the input on."""
         raise NotImplementedError
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of a text; with ``special`` the names of special tokens are read as such.
+        """Encode a text; with ``special`` the names of special tokens in it become these tokens.
 
-        TextError for what no ids stand for: half a surrogate pair, a byte without a token.
+        Raises TextError for text without ids: half a surrogate pair, a byte without a token.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise TextError(
                 f"{text[error.start]!a} at character {error.start} is half of a surrogate pair; "
-                "give text of whole characters"
+                "remove it or complete the pair"
             ) from None
         names = self._added | (self.special_tokens if special else {})
         if not names:
             return self._encode_text(text, 0)
         ids: list[int] = []
         start = 0
-        # The longest name first: a name may begin with another.
+        # Longest names first: one name may start with another.
         pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
         for part in re.split(f"({pattern})", text):
             ids += [names[part]] if part in names else self._encode_text(part, start)
@@ -109,35 +109,38 @@ class _TableTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens are silent, broken UTF-8 becomes U+FFFD.
+        """Decode ids; special tokens give no text, invalid UTF-8 becomes U+FFFD.
 
-        TextError for an id outside the vocabulary.
+        Raises TextError for an id outside the vocabulary.
         """
         stream = StreamDecoder(self)
         return stream.feed(ids) + stream.flush()
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token; b'' for special tokens. TextError outside the vocabulary."""
+        """The bytes of a token; b'' for special tokens. Raises TextError outside the vocabulary."""
         if not 0 <= token < self.vocab_size:
-            raise TextError(f"id {token} is no token; ids are 0 to {self.vocab_size - 1}")
+            raise TextError(
+                f"id {token} is outside the vocabulary; ids are 0 to {self.vocab_size - 1}"
+            )
         return self._bytes[token]
 
     def chat(self, prompt: str, *, later: bool = False) -> list[int]:
-        """Ids of a user's message in the model's own chat template, the answer's turn open; a
-        ``later`` message begins with what closes the answer before it, its end id included.
+        """Encode a user's message in the model's chat template, up to the start of the answer. A
+        ``later`` message of a conversation starts with the end of the answer before it, end id
+        included.
 
-        TextError where that template is not known here, and as in ``encode``.
+        Raises TextError if the template is not ChatML, and as ``encode``.
         """
         start, end = map(self.special_tokens.get, ("<|im_start|>", "<|im_end|>"))
         if self._chatml is None or start is None or end is None:
             raise TextError(
-                "this tokenizer's chat template is none of the ChatML family; "
-                "use --raw to continue the text as it stands"
+                "this tokenizer has no chat template of the ChatML family; "
+                "use --raw to continue the text as it is"
             )
-        self.encode(prompt)  # a refusal shall count from the beginning of the prompt
+        self.encode(prompt)  # so that the position in an error counts from the start of the prompt
 
         def turn(role: str, content: str) -> list[int]:
-            # Role and content are cut as one text, as the template renders them.
+            # Role and content are encoded as one text, as the template renders them.
             return [start, *self.encode(f"{role}\n{content}"), end, *self.encode("\n")]
 
         before = [] if self._chatml.system is None else turn("system", self._chatml.system)
@@ -146,24 +149,24 @@ class _TableTokenizer:
 
 
 class TiktokenTokenizer(_TableTokenizer):
-    """Byte-level BPE around a `tiktoken.Encoding`. FileError for a table that tiktoken refuses.
+    """Byte-level BPE on top of tiktoken. FileError for a vocabulary that tiktoken refuses.
 
-    In tiktoken one number is both a token's id and its priority in merging; here priority is
-    the place in ``Vocabulary.order``, and ``order`` itself leads back to the id.
+    In tiktoken one number is both a token's id and its merge priority. Here the priority is the
+    index in ``Vocabulary.order``, which also maps it back to the id.
 
-    tiktoken merges whenever the bytes of two neighbours make a token, BPE proper only for the
-    pairs it lists. The ids are the same if each token is what BPE makes of its own bytes: then
-    its bytes never meet as another pair. Whatever was trained by merging is of this kind.
+    tiktoken merges two neighbours whenever their bytes together are a token, BPE proper only if
+    it lists the pair. The ids are the same if BPE encodes the bytes of each token to that token,
+    since then no other pair can form it. This holds for every vocabulary trained by merging.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__(vocabulary)
         self._order = list(vocabulary.order)
         ranks = {self._bytes[i]: rank for rank, i in enumerate(self._order)}
-        with reading(vocabulary.source, "a vocabulary that tiktoken can work with"):
+        with convert_to_file_error(vocabulary.source, "a vocabulary that tiktoken can work with"):
             if not vocabulary.pattern:
                 raise ValueError("its pattern is empty")
-            # Names are cut out before: tiktoken never hears of special tokens.
+            # Names are split off before, so tiktoken needs no special tokens.
             self.encoding = tiktoken.Encoding(
                 "minispec", pat_str=vocabulary.pattern, mergeable_ranks=ranks, special_tokens={}
             )
@@ -172,42 +175,42 @@ class TiktokenTokenizer(_TableTokenizer):
 
     def _encode_text(self, text: str, start: int) -> list[int]:
         data = text.encode()
-        # Merging begins with single bytes, and tiktoken panics on one that has no token.
+        # Merging starts from single bytes, and tiktoken panics on a byte without a token.
         if self._absent and (found := self._absent.search(data)):
-            place = len(data[: found.start()].decode(errors="ignore"))
+            index = len(data[: found.start()].decode(errors="ignore"))
             raise TextError(
-                f"byte 0x{found[0][0]:02x} of {text[place]!a} at character {start + place} has no "
-                "token in this vocabulary; leave that character out or replace it"
+                f"byte 0x{found[0][0]:02x} of {text[index]!a} at character {start + index} has no "
+                "token in this vocabulary; leave out or replace the character"
             )
-        runs = re.findall(r"\s+|\S+", text) if len(text) > _LONGEST_RUN else ()
-        if any(len(run) > _LONGEST_RUN for run in runs):
+        runs = re.findall(r"\s+|\S+", text) if len(text) > _MAX_RUN else ()
+        if any(len(run) > _MAX_RUN for run in runs):
             raise TextError(
-                f"a run of more than {_LONGEST_RUN} characters that are all white space, or all "
-                "not; give shorter ones"
+                f"a run of more than {_MAX_RUN} characters without a change between white space "
+                "and other characters; shorten it"
             )
         ids = [self._order[rank] for rank in self.encoding.encode_ordinary(text)]
         if sum(len(self._bytes[i]) for i in ids) != len(data):
-            raise TextError(  # tiktoken passes over what its pattern does not match
+            raise TextError(  # tiktoken skips text that its pattern does not match
                 "the vocabulary's own pattern does not match all of this text; "
-                "give a vocabulary whose pattern matches every character"
+                "use a vocabulary whose pattern matches every character"
             )
         return ids
 
 
 class SentencePieceTokenizer(_TableTokenizer):
-    """A SentencePiece `.model`, unigram or BPE: a file, or its ``content``. FileError if it is
+    """A SentencePiece ``.model``, unigram or BPE: a file, or its ``content``. FileError if it is
     anything else.
 
-    Where the model puts a space before every text, ``decode`` takes it away again. A model that
-    normalises gives back the normalised text, and U+2581, its own sign for a space, is read as
-    a space. Such a file carries no chat template.
+    If the model puts a space before every text, ``decode`` removes it again. With a model that
+    normalises, decoding gives the normalised text. U+2581, the library's sign for a space, is read
+    as a space. Such a file has no chat template.
     """
 
     def __init__(self, path: str | Path, content: bytes | None = None) -> None:
-        with reading(path, "a SentencePiece model"):
+        with convert_to_file_error(path, "a SentencePiece model"):
             content = Path(path).read_bytes() if content is None else content
             if not content:
-                raise ValueError("empty")  # the library would take it for a model of nothing
+                raise ValueError("empty")  # the library would accept it as a model without pieces
             self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
             model, ids = self._model, range(self._model.get_piece_size())
             pieces = [model.id_to_piece(i) for i in ids]
@@ -231,19 +234,19 @@ class SentencePieceTokenizer(_TableTokenizer):
         ids: list[int] = self._model.encode(text)
         unknown = self._model.unk_id()
         if unknown in ids:
-            alone = (i for i, c in enumerate(text) if unknown in self._model.encode(c))
-            place = next(alone, 0)
+            unencodable = (i for i, c in enumerate(text) if unknown in self._model.encode(c))
+            index = next(unencodable, 0)
             raise TextError(
-                f"{text[place]!a} at character {start + place} has no piece in this vocabulary; "
-                "leave that character out or replace it"
+                f"{text[index]!a} at character {start + index} has no piece in this vocabulary; "
+                "leave out or replace the character"
             )
         return ids
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str, raw: bool) -> list[int]:
-    """A user's prompt in the model's chat template or, ``raw``, as text to be continued,
-    behind the mark that the model wants at the beginning, if any. Raises TextError."""
+def encode_prompt(tokenizer: Tokenizer, prompt: str, raw: bool) -> list[int]:
+    """Encode a user's prompt in the model's chat template or, with ``raw``, as text to be
+    continued, after the BOS id if the model has one. Raises TextError."""
     if not raw:
         return tokenizer.chat(prompt)
-    beginning = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return beginning + tokenizer.encode(prompt)
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return bos + tokenizer.encode(prompt)

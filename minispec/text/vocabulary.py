@@ -1,6 +1,6 @@
-"""What a vocabulary file says, whatever its kind: one table from id to bytes.
+"""The content of a vocabulary file, whatever its format: a table from id to bytes.
 
-The files themselves are read in ``workshop``. Knows nothing of how text becomes ids.
+Files are read in ``tools.models.tokenizer_files``. Knows nothing of how text becomes ids.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +13,12 @@ from minispec.errors import FileError, MinispecError
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a file says of a tokenizer. FileError for special ids that it does not have.
+    """The vocabulary and the settings of a tokenizer. FileError for special ids out of range.
 
-    ``tokens``: the bytes of every id. ``order``: the ids that a text can become, in the order
-    in which merges make them. ``special`` and ``added`` map ids to names: special tokens stand
-    for no text; added ones do, and their whole names are read before a text is cut.
-    ``eos_ids`` end an answer; ``bos_id`` goes before a text, where the file asks for one.
+    ``tokens``: the bytes of every id. ``order``: the ids that text is encoded to, in the order in
+    which merges make them. ``special`` and ``added`` map ids to names. Special tokens stand for no
+    text. Added tokens do, and are matched as a whole before text is split. ``eos_ids`` end an
+    answer; ``bos_id`` goes before a text, if the file asks for one.
     """
 
     source: str
@@ -32,17 +32,17 @@ class Vocabulary:
     chat_template: str | None = None
 
     def __post_init__(self) -> None:
-        known = range(len(self.tokens))
+        ids = range(len(self.tokens))
         bos = () if self.bos_id is None else (self.bos_id,)
         "".join([*self.special.values(), *self.added.values()]).encode()  # names must be text
         for i in (*self.special, *self.added, *self.eos_ids, *bos):
-            if i not in known:
-                raise FileError(f"{self.source}: id {i!a} is outside its {len(known)} tokens")
+            if i not in ids:
+                raise FileError(f"{self.source}: id {i!a} is outside its {len(ids)} tokens")
 
 
 @contextmanager
-def reading(source: str | Path, wanted: str) -> Iterator[None]:
-    """Turns whatever goes wrong with a file into one line that names it, a FileError."""
+def convert_to_file_error(source: str | Path, wanted: str) -> Iterator[None]:
+    """A context that turns any error in reading ``source`` into a FileError of one line."""
     try:
         yield
     except MinispecError:
