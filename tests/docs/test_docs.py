@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from minispec.errors import FetchError
-from minispec.tools.cli.arguments import parsed
+from minispec.tools.cli.arguments import parse
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -131,7 +131,7 @@ def test_commands_can_be_typed(page: Path) -> None:
     for command in commands(page):
         words = shlex.split(command)
         if words[0] == "minispec":
-            assert parsed(words[1:])
+            assert parse(words[1:])
         elif words[0] == "make":
             targets = [word for word in words[1:] if "=" not in word]
             assert all(re.search(rf"^{t}:.*##", makefile, re.MULTILINE) for t in targets), command

@@ -1,201 +1,171 @@
-"""The commands that decode, or say what there is to decode with: fetch, generate, compare,
-explore, doctor. What is wrong with their options is raised as an error of ours; the command line
-answers it."""
+"""The commands that fetch a model, compare methods, show rounds on a page, and describe the
+machine: fetch, compare, explore, doctor. Bad options raise errors of ``minispec.errors``."""
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from minispec.errors import ArgumentError
+from minispec.tools.cli.arguments import EXPLORE_OUT
 from minispec.tools.cli.prepare import (
+    check_folder,
     check_out,
+    check_prompt,
     check_writable,
-    draft_path,
-    loaded,
-    sampling_of,
-    use_threads,
-    whole_number,
+    load_model,
+    parse_integer,
+    parse_methods,
 )
+
+if TYPE_CHECKING:
+    from minispec.api.model import Model
+    from minispec.tools.evaluation.compare import Settings
+    from minispec.tools.evaluation.methods import Method
 
 
 def fetch(options: argparse.Namespace) -> None:
     """Gets a model, and prints where it is."""
-    from minispec.tools.models import pretrained
+    from minispec.tools.models import known_models
 
-    path = pretrained.fetch(options.model, options.accept_licence)
-    source = pretrained.SOURCES.get(options.model)
+    path = known_models.fetch(options.model, options.accept_licence)
+    source = known_models.SOURCES.get(options.model)
     if source and (terms := source.terms):
         print(f"minispec: {terms.notice}; they are in {path.parent}", file=sys.stderr)
     print(path)
 
 
-def generate_one(options: argparse.Namespace) -> None:
-    """Answers one prompt. Raises ArgumentError, and what loading raises."""
-    from minispec.commit import StopRule
-    from minispec.decode import check_gamma
-    from minispec.sampling import SeededRandom
-    from minispec.text.tokenizer import prompt_ids
-    from minispec.tools.evaluation.methods import Method, decoder
-    from minispec.tools.models import pretrained
-    from minispec.tools.reporting.generate import generate
-
-    if not options.prompt.strip():
-        raise ArgumentError("the prompt is empty: give some text")
-    method, sampling = Method.parse(_spelled(options)), sampling_of(options)
-    method.ranking_for(None)  # refuses one that needs to know a domain
-    check_gamma(options.gamma)
-    rule = StopRule(options.max_new_tokens, (), tuple(options.stop))
-    model, draft = loaded(options, [method])
-    if not options.ignore_eos:
-        rule = replace(rule, eos_ids=model.tokenizer.eos_ids)
-    raw = options.raw or pretrained.is_base(model.name)
-    ids = prompt_ids(model.tokenizer, options.prompt, raw)
-    run = decoder(
-        method, model, draft, None, gamma=options.gamma, sampling=sampling, stop=rule,
-        verifier=options.verifier,
-    )  # fmt: skip
-    rounds = run(ids, SeededRandom(options.seed))
-    plain = method.name == "autoregressive"
-    if plain and options.method is None:
-        note = f"minispec: no draft is known for {model.name}, so this is plain decoding"
-        print(note, file=sys.stderr)
-    details = {
-        "model": model.name,
-        "method": str(method),
-        "gamma": None if plain else options.gamma,
-        "budget": method.ids(model.target.head.vocab_size),
-        "sampling": asdict(sampling),
-        "verifier": None if plain else options.verifier,
-        "seed": options.seed,
-        "dtype": model.dtype,
-        "backend": model.backend,
-        "prompt_tokens": len(ids),
-    }
-    generate(
-        rounds,
-        model.tokenizer,
-        trace=options.trace,
-        as_json=options.json,
-        details=details,
-        started=options.started,
-    )
-
-
-def _spelled(options: argparse.Namespace) -> str:
-    """The method that was asked for, in one word, or the best that the model has all for."""
-    from minispec.tools.evaluation import methods
-
-    spelled = options.method and options.method.removesuffix("+adapt")
-    adapt = options.adapt or spelled != options.method
-    if spelled is None and (options.budget is not None or options.ranking is not None):
-        spelled = "frspec"
-    if spelled is None:
-        spelled = methods.default(options.model, draft_path(options) is not None)
-    if options.budget is not None:
-        if "@" in spelled:
-            raise ArgumentError(f"--budget and a budget in {spelled!r}: give one of them")
-        name, colon, ranking = spelled.partition(":")
-        spelled = f"{name}@{options.budget}{colon}{ranking}"
-    if options.ranking is not None:
-        if ":" in spelled:
-            raise ArgumentError(f"--ranking and a ranking in {spelled!r}: give one of them")
-        spelled = f"{spelled}:{options.ranking}"
-    return f"{spelled}+adapt" if adapt else str(spelled)
-
-
-def compare_methods(options: argparse.Namespace) -> None:
+def compare(options: argparse.Namespace) -> None:
     """Compares methods, and writes the report's files."""
+    from minispec.api.comparison import run_comparison
     from minispec.tools.data import streams
-    from minispec.tools.evaluation import compare
-    from minispec.tools.evaluation.methods import Method
-    from minispec.tools.models import pretrained
-    from minispec.tools.reporting import page, report
+    from minispec.tools.models import known_models
+    from minispec.tools.reporting import report
 
-    use_threads(options.threads)
-    methods = tuple(Method.parse(text.strip()) for text in options.methods.split(","))
-    base = pretrained.is_base(options.model)
-    gammas = tuple(whole_number(text, "gamma") for text in options.gamma.split(","))
-    settings = compare.Settings(
-        methods=methods,
-        gammas=gammas,
-        sampling=sampling_of(options),
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-        ignore_eos=options.ignore_eos,
-        raw=options.raw or base,
-        switch=options.switch,
-        study=options.study,
-        verifier=options.verifier,
-    )
-    found = streams.load_streams(options.prompts, options.limit, base)
+    methods = parse_methods(options.methods)
+    gammas = tuple(parse_integer(text, "gamma") for text in options.gamma.split(","))
+    settings = _build_settings(options, methods, gammas)
+    settings = replace(settings, switch=options.switch, study=options.study)
+    base = known_models.is_base(options.model)
+    prompts = streams.load_streams(options.prompts, options.limit, base)
     for method in methods:
-        for stream in found:
+        for stream in prompts:
             method.ranking_for(stream.name)
     if options.switch:
-        streams.build_conversations(found, options.seed)  # or refuses
+        streams.build_conversations(prompts, options.seed)  # refuses a single stream
     check_writable(options.out)
-    needed = (*methods, Method("full")) if options.study else methods
-    model, draft = loaded(options, needed)
-    figures = compare.compare(model, draft, found, settings)
-    shown = [report.samples(figures), report.table(figures), "\n".join(report.switches(figures))]
-    print("\n\n".join(filter(None, shown)))
-    report.write(figures, options.out)
-    page.write(figures, options.out)
+    model = _load(options, methods, plain_allowed=not options.study, measure_backends=True)
+    settings = replace(settings, threads=_threads())
+    comparison = run_comparison(model, prompts, settings)
+    texts = report.format_samples(comparison.report)
+    switches = "\n".join(report.format_switches(comparison.report))
+    print("\n\n".join(filter(None, (texts, str(comparison), switches))))
+    comparison.save(options.out)
     print(f"wrote report.json, report.png and report.html into {options.out}")
 
 
-def explore_prompt(options: argparse.Namespace) -> None:
-    """Writes a page on which a prompt's rounds can be watched. Raises ArgumentError."""
-    from minispec.tools.evaluation.compare import Settings
+def explore(options: argparse.Namespace) -> None:
+    """Writes a page that shows every round of a prompt. Raises ArgumentError, FileError."""
     from minispec.tools.evaluation.methods import Method
-    from minispec.tools.models import pretrained
-    from minispec.tools.reporting import explore
+    from minispec.tools.reporting import explore as page
 
-    if not options.prompt.strip():
-        raise ArgumentError("the prompt is empty: give some text")
+    check_prompt(options.prompt)
     check_out(options.out, ".html")
-    use_threads(options.threads)
-    methods = tuple(Method.parse(text.strip()) for text in options.methods.split(","))
-    settings = Settings(
-        methods=methods,
-        gammas=(options.gamma,),
-        sampling=sampling_of(options),
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-        ignore_eos=options.ignore_eos,
-        raw=options.raw or pretrained.is_base(options.model),
-        verifier=options.verifier,
-    )
+    methods = parse_methods(options.methods) if options.methods else []
+    settings = _build_settings(options, methods or [Method("full")], (options.gamma,))
     for method in methods:
-        method.ranking_for(None)  # refuses one that needs to know a domain
-    model, draft = loaded(options, methods)
-    explore.write(explore.explore(model, draft, options.prompt, settings), options.out)
+        method.ranking_for(None)  # a single prompt has no domain that could be left out
+    check_folder(options.out, EXPLORE_OUT)
+    model = _load(options, methods, plain_allowed=bool(methods))
+    chosen = tuple(methods or _choose_methods(model))
+    settings = replace(settings, methods=chosen, threads=_threads())
+    found = page.explore(model.pretrained, model.draft, options.prompt, settings)
+    if not options.out.parent.exists():
+        print(f"minispec: creating folder {options.out.parent}", file=sys.stderr)
+    page.write(found, options.out)
     print(f"wrote {options.out}")
 
 
-def doctor(options: argparse.Namespace) -> None:
-    """What this machine has for decoding, and what ``--backend auto`` makes of it."""
+def _choose_methods(model: "Model") -> list["Method"]:
+    """The methods that a page shows by default: those that the model has all parts of, up to its
+    best."""
+    from minispec.tools.evaluation.methods import Method, default_method
+
+    best = default_method(model.pretrained, model.draft is not None)
+    speculative = [Method.parse(name) for name in ("full", "frspec@0.25", "evospec")]
+    if best.name == "autoregressive":
+        return [best]
+    return speculative[: 1 + [method.name for method in speculative].index(best.name)]
+
+
+def _build_settings(
+    options: argparse.Namespace, methods: Sequence["Method"], gammas: tuple[int, ...]
+) -> "Settings":
+    """The settings of methods that decode the same prompts. Raises ArgumentError."""
+    from minispec.api.comparison import build_settings
+    from minispec.sampling import Sampling
+    from minispec.tools.models import known_models
+
+    return build_settings(
+        methods, gammas=gammas,
+        sampling=Sampling(options.temperature, options.top_k, options.top_p),
+        max_new_tokens=options.max_new_tokens, seed=options.seed, ignore_eos=options.ignore_eos,
+        verifier=options.verifier, raw=options.raw or known_models.is_base(options.model),
+    )  # fmt: skip
+
+
+def _load(
+    options: argparse.Namespace,
+    methods: Sequence["Method"],
+    *,
+    plain_allowed: bool,
+    measure_backends: bool = False,
+) -> "Model":
+    """The model that these methods decode with; without its draft if none of them needs it."""
+    plain = plain_allowed and all(method.name == "autoregressive" for method in methods)
+    return load_model(
+        options.model, draft=options.draft, index=options.index, dtype=options.dtype,
+        backend=options.backend, device=options.device, threads=options.threads, plain=plain,
+        learns=any(method.adapt for method in methods), measure_backends=measure_backends,
+    )  # fmt: skip
+
+
+def _threads() -> int:
     import torch
 
+    return torch.get_num_threads()
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """Reports what this machine has for decoding, and which backend "auto" takes: everything is
+    measured now, and kept for the other commands."""
+    from minispec.api.model import find_draft, set_threads
     from minispec.io import draft_file
     from minispec.tools.evaluation.warm_up import warm_up
     from minispec.tools.models import backend, pretrained
 
-    use_threads(options.threads)
-    threads = torch.get_num_threads()
-    print(f"threads: {threads}, memory reads at {backend.measure_bandwidth() / 1e9:.1f} GB/s")
-    model = pretrained.load(options.model, options.dtype)
-    verdict = backend.choose_backend(model)
+    set_threads(options.threads)
+    path = find_draft(options.model, options.draft)
+    bandwidth = backend.measure_bandwidth()
+    print(f"threads: {_threads()}, memory reads at {bandwidth / 1e9:.1f} GB/s")
+    model = pretrained.load(options.model, options.dtype, options.device)
+    if model.device != "cpu":
+        print(
+            f"device {model.device}: the reference runs there; backends are for the CPU's weights"
+        )
+        return
+    choice = backend.choose_backend(model, again=True)
     for name in backend.NAMES:
-        if name in verdict["milliseconds"]:
-            one, five = verdict["milliseconds"][name]
+        if name in choice["milliseconds"]:
+            one, five = choice["milliseconds"][name]
             print(f"{name}: {one:.1f} ms a pass over 1 position, {five:.1f} ms over 5")
         else:
             print(f"{name}: {backend.why_unavailable(model, name)}")
-    print(f"auto takes {verdict['backend']}, the fastest for {model.name} in {model.dtype}")
-    path = draft_path(options)
-    if options.warm and path:
-        # Decoding once compiles all that is needed; the compilers keep it on disk.
-        guesser = draft_file.load_draft(path, model.reference, model.fingerprint)
-        warm_up(*backend.place_on_backend(model, guesser, "auto"))
+    print(f"auto takes {choice['backend']}, the fastest for {model.name} in {model.dtype}")
+    print("all of it was measured now")
+    if options.warm and isinstance(path, Path):
+        # Decoding once compiles everything; the compilers cache it on disk.
+        draft = draft_file.load_draft(path, model.reference, model.fingerprint)
+        warm_up(*backend.place_on_backend(model, draft, "auto"))
         print("warmed up: nothing is left to compile")

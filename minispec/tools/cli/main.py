@@ -1,8 +1,8 @@
-"""The command line: which command is carried out, and how bad input is answered.
+"""The command line: runs a command, and reports bad input.
 
-Whatever the input's fault, it is said in one line on stderr, with exit code 2; Ctrl-C exits
-with 130. No command leaves half a file behind. Models and plots are imported by the command
-that needs them, so that what is wrong with the options is said at once.
+Bad input of any kind is answered with one line on stderr and exit code 2; Ctrl-C exits with 130. No
+command leaves half a file. Models and plots are imported by the command that needs them, so that
+bad options are reported at once.
 """
 
 import io
@@ -15,16 +15,16 @@ from contextlib import contextmanager
 
 from minispec.errors import ArgumentError, MinispecError
 from minispec.tools.cli import arguments as command_line
-from minispec.tools.cli import commands_make, commands_run
+from minispec.tools.cli import commands_generate, commands_make, commands_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+    """Runs one command and returns the exit code."""
     started = time.perf_counter()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # rather a question mark than no answer
+        sys.stdout.reconfigure(errors="replace")  # a question mark is better than no answer
     try:
-        options = command_line.parsed(arguments)
+        options = command_line.parse(arguments)
         options.started = started
         if not 0 <= getattr(options, "seed", 0) < 2**31:
             raise ArgumentError(f"seed {options.seed} must lie in 0..{2**31 - 1}")
@@ -35,43 +35,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     except KeyboardInterrupt:
         if sys.stderr.isatty():
-            print(file=sys.stderr)  # behind the text so far, and the terminal's own ^C
+            print(file=sys.stderr)  # ends the line with the text so far and the terminal's ^C
         print("minispec: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        _give_up_stdout()  # whoever read our output has seen enough
+        _discard_stdout()  # the reader of our output has closed it
         return 0
     except OSError as error:
-        _give_up_stdout()
+        _discard_stdout()
         return _refuse(f"{error.filename or 'the system'}: {error.strerror or error}")
     return 0
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C stays Ctrl-C, also where a library that was at work makes another error of it."""
-    noticed = False
+    """Ctrl-C stays a KeyboardInterrupt, even if the library at work turns it into another error."""
+    interrupted = False
 
-    def notice(number: int, frame: object) -> None:
-        nonlocal noticed
-        noticed = True
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
         raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, notice)
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except Exception:
-        if noticed:
+        if interrupted:
             raise KeyboardInterrupt from None
         raise
     finally:
-        if signal.getsignal(signal.SIGINT) is notice:
+        if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _give_up_stdout() -> None:
-    """What stdout does not take, Python would try to write once more, and complain, at its end."""
+def _discard_stdout() -> None:
+    """Drops output that stdout refuses: at exit Python would try to write it again, and fail."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -85,9 +85,9 @@ def _refuse(message: str) -> int:
 
 _COMMANDS = {
     "fetch": commands_run.fetch,
-    "generate": commands_run.generate_one,
-    "compare": commands_run.compare_methods,
-    "explore": commands_run.explore_prompt,
+    "generate": commands_generate.generate,
+    "compare": commands_run.compare,
+    "explore": commands_run.explore,
     "doctor": commands_run.doctor,
     "rank": commands_make.rank,
     "index build": commands_make.build_index,

@@ -1,79 +1,69 @@
-"""What a command needs before it begins: threads, a model, its draft, and a place to write.
+"""What a command needs before it begins: a model with its draft, and a place to write to.
 
-All of it is checked here, so that what is wrong is said before any work. Models are imported by
-what needs them, so that what is wrong with the options is said at once.
+Everything is checked before any work. Models are imported by the function that needs them, so that
+bad options are reported at once.
 """
 
-import argparse
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from minispec.errors import ArgumentError, FileError
 
+if TYPE_CHECKING:
+    from minispec.api.model import Model
+    from minispec.tools.evaluation.methods import Method
 
-def loaded(options: argparse.Namespace, methods: Sequence[Any]) -> tuple[Any, Any]:
-    """The model on its backend, and its draft if a method needs one. Raises FileError, and what
-    loading them raises."""
+
+def load_model(
+    name: str,
+    *,
+    draft: str | None,
+    index: Path | None = None,
+    dtype: str = "float32",
+    backend: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    plain: bool = False,
+    learns: bool = False,
+    measure_backends: bool = False,
+) -> "Model":
+    """The model with its draft on a backend, under a progress bar on a terminal. With ``plain`` no
+    draft is loaded, though a missing file is reported all the same. Raises as ``api.model.load``,
+    of which the other options are."""
     from tqdm import tqdm
 
-    from minispec.io import draft_file
-    from minispec.tools.models import backend, pretrained
+    from minispec.api import model as api
 
-    use_threads(options.threads)
-    path = draft_path(options)
-    if path and not path.is_file():
-        raise FileError(f"{path} does not exist: a draft's weights were expected")
-    plain = all(method.name == "autoregressive" for method in methods)
+    found = api.find_draft(name, draft)
     with tqdm(total=1, desc="loading", unit="model", leave=False, disable=None):
-        model = pretrained.load(options.model, options.dtype)
-        model = replace(model, index=options.index)
-        guesser = None
-        if path and not plain:
-            guesser = draft_file.load_draft(path, model.reference, model.fingerprint)
-        # One prompt should not wait for a measurement: `doctor` and `compare` take the time.
-        patient = options.command not in ("generate", "explore")
-        learns = any(method.adapt for method in methods)
-        return backend.place_on_backend(model, guesser, options.backend, patient, learns)
+        return api.load(
+            name, dtype=dtype, backend=backend, device=device, index=index, threads=threads,
+            draft=False if plain or found is None else found,
+            measure_backends=measure_backends, adapt=learns,
+        )  # fmt: skip
 
 
-def draft_path(options: argparse.Namespace) -> Path | None:
-    """Where the draft is: the one given, or the model's own, if it has one."""
-    from minispec.io import draft_file
-    from minispec.tools.models import pretrained
+def parse_methods(text: str) -> list["Method"]:
+    """Methods separated by commas. Raises ArgumentError."""
+    from minispec.tools.evaluation.methods import Method
 
-    known = options.model in (pretrained.POCKET, *pretrained.SOURCES)
-    own = draft_file.find_draft(options.model) if known else None
-    return options.draft or own
+    return [Method.parse(spelled.strip()) for spelled in text.split(",")]
 
 
-def sampling_of(options: argparse.Namespace) -> Any:
-    """The way of sampling that the options ask for. Raises ArgumentError."""
-    from minispec.sampling import Sampling
-
-    return Sampling(options.temperature, options.top_k, options.top_p)
-
-
-def use_threads(threads: int | None) -> None:
-    """Has torch use so many threads, if a number is given. Raises ArgumentError."""
-    import torch
-
-    if threads is None:
-        return
-    if not 1 <= threads <= 1024:
-        raise ArgumentError(f"threads {threads} must lie in 1..1024")
-    torch.set_num_threads(threads)
-
-
-def whole_number(text: str, name: str) -> int:
-    """The number that an option called ``name`` holds as text. Raises ArgumentError."""
+def parse_integer(text: str, name: str) -> int:
+    """The value of an option called ``name``. Raises ArgumentError."""
     try:
         return int(text)
     except ValueError:
-        raise ArgumentError(f"{name} {text!r} is no whole number") from None
+        raise ArgumentError(f"{name} {text!r} is not a whole number") from None
+
+
+def check_prompt(prompt: str) -> None:
+    """Raises ArgumentError for a prompt without text."""
+    if not prompt.strip():
+        raise ArgumentError("the prompt is empty: give some text")
 
 
 def check_out(out: Path, *suffixes: str) -> None:
@@ -85,9 +75,16 @@ def check_out(out: Path, *suffixes: str) -> None:
     check_writable(out.parent)
 
 
+def check_folder(out: Path, default: Path) -> None:
+    """Raises FileError if the folder of a file to write does not exist, unless it is the default's,
+    which is created when the file is written."""
+    if out != default and not out.parent.exists():
+        raise FileError(f"--out {out}: folder {out.parent} does not exist; create it first")
+
+
 def check_writable(folder: Path) -> None:
-    """Raises FileError for a folder that cannot be written: before hours of work, not after. Leaves
-    nothing behind, no empty folder either."""
+    """Raises FileError for a folder that cannot be written to: before hours of work, not after.
+    Folders created for the check are removed again."""
     missing = []
     try:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -1,22 +1,25 @@
-"""Methods by name: how a way of decoding is spelled, and how it is put together.
+"""Methods by name: the spelling of a way of decoding, and its assembly from parts.
 
     NAME[@BUDGET][:RANKING][+adapt]   autoregressive  frspec@0.25  evospec@1536+adapt
+    MODULE:CLASS[@BUDGET][+adapt]     my_module:MyShortlist@1536
 
-The budget is a number of ids or a share of the vocabulary. The ranking is one of the shipped
-ones, ``without-own`` (the mix of all domains but that of the prompt), or a file. With ``+adapt``
-the draft learns while it serves, from each prompt or conversation anew.
+The budget is a number of ids or a share of the vocabulary. The ranking is a shipped one, a file, or
+``without-own``, the mix of all domains except the prompt's. With ``+adapt`` the draft learns while
+it decodes a prompt or conversation. ``MODULE:CLASS`` is a shortlist of one's own (``plugins``).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, check_gamma, speculative
 from minispec.errors import ArgumentError
 from minispec.io import index_file
 from minispec.io.artifacts import find_artifact
-from minispec.learning.learner import Aligner
+from minispec.learning.learner import OnlineLearner
 from minispec.models.eagle_draft import EagleDraft
 from minispec.sampling import Sampling
 from minispec.shortlists.dynaspec import RoutedShortlist
@@ -26,22 +29,24 @@ from minispec.shortlists.full import FullShortlist
 from minispec.shortlists.microspec import InContextShortlist
 from minispec.tools.data import ranking
 from minispec.tools.data.corpus import DOMAINS
+from minispec.tools.evaluation import plugins
 from minispec.tools.models.backend import LEARNING_BACKENDS
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, RandomSource, Round, Shortlist
-from minispec.verify import VERIFIERS
+from minispec.verify import Verifier
 
-# Methods, and the share of the vocabulary that they draft from where a budget is not given.
+_OWN_SHARE = 1 / 32  # of the vocabulary: the default budget of context-dependent shortlists
+# The built-in methods and the default share of the vocabulary that each drafts from.
 _SHARES = {"autoregressive": None, "full": None, "frspec": 0.25} | dict.fromkeys(
-    ("evospec", "in_context", "routed"), 1 / 32
+    ("evospec", "in_context", "routed"), _OWN_SHARE
 )
 NAMES = tuple(_SHARES)
-_RANKING = "general"  # where a method names none
+_RANKING = "general"  # the default
 
 
 class Decoder(Protocol):
-    """A method that is ready to decode; a ``continued`` prompt goes on with the conversation
-    before it (see ``speculative``)."""
+    """A method ready to decode; ``continued``: the prompt continues the conversation of the call
+    before, so shortlist and learner keep their state (see ``speculative``)."""
 
     def __call__(
         self, prompt: Sequence[int], rng: RandomSource, *, continued: bool = False
@@ -50,38 +55,37 @@ class Decoder(Protocol):
 
 @runtime_checkable
 class LearnableDraft(Protocol):
-    """A draft on a fast path that can draft with the weights of another, however these change."""
+    """A draft on a fast path that can run with another draft's weights, even as they change."""
 
     reference: EagleDraft
 
-    def learning(self, draft: EagleDraft) -> Draft:
-        """This draft with the weights of a learner's."""
+    def with_weights_of(self, draft: EagleDraft) -> Draft:
+        """This draft's kernels with the weights of ``draft``."""
         ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method; ``budget`` is a share of V where it is a float. ``spelled`` is how it was asked
-    for, which is how it is shown, and makes no other method of it."""
+    """A method. ``budget`` is a share of V if it is a float; ``part`` a shortlist of one's own, an
+    instance, class or factory. ``spelled`` is the text that the user gave, for display."""
 
     name: str
     budget: int | float | None = None
     ranking: str | None = None
     spelled: str = field(default="", compare=False)
     adapt: bool = False
+    part: Any = field(default=None, compare=False, repr=False)
 
     @staticmethod
     def parse(text: str) -> "Method":
-        """Reads ``NAME[@BUDGET][:RANKING][+adapt]``. Raises ArgumentError."""
+        """Reads ``NAME[@BUDGET][:RANKING][+adapt]`` or ``MODULE:CLASS[@BUDGET][+adapt]``, and
+        imports the latter. Raises ArgumentError."""
         if text.endswith("+adapt"):
-            frozen = Method.parse(text.removesuffix("+adapt"))
-            if frozen.name == "autoregressive":
-                raise ArgumentError(f"method {text!r}: plain decoding has no draft to adapt")
-            return replace(frozen, spelled=text, adapt=True)
+            return replace(Method.parse(text.removesuffix("+adapt")).adapted(), spelled=text)
         head, colon, ranking_name = text.partition(":")
         name, at, budget = head.partition("@")
         if name not in NAMES:
-            raise ArgumentError(f"unknown method {name!r}: known are {', '.join(NAMES)}")
+            return _parse_own(text, name)
         share = _SHARES[name]
         if share is None and (at or colon):
             raise ArgumentError(f"method {name} takes neither a budget nor a ranking: {text!r}")
@@ -89,8 +93,26 @@ class Method:
             raise ArgumentError(f"method {text!r} names no ranking after the colon")
         if share is None:
             return Method(name)
-        budget_or_share = _budget(budget) if at else share
+        budget_or_share = _parse_budget(budget) if at else share
         return Method(name, budget_or_share, ranking_name or _RANKING, spelled=text)
+
+    @staticmethod
+    def of(method: Any) -> "Method":
+        """A method given as one, by its spelling, or as a shortlist of one's own (an instance,
+        class or factory). Raises ArgumentError."""
+        if isinstance(method, Method):
+            return method
+        if isinstance(method, str):
+            return Method.parse(method)
+        name = plugins.name_of(method)
+        plugins.check_part("shortlist", method, name)
+        return Method(f"{name} (own)" if name in NAMES else name, part=method)
+
+    def adapted(self) -> "Method":
+        """The same method with a draft that learns. Raises ArgumentError for plain decoding."""
+        if self.name == "autoregressive":
+            raise ArgumentError("method autoregressive has no draft that could learn: drop +adapt")
+        return replace(self, spelled=f"{self}+adapt", adapt=True)
 
     def __str__(self) -> str:
         if self.spelled or self.budget is None:
@@ -112,23 +134,38 @@ class Method:
         return ids
 
     def ranking_for(self, domain: str | None) -> str | None:
-        """The ranking's name for a prompt of some domain. Raises ArgumentError."""
+        """The name of the ranking for a prompt of a domain. Raises ArgumentError."""
         if self.ranking != "without-own":
             return self.ranking
         if domain not in DOMAINS:
             raise ArgumentError(
-                f"method {self} leaves out the domain of the prompts, which is not known of "
+                f"method {self} leaves out the domain of the prompts, which is unknown for "
                 + (f"stream {domain!r}" if domain else "a single prompt")
-                + f": known are {', '.join(DOMAINS)}"
+                + f": domains are {', '.join(DOMAINS)}"
             )
         return f"without-{domain}"
 
 
-def _budget(text: str) -> int | float:
+def _parse_own(text: str, name: str) -> Method:
+    """A method ``MODULE:CLASS[@BUDGET]``. Raises ArgumentError."""
+    path, at, budget = text.partition("@")
+    if not plugins.is_import_path(path):
+        raise ArgumentError(
+            f"unknown method {name!r}: choose from {', '.join(NAMES)}, or name a shortlist of "
+            "your own as MODULE:CLASS"
+        )
+    part = plugins.import_part(path)
+    plugins.check_part("shortlist", part, path)
+    return Method(path, _parse_budget(budget) if at else None, spelled=text, part=part)
+
+
+def _parse_budget(text: str) -> int | float:
     try:
         value = float(text) if "." in text or "e" in text.lower() else int(text)
     except ValueError:
-        raise ArgumentError(f"budget {text!r} is no number: give ids or a share of V") from None
+        raise ArgumentError(
+            f"budget {text!r} is not a number: give a number of ids or a share of V"
+        ) from None
     if value < 1 if isinstance(value, int) else not 0 < value <= 1:
         raise ArgumentError(
             f"budget {text} must be 1 id or more, or a share of the vocabulary above 0 and at "
@@ -137,56 +174,89 @@ def _budget(text: str) -> int | float:
     return value
 
 
-def default(model: str, has_draft: bool) -> str:
-    """The fastest method that there is all for: a draft, and the model's own ranking."""
+def default_method(model: Pretrained, has_draft: bool) -> Method:
+    """The best method whose parts the model has: EvoSpec with a draft, a ranking and an index of
+    the LM head; FR-Spec without the index; the full vocabulary without a ranking; plain decoding
+    without a draft."""
     if not has_draft:
-        return "autoregressive"
-    return "frspec" if ranking.find_shipped_ranking(model, _RANKING) else "full"
+        return Method("autoregressive")
+    if not ranking.find_shipped_ranking(model.name, _RANKING):
+        return Method("full")
+    has_index = model.index or find_artifact(model.name, "index")
+    return Method.parse("evospec" if has_index else "frspec")
 
 
-def shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlist:
-    """The list that a method drafts from. Raises ArgumentError, FileError, FingerprintError."""
+def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlist:
+    """The shortlist that a method drafts from, for prompts of a domain; one of the user's own is
+    built with ``plugins.build_part``. Raises ArgumentError, FileError, FingerprintError."""
     size = model.target.head.vocab_size
     budget, name = method.ids(size), method.ranking_for(domain)
+    if method.part is not None:
+        inputs = {
+            "vocab_size": lambda: size,
+            "budget": lambda: max(1, round(_OWN_SHARE * size)),
+            "eos_ids": lambda: model.tokenizer.eos_ids,
+            "ranking": lambda: _read_ranking(model, _RANKING),
+            "clusters": lambda: _read_clusters(model),
+            "rows": lambda: model.reference.head.weight,
+            "tokenizer": lambda: model.tokenizer,
+            "model": lambda: model,
+        }
+        given = {} if budget is None else {"budget": budget}
+        return plugins.build_part("shortlist", method.part, inputs, method.name, **given)
     if budget is None or name is None:
         return FullShortlist(size)
-    file = ranking.find_ranking(model.name, name)
-    ids = ranking.read_ranking(file, model.tokenizer.fingerprint, size)
+    ids = _read_ranking(model, name)
     if budget > len(ids):
         raise ArgumentError(
-            f"budget {budget} of {method} is more than the {len(ids)} ids that {file} ranks"
+            f"budget {budget} of {method} is more than the {len(ids)} ids that "
+            f"{ranking.find_ranking(model.name, name)} ranks"
         )
     eos_ids = model.tokenizer.eos_ids
     if method.name == "frspec":
         return FRSpecShortlist(ids, budget, eos_ids)
     if method.name == "in_context":
         return InContextShortlist(ids, budget, eos_ids)
-    rows, index = model.reference.head.weight, model.index
-    if method.name == "routed" and index is None:  # routes to the clusters that it was trained to
-        index = find_artifact(model.name, "router")
-    file = index_file.find_index(model.name, index)
-    clusters, router = index_file.read_index(
+    rows = model.reference.head.weight
+    if method.name == "evospec":
+        return EvoSpecShortlist(ids, budget, eos_ids, _read_clusters(model), rows)
+    # A router leads to the clusters that it was trained for.
+    file = index_file.find_index(model.name, model.index or find_artifact(model.name, "router"))
+    clusters, weights = index_file.read_index(
         file, size, model.fingerprint, model.tokenizer.fingerprint
     )
-    if method.name == "evospec":
-        return EvoSpecShortlist(ids, budget, eos_ids, clusters, rows)
-    trained = index_file.build_router(router, rows.shape[1], int(clusters.max()) + 1, str(file))
-    return RoutedShortlist(ids, budget, eos_ids, clusters, trained.to(rows.dtype))
+    router = index_file.build_router(weights, rows.shape[1], int(clusters.max()) + 1, str(file))
+    return RoutedShortlist(ids, budget, eos_ids, clusters, router.to(rows.dtype))
 
 
-def learner_of(draft: Draft, *, carry: bool = False) -> tuple[Aligner, Draft]:
-    """A learner for a draft, which remembers from text to text if it is to ``carry``, and the draft
-    to hand in with it. Raises ArgumentError for a draft that cannot learn where it is."""
+def _read_ranking(model: Pretrained, name: str) -> Tensor:
+    """Ids (N,) of a ranking of the model, most frequent first."""
+    file = ranking.find_ranking(model.name, name)
+    return ranking.read_ranking(file, model.tokenizer.fingerprint, model.target.head.vocab_size)
+
+
+def _read_clusters(model: Pretrained) -> Tensor:
+    """The cluster of each row of the LM head (V,), from the model's index."""
+    file = index_file.find_index(model.name, model.index)
+    return index_file.read_index(
+        file, model.target.head.vocab_size, model.fingerprint, model.tokenizer.fingerprint
+    )[0]
+
+
+def build_learner(draft: Draft, *, carry: bool = False) -> tuple[OnlineLearner, Draft]:
+    """A learner for a draft, and the draft to decode with; with ``carry`` it keeps what it learnt
+    from one text to the next. Raises ArgumentError for a draft that cannot learn."""
     if isinstance(draft, EagleDraft):
-        learner = Aligner(draft, carry=carry)
+        learner = OnlineLearner(draft, carry=carry)
         return learner, learner.draft
     if isinstance(draft, LearnableDraft):
-        learner = Aligner(draft.reference, carry=carry)
-        return learner, draft.learning(learner.draft)
-    raise ArgumentError(f"+adapt: a draft learns on --backend {' or '.join(LEARNING_BACKENDS)} only")
+        learner = OnlineLearner(draft.reference, carry=carry)
+        return learner, draft.with_weights_of(learner.draft)
+    where = " or ".join(LEARNING_BACKENDS)
+    raise ArgumentError(f"+adapt needs an EAGLE draft on backend {where}: this draft cannot learn")
 
 
-def decoder(
+def build_decoder(
     method: Method,
     model: Pretrained,
     draft: Draft | None,
@@ -196,14 +266,14 @@ def decoder(
     sampling: Sampling,
     stop: StopRule,
     trace: bool = False,
-    verifier: str = "token",
-    watched: Shortlist | None = None,
+    verifier: str | Verifier = "token",
+    shortlist: Shortlist | None = None,
 ) -> Decoder:
-    """A method ready to decode prompts: (ids, random source) -> rounds. ``watched`` stands in
-    the place of its list.
+    """A method ready to decode prompts of a domain: (ids, random source) -> rounds.
+    ``shortlist`` replaces the method's own.
 
-    Raises as ``shortlist``, and ArgumentError for gamma out of range, an unknown verifier or a
-    missing draft.
+    Raises as ``build_shortlist``, and ArgumentError for gamma out of range, an unknown verifier
+    or a missing draft.
     """
     target, tokenizer = model.target, model.tokenizer
     if method.name == "autoregressive":
@@ -212,19 +282,18 @@ def decoder(
             tokenizer=tokenizer, trace=trace,
         )  # fmt: skip
     check_gamma(gamma)
-    if verifier not in VERIFIERS:
-        raise ArgumentError(f"unknown verifier {verifier!r}: known are {', '.join(VERIFIERS)}")
+    verify = plugins.find_verifier(verifier)
     if draft is None:
         raise ArgumentError(
-            f"method {method} needs a draft, and none is known for model {model.name}: "
-            "use autoregressive, or train one and give it with --draft"
+            f"method {method} needs a draft, and model {model.name} has none: use autoregressive, "
+            "or train a draft and give it with --draft"
         )
-    ids_of, own = watched or shortlist(method, model, domain), draft.with_own_head()
+    chosen = shortlist or build_shortlist(method, model, domain)
+    drafting = draft.with_own_head()
     learner = None
     if method.adapt:
-        learner, own = learner_of(own)
+        learner, drafting = build_learner(drafting)
     return lambda prompt, rng, *, continued=False: speculative(
-        target, own, ids_of, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop,
-        tokenizer=tokenizer, trace=trace, continued=continued, verifier=VERIFIERS[verifier],
-        learner=learner,
+        target, drafting, chosen, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop,
+        tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify, learner=learner,
     )  # fmt: skip

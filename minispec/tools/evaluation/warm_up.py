@@ -9,10 +9,10 @@ from minispec.types import Draft
 
 def warm_up(model: Pretrained, draft: Draft | None) -> None:
     """Decodes eight tokens with each kind of method that the model and its draft can run: plain
-    decoding, the full vocabulary and a static shortlist."""
-    names = {"autoregressive", methods.default(model.name, draft is not None)}
+    decoding, the full vocabulary and the default method."""
+    names = {"autoregressive", str(methods.default_method(model, draft is not None))}
     for name in sorted(names | {"full"} if draft else names):
-        decode = methods.decoder(
+        decode = methods.build_decoder(
             methods.Method.parse(name), model, draft, None, gamma=4, sampling=Sampling(),
             stop=StopRule(8),
         )  # fmt: skip

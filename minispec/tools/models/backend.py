@@ -26,7 +26,8 @@ from minispec.types import Draft, Target
 
 NAMES = ("reference", "cpu", "compiled", "cuda")
 LEARNING_BACKENDS = ("reference", "cpu")  # on which a draft can learn while it decodes
-_CONTEXT, _REPEATS = 64, 7  # positions in the cache of a timed pass, and passes of which the best counts
+_CONTEXT = 64  # positions in the cache of a timed pass
+_REPEATS = 7  # timed passes, of which the fastest counts
 
 
 def place_on_backend(
@@ -67,12 +68,13 @@ def place_on_backend(
     return replace(model, target=target, backend=name), draft and module.build_draft(draft, target)
 
 
-def choose_backend(model: Pretrained) -> dict[str, Any]:
+def choose_backend(model: Pretrained, again: bool = False) -> dict[str, Any]:
     """The fastest backend for this model and the measurements: ``backend``, its name, and
     ``milliseconds``, by backend, of a pass over 1 and over 5 positions. Kept in the user's cache
-    directory."""
+    directory, and measured ``again`` only if asked for."""
     choices = _read_calibration()
-    if (key := _calibration_key(model)) not in choices:
+    key = _calibration_key(model)
+    if again or key not in choices:
         threads = torch.get_num_threads()
         available = [name for name in NAMES if why_unavailable(model, name) is None]
         milliseconds = {name: _time_passes(model, name) for name in available}

@@ -1,6 +1,12 @@
-"""One prompt, shown as it is decoded: plain text, coloured by fate, or one JSON object."""
+"""A prompt's rounds on the terminal as they are decoded: text, a trace, or one JSON object.
+
+A trace shows each token's fate in the colours of the explore page: accepted green, rejected red
+and struck out, replacement yellow, bonus blue. Without colours, marks take their place. Knows
+nothing of models.
+"""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,11 +17,36 @@ from tqdm import tqdm
 from minispec.tools.evaluation.measure import Figures, measure
 from minispec.types import Round, Tokenizer
 
-# ANSI colours; what they mean is said at the end of a trace.
-_ACCEPTED, _REJECTED, _OWN, _PLAIN = "\x1b[32m", "\x1b[9;31m", "\x1b[1;34m", "\x1b[0m"
+# By fate: an ANSI style, and the marks before and after where there are no colours.
+_STYLES = {
+    "accepted": ("\x1b[32m", "", ""),
+    "rejected": ("\x1b[9;31m", "[-", "-]"),
+    "replacement": ("\x1b[4;33m", "[+", "+]"),
+    "bonus": ("\x1b[34m", "[*", "*]"),
+    "plain": ("", "", ""),
+}
+_RESET = "\x1b[0m"
+_MEANINGS = {
+    "accepted": "accepted",
+    "rejected": "rejected",
+    "replacement": "replacement of a rejected token",
+    "bonus": "bonus after a chain accepted whole",
+}
 
 
-def generate(
+def use_colours(out: TextIO) -> bool:
+    """Whether to write colours: to a terminal only, and not with NO_COLOR set (no-color.org)."""
+    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def write_legend(out: TextIO) -> None:
+    """Writes the line that explains a trace."""
+    colours = use_colours(out)
+    fates = (_style(fate, text, colours) for fate, text in _MEANINGS.items())
+    out.write(f"{', '.join(fates)}\n\n")
+
+
+def write_rounds(
     rounds: Iterable[Round],
     tokenizer: Tokenizer,
     *,
@@ -25,45 +56,44 @@ def generate(
     started: float,
     out: TextIO | None = None,
     err: TextIO | None = None,
-) -> None:
-    """Decodes to the end, writing text to ``out`` (stdout) as soon as it is decided, figures to
-    ``err`` (stderr); with ``as_json`` nothing but one object to ``out``, ``details`` in it.
-    ``started``: when the command began, by ``time.perf_counter``; the first token's delay
-    counts from there, loading included."""
+) -> Figures:
+    """Decodes to the end. Text goes to ``out`` (stdout) as soon as it is certain, figures go to
+    ``err`` (stderr); with ``as_json`` a single object goes to ``out``, ``details`` in it.
+    ``started``: ``time.perf_counter`` at the command's start, from which the delay of the first
+    token is counted, loading included. Returns the figures."""
     out, err = out or sys.stdout, err or sys.stderr
-    first: list[float] = []
+    delays: list[float] = []
+    colours = use_colours(out)
 
-    def shown() -> Iterator[Round]:
-        bar = tqdm(total=1, desc="reading", unit="prompt", leave=False, disable=None, file=err)
+    def write_each() -> Iterator[Round]:
+        bar = tqdm(total=1, desc="prefill", unit="prompt", leave=False, disable=None, file=err)
         with bar:
             for finished in rounds:
-                bar.close()  # with the first round the prompt has been read
-                first.append(time.perf_counter() - started)
+                bar.close()  # the first round comes after prefill
+                delays.append(time.perf_counter() - started)
                 if not as_json:
-                    out.write(coloured(finished, tokenizer) if trace else finished.text)
+                    out.write(trace_round(finished, tokenizer, colours) if trace else finished.text)
                     out.flush()
                 yield finished
 
-    figures = measure(shown())
+    figures = measure(write_each())
     if as_json:
-        out.write(json.dumps(summary(figures, first[0] if first else None) | details) + "\n")
-        return
+        summary = summarize(figures, delays[0] if delays else None) | details
+        out.write(json.dumps(summary) + "\n")
+        out.flush()
+        return figures
     out.write("\n")
     out.flush()
-    if trace:
-        err.write(
-            f"{_ACCEPTED}accepted{_PLAIN} {_REJECTED}rejected{_PLAIN} "
-            f"{_OWN}the target's own{_PLAIN}\n"
-        )
-    delay = f"first token after {first[0]:.2f} s, " if first else ""
+    delay = f"first token after {delays[0]:.2f} s, " if delays else ""
     err.write(
         f"{len(figures.tokens)} tokens, {figures.tokens_per_second:.1f} tokens/s, {delay}"
         f"tau {figures.tau:.2f}, stopped by {figures.stop or 'length'}\n"
     )
+    return figures
 
 
-def summary(figures: Figures, first_token: float | None) -> dict[str, Any]:
-    """A decoded prompt as a JSON object; speeds are of decoding, without loading or prompt."""
+def summarize(figures: Figures, first_token: float | None) -> dict[str, Any]:
+    """A decoded prompt as a JSON object; speeds are of decoding, without loading and prefill."""
     return {
         "text": figures.text,
         "ids": list(figures.tokens),
@@ -80,20 +110,30 @@ def summary(figures: Figures, first_token: float | None) -> dict[str, Any]:
     }
 
 
-def coloured(finished: Round, tokenizer: Tokenizer) -> str:
-    """A round by fate: accepted drafts, then those rejected, then the target's own token.
+def trace_round(finished: Round, tokenizer: Tokenizer, colours: bool) -> str:
+    """A round by fate: accepted tokens, rejected ones, then the target's own token.
 
-    Each fate is decoded apart, so a character that is cut by their border shows as U+FFFD.
+    Each part is decoded separately, so a character split between two parts shows as U+FFFD.
     """
     accepted = len(finished.path)
+    last = "plain"
+    if finished.proposed:
+        last = "bonus" if accepted == len(finished.proposed) else "replacement"
     parts = (
-        (_ACCEPTED, _text(finished.tokens[:accepted], tokenizer)),
-        (_REJECTED, _text(finished.proposed[accepted:], tokenizer).replace("\n", "\\n")),
-        (_OWN, _text(finished.tokens[accepted:], tokenizer)),
+        ("accepted", _text(finished.tokens[:accepted], tokenizer)),
+        ("rejected", _text(finished.proposed[accepted:], tokenizer).replace("\n", "\\n")),
+        (last, _text(finished.tokens[accepted:], tokenizer)),
     )
-    return "".join(colour + text + _PLAIN for colour, text in parts if text)
+    return "".join(_style(fate, text, colours) for fate, text in parts if text)
+
+
+def _style(fate: str, text: str, colours: bool) -> str:
+    colour, before, after = _STYLES[fate]
+    if colours:
+        return f"{colour}{text}{_RESET}" if colour else text
+    return f"{before}{text}{after}"
 
 
 def _text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
-    # By bytes, since ``decode`` may take a space away that only a text's first token has.
+    # By bytes: ``decode`` may drop the space that only a text's first token has.
     return b"".join(map(tokenizer.token_bytes, tokens)).decode(errors="replace")

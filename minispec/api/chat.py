@@ -1,0 +1,67 @@
+"""A conversation of several turns, in which shortlist and learner keep their state.
+
+The models read the whole conversation again at each turn. Knows nothing of methods.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from minispec.api.results import Output
+from minispec.text.tokenizer import encode_prompt
+from minispec.tools.evaluation.measure import measure
+from minispec.tools.evaluation.methods import Decoder
+from minispec.types import RandomSource, Round, Tokenizer
+
+
+def time_first(rounds: Iterator[Round], started: float, delays: list[float]) -> Iterator[Round]:
+    """The same rounds; appends the seconds from ``started`` (``time.perf_counter``) to the first
+    one to ``delays``."""
+    for finished in rounds:
+        if not delays:
+            delays.append(time.perf_counter() - started)
+        yield finished
+
+
+class Chat:
+    """A conversation, made by ``Model.chat``. ``token_ids``: all of it so far, templates
+    included."""
+
+    def __init__(
+        self, decode: Decoder, tokenizer: Tokenizer, rng: RandomSource, method: str, raw: bool
+    ) -> None:
+        self.method = method
+        self.token_ids: tuple[int, ...] = ()
+        self._decode, self._tokenizer, self._rng, self._raw = decode, tokenizer, rng, raw
+
+    def send(self, text: str) -> Output:
+        """The answer to the next message. Raises TextError, and ContextError for a conversation
+        that has filled the model's context."""
+        delays: list[float] = []
+        rounds = time_first(self.stream(text), time.perf_counter(), delays)
+        prompt = self.build_prompt(text)
+        return Output.of(measure(rounds, prompt), self.method, delays[0] if delays else None)
+
+    def stream(self, text: str) -> Iterator[Round]:
+        """The rounds of the answer to the next message, as they are decoded. Whatever has been
+        yielded belongs to the conversation, also if the iteration is abandoned. Raises as
+        ``send``."""
+        prompt = self.build_prompt(text)
+        rounds = self._decode(prompt, self._rng, continued=bool(self.token_ids))
+        return self._follow(rounds, prompt)
+
+    def _follow(self, rounds: Iterator[Round], prompt: Sequence[int]) -> Iterator[Round]:
+        self.token_ids = tuple(prompt)
+        for finished in rounds:
+            self.token_ids += finished.tokens
+            yield finished
+
+    def build_prompt(self, text: str) -> list[int]:
+        """Ids of the conversation and the next message. The template closes the answer before it,
+        so that answer's own end id is dropped. Raises TextError."""
+        if not self.token_ids:
+            return encode_prompt(self._tokenizer, text, self._raw)
+        ended = self.token_ids[-1] in self._tokenizer.eos_ids
+        before = self.token_ids[:-1] if ended else self.token_ids
+        if self._raw:
+            return [*before, *self._tokenizer.encode(f"\n\n{text}")]
+        return [*before, *self._tokenizer.chat(text, later=True)]

@@ -1,0 +1,106 @@
+"""Methods side by side on the same prompts, from Python.
+
+Knows nothing of how figures are measured; that is ``minispec.tools.evaluation``.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from minispec.api.model import Model
+from minispec.api.request import ShortlistLike, check_seed
+from minispec.api.results import Comparison
+from minispec.errors import ArgumentError
+from minispec.sampling import Sampling
+from minispec.tools.data.corpus import DOMAINS
+from minispec.tools.data.streams import Stream, load_streams
+from minispec.tools.evaluation import compare as measuring
+from minispec.tools.evaluation.compare import Settings
+from minispec.tools.evaluation.methods import Method
+from minispec.tools.evaluation.plugins import find_verifier
+from minispec.verify import Verifier
+
+Prompts = Sequence[str] | Mapping[str, Sequence[str]]
+
+
+def compare(
+    model: Model,
+    methods: Sequence[ShortlistLike],
+    *,
+    prompts: Prompts | None = None,
+    gamma: int | Sequence[int] = 4,
+    max_new_tokens: int = 96,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    ignore_eos: bool = False,
+    verifier: str | Verifier = "token",
+    raw: bool | None = None,
+) -> Comparison:
+    """Decodes the same prompts with each method, in turn and after a warm-up, and compares tau,
+    speed and, if greedy, the ids.
+
+    ``methods``: spelled as for ``Model.generate``, or shortlists of one's own. ``prompts``: texts,
+    or texts by the name of their stream; None for the project's own of four domains. ``gamma``:
+    drafted tokens per round (``num_speculative_tokens`` of vLLM), one or several. The other
+    options are those of ``Model.generate``. Speeds are wall time on this machine: run nothing else.
+
+    Raises ArgumentError, TextError, ContextError, FileError and FingerprintError, all before
+    anything is decoded.
+    """
+    settings = build_settings(
+        [Method.of(method) for method in methods],
+        gammas=(gamma,) if isinstance(gamma, int) else tuple(gamma),
+        sampling=Sampling(temperature, top_k, top_p),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        ignore_eos=ignore_eos,
+        verifier=verifier,
+        raw=model.is_base if raw is None else raw,
+    )
+    return run_comparison(model, build_streams(prompts, model.is_base), settings)
+
+
+def build_streams(prompts: Prompts | None, base: bool) -> list[Stream]:
+    """Texts as streams of prompts; None stands for the project's own, for ``base`` or chat models.
+    Raises ArgumentError where there are none."""
+    if prompts is None:
+        return load_streams(DOMAINS, base=base)
+    if isinstance(prompts, str):
+        raise ArgumentError("prompts must be a list of texts, not a single text")
+    named = prompts if isinstance(prompts, Mapping) else {"prompts": prompts}
+    streams = [Stream(name, tuple(texts)) for name, texts in named.items()]
+    if not streams or not all(stream.prompts for stream in streams):
+        raise ArgumentError("there are no prompts to compare on: give one or more texts")
+    return streams
+
+
+def build_settings(
+    methods: Sequence[Method],
+    *,
+    gammas: tuple[int, ...],
+    sampling: Sampling,
+    max_new_tokens: int,
+    seed: int,
+    ignore_eos: bool,
+    verifier: str | Verifier,
+    raw: bool,
+    switch: bool = False,
+    study: bool = False,
+) -> Settings:
+    """Checked settings of a comparison; ``switch`` and ``study`` as in ``Settings``. Raises
+    ArgumentError."""
+    check_seed(seed)
+    find_verifier(verifier)
+    return Settings(
+        methods=tuple(methods), gammas=gammas, sampling=sampling, max_new_tokens=max_new_tokens,
+        seed=seed, ignore_eos=ignore_eos, raw=raw, switch=switch, study=study, verifier=verifier,
+    )  # fmt: skip
+
+
+def run_comparison(model: Model, streams: Sequence[Stream], settings: Settings) -> Comparison:
+    """Runs a comparison on streams of prompts. Raises as ``compare``."""
+    for method in settings.methods:
+        for stream in streams:
+            method.ranking_for(stream.name)
+    report = measuring.compare(model.pretrained, model.draft, streams, settings)
+    return Comparison.of(report)

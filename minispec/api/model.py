@@ -1,0 +1,288 @@
+"""A model to generate text with: target, tokenizer, draft, and the data of its shortlists.
+
+Everything that ``minispec generate`` can do is done through ``Model``.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from minispec.api.chat import Chat, time_first
+from minispec.api.request import Request, ShortlistLike, build_request
+from minispec.api.results import Output
+from minispec.errors import ArgumentError, FileError
+from minispec.io import draft_file
+from minispec.sampling import SeededRandom
+from minispec.text.tokenizer import encode_prompt
+from minispec.tools.evaluation import plugins
+from minispec.tools.evaluation.measure import measure
+from minispec.tools.evaluation.methods import Decoder, Method, build_decoder, default_method
+from minispec.tools.models import backend as backends
+from minispec.tools.models import known_models, pretrained
+from minispec.tools.models.pretrained import Pretrained
+from minispec.types import Draft, Round, Target, Tokenizer
+from minispec.verify import Verifier
+
+# A file, ``MODULE:CLASS``, or a draft of one's own: an instance, a class or a factory.
+DraftLike = str | Path | Draft | Callable[..., Draft]
+
+
+def load(
+    name: str | Path = "smollm2",
+    *,
+    dtype: str = "float32",
+    backend: str = "auto",
+    device: str = "cpu",
+    draft: DraftLike | Literal[False] | None = None,
+    index: str | Path | None = None,
+    threads: int | None = None,
+    measure_backends: bool = False,
+    adapt: bool = False,
+) -> "Model":
+    """Loads a model with its draft.
+
+    ``name``: "pocket", which ships with the package, "smollm2" or "gemma3-270m" (after ``minispec
+    fetch NAME``), a folder in Hugging Face layout, or a GGUF file; Llama and Gemma 3 architectures.
+    ``dtype``: "float32", "bfloat16", "float64" or "int8". ``backend``: "reference", "cpu",
+    "compiled" or "cuda"; "auto" takes the fastest that was measured before (by ``minispec doctor``,
+    or now with ``measure_backends``), else the reference, and with ``adapt`` one on which a draft
+    can learn. ``device``: where the reference runs, "cpu", "cuda" or "mps". ``draft``: None for the
+    draft that ships for the model, a file made by ``minispec train draft``, False for none, or a
+    draft of one's own as an instance, a class, a factory or "MODULE:CLASS"; a class is called with
+    the values of the parameters that it names, from ``target``, ``tokenizer`` and ``model``.
+    ``index``: a file made by ``minispec index build``, None for the one that ships. ``threads``:
+    torch's threads, for the whole process.
+
+    Raises ArgumentError, FileError, FingerprintError.
+    """
+    set_threads(threads)
+    own = find_draft(str(name), draft)
+    loaded = pretrained.load(str(name), dtype, device)
+    loaded = replace(loaded, index=Path(index) if index else None)
+    eagle = None
+    if isinstance(own, Path):
+        eagle = draft_file.load_draft(own, loaded.reference, loaded.fingerprint)
+    loaded, placed = backends.place_on_backend(loaded, eagle, backend, measure_backends, adapt)
+    if own is not None and not isinstance(own, Path):
+        placed = _build_own_draft(own, loaded)
+    return Model(loaded, placed)
+
+
+def find_draft(model: str, draft: Any) -> Any:
+    """The draft that ``draft`` stands for in ``load``: the path of a file that exists, a part of
+    one's own, or None. Raises ArgumentError, FileError."""
+    if draft is False:
+        return None
+    if draft is None:
+        is_known = model in (known_models.POCKET, *known_models.SOURCES)
+        return draft_file.find_draft(model) if is_known else None
+    if not isinstance(draft, str | Path):
+        plugins.check_part("draft", draft, plugins.name_of(draft))
+        return draft
+    path = Path(draft)
+    if path.is_dir():
+        file = path / "draft.safetensors"
+        advice = f"give {file}" if file.is_file() else "give a file made by `minispec train draft`"
+        raise FileError(f"draft {path} is a folder: {advice}")
+    if not path.exists() and plugins.is_import_path(str(draft)):
+        part = plugins.import_part(str(draft))
+        plugins.check_part("draft", part, str(draft))
+        return part
+    if not path.is_file():
+        raise FileError(f"draft {path} does not exist: give a file made by `minispec train draft`")
+    return path
+
+
+def _build_own_draft(part: Any, model: Pretrained) -> Draft:
+    inputs: dict[str, Callable[[], Any]] = {
+        "target": lambda: model.target,
+        "tokenizer": lambda: model.tokenizer,
+        "model": lambda: model,
+    }
+    built: Draft = plugins.build_part("draft", part, inputs, plugins.name_of(part))
+    if built.head.vocab_size != model.target.head.vocab_size:
+        raise ArgumentError(
+            f"draft {plugins.name_of(part)} has a head of {built.head.vocab_size} ids, the target "
+            f"one of {model.target.head.vocab_size}: use the target's"
+        )
+    return built
+
+
+def set_threads(threads: int | None) -> None:
+    """Sets torch's number of threads, if one is given. Raises ArgumentError."""
+    if threads is None:
+        return
+    if not 1 <= threads <= 1024:
+        raise ArgumentError(f"threads {threads} must lie in 1..1024")
+    torch.set_num_threads(threads)
+
+
+class Model:
+    """A loaded model, made by ``load``. ``pretrained`` and ``draft`` are its parts; ``draft`` is
+    None where there is none, and text is then decoded plainly."""
+
+    def __init__(self, pretrained: Pretrained, draft: Draft | None) -> None:
+        self.pretrained, self.draft = pretrained, draft
+
+    def __repr__(self) -> str:
+        model, draft = self.pretrained, "a draft" if self.draft else "no draft"
+        return f"<minispec.Model {model.name}: {model.dtype}, backend {model.backend}, {draft}>"
+
+    @property
+    def name(self) -> str:
+        """The name or path that it was loaded by."""
+        return self.pretrained.name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        return self.pretrained.tokenizer
+
+    @property
+    def target(self) -> Target:
+        """The target model, as it runs on the backend."""
+        return self.pretrained.target
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is known to be a base model, which continues text and has no chat template."""
+        return known_models.is_base(self.name)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        shortlist: ShortlistLike | None = None,
+        gamma: int = 4,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        verifier: str | Verifier = "token",
+        adapt: bool = False,
+        raw: bool | None = None,
+    ) -> Output:
+        """Generates the answer to a prompt: text, or token ids, which are used as they are.
+
+        ``shortlist``: the method, spelled ``NAME[@BUDGET][:RANKING][+adapt]`` ("evospec@1536",
+        "frspec@0.25", "full", "autoregressive" for plain decoding), or a shortlist of one's own: an
+        instance, a class, a factory, or "MODULE:CLASS". A class is called with the values of the
+        parameters that it names, from ``vocab_size``, ``budget``, ``eos_ids``, ``ranking`` (N,),
+        ``clusters`` (V,), ``rows`` (V, D), ``tokenizer`` and ``model``; parameters with a default
+        keep it. None: the best that the model has all parts of, evospec first.
+        ``gamma``: drafted tokens per round, vLLM's ``num_speculative_tokens``, 1 to 16.
+        ``temperature``: 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all ids.
+        ``seed``: fixes all draws. ``stop``: text, or several, that ends the answer.
+        ``ignore_eos``: continue past the end of the answer. ``verifier``: "token", "block", a
+        function like ``minispec.verify.verify``, or "MODULE:FUNCTION". ``adapt``: let the draft
+        learn while it decodes. ``raw``: continue the prompt's text, without a chat template; None
+        does so for base models only.
+
+        The output's distribution is the target's, whatever the shortlist, draft and verifier
+        (speculative sampling, arXiv 2211.17192). Raises ArgumentError, TextError, ContextError,
+        FileError, FingerprintError, and ShortlistError for a shortlist that breaks its contract.
+        """
+        request = build_request(
+            shortlist=shortlist, gamma=gamma, max_new_tokens=max_new_tokens,
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop,
+            ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
+        )  # fmt: skip
+        started, delays = time.perf_counter(), list[float]()
+        ids = self.encode_prompt(prompt, request)
+        figures = measure(time_first(self.run(ids, request), started, delays), ids)
+        method = str(self.method_of(request))
+        return Output.of(figures, method, delays[0] if delays else None)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        shortlist: ShortlistLike | None = None,
+        gamma: int = 4,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        verifier: str | Verifier = "token",
+        adapt: bool = False,
+        raw: bool | None = None,
+    ) -> Iterator[Round]:
+        """The same as ``generate``, round by round as they are decoded: ``round.text`` is the text
+        that became certain. The iteration can be abandoned at any round. Options and errors as
+        ``generate``; all errors of the options come before the first round."""
+        request = build_request(
+            shortlist=shortlist, gamma=gamma, max_new_tokens=max_new_tokens,
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop,
+            ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
+        )  # fmt: skip
+        return self.run(self.encode_prompt(prompt, request), request)
+
+    def chat(
+        self,
+        *,
+        shortlist: ShortlistLike | None = None,
+        gamma: int = 4,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        verifier: str | Verifier = "token",
+        adapt: bool = False,
+        raw: bool | None = None,
+    ) -> Chat:
+        """A conversation: ``chat.send(text)`` and ``chat.stream(text)`` answer one message each,
+        and shortlist and learner keep their state from turn to turn. ``max_new_tokens`` is per
+        answer. A base model continues its text. Options and errors as ``generate``."""
+        request = build_request(
+            shortlist=shortlist, gamma=gamma, max_new_tokens=max_new_tokens,
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop,
+            ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
+        )  # fmt: skip
+        return self.start_chat(request)
+
+    def start_chat(self, request: Request) -> Chat:
+        """A conversation with checked options. Raises as ``generate``."""
+        return Chat(
+            self._build_decoder(request), self.tokenizer, SeededRandom(request.seed),
+            str(self.method_of(request)), self.is_raw(request),
+        )  # fmt: skip
+
+    def run(self, ids: Sequence[int], request: Request) -> Iterator[Round]:
+        """The rounds of a request for a prompt of ids. Raises as ``generate``."""
+        return self._build_decoder(request)(ids, SeededRandom(request.seed))
+
+    def encode_prompt(self, prompt: str | Sequence[int], request: Request) -> list[int]:
+        """The ids of a prompt as a request asks for it. Raises TextError."""
+        if isinstance(prompt, str):
+            return encode_prompt(self.tokenizer, prompt, self.is_raw(request))
+        return [int(token) for token in prompt]
+
+    def is_raw(self, request: Request) -> bool:
+        """Whether a request continues the prompt's text, without a chat template."""
+        return self.is_base if request.raw is None else request.raw
+
+    def method_of(self, request: Request) -> Method:
+        """The method of a request: the one it names, or the best that the model has. Raises
+        ArgumentError."""
+        method = request.method or default_method(self.pretrained, self.draft is not None)
+        return method.adapted() if request.adapt and not method.adapt else method
+
+    def _build_decoder(self, request: Request) -> Decoder:
+        return build_decoder(
+            self.method_of(request), self.pretrained, self.draft, None, gamma=request.gamma,
+            sampling=request.sampling, stop=request.stop_rule(self.tokenizer.eos_ids),
+            verifier=request.verifier,
+        )  # fmt: skip
