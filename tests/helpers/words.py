@@ -49,10 +49,10 @@ RULES = (
         rf"({_DOMAINS})[\"'`,]*,? ?(and |or )?[\"'`]*law\b"
         rf"|\blaw[\"'`,]*,? (and |or )?[\"'`]*({_DOMAINS})"
         r"|Zipf's law|[\"'`|]law[\"'`|]|\blaw-|-law\b|\| law|in law\b|law\.txt|Pile of Law"
-        r"|\blaw \[?\d|\blaw (tokens|prompts|texts?)\b|\blaw$",
+        r"|\bto law\b|\blaw \[?\d|\blaw (tokens|prompts|texts?)\b|\blaw$",
     ),
     Rule(
-        "list", "shortlist", "(?!inverted)lists",
+        "list", "shortlist", "(?<!inverted )lists",
         r"\b(the|a|an|its|their|this|that|each|every|another|any|one|same|no|which|whose|own|new"
         r"|static|evolving|dynamic|on|off|draft's) list\b(?! of| comprehension)"
         r"|\b(the|of|these|all|for|with|two|static|evolving|dynamic|such|other|their|several|between"
