@@ -18,8 +18,8 @@ from minispec.io import draft_file
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data import corpus
 from minispec.tools.evaluation.measure import measure, paired_ratio, pool
-from minispec.tools.evaluation.methods import Method, shortlist
-from minispec.tools.models import pretrained
+from minispec.tools.evaluation.methods import Method, build_shortlist
+from minispec.tools.models import known_models, pretrained
 from minispec.types import Distribution, Proposal, RandomSource, Verdict
 from minispec.verify import VERIFIERS, verify
 
@@ -52,13 +52,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.8, 1.0])
     options = parser.parse_args()
-    pretrained.fetch("smollm2")
+    known_models.fetch("smollm2")
     model = pretrained.load("smollm2")
     path = draft_file.find_draft("smollm2")
     assert path is not None
     draft = draft_file.load_draft(path, model.target, model.fingerprint)
-    ids_of = shortlist(METHOD, model, None)
-    texts = [t for name in corpus.DOMAINS for t in corpus.prompts(name)[: options.prompts]]
+    ids_of = build_shortlist(METHOD, model, None)
+    texts = [t for name in corpus.DOMAINS for t in corpus.load_prompts(name)[: options.prompts]]
     prompts = [model.tokenizer.chat(text) for text in texts]
     rule = StopRule(options.tokens, model.tokenizer.eos_ids)
     for temperature in options.temperatures:

@@ -39,7 +39,7 @@ from minispec.io import draft_file
 from minispec.io.files import write_aside
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.frspec import FRSpecShortlist
-from minispec.tools.models import pretrained
+from minispec.tools.models import known_models, pretrained
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = [  # name, V, D, dtype, list sizes; the whole vocabulary comes by itself
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the figures go; default: results/")
     parser.add_argument("--rounds", type=int, default=30, help="calls of each side")
     arguments = parser.parse_args()
-    if device.SIMULATED or not device.available():
+    if device.SIMULATED or not device.is_available():
         print("bench-gpu: no GPU that PyTorch and Numba see, so nothing was run", file=sys.stderr)
         return 2
     report: dict[str, Any] = {"machine": machine()}
@@ -103,7 +103,7 @@ def machine() -> dict[str, Any]:
 
 def probe() -> float:
     """Bytes per second of a plain sum over 1 GiB: the fastest of three."""
-    data = torch.ones(1 << 28, device=device.home())
+    data = torch.ones(1 << 28, device=device.get_device())
     data.sum()
     return data.numel() * 4 / min(on_device(data.sum) for _ in range(3))
 
@@ -163,17 +163,17 @@ def sides(weight: Tensor, hidden: Tensor, ids: list[Tensor]) -> dict[str, Side]:
         new = torch.empty_like(slots)
         new[stays], new[~stays] = slots[kept], slots[~kept]
         if not stays.all():
-            came = device.sent(ids[number][~stays])
-            copy.index_copy_(0, device.sent(new[~stays]), weight.index_select(0, came))
+            came = device.to_device(ids[number][~stays])
+            copy.index_copy_(0, device.to_device(new[~stays]), weight.index_select(0, came))
         slots, held = new, ids[number]
-        return F.linear(hidden, copy).index_select(1, device.sent(slots))
+        return F.linear(hidden, copy).index_select(1, device.to_device(slots))
 
     def ours_packed(number: int) -> Tensor:
         packed.update(ids[number])
         return packed.scores(hidden).logits
 
     return {
-        "torch gathered": lambda n: F.linear(hidden, weight.index_select(0, device.sent(ids[n]))),
+        "torch gathered": lambda n: F.linear(hidden, weight.index_select(0, device.to_device(ids[n]))),
         "torch packed": torch_packed,
         "ours gathered": lambda n: table.scores(hidden, ids[n]).logits,
         "ours packed": ours_packed,
@@ -185,13 +185,13 @@ def heads(
     bandwidth: float, rounds: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """All sides at one shape, in turns."""
-    draws = torch.Generator(device=device.home()).manual_seed(0)
-    weight = torch.randn(size, width, generator=draws, device=device.home(), dtype=dtype)
-    hidden = torch.randn(states, width, generator=draws, device=device.home(), dtype=dtype)
+    draws = torch.Generator(device=device.get_device()).manual_seed(0)
+    weight = torch.randn(size, width, generator=draws, device=device.get_device(), dtype=dtype)
+    hidden = torch.randn(states, width, generator=draws, device=device.get_device(), dtype=dtype)
     ids = lists(size, count)
     every = sides(weight, hidden, ids)
     errors = {side: error(call, weight, hidden, ids) for side, call in every.items()}
-    flush = torch.empty(1 << 26, device=device.home())  # 256 MiB
+    flush = torch.empty(1 << 26, device=device.get_device())  # 256 MiB
     times: dict[tuple[str, str], list[float]] = {}
     for number in range(rounds):
         for side, call in every.items():
@@ -232,12 +232,12 @@ def error(call: Side, weight: Tensor, hidden: Tensor, ids: list[Tensor]) -> floa
 def whole_rounds() -> dict[str, Any] | None:
     """Speculative decoding with SmolLM2 on the device: speed, and waits counted by PyTorch."""
     path = draft_file.find_draft("smollm2")
-    if path is None or not pretrained.cached("smollm2").exists():
+    if path is None or not known_models.model_path("smollm2").exists():
         return None
     model = pretrained.load("smollm2")
     guesser = draft_file.load_draft(path, model.target, model.fingerprint)
-    target = cuda.target(model.target)
-    draft = cuda.draft(guesser, target)
+    target = cuda.build_target(model.target)
+    draft = cuda.build_draft(guesser, target)
     size = model.target.config.vocab_size
     shortlist = FRSpecShortlist(torch.arange(size), size // 4, model.tokenizer.eos_ids)
     prompt = model.tokenizer.chat("Explain how a steam engine works.")

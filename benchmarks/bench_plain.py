@@ -22,9 +22,9 @@ from transformers.utils import logging
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.sampling import Sampling, SeededRandom
-from minispec.text.tokenizer import prompt_ids
+from minispec.text.tokenizer import encode_prompt
 from minispec.tools.data import corpus
-from minispec.tools.models import backend, pretrained
+from minispec.tools.models import backend, known_models, pretrained
 
 TOKENS = 64
 PROMPTS = 4  # of each domain
@@ -33,12 +33,12 @@ PROMPTS = 4  # of each domain
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=("reference", "cpu"), default="cpu")
-    parser.add_argument("--model", choices=pretrained.SOURCES, default="smollm2")
+    parser.add_argument("--model", choices=known_models.SOURCES, default="smollm2")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     name, threads = options.backend, torch.get_num_threads()
-    path = pretrained.fetch(options.model)
-    model = backend.placed(pretrained.load(options.model, options.dtype), None, name)[0]
+    path = known_models.fetch(options.model)
+    model = backend.place_on_backend(pretrained.load(options.model, options.dtype), None, name)[0]
     logging.set_verbosity_error()
     theirs = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=getattr(torch, options.dtype)
@@ -65,9 +65,9 @@ def main() -> None:
         return output[0, len(ids) :].tolist()
 
     sides = [ours, transformers]
-    base = pretrained.is_base(options.model)
-    texts = [text for domain in corpus.DOMAINS for text in corpus.prompts(domain, base)[:PROMPTS]]
-    prompts = [prompt_ids(model.tokenizer, text, base) for text in texts]
+    base = known_models.is_base(options.model)
+    texts = [text for domain in corpus.DOMAINS for text in corpus.load_prompts(domain, base)[:PROMPTS]]
+    prompts = [encode_prompt(model.tokenizer, text, base) for text in texts]
     for side in sides:
         side(prompts[0])
     ratios = []

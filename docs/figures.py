@@ -170,20 +170,20 @@ def measure_budget() -> None:
     from minispec.tools.evaluation import methods
     from minispec.tools.evaluation.measure import measured, pooled
     from minispec.tools.evaluation.replay import Recorded, replayed
-    from minispec.tools.models import backend, pretrained
+    from minispec.tools.models import backend, known_models, pretrained
 
-    pretrained.fetch("smollm2")
+    known_models.fetch("smollm2")
     model = pretrained.load("smollm2")
     path = draft_file.find_draft("smollm2")
     assert path is not None
     guesser = draft_file.load_draft(path, model.reference, model.fingerprint)
-    model, own = backend.placed(model, guesser, "cpu")
+    model, own = backend.place_on_backend(model, guesser, "cpu")
     assert own is not None
     size, stop = model.target.head.vocab_size, StopRule(_TOKENS, model.tokenizer.eos_ids)
     greedy = {"sampling": Sampling(), "random": SeededRandom(0), "stop": stop}
     texts = []
     for domain in corpus.DOMAINS:
-        for prompt in corpus.prompts(domain)[:_PROMPTS]:
+        for prompt in corpus.load_prompts(domain)[:_PROMPTS]:
             ids = model.tokenizer.chat(prompt)
             answer = measured(autoregressive(model.target, ids, **greedy)).tokens
             texts.append(Recorded(model.target, ids, answer))
@@ -195,7 +195,7 @@ def measure_budget() -> None:
                 method = replace(method, budget=budget, spelled="")
             elif budget != size:
                 continue
-            shortlist = methods.shortlist(method, model, None)
+            shortlist = methods.build_shortlist(method, model, None)
             found = [replayed(text, own, shortlist, gamma=4, stop=stop) for text in texts]
             overlap = fmean(value for replay in found for value in replay.overlaps)
             tau = pooled([replay.figures for replay in found])["tau"]

@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
 from helpers import tiny_model
 from helpers.tiny_model import Tiny
 from minispec.errors import FetchError
-from minispec.tools.models import backend, pretrained
+from minispec.tools.models import backend, known_models, pretrained
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -54,7 +54,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def smollm2() -> pretrained.Pretrained:
     """The real target in float32, fetched if it is not here yet."""
     try:
-        pretrained.fetch("smollm2")
+        known_models.fetch("smollm2")
     except FetchError as error:
         if os.environ.get("CI"):
             raise  # there, tests that did not run must not look like tests that passed
@@ -84,22 +84,22 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def show(browser: "Browser") -> Iterator[Callable[..., Any]]:
-    """Opens a file, in a window of its own; returns the page and all that it complained of,
-    asked for, or wanted to say."""
+    """Open a file in a tab of its own; the result has the ``tab``, its ``errors`` (dialogs
+    included) and its ``requests``."""
     tabs = []
 
-    def shown(path: Path, **options: Any) -> Any:
+    def open_file(path: Path, **options: Any) -> Any:
         tab = browser.new_page(**{"viewport": {"width": 1400, "height": 1000}} | options)
         tabs.append(tab)
-        seen = SimpleNamespace(tab=tab, errors=[], asked=[])
+        seen = SimpleNamespace(tab=tab, errors=[], requests=[])
         tab.on("console", lambda m: m.type in ("error", "warning") and seen.errors.append(m.text))
         tab.on("pageerror", lambda error: seen.errors.append(str(error)))
         tab.on("dialog", lambda dialog: (seen.errors.append(dialog.message), dialog.dismiss()))
-        tab.on("request", lambda request: seen.asked.append(request.url))
+        tab.on("request", lambda request: seen.requests.append(request.url))
         tab.goto(path.as_uri())
         tab.wait_for_timeout(300)
         return seen
 
-    yield shown
+    yield open_file
     for tab in tabs:
         tab.close()

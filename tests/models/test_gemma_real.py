@@ -14,7 +14,7 @@ from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.errors import TextError
 from minispec.sampling import Sampling, SeededRandom
-from minispec.text.tokenizer import SentencePieceTokenizer, prompt_ids
+from minispec.text.tokenizer import SentencePieceTokenizer, encode_prompt
 from minispec.tools.data import corpus
 from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained
@@ -78,7 +78,7 @@ def test_it_is_the_model_that_was_expected_and_has_no_chat_template(gemma):
 
 
 def greedy(gemma: Pretrained, text: str, new: int) -> str:
-    ids = prompt_ids(gemma.tokenizer, text, raw=True)
+    ids = encode_prompt(gemma.tokenizer, text, raw=True)
     rounds = autoregressive(
         gemma.target, ids, sampling=Sampling(), rng=SeededRandom(0), stop=StopRule(new)
     )
@@ -86,7 +86,7 @@ def greedy(gemma: Pretrained, text: str, new: int) -> str:
 
 
 def test_it_continues_sensibly(gemma):
-    ids = torch.tensor(prompt_ids(gemma.tokenizer, "The capital of France is", raw=True))
+    ids = torch.tensor(encode_prompt(gemma.tokenizer, "The capital of France is", raw=True))
     target = gemma.target
     logits = target.head.logits(target.step(ids, target.new_cache(len(ids))).hidden[-1])
     assert b" Paris" in [gemma.tokenizer.token_bytes(int(i)) for i in logits.topk(3).indices]
@@ -100,7 +100,7 @@ def test_logits_are_those_of_transformers_beyond_the_window(gemma):
     text = "\n\n".join(
         text for domain in corpus.DOMAINS for text in corpus.load_prompts(domain, True)
     )
-    ids = torch.tensor(prompt_ids(gemma.tokenizer, text, raw=True)[:700])
+    ids = torch.tensor(encode_prompt(gemma.tokenizer, text, raw=True)[:700])
     assert len(ids) == 700 > gemma.target.config.sliding_window
     places = torch.tensor([*range(0, 700, 50), 511, 512, 513, 514, 699])
     cache = gemma.target.new_cache(700)

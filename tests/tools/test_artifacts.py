@@ -16,7 +16,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data import corpus, ranking
 from minispec.tools.evaluation import audit
 from minispec.tools.evaluation.measure import Figures, measure
-from minispec.tools.evaluation.methods import Method, decoder
+from minispec.tools.evaluation.methods import Method, build_decoder
 from minispec.tools.models.pretrained import Pretrained
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,7 +29,7 @@ def decoded(model: Pretrained, method: str, prompt: str, tokens: int) -> Figures
     assert path is not None
     guesser = draft_file.load_draft(path, model.target, model.fingerprint)
     stop = StopRule(tokens, model.tokenizer.eos_ids)
-    run = decoder(
+    run = build_decoder(
         Method.parse(method), model, guesser, None, gamma=4, sampling=Sampling(), stop=stop
     )
     return measure(run(model.tokenizer.chat(prompt), SeededRandom(0)))

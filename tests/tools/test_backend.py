@@ -11,7 +11,7 @@ from minispec.commit import StopRule
 from minispec.errors import ArgumentError
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.cli import main
-from minispec.tools.evaluation.methods import Method, decoder
+from minispec.tools.evaluation.methods import Method, build_decoder
 from minispec.tools.models import backend
 
 
@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(model, draft, method: str, temperature: float) -> list[int]:
-    run = decoder(
+    run = build_decoder(
         Method.parse(method), model, draft, None, gamma=3, sampling=Sampling(temperature),
         stop=StopRule(24),
     )  # fmt: skip
@@ -51,7 +51,7 @@ def test_auto_measures_once_and_keeps_what_it_found(
     assert {"reference", "cpu"} <= figures.keys() and "compiled" not in figures
     assert verdict["backend"] == min(figures, key=lambda name: sum(figures[name]))
     assert [*json.loads(cache.read_text()).values()] == [verdict]
-    monkeypatch.setattr(backend, "_measured", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(backend, "_time_passes", lambda *_: pytest.fail("measured again"))
     assert backend.choose_backend(tiny.model) == verdict
     assert backend.place_on_backend(tiny.model, None, "auto")[0].backend == verdict["backend"]
 
@@ -61,7 +61,7 @@ def test_a_draft_that_learns_is_placed_where_it_can(
 ) -> None:
     figures = {"cuda": [0.1, 0.1], "reference": [2.0, 2.0], "cpu": [1.0, 2.0]}
     found = {"backend": "cuda", "milliseconds": figures}
-    monkeypatch.setattr(backend, "chosen", lambda model: found)
+    monkeypatch.setattr(backend, "choose_backend", lambda model: found)
     placed, draft = backend.place_on_backend(tiny.model, tiny.draft, "auto", learns=True)
     assert placed.backend == "cpu"
     assert said(placed, draft, "full+adapt", 0.0) == said(placed, draft, "full", 0.0)
@@ -82,7 +82,7 @@ def test_a_damaged_calibration_is_made_anew(tiny: Tiny, cache: Path, damaged: st
 
 
 def test_what_cannot_run_is_refused_by_name(tiny: Tiny) -> None:
-    with pytest.raises(ArgumentError, match="no backend 'warp': known are auto, reference, cpu"):
+    with pytest.raises(ArgumentError, match="unknown backend 'warp': choose from auto, reference, cpu"):
         backend.place_on_backend(tiny.model, None, "warp")
     if not torch.cuda.is_available():
         with pytest.raises(ArgumentError, match=r"cuda cannot run .* no CUDA device"):

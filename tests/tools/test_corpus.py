@@ -51,7 +51,7 @@ def test_documents_come_in_one_order_and_only_the_last_is_cut(domain: str) -> No
 @pytest.mark.parametrize("domain", INSTALLED)
 def test_no_document_repeats_an_evaluation_prompt(domain: str) -> None:
     guard = corpus.OverlapGuard(_evaluation())
-    assert not [run for text in _sample(domain) if (run := guard.shared(text))]
+    assert not [run for text in _sample(domain) if (run := guard.find_shared_run(text))]
 
 
 def test_copies_other_encodings_and_long_files(
@@ -130,7 +130,7 @@ def test_licence_headers_and_other_languages_are_left_out(
         (tmp_path / name).write_text(text, encoding="utf-8")
     files = [(f"made-up/{name}", tmp_path / name) for name in texts]
     monkeypatch.setattr(corpus, "_package_files", lambda: iter(files))
-    found = {name: read().strip() for name, read in corpus._law() if name.startswith("made-up/")}
+    found = {name: read().strip() for name, read in corpus._licences() if name.startswith("made-up/")}
     assert found == {
         "made-up/mit-like.LICENSE": "Do with it whatever you like.",
         "made-up/libre.LICENSE": "",
@@ -155,7 +155,7 @@ def test_an_unknown_domain_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_an_impossible_limit_is_refused(limit: int) -> None:
-    with pytest.raises(ArgumentError, match=f"limit_bytes is {limit};"):
+    with pytest.raises(ArgumentError, match=f"limit_bytes {limit} must be 1 or above"):
         corpus.load_documents("code", limit)
 
 
@@ -210,14 +210,14 @@ def test_all_prompts_and_openers_differ() -> None:
 
 def test_no_two_evaluation_prompts_share_a_run() -> None:
     for one, other in itertools.combinations(_evaluation(), 2):
-        assert corpus.OverlapGuard([one]).shared(other) is None
+        assert corpus.OverlapGuard([one]).find_shared_run(other) is None
 
 
 def test_openers_share_no_run_with_evaluation_prompts_and_begin_none() -> None:
     guard = corpus.OverlapGuard(_evaluation())
     beginnings = [prompt.casefold() + " " for prompt in _evaluation()]
     for opener in _openers():
-        assert guard.shared(opener) is None
+        assert guard.find_shared_run(opener) is None
         assert not any(text.startswith(opener.casefold() + " ") for text in beginnings)
 
 
@@ -229,26 +229,26 @@ def test_the_guard_finds_every_planted_run_and_no_shorter_one() -> None:
         assert len(plain) >= corpus.RUN
         for start in range(len(plain) - corpus.RUN + 1):
             run = plain[start : start + corpus.RUN]
-            assert guard.shared(f"Zzz -- {' '.join(run).upper()}! Zzz") == " ".join(run)
-            assert guard.shared(f"zzz {' '.join(run[1:])} zzz {' '.join(run[:-1])} zzz") is None
+            assert guard.find_shared_run(f"Zzz -- {' '.join(run).upper()}! Zzz") == " ".join(run)
+            assert guard.find_shared_run(f"zzz {' '.join(run[1:])} zzz {' '.join(run[:-1])} zzz") is None
 
 
 def test_the_guard_ignores_case_punctuation_and_spacing() -> None:
     guard = corpus.OverlapGuard(["Don't run: the old dog sleeps under the well-worn table."])
     copy = "so DON\u2019T  run the old\tdog \u2013 sleeps\nunder, the chair"
-    assert guard.shared(copy) == "dont run the old dog sleeps under the"
-    assert guard.shared(copy.replace("the chair", "a chair")) is None
-    assert guard.shared("Old dog sleeps under the WELL worn table") == (
+    assert guard.find_shared_run(copy) == "dont run the old dog sleeps under the"
+    assert guard.find_shared_run(copy.replace("the chair", "a chair")) is None
+    assert guard.find_shared_run("Old dog sleeps under the WELL worn table") == (
         "old dog sleeps under the well worn table"
     )
 
 
 def test_the_guard_with_short_prompts() -> None:
     guard = corpus.OverlapGuard(["Who are you?", "", "?!"])
-    assert guard.shared("who are you") == "who are you"
-    assert guard.shared("Who are you and where do you come from tonight?") is None
-    assert guard.shared("") is None
-    assert guard.shared("...") is None
+    assert guard.find_shared_run("who are you") == "who are you"
+    assert guard.find_shared_run("Who are you and where do you come from tonight?") is None
+    assert guard.find_shared_run("") is None
+    assert guard.find_shared_run("...") is None
 
 
 def test_read_prompts(tmp_path: Path) -> None:

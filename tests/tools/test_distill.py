@@ -41,7 +41,7 @@ def test_a_message_that_repeats_the_evaluation_is_thrown_away(
     """With evaluation prompts among the openers, none of them comes through."""
     model, evaluation = tiny.model, corpus.load_prompts("law")
     clean = "When does a"
-    monkeypatch.setattr(corpus, "openers", lambda domain, base: [*evaluation, clean])
+    monkeypatch.setattr(corpus, "load_openers", lambda domain, base: [*evaluation, clean])
     texts = distill.generate_messages(model.target, model.tokenizer, "law", 5, "seed")
     assert len(texts) == 5 and all(text.startswith(clean) for text in texts)
 
@@ -68,8 +68,8 @@ def test_what_is_stored_is_what_the_target_computes(tiny: tiny_model.Tiny, tmp_p
     (path, *_) = distill.write_shards(tmp_path, str(tiny.folder), ["law"], 1, 0, 1, 6)
     target = tiny.model.target
     material = ShardDataset([path])
-    for index in range(len(material.places)):
-        sequence = material.sequence(index)
+    for index in range(len(material)):
+        sequence = material.read_sequence(index)
         read = sequence.tokens[:-1]
         fresh = target.step(read, target.new_cache(len(read)))
         for stored, exact in (
@@ -91,7 +91,7 @@ def test_the_recipe_makes_a_draft_and_its_log(
     log = read_json(tmp_path / "training.json")
     assert log["log"][-1]["tokens"] >= 0.5 * 300 and log["log"][-1]["tau"] >= 1
     draft = load_draft(path, tiny.model.target, tiny.model.fingerprint)
-    assert draft.fusion.weight.shape == (tiny_model.WIDTH, 3 * tiny_model.WIDTH)
+    assert draft.fusion.weight.shape == (tiny_model.HIDDEN_SIZE, 3 * tiny_model.HIDDEN_SIZE)
 
     # At next to no rate, a run that goes on from this draft stays where it is.
     (tmp_path / "second").mkdir()

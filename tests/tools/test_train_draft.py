@@ -132,7 +132,7 @@ def test_replayed_tau_is_the_real_loops() -> None:
 
 def test_training_lowers_the_loss_and_raises_agreement(corpus: ShardDataset, tmp_path: Path) -> None:
     draft = fresh_draft(TARGET)
-    held_out = [corpus.sequence(index) for index in range(3)]
+    held_out = [corpus.read_sequence(index) for index in range(3)]
     config = TrainConfig(tokens=2500, steps=3, common_ids=40, random_ids=5, report=500)
     lines = list(train_draft.train(draft, corpus, held_out, config, tmp_path, "toy"))
     assert lines[-1]["tokens"] >= 2500
@@ -145,17 +145,17 @@ def test_a_killed_run_goes_on_bit_for_bit(corpus: ShardDataset, tmp_path: Path) 
     config = TrainConfig(tokens=900, steps=2, common_ids=40, random_ids=5, report=200)
     whole = fresh_draft(TARGET)
     expected = list(
-        train_draft.train(whole, corpus, [corpus.sequence(0)], config, tmp_path / "whole", "toy")
+        train_draft.train(whole, corpus, [corpus.read_sequence(0)], config, tmp_path / "whole", "toy")
     )
     # Killed after the second line; what is started next knows only the folder.
     killed = train_draft.train(
-        fresh_draft(TARGET), corpus, [corpus.sequence(0)], config, tmp_path / "cut", "toy"
+        fresh_draft(TARGET), corpus, [corpus.read_sequence(0)], config, tmp_path / "cut", "toy"
     )
     first = [next(killed), next(killed)]
     killed.close()  # type: ignore[attr-defined]
     resumed = fresh_draft(TARGET, noise=1.0)
     rest = list(
-        train_draft.train(resumed, corpus, [corpus.sequence(0)], config, tmp_path / "cut", "toy")
+        train_draft.train(resumed, corpus, [corpus.read_sequence(0)], config, tmp_path / "cut", "toy")
     )
 
     def figures(lines: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -170,22 +170,22 @@ def test_another_runs_folder_is_refused(corpus: ShardDataset, tmp_path: Path) ->
     config = TrainConfig(tokens=100, steps=1, common_ids=40, random_ids=5, report=50)
     list(
         train_draft.train(
-            fresh_draft(TARGET), corpus, [corpus.sequence(0)], config, tmp_path, "toy"
+            fresh_draft(TARGET), corpus, [corpus.read_sequence(0)], config, tmp_path, "toy"
         )
     )
     other = TrainConfig(tokens=100, steps=1, common_ids=40, random_ids=5, report=50, seed=1)
     with pytest.raises(ArgumentError, match="another training run"):
         list(
             train_draft.train(
-                fresh_draft(TARGET), corpus, [corpus.sequence(0)], other, tmp_path, "toy"
+                fresh_draft(TARGET), corpus, [corpus.read_sequence(0)], other, tmp_path, "toy"
             )
         )
 
 
 def test_sequences_held_out_are_not_trained_on(corpus: ShardDataset) -> None:
-    before = len(corpus.places)
-    taken = corpus.split(3)
-    left = [tuple(corpus.sequence(i).tokens.tolist()) for i in range(len(corpus.places))]
+    before = len(corpus)
+    taken = corpus.hold_out(3)
+    left = [tuple(corpus.read_sequence(i).tokens.tolist()) for i in range(len(corpus))]
     assert len(taken) + len(left) == before and len(taken) == 2
     assert not {tuple(s.tokens.tolist()) for s in taken} & set(left)
 

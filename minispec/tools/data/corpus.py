@@ -1,9 +1,11 @@
-"""Domain text, read where it is installed, and the prompts, which are our own.
+"""Text of the four domains: installed documents, evaluation prompts and training openers.
 
-Other people's text is never copied into the project: `documents` reads what the machine
-already holds, and runs none of it. Of our own prompts, `prompts` are for evaluation and
-`openers` are beginnings that the model itself continues into training prompts; `OverlapGuard`
-keeps the second kind from repeating the first. Knows nothing of tokens and models.
+Documents are read from packages that are installed on this machine, never executed, and never
+copied into this project. Prompts and openers ship in ``minispec/data``: prompts are for evaluation,
+openers are beginnings that the model continues into training prompts. ``OverlapGuard`` keeps the
+evaluation prompts out of the training data.
+
+Knows nothing of tokens and models.
 """
 
 import gzip
@@ -21,46 +23,46 @@ from xml.etree import ElementTree
 from minispec.errors import ArgumentError, FileError
 
 DOMAINS = ("general", "code", "law", "medicine")
-MAX_CHARACTERS = 100_000  # of one document: what is longer is mostly tables or generated code
-RUN = 8  # words in a row that two texts do not share by chance
+MAX_CHARACTERS = 100_000  # per document: longer ones are mostly tables or generated code
+RUN = 8  # consecutive words that two independent texts do not share
 
-# Each document's name, the same wherever it is installed, and how to read it in its turn.
+# Each document's name, which does not depend on where it is installed, and a function to read it.
 Sources = Iterator[tuple[str, Callable[[], str]]]
 
 
-def documents(domain: str, limit_bytes: int | None = None) -> Iterator[str]:
-    """The domain's documents without duplicates, at most `limit_bytes` of UTF-8 in all.
+def load_documents(domain: str, limit_bytes: int | None = None) -> Iterator[str]:
+    """The installed documents of a domain without duplicates, at most ``limit_bytes`` of UTF-8 in
+    all; the last one is cut to fit.
 
-    They come in the order of their names' hashes: fixed for a given set of installed packages,
-    and so mixed that a limited corpus samples every kind of source. The last is cut to fit.
-    Raises ArgumentError for an unknown domain or limit, FileError for one not installed.
+    They are in the order of their names' hashes: the same for the same installed packages, and
+    shuffled, so that a limited corpus samples every kind of source. Raises ArgumentError for an
+    unknown domain or a limit below 1, FileError if no text of the domain is installed.
     """
     if limit_bytes is not None and limit_bytes < 1:
-        raise ArgumentError(f"limit_bytes is {limit_bytes}; it must be at least 1, or None")
-    # Found here and not in the generator, so that what is missing is said at the call.
-    sources = dict(_SOURCES[_known(domain)]())
+        raise ArgumentError(f"limit_bytes {limit_bytes} must be 1 or above, or None")
+    # Sources are listed here, not in the generator, so that errors are raised at the call.
+    sources = dict(_SOURCES[_check_domain(domain)]())
     if not sources:
         package = "simple-icd-10-cm" if domain == "medicine" else "scancode-toolkit-mini"
-        raise FileError(f"no text for {domain!r} is installed; get it by: pip install {package}")
-    return _distinct(sources, limit_bytes or sys.maxsize)
+        raise FileError(f"no text of domain {domain!r} is installed: run `pip install {package}`")
+    return _deduplicate(sources, limit_bytes or sys.maxsize)
 
 
-def prompts(domain: str, base: bool = False) -> list[str]:
-    """The evaluation prompts: messages for a chat model, or the beginnings of texts that a
-    ``base`` model goes on with. Nothing may be trained on them: see `OverlapGuard`. Raises
-    ArgumentError for an unknown domain."""
-    return _packaged("prompts", domain, base)
+def load_prompts(domain: str, base: bool = False) -> list[str]:
+    """The evaluation prompts of a domain: messages for a chat model, or for a ``base`` model texts
+    to continue. Nothing is trained on them, see ``OverlapGuard``. Raises ArgumentError for an
+    unknown domain."""
+    return _load_lines("prompts", domain, base)
 
 
-def openers(domain: str, base: bool = False) -> list[str]:
-    """Beginnings of user messages, for a chat model to continue into training prompts, or of
-    texts of any kind, for a ``base`` model. Raises ArgumentError for an unknown domain."""
-    return _packaged("openers", domain, base)
+def load_openers(domain: str, base: bool = False) -> list[str]:
+    """Beginnings of user messages, which a chat model continues into training prompts, or for a
+    ``base`` model beginnings of texts. Raises ArgumentError for an unknown domain."""
+    return _load_lines("openers", domain, base)
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """A user's own prompts: a UTF-8 text file with one on each line, blank lines skipped. Raises
-    FileError."""
+    """The prompts in a UTF-8 text file, one per line, blank lines skipped. Raises FileError."""
     try:
         data = Path(path).read_bytes()
         text = data.decode()
@@ -69,25 +71,25 @@ def read_prompts(path: str | Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise FileError(f"{path} is not UTF-8 text: see line {line}") from error
-    # Some editors begin a file with a byte order mark, which is no part of the first prompt.
-    found = [line.strip() for line in text.removeprefix("\ufeff").split("\n") if line.strip()]
-    if not found:
-        raise FileError(f"{path} holds no prompts; it should hold one on each line")
-    return found
+    # Some editors begin a file with a byte order mark.
+    lines = [line.strip() for line in text.removeprefix("\ufeff").split("\n") if line.strip()]
+    if not lines:
+        raise FileError(f"{path} holds no prompts: write one per line")
+    return lines
 
 
 class OverlapGuard:
-    """Finds text that repeats `RUN` words in a row from any of the evaluation prompts.
+    """Finds text that shares ``RUN`` consecutive words with an evaluation prompt.
 
-    Case, punctuation and spacing do not count. A shorter prompt is found only where it is the
-    whole text. A check costs one set lookup per word of the text, however many the prompts.
+    Case, punctuation and spacing are ignored. A prompt of fewer words is found only if it is the
+    complete text. A check costs one set lookup per word of the text.
     """
 
     def __init__(self, evaluation: Iterable[str]) -> None:
         self._runs = {run for prompt in evaluation for run in _runs(prompt)}
 
-    def shared(self, text: str) -> str | None:
-        """The first run of the text that a prompt has too, or None."""
+    def find_shared_run(self, text: str) -> str | None:
+        """The first run of words that the text shares with a prompt, or None."""
         return next((run for run in _runs(text) if run in self._runs), None)
 
 
@@ -97,39 +99,40 @@ def _runs(text: str) -> Iterator[str]:
         yield " ".join(words[start : start + RUN])
 
 
-def _packaged(kind: str, domain: str, base: bool) -> list[str]:
+def _load_lines(kind: str, domain: str, base: bool) -> list[str]:
     folder = resources.files("minispec") / "data" / kind
-    file = (folder / "base" if base else folder) / f"{_known(domain)}.txt"
+    file = (folder / "base" if base else folder) / f"{_check_domain(domain)}.txt"
     lines = file.read_text(encoding="utf-8").splitlines()
     if not base:
         return lines
-    # A text may have lines of its own, written as in a string of Python's.
+    # A text may have several lines: line breaks and tabs are escaped as in Python strings.
     return [line.replace("\\n", "\n").replace("\\t", "\t") for line in lines]
 
 
-def _known(domain: str) -> str:
+def _check_domain(domain: str) -> str:
     if domain not in DOMAINS:
-        raise ArgumentError(f"unknown domain {domain!r}; there are {', '.join(DOMAINS)}")
+        raise ArgumentError(f"unknown domain {domain!r}: choose from {', '.join(DOMAINS)}")
     return domain
 
 
-def _distinct(sources: dict[str, Callable[[], str]], left: int) -> Iterator[str]:
+def _deduplicate(sources: dict[str, Callable[[], str]], left: int) -> Iterator[str]:
+    """Reads documents in the order of their names' hashes until ``left`` bytes are used up."""
     seen: set[bytes] = set()
     for name in sorted(sources, key=lambda name: hashlib.sha256(name.encode()).digest()):
         text = sources[name]()[:MAX_CHARACTERS]
-        # Control characters and the rarest planes are no reading matter, and often no token.
+        # Control characters and the rarest Unicode planes: many tokenizers cannot encode them.
         text = re.sub(r"[^\t\n\x20-\x7e\xa0-\U0003ffff]", "", text).strip()
-        # Copies of one licence differ in years and line breaks, so only words are compared.
+        # Copies of the same licence differ in years and line breaks: compare only the words.
         words = " ".join(re.findall(r"[^\W\d_]+", text.casefold()))
         key = hashlib.sha256(words.encode()).digest()
         if not words or key in seen:
             continue
         seen.add(key)
-        text = text.encode()[:left].decode(errors="ignore")  # never half a character
+        text = text.encode()[:left].decode(errors="ignore")  # drops a character that was cut
         left -= len(text.encode())
         if text:
             yield text
-        if left < 4:  # the next character may need as many
+        if left < 4:  # bytes that a character may need
             return
 
 
@@ -143,7 +146,7 @@ def _general() -> Sources:
     for path in Path("/usr/share/doc").glob("*/README*"):
         yield str(path), partial(_read, path, _prose)
     for path in Path("/usr/share/man").glob("man[15-8]/*"):  # 2 to 4 are for C programmers
-        # The commands of a cloud are reference pages by the thousand, all alike.
+        # Cloud command lines install thousands of reference pages that are nearly the same.
         if not path.name.startswith(("gcloud", "aws")):
             yield str(path), partial(_read, path, _without_roff)
 
@@ -159,13 +162,15 @@ def _code() -> Sources:
             yield name, partial(_read, path)
 
 
-def _law() -> Sources:
-    # scancode-toolkit's texts have a header; where it names another language, all is dropped.
+def _licences() -> Sources:
+    # scancode-toolkit's texts have a header; text in another language than English is dropped.
     header = re.compile(r"\A---\n.*?(?:\n---(?:\n|\Z)|\nlanguage:.*)", re.DOTALL)
     for name, path in _package_files():
         # LICENSE.txt, LICENSE-MIT and such, and scancode-toolkit's mit.LICENSE.
-        named = re.match(r"(licen[cs]e|copying|copyright|notice)|.*\.license$", path.name.lower())
-        if named and path.suffix not in (".py", ".pyc", ".pyi", ".json", ".html"):
+        is_licence = re.match(
+            r"(licen[cs]e|copying|copyright|notice)|.*\.license$", path.name.lower()
+        )
+        if is_licence and path.suffix not in (".py", ".pyc", ".pyi", ".json", ".html"):
             yield name, partial(_read, path, partial(header.sub, ""))
     for pattern in ("doc/*/copyright", "common-licenses/*"):
         for path in Path("/usr/share").glob(pattern):
@@ -173,7 +178,7 @@ def _law() -> Sources:
 
 
 def _medicine() -> Sources:
-    # A document for each category of the ICD-10-CM tables, in it a line for each diagnosis or note.
+    # One document per category of the ICD-10-CM tables, with one line per diagnosis or note.
     wanted = ("desc", "includes", "inclusionTerm")
     for name, file in _package_files():
         if name.startswith("simple_icd_10_cm/") and file.suffix == ".xml":
@@ -183,12 +188,12 @@ def _medicine() -> Sources:
                 yield f"icd/{category.findtext('name')}", partial("\n".join, lines)
 
 
-_SOURCES = {"general": _general, "code": _code, "law": _law, "medicine": _medicine}
+_SOURCES = {"general": _general, "code": _code, "law": _licences, "medicine": _medicine}
 
 
 def _distributions() -> Iterator[metadata.Distribution]:
-    # Without this one, whose data holds the evaluation prompts.
-    return (found for found in metadata.distributions() if found.metadata["Name"] != "minispec")
+    # This package is left out: its data holds the evaluation prompts.
+    return (d for d in metadata.distributions() if d.metadata["Name"] != "minispec")
 
 
 def _package_files() -> Iterator[tuple[str, Path]]:
@@ -202,14 +207,14 @@ def _read(path: Path, clean: Callable[[str], str] = str) -> str:
         data = path.read_bytes()
         return clean((gzip.decompress(data) if path.suffix == ".gz" else data).decode())
     except (OSError, EOFError, UnicodeDecodeError):
-        return ""  # listed but gone, not ours to read, or in another encoding: no document
+        return ""  # missing, not readable or in another encoding: skipped as empty
 
 
 def _without_roff(page: str) -> str:
-    """A manual page's prose: roff is undone only as far as reading needs it."""
+    """The prose of a manual page, with most roff markup removed."""
     listing = r"^\.\s*(?:de|TS|nf|EX|Vb)\b.*?^\.(?:\.|TE|fi|EE|Ve)\s*$"
     page = re.sub(listing, "", page, flags=re.DOTALL | re.MULTILINE)
-    # A line in bold or italics keeps its words; every other request begins a paragraph.
+    # Requests for bold or italics keep their words; every other request starts a paragraph.
     page = re.sub(r"^[.'] *(?:[BIR]{1,2} (.*)|.*)", r"\1", page, flags=re.MULTILINE)
     page = page.replace(r"\-", "-").replace(r"\(aq", "'").replace('"', "")
     page = re.sub(r"\\(?:f\[\w*\]|f\(..|f.|s[-+]?\d|[(*]..|\[\w+\]|.)", "", page)
@@ -217,7 +222,7 @@ def _without_roff(page: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """The paragraphs that are mostly words, each on one line: no tables, badges, listings."""
+    """The paragraphs that are mostly words, one per line, without tables, badges and listings."""
     paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
     sentences = (part for part in paragraphs if part.count(" ") > 4 and "://" not in part)
     return "\n\n".join(

@@ -1,9 +1,9 @@
-"""What is asked: streams of prompts, and one of conversations whose topic switches.
+"""Streams of prompts, and a stream of conversations that switch their topic.
 
-A conversation has up to four turns, each of another domain than the one before. A prompt that
-stands alone is a conversation of one turn, so that all streams are walked alike.
+A conversation has up to four turns, each from another domain than the turn before it. A single
+prompt is a conversation of one turn, so that all streams have the same form.
 
-Knows nothing of methods.
+Knows nothing of decoding methods.
 """
 
 import random
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Protocol
 
 from minispec.errors import ArgumentError, ContextError
-from minispec.text.tokenizer import prompt_ids
+from minispec.text.tokenizer import encode_prompt
 from minispec.tools.data import corpus
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Tokenizer
 
-SWITCH = "switch"  # the name of the stream that switches
-_TURNS = 4
+SWITCH = "switch"  # the name of the stream of conversations that switch their topic
+_TURNS = 4  # per conversation, at most
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Prompts of one kind; the name of one of the project's domains says which."""
+    """Prompts of one kind, named after their domain or file."""
 
     name: str
     prompts: tuple[str, ...]
@@ -32,7 +32,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Turn:
-    """One prompt: the stream that it is from, and the ids that it adds to the conversation."""
+    """One prompt of a conversation: the stream it is from, and the ids that it appends."""
 
     domain: str
     ids: tuple[int, ...]
@@ -41,11 +41,15 @@ class Turn:
 Plan = dict[str, list[list[Turn]]]  # by stream, by conversation, by turn
 
 
-def load_streams(names: Sequence[str], limit: int | None = None, base: bool = False) -> list[Stream]:
-    """Streams by the names of domains or of files; the stem of a file names its stream. With
-    ``limit`` only so many prompts of each. Those of a domain suit chat models, or ``base`` ones.
+def load_streams(
+    names: Sequence[str], limit: int | None = None, base: bool = False
+) -> list[Stream]:
+    """One stream per domain or file in ``names``; a file's stream is named after its stem. With
+    ``limit``, only the first prompts of each. A domain's prompts are for chat models, or with
+    ``base`` for base models.
 
-    Raises ArgumentError for a name that is neither or twice, FileError for a bad file.
+    Raises ArgumentError for a name that is neither a domain nor a file or is given twice,
+    FileError for a file that cannot be read.
     """
     if limit is not None and limit < 1:
         raise ArgumentError(f"limit {limit} must be 1 or above")
@@ -67,61 +71,65 @@ def load_streams(names: Sequence[str], limit: int | None = None, base: bool = Fa
     return streams
 
 
-def conversations(streams: Sequence[Stream], seed: int) -> list[list[tuple[str, str]]]:
-    """Conversations of (name of a stream, prompt), every prompt in one of them.
+def build_conversations(streams: Sequence[Stream], seed: int) -> list[list[tuple[str, str]]]:
+    """Conversations of (name of a stream, prompt); every prompt is in one of them.
 
-    The next turn is of the stream that has most prompts left, of several one by lot, and never
-    of the stream before. So streams of about the same length switch at every turn, all in
-    turn; a stream longer than all others together is left with prompts that follow nothing.
-    Raises ArgumentError for fewer than two streams.
+    The next turn comes from the stream with the most prompts left (ties drawn at random), never
+    from the stream of the turn before. Streams of about the same length thus switch at every turn;
+    a stream longer than all others together ends in conversations of one turn. Raises
+    ArgumentError for fewer than two streams.
     """
     if len(streams) < 2:
         raise ArgumentError(f"stream {SWITCH!r} needs two or more streams to switch between")
-    lots = random.Random(seed)
+    ties = random.Random(seed)
     left = {stream.name: list(reversed(stream.prompts)) for stream in streams}
-    found: list[list[tuple[str, str]]] = [[]]
+    conversations: list[list[tuple[str, str]]] = [[]]
     while any(left.values()):
-        before = found[-1][-1][0] if found[-1] else None
+        before = conversations[-1][-1][0] if conversations[-1] else None
         others = [name for name in left if left[name] and name != before]
-        if len(found[-1]) == _TURNS or not others:
-            found.append([])
+        if len(conversations[-1]) == _TURNS or not others:
+            conversations.append([])
             continue
-        name = max(others, key=lambda name: (len(left[name]), lots.random()))
-        found[-1].append((name, left[name].pop()))
-    return found
+        name = max(others, key=lambda name: (len(left[name]), ties.random()))
+        conversations[-1].append((name, left[name].pop()))
+    return conversations
 
 
-def _turns(tokenizer: Tokenizer, conversation: Sequence[tuple[str, str]], raw: bool) -> list[Turn]:
-    """The ids that each turn adds behind the answer before it, whose end id is taken away: in a
-    chat what closes that answer, the message and the opening of the next; ``raw``, a blank line
+def _encode_turns(
+    tokenizer: Tokenizer, conversation: Sequence[tuple[str, str]], raw: bool
+) -> list[Turn]:
+    """The ids that each turn appends after the answer before it, whose EOS id is removed: in a chat
+    the end of that answer, the message and the header of the next answer; ``raw``, a blank line
     and the text. Raises TextError."""
     first, *later = conversation
-    found = [Turn(first[0], tuple(prompt_ids(tokenizer, first[1], raw)))]
+    turns = [Turn(first[0], tuple(encode_prompt(tokenizer, first[1], raw)))]
     for domain, text in later:
         ids = tokenizer.encode(f"\n\n{text}") if raw else tokenizer.chat(text, later=True)
-        found.append(Turn(domain, tuple(ids)))
-    return found
+        turns.append(Turn(domain, tuple(ids)))
+    return turns
 
 
 class FinishedTurn(Protocol):
-    """A turn that is over: its prompt, all turns before it included, and its answer."""
+    """A turn that was answered: its prompt, with all turns before it, and the answer."""
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """Its ids, with those of all turns and answers before it."""
+        """The ids of the prompt, with those of all earlier turns and answers."""
         ...
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The ids of the answer, its end included."""
+        """The ids of the answer, its EOS id included."""
         ...
 
 
-def build_prompt(talk: Sequence[FinishedTurn], turn: Turn, eos_ids: Sequence[int]) -> tuple[int, ...]:
-    """A conversation so far and its next turn as one prompt."""
-    if not talk:
+def build_prompt(
+    finished: Sequence[FinishedTurn], turn: Turn, eos_ids: Sequence[int]
+) -> tuple[int, ...]:
+    """The ids of a conversation's finished turns and its next turn as one prompt."""
+    if not finished:
         return turn.ids
-    last = talk[-1]
+    last = finished[-1]
     ended = last.tokens[-1] in eos_ids
     return (*last.prompt, *(last.tokens[:-1] if ended else last.tokens), *turn.ids)
 
@@ -135,17 +143,18 @@ def plan_streams(
     seed: int,
     raw: bool,
 ) -> Plan:
-    """The streams as ids, and if asked for the one that switches between them, in which answers
-    take at most ``max_new_tokens``. Raises ArgumentError, TextError, ContextError."""
-    talks = {stream.name: [[(stream.name, text)] for text in stream.prompts] for stream in streams}
+    """Encodes the streams, and with ``switching`` a stream of conversations made of them, whose
+    answers have at most ``max_new_tokens``. Raises ArgumentError, TextError, and ContextError for
+    a prompt or conversation that does not fit the context."""
+    texts = {stream.name: [[(stream.name, text)] for text in stream.prompts] for stream in streams}
     if switching:
-        talks[SWITCH] = conversations(streams, seed)
+        texts[SWITCH] = build_conversations(streams, seed)
     limit = model.target.context_limit
     plan: Plan = {}
-    for name in talks:
-        plan[name] = [_turns(model.tokenizer, talk, raw) for talk in talks[name]]
+    for name, conversations in texts.items():
+        plan[name] = [_encode_turns(model.tokenizer, each, raw) for each in conversations]
         for number, turns in enumerate(plan[name], 1):
-            # Answers of full length between the turns, so that the last prompt fits for certain.
+            # With answers of full length between the turns, so that the last prompt fits too.
             most = sum(len(turn.ids) for turn in turns) + max_new_tokens * (len(turns) - 1)
             if most >= limit:
                 kind = "prompt" if len(turns) == 1 else "conversation"

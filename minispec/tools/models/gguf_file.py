@@ -1,12 +1,12 @@
-"""A Llama-style model, or a Gemma 3, out of one GGUF file: configuration, tensors, tokenizer.
+"""Reads a Llama or Gemma 3 model from a GGUF file: configuration, weights and tokenizer.
 
-GGUF is the format of llama.cpp. Weights may be quantised (Q4_1, Q8_0, ...): they are
-dequantised here, once, and the model that results is *the* target, in whichever dtype it
-then runs. Two traps: the format stores a Llama's query and key rows so that rotary pairs are
-neighbours (2j, 2j + 1), where this package, like Hugging Face and like the format itself for
-Gemma, pairs (j, j + head_width / 2); and of a Gemma's norms it stores 1 + w already.
+GGUF is the file format of llama.cpp. Quantised weights (Q4_1, Q8_0, ...) are dequantised when they
+are loaded, and the result is *the* target, whatever dtype it then runs in. Two traps: for Llama the
+format permutes query and key rows so that rotary pairs are adjacent (2j, 2j + 1), while this
+package, Hugging Face, and GGUF itself for Gemma pair (j, j + head_dim / 2); and for Gemma it stores
+the norm weights as 1 + w.
 
-Knows where a model is in the file, not where the file comes from.
+Knows nothing of where the file comes from.
 """
 
 from collections.abc import Mapping
@@ -49,8 +49,8 @@ _NAMES = {"token_embd": "embedding", "output_norm": "norm", "output": "output"}
 
 
 class _Reader(gguf.GGUFReader):
-    """Cuts the file's metadata into some 400,000 slices; those of a plain array are several
-    times faster than those of a memory map."""
+    """Reads the metadata from a plain array: it takes some 400,000 slices of the file, which are
+    several times slower on a memory map."""
 
     def _build_fields(self, offs: int, count: int) -> int:
         self.data = np.asarray(self.data)  # type: ignore[assignment]
@@ -58,12 +58,13 @@ class _Reader(gguf.GGUFReader):
 
 
 def load(path: Path) -> tuple[Transformer, Tokenizer]:
-    """A float32 Transformer and its tokenizer.
+    """The float32 model and its tokenizer.
 
-    Raises FileError: missing, damaged, not GGUF, an architecture of another name.
+    Raises FileError for a file that is missing, damaged or not GGUF, and for an architecture or a
+    setting that is not supported.
     """
     if not path.is_file():
-        raise FileError(f"{path} does not exist: a GGUF file was expected")
+        raise FileError(f"{path} does not exist: expected a GGUF file")
     try:
         reader = _Reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
@@ -80,10 +81,10 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
         tokenizer = tokenizer_files.from_gguf_fields(metadata)
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
-    except NotImplementedError as error:  # a way to quantise that the library cannot undo
+    except NotImplementedError as error:  # a quantisation that the library cannot dequantise
         raise FileError(f"{path}: {error}") from None
     except (ValueError, LookupError, TypeError, ArithmeticError, OSError) as error:
-        raise FileError(f"{path} is not a GGUF file, or damaged: {error}") from None
+        raise FileError(f"{path} is not a GGUF file or is damaged: {error}") from None
     return build_transformer(config, state, str(path)), tokenizer
 
 
@@ -91,22 +92,22 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelCon
     architecture = metadata["general.architecture"]
     if architecture not in ("llama", "gemma3"):
         raise FileError(
-            f"architecture {architecture!r} is not supported, only 'llama' and 'gemma3' are"
+            f"architecture {architecture!r} is not supported: must be 'llama' or 'gemma3'"
         )
     at = architecture + "."
     if metadata.get(at + "rope.scaling.type", "none") != "none" or "rope_freqs.weight" in tensors:
         raise FileError("rope scaling in a GGUF file is not supported: use a folder of safetensors")
-    width, heads = metadata[at + "embedding_length"], metadata[at + "attention.head_count"]
+    hidden_size, heads = metadata[at + "embedding_length"], metadata[at + "attention.head_count"]
     layers = metadata[at + "block_count"]
-    head_dim = metadata.get(at + "attention.key_length") or width // heads
+    head_dim = metadata.get(at + "attention.key_length") or hidden_size // heads
     if metadata.get(at + "rope.dimension_count", head_dim) != head_dim:
-        raise FileError("rotary positions on a part of each head are not supported")
+        raise FileError("rotary embedding of a part of each head is not supported")
     more: dict[str, Any] = dict(aux_hidden_state_layer_ids=default_aux_layer_ids(layers))
     if architecture == "gemma3":
-        more |= _gemma(metadata, width, layers)
+        more |= _gemma(metadata, hidden_size, layers)
     return ModelConfig(
         vocab_size=len(metadata["tokenizer.ggml.tokens"]),
-        hidden_size=width,
+        hidden_size=hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=metadata.get(at + "attention.head_count_kv", heads),
@@ -120,17 +121,17 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelCon
     )
 
 
-def _gemma(metadata: Mapping[str, Any], width: int, layers: int) -> dict[str, Any]:
-    """What a Gemma has beyond a Llama. The format takes some of it for granted: that every
-    sixth layer sees everything, and the base of the others' rope."""
+def _gemma(metadata: Mapping[str, Any], hidden_size: int, layers: int) -> dict[str, Any]:
+    """The settings that a Gemma has and a Llama does not. Two are fixed by the architecture and
+    not in the file: every sixth layer attends globally, and the rope base of the local layers."""
     return dict(
         activation="gelu_tanh",
-        embedding_scale=width**0.5,
+        embedding_scale=hidden_size**0.5,
         query_key_norm=True,
         post_norms=True,
         local_layers=tuple(layer for layer in range(1, layers + 1) if layer % 6),
         sliding_window=metadata["gemma3.attention.sliding_window"],
-        # The lowest tap says little that the embedding does not, and makes a larger draft.
+        # The low layer adds little to the embedding, and would make the draft larger.
         aux_hidden_state_layer_ids=default_aux_layer_ids(layers)[1:],
     )
 
@@ -141,7 +142,7 @@ def _name(name: str, parts: Mapping[str, str]) -> str:
             return f"layers.{index}.{parts[part]}.weight"
         case [part, "weight"] if part in _NAMES:
             return f"{_NAMES[part]}.weight"
-    raise FileError(f"tensor {name!a} is none that such a model has here")
+    raise FileError(f"unexpected tensor {name!a}: no such weight in this architecture")
 
 
 def _tensor(name: str, tensor: Any, paired: Mapping[str, int]) -> Tensor:
@@ -149,5 +150,5 @@ def _tensor(name: str, tensor: Any, paired: Mapping[str, int]) -> Tensor:
     if heads := paired.get(name.split(".")[-2]):
         values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2)
         values = values.reshape(-1, values.shape[-1])
-    # Copied only where it is still the file's own memory.
+    # Copies only what still points into the file.
     return torch.from_numpy(np.require(values, np.float32, "W"))

@@ -1,10 +1,10 @@
-"""A Llama-style model, or a Gemma 3, out of a folder in Hugging Face's layout.
+"""Reads a Llama or Gemma 3 model from a folder in Hugging Face layout.
 
-Such a folder holds ``config.json``, the weights in ``model.safetensors`` or in several such
-files with an index, and a tokenizer. What its configuration asks for and ``minispec.models.transformer``
-does not do is refused by name: a model that is nearly right writes nearly the right text.
+Such a folder holds ``config.json``, the weights in ``model.safetensors`` or in several files with
+an index, and a tokenizer. Settings that ``minispec.models.transformer`` does not implement are
+refused by name: a model that is nearly right would generate text that looks nearly right.
 
-Knows where a model is in the folder, not where the folder comes from.
+Knows nothing of where the folder comes from.
 """
 
 import re
@@ -41,12 +41,12 @@ _LAYER_NAMES = {
 _GEMMA_NAMES = {
     "self_attn.q_norm": "attention.query_norm",
     "self_attn.k_norm": "attention.key_norm",
-    "post_attention_layernorm": "attention_post_norm",  # by this name a Llama's is another
+    "post_attention_layernorm": "attention_post_norm",  # in a Llama, the norm before the MLP
     "pre_feedforward_layernorm": "mlp_norm",
     "post_feedforward_layernorm": "mlp_post_norm",
 }
 _NAMES = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_head": "output"}
-# What else a configuration may say, and the one answer that ``minispec.models.transformer`` is built on.
+# Other settings of a configuration, with the only value that the transformer implements.
 _ONLY: dict[str, dict[str, Any]] = {
     "llama": dict(hidden_act="silu", mlp_bias=False),
     "gemma3_text": dict(
@@ -62,32 +62,33 @@ _KINDS |= {"LlamaForCausalLM": "llama", "Gemma3ForCausalLM": "gemma3_text"}
 
 
 def load(path: Path) -> tuple[Transformer, Tokenizer]:
-    """A float32 Transformer and its tokenizer.
+    """The float32 model and its tokenizer.
 
-    Raises FileError: a file missing or damaged, or a model of another kind.
+    Raises FileError for a file that is missing or damaged, and for an architecture or a setting
+    that is not supported.
     """
     kind, config = _config(path / "config.json")
     gemma = kind == "gemma3_text"
     parts = _LAYER_NAMES | (_GEMMA_NAMES if gemma else {})
     tokenizer = _tokenizer(path)
     ids, rows = tokenizer.vocab_size, config.vocab_size
-    if ids > rows:  # fewer is common: rows are padded to a round number
-        raise FileError(f"{path}: the tokenizer has {ids} ids, the model only {rows}")
+    if ids > rows:  # fewer ids than rows are common: rows are padded to a round number
+        raise FileError(f"{path}: the tokenizer has {ids} ids, the model only {rows} rows")
     state: dict[str, Tensor] = {}
     for file, name, value in _weights(path):
         if name.endswith(".inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings):
-            continue  # what follows from the configuration, and the embedding once more
+            continue  # rotary frequencies follow from the configuration; a tied head is a copy
         if not value.is_floating_point() or value.element_size() == 1:
             raise FileError(f"{file}: {name} is {value.dtype}: quantised weights are not supported")
-        # A Gemma's norms multiply by 1 + w.
+        # Gemma's norms multiply by 1 + w.
         ours, offset = _name(name, file, parts), gemma and name.endswith("norm.weight")
         state[ours] = value.float() + 1 if offset else value.float()
     return build_transformer(config, state, str(path)), tokenizer
 
 
 def save(path: Path, model: Transformer) -> None:
-    """Writes a Llama's configuration and, in bfloat16, its weights; a tokenizer is beside them,
-    or is to be. The weights come last: where they are, the folder is whole."""
+    """Writes the configuration of a Llama and its weights in bfloat16; the tokenizer is written
+    apart. The weights come last, so that a folder with weights is complete."""
     config = model.config
     head = {"tie_word_embeddings": config.tie_word_embeddings, "rope_theta": config.rope_theta}
     shape = {
@@ -114,17 +115,15 @@ def save(path: Path, model: Transformer) -> None:
 
 
 def _config(path: Path) -> tuple[str, ModelConfig]:
-    """The kind of model, and its configuration."""
+    """The model type and the configuration."""
     data = read_json(path)
     try:
         names = data.get("architectures") or [data.get("model_type")]
         if len(names) != 1 or (kind := _KINDS.get(names[0])) is None:
-            raise FileError(
-                f"architecture {names[0]!a} is not supported, only Llama's and Gemma 3's are"
-            )
+            raise FileError(f"architecture {names[0]!a} is not supported: must be Llama or Gemma 3")
         for key, wanted in (_ONLY[kind] | _ONLY_EITHER).items():
             if (found := data.get(key) or wanted) != wanted:
-                raise FileError(f"{key} {found!a} is not supported, only {wanted!a} is")
+                raise FileError(f"{key} {found!a} is not supported: must be {wanted!a}")
         heads = data["num_attention_heads"]
         shape = dict(
             vocab_size=data["vocab_size"],
@@ -141,11 +140,13 @@ def _config(path: Path) -> tuple[str, ModelConfig]:
     except (FileError, ArgumentError) as error:
         raise FileError(f"{path}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise FileError(f"{path} describes no model that is known here: {error!r}") from None
+        raise FileError(
+            f"{path} is not the configuration of a Llama or Gemma 3: {error!r}"
+        ) from None
 
 
 def _llama(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Newer files say the rope in ``rope_parameters``, older ones in ``rope_theta`` and
+    """The settings of a Llama. Newer files have ``rope_parameters``, older ones ``rope_theta`` and
     ``rope_scaling``."""
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
     base, scaling = _rope(rope, data.get("rope_theta") or 10_000.0)
@@ -158,21 +159,24 @@ def _llama(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gemma(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not said is as in transformers, which does not write what it has by default."""
+    """The settings of a Gemma 3. Missing ones have the defaults of transformers, which does not
+    write defaults."""
     ropes = data.get("rope_parameters") or {}
     full = ropes.get("full_attention") or data.get("rope_scaling") or {}
     base, scaling = _rope(full, data.get("rope_theta") or 1e6)
-    near = ropes.get("sliding_attention") or {}
-    local_base, local_scaling = _rope(near, data.get("rope_local_base_freq") or 10_000.0)
+    local = ropes.get("sliding_attention") or {}
+    local_base, local_scaling = _rope(local, data.get("rope_local_base_freq") or 10_000.0)
     if local_scaling:
-        raise FileError("a scaled rope in the local layers is not supported")
+        raise FileError("rope scaling in the local layers is not supported")
     layers, period = data["num_hidden_layers"], data.get("sliding_window_pattern") or 6
     kinds = data.get("layer_types") or [
         "sliding_attention" if layer % period else "full_attention"
         for layer in range(1, layers + 1)
     ]
     if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
-        raise FileError(f"layer_types {kinds!a} are not one of the two kinds for each layer")
+        raise FileError(
+            f"layer_types {kinds!a} must be {layers} times sliding_attention or full_attention"
+        )
     return dict(
         head_dim=data.get("head_dim") or 256,
         rope_theta=base,
@@ -195,30 +199,30 @@ _MORE = {"llama": _llama, "gemma3_text": _gemma}
 
 
 def _rope(rope: Mapping[str, Any], base: float) -> tuple[float, RopeScaling | None]:
-    """The base of the rotary frequencies, ``base`` if not said, and how they are stretched."""
+    """The base of the rotary frequencies, by default ``base``, and their scaling if any."""
     base = float(rope.get("rope_theta") or base)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "llama3"):
-        raise FileError(f"rope type {kind!a} is not supported, only 'default' and 'llama3' are")
+        raise FileError(f"rope type {kind!a} is not supported: must be 'default' or 'llama3'")
     if kind == "default":
         return base, None
     return base, RopeScaling(
         factor=float(rope["factor"]),
-        low_factor=float(rope["low_freq_factor"]),
-        high_factor=float(rope["high_freq_factor"]),
-        original_context=int(rope["original_max_position_embeddings"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
     )
 
 
 def _weights(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
-    """Every tensor with the file that it lies in; one file is in memory at a time."""
+    """Every tensor with its file and name; one file is in memory at a time."""
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file() and not (folder / "model.safetensors").is_file():
         try:
             names = {str(name) for name in read_json(index)["weight_map"].values()}
         except (LookupError, TypeError, AttributeError):
-            raise FileError(f"{index} is no index of safetensors files") from None
+            raise FileError(f"{index} is not an index of safetensors files") from None
     for name in sorted(names):
         for tensor, value in read_tensors(folder / name).items():
             yield folder / name, tensor, value
@@ -231,12 +235,12 @@ def _name(name: str, file: Path, parts: Mapping[str, str]) -> str:
     match stem.split(".", 3):
         case ["model", "layers", index, part] if part in parts:
             return f"layers.{index}.{parts[part]}.weight"
-    raise FileError(f"{file}: tensor {name!a} is none that such a model has here")
+    raise FileError(f"{file}: unexpected tensor {name!a}: no such weight in this architecture")
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    """Of a folder's tokenizer files the first that can be read: a Llama 2 folder has a
-    ``tokenizer.json`` that no one here reads, and beside it the ``tokenizer.model`` itself."""
+    """The tokenizer, from the first of a folder's tokenizer files that can be read: the
+    ``tokenizer.json`` of a Llama 2 is not supported, but its ``tokenizer.model`` is."""
     makers: tuple[tuple[str, Callable[[Path], Tokenizer]], ...] = (
         ("tokenizer.json", tokenizer_files.from_tokenizer_json),
         ("tokenizer.model", SentencePieceTokenizer),
@@ -251,4 +255,4 @@ def _tokenizer(folder: Path) -> Tokenizer:
                 refusals.append(error)
     if refusals:
         raise refusals[0]
-    raise FileError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer.model")
+    raise FileError(f"{folder} has no tokenizer: expected tokenizer.json or tokenizer.model")

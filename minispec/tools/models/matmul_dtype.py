@@ -1,7 +1,8 @@
-"""In which dtype this machine multiplies matrices sooner, as training and writing text do all day.
+"""The dtype in which this machine multiplies matrices faster: bfloat16 or float32.
 
-Processors that multiply bfloat16 do so up to twice as fast as float32; the others go about it in
-a roundabout way that takes ten times as long. Which of the two this one is, is measured once.
+Processors with bfloat16 instructions multiply it up to twice as fast as float32; the others emulate
+it and take ten times as long. Both are timed once per process. Training and writing training data
+use the result.
 """
 
 import timeit
@@ -15,22 +16,22 @@ import torch.nn.functional as F
 
 
 @cache
-def faster() -> torch.dtype:
-    """bfloat16 or float32, whose products take less time here."""
-    return min((torch.bfloat16, torch.float32), key=_seconds)
+def fastest_dtype() -> torch.dtype:
+    """bfloat16 or float32, whichever multiplies faster here."""
+    return min((torch.bfloat16, torch.float32), key=_time_matmul)
 
 
 @contextmanager
 def autocast() -> Iterator[None]:
-    """Within it products run in the dtype that is faster, whatever the weights are kept in."""
-    half = faster() == torch.bfloat16
+    """Within it, matrices are multiplied in the faster dtype, whatever dtype the weights have."""
+    half = fastest_dtype() == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16, half), warnings.catch_warnings():
-        # The norms' weights stay in float32, which costs PyTorch a fused kernel it regrets.
+        # PyTorch warns that norms with float32 weights cannot use its fused kernel.
         warnings.filterwarnings("ignore", "Mismatch dtype")
         yield
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    """Of a product as a layer has them, the quickest of three after one that is not counted."""
+def _time_matmul(dtype: torch.dtype) -> float:
+    """Seconds for a product of the shape of a layer's: the fastest of three after a warm-up."""
     states, weight = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
     return min(timeit.repeat(lambda: F.linear(states, weight), number=1, repeat=4)[1:])

@@ -1,11 +1,11 @@
-"""The pocket pair: a target and a draft from nothing, on a laptop, while one has lunch.
+"""The pocket pair: a target and its draft, both trained from scratch on a laptop in under an hour.
 
-Text that the machine already holds (``minispec.tools.data.corpus``) is cut by a vocabulary of its own, a
-small Llama learns to continue it, and that model then gets its draft, rankings and index as any
-other does (``minispec.tools.training.recipe``). What comes out is laid out as the package's own data.
+A tokenizer and a small Llama are trained on installed text (``minispec.tools.data.corpus``); the
+model then gets a draft, rankings and an index as any other model does
+(``minispec.tools.training.recipe``). The output folder has the layout of ``minispec/artifacts``.
 
-A model of this size knows how words follow each other, and little else: it is for teaching and
-for tests. Whatever is interrupted goes on where it was.
+A model of this size has learned little more than which words follow each other: it is for teaching
+and for tests. An interrupted run resumes when it is started again.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from minispec.text.tokenizer import SentencePieceTokenizer
 from minispec.tools.data import corpus
 from minispec.tools.models import hf_folder, matmul_dtype
 from minispec.tools.training import recipe
-from minispec.tools.training.resumable import Line, Run, TrainingConfig
+from minispec.tools.training.resumable import LogLine, TrainingConfig, TrainingRun
 
 SHAPE = ModelConfig(
     vocab_size=8192,
@@ -43,15 +43,15 @@ SHAPE = ModelConfig(
     context_limit=1024,
     aux_hidden_state_layer_ids=default_aux_layer_ids(4),
 )
-_BYTES = 8_000_000  # of installed text at most, for each domain
-_HELD_OUT = 40  # one document in so many is never trained on
+_BYTES = 8_000_000  # of installed text per domain, at most
+_HELD_OUT = 40  # one in so many documents is held out of training
 _HELD_OUT_WINDOWS = 32
 _CLUSTERS = 512
 
 
 @dataclass(frozen=True)
 class TargetConfig(TrainingConfig):
-    """How the target is trained; an update reads ``windows`` stretches of text."""
+    """How the target is trained; an update reads ``windows`` windows of ``length`` tokens."""
 
     peak_rate: float = 4e-3
     report: int = 100_000
@@ -60,40 +60,38 @@ class TargetConfig(TrainingConfig):
 
 
 def make(folder: Path, tokens: int, draft_tokens: int, epochs: float, seed: int) -> Path:
-    """Trains the target on ``tokens`` tokens, has it write ``draft_tokens``, and trains its draft
-    on those ``epochs`` times; returns the folder ``artifacts``, laid out as
-    ``minispec/artifacts/pocket``.
-    ``curves.png`` in ``folder`` shows how both learn, while they do.
+    """Trains the target on ``tokens`` tokens, generates ``draft_tokens`` with it, and trains its
+    draft on those for ``epochs`` epochs; returns the folder ``artifacts``, with the layout of
+    ``minispec/artifacts/pocket``. ``curves.png`` in ``folder`` is redrawn after each log line.
 
-    Raises ArgumentError if ``folder`` holds other runs, FileError where no text is installed.
+    Raises ArgumentError if ``folder`` holds another run, FileError if no text is installed.
     """
     artifacts = folder / "artifacts"
     model = artifacts / "model"
-    text = _text(folder / "text.safetensors", model / "tokenizer.model")
+    text = _prepare_text(folder / "text.safetensors", model / "tokenizer.model")
     if not (model / "model.safetensors").exists():
         _train_target(folder, text, TargetConfig(tokens, seed), model)
     draft = recipe.make_draft(
         str(model), corpus.DOMAINS, draft_tokens, epochs, seed, folder / "draft",
-        raw=True, report=lambda: draw(folder),
+        raw=True, report=lambda: draw_curves(folder),
     )  # fmt: skip
-    kept = {
+    copies = {
         folder / "target" / "training.json": model / "training.json",
         folder / "draft" / "training.json": artifacts / "draft.json",
         folder / "curves.png": model / "curves.png",
         draft: artifacts / "draft.safetensors",
     }
-    for made, goal in kept.items():
-        with write_aside(goal) as aside:
-            aside.write_bytes(made.read_bytes())
+    for source, destination in copies.items():
+        with write_aside(destination) as aside:
+            aside.write_bytes(source.read_bytes())
     recipe.make_index(str(model), _CLUSTERS, seed, artifacts / "index.safetensors")
     recipe.make_rankings(str(model), folder / "draft", artifacts / "rankings")
     return artifacts
 
 
-def _text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
-    """The ids to train on, ``train`` (n,), and those that are not trained on, ``held_out`` (m,),
-    both int16: installed documents, each between the marks of beginning and end. First the
-    vocabulary is made, of the same text."""
+def _prepare_text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
+    """Trains the tokenizer and encodes the text: ``train`` (n,) and ``held_out`` (m,), both int16,
+    installed documents between BOS and EOS ids. Reads both from their files if they exist."""
     if path.exists():
         return read_tensors(path)
     kinds = itertools.product(corpus.DOMAINS, (False, True))
@@ -102,9 +100,9 @@ def _text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
         document
         for domain in corpus.DOMAINS
         for document in tqdm(corpus.load_documents(domain, _BYTES), domain, disable=None)
-        if guard.shared(document) is None
+        if guard.find_shared_run(document) is None
     ]
-    # Every second line: a sample is enough to find the same pieces in.
+    # Every second line: this sample is enough to find the same pieces.
     lines = (line for text in documents for line in text.split("\n")[::2] if line)
     content = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -112,8 +110,8 @@ def _text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
         model_writer=content,
         model_type="bpe",
         vocab_size=SHAPE.vocab_size,
-        byte_fallback=True,  # whatever has no piece is spelled in bytes, so nothing is refused
-        # Text comes back as it was, its spaces and lines included.
+        byte_fallback=True,  # any text can be encoded: characters without a piece become bytes
+        # Decoding restores the text exactly, spaces and line breaks included.
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
@@ -126,7 +124,7 @@ def _text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
         aside.write_bytes(content.getvalue())
     tokenizer = SentencePieceTokenizer(tokenizer_path)
     parts: dict[str, list[Tensor]] = {"train": [], "held_out": []}
-    for number, document in enumerate(tqdm(documents, "cutting", disable=None)):
+    for number, document in enumerate(tqdm(documents, "encoding", disable=None)):
         ids = [tokenizer.bos_id, *tokenizer.encode(document), *tokenizer.eos_ids]
         part = parts["train" if number % _HELD_OUT else "held_out"]
         part.append(torch.tensor(ids, dtype=torch.int16))
@@ -135,8 +133,8 @@ def _text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
     return text
 
 
-def _train_target(folder: Path, text: dict[str, Tensor], config: TargetConfig, goal: Path) -> None:
-    run = _TargetRun(untrained(config.seed), text, config)
+def _train_target(folder: Path, text: dict[str, Tensor], config: TargetConfig, out: Path) -> None:
+    run = _TargetRun(init_target(config.seed), text, config)
     digest = hashlib.sha256(text["train"].numpy().tobytes()).hexdigest()
     identity = {
         "config": asdict(config),
@@ -151,13 +149,13 @@ def _train_target(folder: Path, text: dict[str, Tensor], config: TargetConfig, g
 
         for line in run.train(folder / "target", identity, progress):
             bar.set_postfix(loss=line["loss_1"], held_out=line["held_out"])
-            draw(folder)
-    hf_folder.save(goal, run.model)
+            draw_curves(folder)
+    hf_folder.save(out, run.model)
 
 
-def untrained(seed: int) -> Transformer:
-    """A target to begin with: small rows, which the tied head can tell apart as little as the
-    embedding, and layers that add the less the more of them there are."""
+def init_target(seed: int) -> Transformer:
+    """An untrained target, initialised as GPT-2: embeddings with standard deviation 0.02, and
+    output projections scaled by 1 / sqrt(2 * layers)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         target = Transformer(SHAPE)
@@ -174,39 +172,39 @@ def _layers(target: Transformer) -> list[Layer]:
 
 
 def cross_entropy(target: Transformer, ids: Tensor) -> Tensor:
-    """The mean cross-entropy (scalar), nats a token, of ids (B, T + 1), each after those before."""
+    """The mean cross-entropy (scalar, nats per token) of predicting each next id of (B, T + 1)."""
     (rows, length), weight = ids[:, 1:].shape, target.embedding.weight
-    places = target.rope.places(target.new_cache(length, rows), length)
+    metadata = target.rope.attention_metadata(target.new_cache(length, rows), length)
     x = target.embedding(ids[:, :-1])  # (B, T, D)
     for layer in _layers(target):
-        # No cache: what is written into one in place takes no gradient.
-        projected = layer.attention.project(layer.attention_norm(x), places.cos, places.sin)
-        x = x + layer.attention.attend(*projected, places.mask)
+        # Without the cache: writing into it in place would break the gradient.
+        projected = layer.attention.project(layer.attention_norm(x), metadata.cos, metadata.sin)
+        x = x + layer.attention.attend(*projected, metadata.mask)
         x = x + layer.mlp(layer.mlp_norm(x))
-    # Row by row, since more logits than fit a processor's cache take twice the time; and not by
-    # the head itself, which takes no gradient.
-    each = zip(target.norm(x), ids[:, 1:], strict=True)
-    losses = [F.cross_entropy(F.linear(h, weight).float(), following) for h, following in each]
+    # Row by row: logits that do not fit the processor's cache take twice as long. Not through
+    # ``target.head``, whose weights are detached from the gradient.
+    pairs = zip(target.norm(x), ids[:, 1:], strict=True)
+    losses = [F.cross_entropy(F.linear(h, weight).float(), labels) for h, labels in pairs]
     return torch.stack(losses).mean()
 
 
-class _TargetRun(Run):
+class _TargetRun(TrainingRun):
     model: Transformer
     config: TargetConfig
 
     def __init__(self, target: Transformer, text: dict[str, Tensor], config: TargetConfig) -> None:
-        super().__init__("target", target, config, _starts(len(text["train"]), config))
+        super().__init__("target", target, config, _shuffle_windows(len(text["train"]), config))
         self.text = text
         ends = len(text["held_out"]) - config.length
         self.held_out = range(0, ends, max(1, ends // _HELD_OUT_WINDOWS))
 
-    def loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
+    def compute_loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
         ids = self._windows("train", next(self.order))
         loss = self._cross_entropy(ids)
         return loss, [loss.item()], ids[:, 1:].numel()
 
     @torch.no_grad()
-    def figures(self) -> Line:
+    def evaluate(self) -> LogLine:
         losses = [self._cross_entropy(self._windows("held_out", [i])) for i in self.held_out]
         return {"held_out": round(float(torch.stack(losses).mean()), 4)}
 
@@ -219,21 +217,22 @@ class _TargetRun(Run):
             return cross_entropy(self.model, ids)
 
 
-def _starts(size: int, config: TargetConfig) -> Iterator[tuple[int, ...]]:
-    """Where the windows of each update begin: all of the text once, then, cut elsewhere, anew."""
+def _shuffle_windows(size: int, config: TargetConfig) -> Iterator[tuple[int, ...]]:
+    """The starts of each update's windows: in each epoch all of the text once, in random order and
+    cut at another offset."""
     for epoch in itertools.count():
         shuffled = random.Random(f"{config.seed} {epoch}")
         starts = list(range(shuffled.randrange(config.length), size - config.length, config.length))
         shuffled.shuffle(starts)
-        yield from zip(*[iter(starts)] * config.windows, strict=False)  # what is left is let go
+        yield from zip(*[iter(starts)] * config.windows, strict=False)  # full updates only
 
 
-def draw(folder: Path) -> None:
-    """Draws what the logs in ``folder`` say so far into its ``curves.png``."""
+def draw_curves(folder: Path) -> None:
+    """Draws the training logs in ``folder`` into its ``curves.png``."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for part, axis, names, label in (
-        ("target", left, ("loss_1", "held_out"), "target: cross-entropy, nats a token"),
+        ("target", left, ("loss_1", "held_out"), "target: cross-entropy, nats per token"),
         ("draft", middle, [f"loss_{n}" for n in (1, 2, 3, 4)], "draft: cross-entropy by step"),
         ("draft", right, ("tau",), "draft: tokens per target pass (tau), held out"),
     ):

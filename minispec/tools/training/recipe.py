@@ -1,6 +1,8 @@
-"""The whole recipe of a shipped part, from nothing to the file: what ``minispec train draft``,
-``minispec rank`` and ``minispec index build`` do. Each step is elsewhere; here they are put in
-order, and what came out is kept together with the settings and figures that made it."""
+"""How each shipped artifact is made, from start to file: what ``minispec train draft``, ``minispec
+rank``, ``minispec index build`` and ``minispec train router`` run.
+
+The steps themselves are in other modules; here they are put in order.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,19 +18,19 @@ from minispec.errors import FileError
 from minispec.io import draft_file, index_file
 from minispec.models import eagle_draft as drafts
 from minispec.models.eagle_draft import EagleDraft
-from minispec.shortlists import semantic
+from minispec.shortlists import kmeans
 from minispec.shortlists.dynaspec import Router
 from minispec.shortlists.frspec import truncate_ranking
 from minispec.tools.data import corpus, distill, ranking
 from minispec.tools.data.batches import ShardDataset, is_greedy
-from minispec.tools.models import pretrained
+from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.training import train_draft, train_router
 
-_HELD_OUT = 40  # one sequence in so many is never trained on
-_HELD_OUT_MOST = 48  # sequences that tau is measured on
-_PROCESSES = 4  # that write text, of some 1.7 GB each
-_DOCUMENT_BYTES = 4_000_000  # of installed text that a ranking counts, for each domain
+_HELD_OUT = 40  # one in so many sequences is held out of training
+_HELD_OUT_MOST = 48  # held-out sequences that tau is measured on, at most
+_PROCESSES = 4  # that generate text, at most; each takes about 1.7 GB
+_DOCUMENT_BYTES = 4_000_000  # of installed text per domain that a ranking counts
 
 
 def make_draft(
@@ -43,16 +45,22 @@ def make_draft(
     rate: float = 2e-3,
     report: Callable[[], object] = lambda: None,
 ) -> Path:
-    """Has the target write ``tokens`` tokens, trains a draft on them ``epochs`` times, and
-    keeps it as ``draft.safetensors`` beside ``training.json``. Goes on with what it finds.
-    A model that is to continue texts is ``raw``. The weights are at first a copy of the target's
-    last layer, or those of the draft in ``start``; ``rate`` is the highest learning rate.
-    ``report`` is called at each line of figures."""
-    base = raw or pretrained.is_base(model)
+    """Generates ``tokens`` answer tokens with the target, trains a draft on them for ``epochs``
+    epochs, and writes it to ``draft.safetensors`` in ``folder``; returns that path. An interrupted
+    call resumes when repeated.
+
+    ``raw`` continues texts without a chat template, as base models always do. The draft starts
+    from the target's last layer, or from the draft in ``start``; ``rate`` is the peak learning
+    rate; ``report`` is called after each log line.
+
+    Raises ArgumentError for an unknown model or domain or the folder of another run, FileError for
+    a damaged file, FingerprintError for a ``start`` of another model.
+    """
+    base = raw or known_models.is_base(model)
     for domain in domains:
-        corpus.load_openers(domain, base)  # an unknown one is refused before any work
-    if model in pretrained.SOURCES:
-        pretrained.fetch(model)
+        corpus.load_openers(domain, base)  # raises for an unknown domain before any work
+    if model in known_models.SOURCES:
+        known_models.fetch(model)
     loaded = pretrained.load(model)
     torch.manual_seed(seed)
     if start:
@@ -61,22 +69,21 @@ def make_draft(
         draft = drafts.init_from_target(loaded.reference)
     processes = min(torch.get_num_threads(), _PROCESSES)
     paths = []
-    with tqdm(total=tokens, desc="writing", unit="token", disable=None) as bar:
+    with tqdm(total=tokens, desc="generating", unit="token", disable=None) as bar:
         for path in distill.write_shards(
             folder, model, domains, tokens, seed, processes, base=base
         ):
             paths.append(path)
             bar.update(distill.count_answer_tokens(path))
 
-    material = ShardDataset(paths)
-    held_out = material.split(_HELD_OUT)
-    greedy = (s for s in held_out if is_greedy(s, loaded.reference.head))
-    examples = list(islice(greedy, _HELD_OUT_MOST))
-    seen = math.ceil(epochs * sum(map(material.answer_tokens, range(len(material.places)))))
+    dataset = ShardDataset(paths)
+    greedy = (s for s in dataset.hold_out(_HELD_OUT) if is_greedy(s, loaded.reference.head))
+    held_out = list(islice(greedy, _HELD_OUT_MOST))
+    seen = math.ceil(epochs * sum(map(dataset.answer_length, range(len(dataset)))))
     config = train_draft.TrainConfig(
         tokens=seen, seed=seed, peak_rate=rate, start=str(start) if start else None
     )
-    size = draft.head.vocab_size  # of a small one a part is enough as well
+    size = draft.head.vocab_size  # of a small vocabulary too, a part is enough for the loss
     common, others = min(config.common_ids, size // 4), min(config.random_ids, size // 8)
     config = replace(config, common_ids=common, random_ids=others)
     with tqdm(total=seen, desc="training", unit="token", disable=None) as bar:
@@ -85,7 +92,7 @@ def make_draft(
             bar.update(seen - bar.n)
 
         for line in train_draft.train(
-            draft, material, examples, config, folder, loaded.fingerprint, progress
+            draft, dataset, held_out, config, folder, loaded.fingerprint, progress
         ):
             bar.set_postfix(tau=line.get("tau"), loss=line["loss_1"])
             report()
@@ -94,12 +101,13 @@ def make_draft(
     return path
 
 
-def count(
-    model: Pretrained, texts: Sequence[Path], domains: Sequence[str], written: Path | None
+def count_texts(
+    model: Pretrained, texts: Sequence[Path], domains: Sequence[str], shards: Path | None
 ) -> tuple[Tensor, dict[str, str]]:
-    """Counts text into a ranking (V,): files, installed text of some domains, and what the
-    model itself wrote on them (shards in ``written``), each source weighing the same; and says
-    what was counted. Raises FileError for a source that cannot be read."""
+    """Counts text into a ranking (V,): files, installed text of some domains, and text that the
+    model generated on them (in a folder of ``shards``). Each source has the same weight. Returns
+    the ranking and the details of its sources for its file. Raises FileError for a source that
+    cannot be read."""
     size = model.target.head.vocab_size
     sources = []
     for path in tqdm(texts, "counting", unit="file", disable=None):
@@ -109,24 +117,25 @@ def count(
             raise FileError(f"cannot count {path}: {error}") from None
         sources.append(ranking.count_ids([model.tokenizer.encode(text)], size))
     for domain in domains:
-        sources += _domain_counts(model, domain, written)
-    return _ranked(sources, domains, texts)
+        sources += _count_domain(model, domain, shards)
+    return _rank_counts(sources, domains, texts)
 
 
-def _domain_counts(model: Pretrained, domain: str, written: Path | None) -> list[Tensor]:
+def _count_domain(model: Pretrained, domain: str, shards: Path | None) -> list[Tensor]:
+    """Counts (V,) of a domain's installed text and, given a folder of shards, generated text."""
     size = model.target.head.vocab_size
     documents = corpus.load_documents(domain, _DOCUMENT_BYTES)
     encoded = (model.tokenizer.encode(text) for text in tqdm(documents, domain, disable=None))
     sources = [ranking.count_ids(encoded, size)]
-    if written:
-        shards = sorted(written.glob(f"{domain}-*.safetensors"))
-        if not shards:
-            raise FileError(f"{written} holds no text of domain {domain}")
-        sources.append(ShardDataset(shards).counts(size))
+    if shards:
+        paths = sorted(shards.glob(f"{domain}-*.safetensors"))
+        if not paths:
+            raise FileError(f"{shards} holds no generated text of domain {domain}")
+        sources.append(ShardDataset(paths).count_ids(size))
     return sources
 
 
-def _ranked(
+def _rank_counts(
     sources: Sequence[Tensor], domains: Sequence[str], texts: Sequence[Path]
 ) -> tuple[Tensor, dict[str, str]]:
     details = {
@@ -137,26 +146,27 @@ def _ranked(
     return ranking.rank_ids(ranking.mean_frequencies(sources)), details
 
 
-def make_rankings(model: str, written: Path, folder: Path) -> None:
-    """Writes all the rankings that a known model has, of installed text of each domain and of
-    what the model wrote. Raises ArgumentError, FileError."""
+def make_rankings(model: str, shards: Path, folder: Path) -> None:
+    """Writes all rankings that ship with a model (``ranking.NAMES``), counted on installed text of
+    each domain and on text that the model generated. Raises ArgumentError, FileError."""
     loaded = pretrained.load(model)
     counts = {}
-    for domain in corpus.DOMAINS:  # a short run may not have come to all of them
-        wrote = written if any(written.glob(f"{domain}-*")) else None
-        counts[domain] = _domain_counts(loaded, domain, wrote)
+    for domain in corpus.DOMAINS:  # a short run may not have generated text of each domain
+        generated = shards if any(shards.glob(f"{domain}-*")) else None
+        counts[domain] = _count_domain(loaded, domain, generated)
     for name in ranking.NAMES:
         left_out = name.removeprefix("without-")
         domains = [d for d in corpus.DOMAINS if d != left_out]
         domains = ["general"] if name == "general" else domains
-        ids, details = _ranked([c for d in domains for c in counts[d]], domains, ())
-        keep_ranking(loaded, ids, None, details, folder / f"{name}.safetensors")
+        ids, details = _rank_counts([c for d in domains for c in counts[d]], domains, ())
+        save_ranking(loaded, ids, None, details, folder / f"{name}.safetensors")
 
 
-def keep_ranking(
+def save_ranking(
     model: Pretrained, ids: Tensor, budget: int | None, details: dict[str, str], out: Path
 ) -> None:
-    """Writes a ranking (N,), cut to a budget, the end ids in it, as ``.safetensors`` or ``.pt``."""
+    """Writes a ranking (N,) as ``.safetensors`` or as a token map (``.pt``), given a budget cut to
+    so many ids, the EOS ids among them."""
     if budget is not None:
         ids = truncate_ranking(ids, budget, model.tokenizer.eos_ids)
     if out.suffix == ".pt":
@@ -166,30 +176,33 @@ def keep_ranking(
 
 
 def make_index(model: str, clusters: int, seed: int, out: Path) -> None:
-    """Clusters the rows of a model's head, and writes which id is in which cluster."""
+    """Clusters the rows of a model's LM head by k-means and writes the cluster of each id. Raises
+    ArgumentError, FileError."""
     loaded, rounds = pretrained.load(model), 20
     with tqdm(total=rounds, desc="clustering", unit="round", disable=None) as bar:
-        found = semantic.cluster_rows(
+        assigned = kmeans.cluster_rows(
             loaded.reference.head.weight, clusters, seed, rounds, bar.update
         )
-    index_file.write_index(out, found, {}, loaded.fingerprint, loaded.tokenizer.fingerprint)
+    index_file.write_index(out, assigned, {}, loaded.fingerprint, loaded.tokenizer.fingerprint)
 
 
 def make_router(
-    model: Pretrained, draft: EagleDraft, written: Path, tokens: int, seed: int, out: Path
+    model: Pretrained, draft: EagleDraft, shards: Path, tokens: int, seed: int, out: Path
 ) -> None:
-    """Trains a router to the clusters of the model's index on text that the model wrote, and
-    writes the index with it. Raises ArgumentError, FileError, FingerprintError."""
+    """Trains a router over the clusters of the model's index on text that the model generated, and
+    writes the index with the router. Raises ArgumentError, FileError, FingerprintError."""
     identity = model.fingerprint, model.tokenizer.fingerprint
     index = index_file.find_index(model.name, model.index)
     clusters, _ = index_file.read_index(index, model.target.head.vocab_size, *identity)
-    shards = sorted(written.glob("*-*.safetensors"))
-    if not shards:
-        raise FileError(f"{written} holds no text: give a folder made by `minispec train draft`")
+    paths = sorted(shards.glob("*-*.safetensors"))
+    if not paths:
+        raise FileError(
+            f"{shards} holds no generated text: give a folder made by `minispec train draft`"
+        )
     torch.manual_seed(seed)
-    router, material = Router(draft.config.hidden_size, int(clusters.max()) + 1), ShardDataset(shards)
+    router, dataset = Router(draft.config.hidden_size, int(clusters.max()) + 1), ShardDataset(paths)
     with tqdm(total=tokens, desc="training", unit="token", disable=None) as bar:
-        for seen, loss in train_router.train(router, draft, material, clusters, tokens, seed):
+        for seen, loss in train_router.train(router, draft, dataset, clusters, tokens, seed):
             bar.update(seen - bar.n)
             bar.set_postfix(loss=loss)
     index_file.write_index(out, clusters, router.state_dict(), *identity)

@@ -1,6 +1,8 @@
-"""A training run that may be killed at any moment: it goes on, from its last checkpoint, to the
-very same weights, since everything random in it is a function of the seed and the number of the
-update. Knows nothing of what is trained, nor on what."""
+"""Training that can be interrupted: a run resumes from its last checkpoint and ends with exactly
+the same weights, since every random draw depends only on the seed and the number of the update.
+
+Knows nothing of which model is trained, nor on which data.
+"""
 
 import json
 import math
@@ -18,81 +20,80 @@ from minispec.errors import ArgumentError, FileError, MinispecError
 from minispec.io.files import read_metadata, read_tensors, write_json, write_tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW
-Line = dict[str, float]
+LogLine = dict[str, float]
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long a run is, and how fast it learns; ``tokens`` counts those seen, repeats included."""
+    """The length and the learning rate of a run; ``tokens`` counts every token each time it is
+    seen."""
 
     tokens: int
     seed: int = 0
-    peak_rate: float = 2e-3
-    warmup: float = 0.03  # share of the run
-    report: int = 50_000  # tokens between two lines of figures, and two checkpoints
+    peak_rate: float = 2e-3  # the highest learning rate
+    warmup: float = 0.03  # fraction of the run
+    report: int = 50_000  # tokens between two log lines, each with a checkpoint
 
 
-class Run(ABC):
-    """The state of a training run: what a checkpoint must hold, and how it moves on.
-
-    ``part`` names what is trained; ``order`` says what each update is made of.
-    """
+class TrainingRun(ABC):
+    """A training run with AdamW: the state that a checkpoint stores, and its updates."""
 
     def __init__(self, part: str, model: nn.Module, config: TrainingConfig, order: Iterator[Any]):
+        """``part`` names the model in the checkpoint; ``order`` yields the data of each update."""
         self.part, self.model, self.config, self.order = part, model, config, order
         model.requires_grad_(True)
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             model.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True
         )
         self.seen = self.updates = 0
 
     @abstractmethod
-    def loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
-        """Of the next in order: what to make smaller (scalar), the figures to report of it, and how
-        many tokens it was of; draws come from the generator."""
+    def compute_loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
+        """On the next data in ``order``: the loss (scalar), the losses to log, and the number of
+        tokens. Random draws come from the generator."""
 
     @abstractmethod
-    def figures(self) -> Line:
-        """What a line says beyond the losses: figures on text that is held out."""
+    def evaluate(self) -> LogLine:
+        """Figures on held-out text, added to each log line."""
 
-    def rate(self) -> float:
-        """The learning rate now: a linear warm-up, then down to nothing along a cosine."""
+    def learning_rate(self) -> float:
+        """The current learning rate: linear warm-up, then cosine decay to zero."""
         done = self.seen / self.config.tokens
         if done < self.config.warmup:
             return self.config.peak_rate * (done + 1e-3) / self.config.warmup
-        turn = (done - self.config.warmup) / (1 - self.config.warmup)
-        return self.config.peak_rate * (1 + math.cos(math.pi * turn)) / 2
+        decayed = (done - self.config.warmup) / (1 - self.config.warmup)
+        return self.config.peak_rate * (1 + math.cos(math.pi * decayed)) / 2
 
     def update(self) -> list[float]:
-        """One step of the optimiser; its figures."""
+        """One optimizer step; returns the losses to log."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.updates)
-        loss, parts, tokens = self.loss(generator)
+        loss, losses, tokens = self.compute_loss(generator)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self.updates += 1
         self.seen += tokens
-        return parts
+        return losses
 
     def train(
         self, folder: Path, identity: dict[str, object], progress: Callable[[int], object]
-    ) -> Iterator[Line]:
-        """Trains in place; yields a line of figures every ``config.report`` tokens.
+    ) -> Iterator[LogLine]:
+        """Trains in place; yields a log line every ``config.report`` tokens.
 
-        ``folder`` keeps the checkpoint (weights and optimiser) and the log, ``training.json``;
-        if it holds those of this very run, known by its ``identity``, training goes on from
-        there. Raises ArgumentError if they belong to another, FileError if they are damaged,
-        MinispecError where a loss is not finite.
+        ``folder`` holds the checkpoint (weights and optimizer state) and the log,
+        ``training.json``. Training resumes from a checkpoint with the same ``identity``. Raises
+        ArgumentError if the checkpoint is of another run, FileError if it is damaged,
+        MinispecError if a loss is not finite.
         """
-        identity = json.loads(json.dumps(identity))  # as it comes back: lists for tuples
-        log: list[Line] = []
+        identity = json.loads(json.dumps(identity))  # as JSON restores it: lists for tuples
+        log: list[LogLine] = []
         checkpoint, log_path = folder / "checkpoint.safetensors", folder / "training.json"
         if checkpoint.exists():
             log = self._restore(checkpoint, identity)
-            write_json(log_path, {**identity, "log": log})  # a kill may have come between the two
+            write_json(log_path, {**identity, "log": log})  # a kill may have left the older log
         started = time.perf_counter() - (log[-1]["seconds"] if log else 0.0)
         while self.seen < self.config.tokens:
             goal = min(self.seen + self.config.report, self.config.tokens)
@@ -104,37 +105,37 @@ class Run(ABC):
                 "tokens": self.seen,
                 "updates": self.updates,
                 "seconds": round(time.perf_counter() - started, 1),
-                "rate": self.rate(),
-                **self.figures(),
+                "rate": self.learning_rate(),
+                **self.evaluate(),
             }
             means = torch.tensor(losses).mean(0).tolist()
             line |= {f"loss_{number}": round(loss, 4) for number, loss in enumerate(means, 1)}
             if not all(map(math.isfinite, means)):
                 raise MinispecError(
-                    f"training diverged after {self.seen} tokens: the last checkpoint in {folder} "
-                    "is sound; train with a lower peak_rate in a new folder"
+                    f"training diverged after {self.seen} tokens: train with a lower learning rate "
+                    f"in a new folder; the last checkpoint in {folder} is intact"
                 )
             log.append(line)
             self._save(checkpoint, identity, log)
             write_json(log_path, {**identity, "log": log})
             yield line
 
-    def _save(self, path: Path, identity: dict[str, object], log: list[Line]) -> None:
+    def _save(self, path: Path, identity: dict[str, object], log: list[LogLine]) -> None:
         tensors = {f"{self.part}.{k}": v for k, v in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for key in _MOMENTS:
-                tensors[f"{key}.{name}"] = self.optimiser.state[parameter][key]
+                tensors[f"{key}.{name}"] = self.optimizer.state[parameter][key]
         state = {"identity": identity, "seen": self.seen, "updates": self.updates, "log": log}
         write_tensors(path, tensors, {"state": json.dumps(state)})
 
-    def _restore(self, path: Path, identity: dict[str, object]) -> list[Line]:
+    def _restore(self, path: Path, identity: dict[str, object]) -> list[LogLine]:
         try:
             state = json.loads(read_metadata(path)["state"])
         except (KeyError, ValueError):
-            raise FileError(f"{path} is no checkpoint of a training run") from None
+            raise FileError(f"{path} is not a checkpoint of a training run") from None
         if state["identity"] != identity:
             raise ArgumentError(
-                f"{path.parent} holds another training run: give its settings, or a new folder"
+                f"{path.parent} holds another training run: use its settings or a new folder"
             )
         weights = {k: tuple(v.shape) for k, v in self.model.state_dict().items()}
         shapes = {f"{self.part}.{k}": shape for k, shape in weights.items()}
@@ -144,7 +145,7 @@ class Run(ABC):
         tensors = read_tensors(path, shapes)
         self.model.load_state_dict({k: tensors[f"{self.part}.{k}"] for k in weights})
         for name, parameter in self.model.named_parameters():
-            self.optimiser.state[parameter] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
+            self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
         self.seen, self.updates = state["seen"], state["updates"]
         for _ in range(self.updates):
             next(self.order)

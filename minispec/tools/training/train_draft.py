@@ -1,18 +1,16 @@
-"""Training the draft on what the target wrote (see ``minispec.tools.data.distill``).
+"""Training the draft on text that the target generated (see ``minispec.tools.data.distill``).
 
-**Training-time test** (EAGLE-3, arXiv 2503.01840): when it drafts, the draft reads its own
-states from its second step on, and they are worse than the target's. So it is trained as it
-is used: the layer runs several times over each text, each time on the states of the run
-before, shifted by one. Step j at position t stands for a chain that began at t - (j - 1):
-it may look at the states that the target vouches for up to the chain's beginning, and at
-the chain's own from there on.
+**Training-time test** (EAGLE-3, arXiv 2503.01840): from its second step on, a draft reads its own
+states, which are less accurate than the target's. So training unrolls drafting: the layer runs
+several times over each text, each time on the states of the run before, shifted by one. Step j at
+position t belongs to a chain that started at t - (j - 1): it attends to states computed from the
+target up to the start of the chain, and to the chain's own states from there on.
 
-**Loss**, per step: the chance 1 - alpha that verification rejects, and, times that chance, the
-cross-entropy to the target's law, which shows the way where the two laws hardly meet (derived in
-``minispec.learning.losses``); both over a part of the vocabulary: the likeliest ids of the training
-text and some random others. To this comes the distance to the target's own hidden state, which
-the law is a function of: every token is thus worth D numbers of evidence instead of one law's
-few.
+**Loss** per step: the rejection probability 1 - alpha, plus the cross-entropy to the target's
+distribution weighted with that probability, which gives a gradient where the two distributions
+hardly overlap (derived in ``minispec.learning.losses``). Both are computed over a part of the
+vocabulary: the most frequent ids of the training text and some random others. Added to this is the
+squared distance to the target's hidden state, which gives D regression targets per token.
 """
 
 import random
@@ -28,30 +26,30 @@ from minispec.models.eagle_draft import EagleDraft
 from minispec.tools.data.batches import Batch, ShardDataset, make_batch
 from minispec.tools.data.distill import Shard
 from minispec.tools.models import matmul_dtype
-from minispec.tools.training.resumable import Line, Run, TrainingConfig
+from minispec.tools.training.resumable import LogLine, TrainingConfig, TrainingRun
 
-_BUCKET = 32  # updates that are put together at a time
+_BUCKET = 32  # updates whose sequences are sorted by length together
 
 
 @dataclass(frozen=True)
 class TrainConfig(TrainingConfig):
-    """How a draft is trained; only tokens of answers are counted."""
+    """How a draft is trained; ``tokens`` counts tokens of answers only."""
 
     steps: int = 4  # of the training-time test
-    step_decay: float = 0.8  # weight of step j: decay^(j - 1)
+    step_decay: float = 0.8  # the weight of step j is step_decay^(j - 1)
     rejection_weight: float = 8.0
     feature_weight: float = 0.5
-    sequences: int = 1  # an update
+    sequences: int = 1  # per update
     common_ids: int = 6144
     random_ids: int = 1024
-    start: str | None = None  # the file of the draft that it goes on from, if it does
+    start: str | None = None  # the draft file that training starts from, if any
 
 
 def unroll(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each step of the training-time test: what the head would be multiplied with
-    (B, m, D), and at which places a chain has come that far (B, m) bool."""
+    """Runs the training-time test; yields for each step the normed states (B, m, D), which the LM
+    head multiplies, and the positions (B, m) bool at which a chain has reached this step."""
     m = batch.ids.shape[1]
-    cos, sin = draft.rope.turns(torch.arange(m), batch.aux_hidden_states.dtype)
+    cos, sin = draft.rope.cos_sin(torch.arange(m), batch.aux_hidden_states.dtype)
     states = draft.fusion(batch.aux_hidden_states)  # (B, m, D)
     scale = draft.attention.scale or draft.config.head_dim**-0.5
     keys: list[Tensor] = []
@@ -61,163 +59,172 @@ def unroll(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tensor
         queries, new_keys, new_values = draft.attention.project(x, cos, sin)
         keys.append(new_keys)
         values.append(new_values)
-        return draft.attention.output(_attended(queries * scale, keys, values))
+        return draft.attention.output(_attend_across_steps(queries * scale, keys, values))
 
     for step in range(steps):
-        states = draft.layer(batch.ids, states, attend)
-        # A chain's first token must be the answer's too: its place lies ``step`` earlier.
-        yield draft.norm(states), _behind(batch.learn, step) & batch.learn
-        states = _behind(states, 1)  # step j + 1 at t reads step j at t - 1
+        states = draft.run_layer(batch.ids, states, attend)  # (B, m, D)
+        # The chain's first token, ``step`` positions earlier, must belong to the answer too.
+        yield draft.norm(states), _shift(batch.loss_mask, step) & batch.loss_mask
+        states = _shift(states, 1)  # step j + 1 at t reads step j at t - 1
 
 
-def _attended(queries: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-    """Attention at the last of some steps: its queries (B, m, heads, hw), scaled, over the keys
-    and values (B, m, kv, hw) of each step up to it -> (B, m, heads * hw).
+def _attend_across_steps(
+    queries: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
+) -> Tensor:
+    """Attention in the last of the steps so far: its queries (B, m, heads, hw), scaled, over the
+    keys and values (B, m, kv, hw) of each step -> (B, m, heads * hw).
 
-    A chain sees the target's states up to its beginning, each with the keys of the first step;
-    then one state of its own for each further step. These lie on diagonals, so they cost as many
-    products as there are chains, and not as many as there are pairs of places.
+    A chain attends to the keys of the first step (states from the target) up to its start, and
+    then to one key per later step (its own states). The latter lie on diagonals of the attention
+    matrix, so each costs one product per position, not one per pair of positions.
     """
     step, m = len(keys) - 1, queries.shape[1]
     grouped = queries.unflatten(2, (keys[0].shape[2], -1))  # (B, m, kv, group, hw)
-    known = torch.einsum("btkgw,bskw->bkgts", grouped, keys[0])
-    places = torch.arange(m)
-    known = known.masked_fill(places[:, None] - places < step, -torch.inf)
-    # At the first places, where no chain has come so far, these keys are zeros.
+    scores = torch.einsum("btkgw,bskw->bkgts", grouped, keys[0])
+    positions = torch.arange(m)
+    scores = scores.masked_fill(positions[:, None] - positions < step, -torch.inf)
+    # These keys are zeros at the first positions, which no chain has reached in this step.
     own_keys, own_values = (
-        [_behind(each, step - i) for i, each in enumerate(side[1:], start=1)]
+        [_shift(each, step - i) for i, each in enumerate(side[1:], start=1)]
         for side in (keys, values)
     )
     own = [torch.einsum("btkgw,btkw->bkgt", grouped, each)[..., None] for each in own_keys]
-    weights = torch.softmax(torch.cat((known, *own), dim=-1), dim=-1)
+    weights = torch.softmax(torch.cat((scores, *own), dim=-1), dim=-1)  # (B, kv, g, m, m + step)
     mixed = torch.einsum("bkgts,bskw->btkgw", weights[..., :m], values[0])
-    for place, each in enumerate(own_values, start=m):
-        mixed = mixed + torch.einsum("bkgt,btkw->btkgw", weights[..., place], each)
+    for column, each in enumerate(own_values, start=m):
+        mixed = mixed + torch.einsum("bkgt,btkw->btkgw", weights[..., column], each)
     return mixed.flatten(2)
 
 
-def _behind(x: Tensor, count: int) -> Tensor:
-    """x (B, m, ...) with every place taken ``count`` places later, zeros at the beginning."""
+def _shift(x: Tensor, count: int) -> Tensor:
+    """x (B, m, ...) shifted by ``count`` positions to the right, with zeros at the start."""
     return torch.cat((torch.zeros_like(x[:, :count]), x[:, : x.shape[1] - count]), dim=1)
 
 
 def compute_loss(
     draft: EagleDraft, batch: Batch, rows: Tensor, config: TrainConfig
 ) -> tuple[Tensor, list[float]]:
-    """The loss, a scalar, of a batch over the head's ``rows`` (K, D), and each step's
-    cross-entropy."""
+    """The loss (scalar) of a batch over the head rows (K, D), and each step's cross-entropy in nats
+    per token."""
     total = torch.zeros(())
-    parts = []
-    goal = batch.hidden[batch.learn]  # (n, D)
+    cross_entropies = []
+    wanted = batch.hidden[batch.loss_mask]  # (n, D)
     with torch.no_grad():
-        distributions = torch.softmax(F.linear(goal, rows).float(), dim=-1)  # (n, K)
-        scale = goal.square().mean()
-    for step, (states, begun) in enumerate(unroll(draft, batch, config.steps)):
-        hidden = states[batch.learn]  # (n, D)
-        logs = torch.log_softmax(F.linear(hidden, rows).float(), dim=-1)  # (n, K)
-        cross_entropy = -(distributions * logs).sum(-1)  # (n,)
-        distance = (hidden.float() - goal).square().mean(-1) / scale
-        # Answers of a few tokens have no chain of four: then there is nothing to average.
-        weight = begun[batch.learn] / begun.sum().clamp(min=1)
-        rejected = 1 - torch.minimum(distributions, logs.exp()).sum(-1)
-        loss = config.rejection_weight * rejected + rejected.detach() * cross_entropy
+        p = torch.softmax(F.linear(wanted, rows).float(), dim=-1)  # (n, K)
+        scale = wanted.square().mean()
+    for step, (states, reached) in enumerate(unroll(draft, batch, config.steps)):
+        hidden = states[batch.loss_mask]  # (n, D)
+        log_q = torch.log_softmax(F.linear(hidden, rows).float(), dim=-1)  # (n, K)
+        cross_entropy = -(p * log_q).sum(-1)  # (n,)
+        distance = (hidden.float() - wanted).square().mean(-1) / scale  # (n,)
+        # An answer shorter than the chain has no position that reaches this step: weight 0.
+        weight = reached[batch.loss_mask] / reached.sum().clamp(min=1)  # (n,)
+        rejection = 1 - torch.minimum(p, log_q.exp()).sum(-1)  # (n,), 1 - alpha
+        loss = config.rejection_weight * rejection + rejection.detach() * cross_entropy
         loss = loss + config.feature_weight * distance
         total = total + config.step_decay**step * (loss * weight).sum()
-        parts.append((cross_entropy * weight).sum().item())
-    return total, parts
+        cross_entropies.append((cross_entropy * weight).sum().item())
+    return total, cross_entropies
 
 
 @torch.inference_mode()
 def replay_tau(draft: EagleDraft, sequences: Sequence[Shard], gamma: int) -> float:
-    """Mean accepted length (tokens per target pass) of greedy drafting over text that the
-    target wrote greedily, by replay: the draft's guesses along a text are those that real
-    rounds would make, as long as they are accepted, so rounds can be walked afterwards.
-    Prompts have at least two tokens, since the draft has nothing to go on after one."""
+    """The mean acceptance length tau (tokens per target pass) of greedy drafting, computed on text
+    that the target decoded greedily.
+
+    As long as its tokens are accepted, a chain along the text is the one that decoding would draft
+    there, so rounds can be replayed from one unrolled pass. Prompts need two tokens or more: after
+    a single one the draft has no state yet.
+    """
     tokens = passes = 0
     for sequence in sequences:
         batch = make_batch([sequence], draft.fusion.weight.dtype)
-        right = torch.zeros(gamma, batch.ids.shape[1], dtype=torch.bool)
-        for step, (hidden, begun) in enumerate(unroll(draft, batch, gamma)):
-            if step:  # where the guess before was wrong no round comes to this one
-                begun[0, 1:] &= right[step - 1, :-1]
-            guesses = draft.head.logits(hidden[begun]).argmax(-1)
-            right[step, begun[0]] = guesses == batch.following[begun]
-        place, last = int(sequence.answers) - 2, batch.ids.shape[1]
-        while place < last:
-            accepted = 0
-            while accepted < min(gamma, last - 1 - place) and right[accepted, place + accepted]:
+        correct = torch.zeros(gamma, batch.ids.shape[1], dtype=torch.bool)
+        for step, (hidden, reached) in enumerate(unroll(draft, batch, gamma)):
+            if step:  # a chain ends after its first wrong token
+                reached[0, 1:] &= correct[step - 1, :-1]
+            drafted = draft.head.logits(hidden[reached]).argmax(-1)
+            correct[step, reached[0]] = drafted == batch.labels[reached]
+        position, last = int(sequence.answers) - 2, batch.ids.shape[1]
+        while position < last:
+            accepted, longest = 0, min(gamma, last - 1 - position)
+            while accepted < longest and correct[accepted, position + accepted]:
                 accepted += 1
             tokens += accepted + 1
             passes += 1
-            place += accepted + 1
+            position += accepted + 1
     return tokens / passes
 
 
 def train(
     draft: EagleDraft,
-    corpus: ShardDataset,
+    dataset: ShardDataset,
     held_out: Sequence[Shard],
     config: TrainConfig,
     folder: Path,
     fingerprint: str,
     progress: Callable[[int], object] = lambda seen: None,
-) -> Iterator[Line]:
-    """Trains a draft in place, for the model of this fingerprint; see ``Run.train``."""
+) -> Iterator[LogLine]:
+    """Trains a draft in place, for the model with this fingerprint; see ``TrainingRun.train``."""
     identity = {
         "model": fingerprint,
         "config": asdict(config),
-        "shards": [path.name for path in corpus.paths],
-        "sequences": len(corpus.places),
+        "shards": [path.name for path in dataset.paths],
+        "sequences": len(dataset),
     }
-    return _DraftRun(draft, corpus, held_out, config).train(folder, identity, progress)
+    return _DraftRun(draft, dataset, held_out, config).train(folder, identity, progress)
 
 
-class _DraftRun(Run):
+class _DraftRun(TrainingRun):
     config: TrainConfig
     model: EagleDraft
 
     def __init__(
-        self, draft: EagleDraft, corpus: ShardDataset, held_out: Sequence[Shard], config: TrainConfig
+        self,
+        draft: EagleDraft,
+        dataset: ShardDataset,
+        held_out: Sequence[Shard],
+        config: TrainConfig,
     ) -> None:
-        super().__init__("draft", draft, config, _sequences(corpus, config))
-        self.corpus, self.held_out = corpus, held_out
-        counts = corpus.counts(draft.head.vocab_size)
+        super().__init__("draft", draft, config, _shuffle_batches(dataset, config))
+        self.dataset, self.held_out = dataset, held_out
+        counts = dataset.count_ids(draft.head.vocab_size)
         common = counts.argsort(descending=True, stable=True)[: config.common_ids]
         self._is_common = torch.zeros(len(counts), dtype=torch.bool)
         self._is_common[common] = True
-        self._common_rows = self._rows(common)  # (common_ids, D), the same in every update
+        self._common_rows = self._head_rows(common)  # (common_ids, D), the same in every update
 
-    def loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
-        batch = make_batch([self.corpus.sequence(index) for index in next(self.order)])
-        vocabulary = self.model.head.vocab_size
-        others = torch.randint(vocabulary, (self.config.random_ids,), generator=generator)
-        ids = torch.cat((others, batch.following[batch.learn])).unique()
-        rows = torch.cat((self._common_rows, self._rows(ids[~self._is_common[ids]])))  # (K, D)
+    def compute_loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
+        batch = make_batch([self.dataset.read_sequence(index) for index in next(self.order)])
+        vocab_size = self.model.head.vocab_size
+        others = torch.randint(vocab_size, (self.config.random_ids,), generator=generator)
+        ids = torch.cat((others, batch.labels[batch.loss_mask])).unique()
+        rows = torch.cat((self._common_rows, self._head_rows(ids[~self._is_common[ids]])))  # (K, D)
         with matmul_dtype.autocast():
-            loss, parts = compute_loss(self.model, batch, rows, self.config)
-        return loss, parts, int(batch.learn.sum())
+            loss, cross_entropies = compute_loss(self.model, batch, rows, self.config)
+        return loss, cross_entropies, int(batch.loss_mask.sum())
 
-    def figures(self) -> Line:
+    def evaluate(self) -> LogLine:
         if not self.held_out:
             return {}
         return {"tau": round(replay_tau(self.model, self.held_out, self.config.steps), 4)}
 
-    def _rows(self, ids: Tensor) -> Tensor:
-        """Rows of the head, in the dtype that the products run in."""
+    def _head_rows(self, ids: Tensor) -> Tensor:
+        """The head rows of some ids, in the dtype that matrices are multiplied in."""
         return self.model.head.weight[ids].to(matmul_dtype.fastest_dtype())
 
 
-def _sequences(corpus: ShardDataset, config: TrainConfig) -> Iterator[list[int]]:
-    """Which sequences make an update, epoch after epoch; of similar length, since the shorter
-    are padded to the longest."""
+def _shuffle_batches(dataset: ShardDataset, config: TrainConfig) -> Iterator[list[int]]:
+    """The sequences of each update, epoch after epoch in another order; those of one update have
+    similar lengths, since they are padded to the longest."""
     size, epoch = config.sequences, 0
     while True:
         shuffled = random.Random(f"{config.seed} {epoch}")
-        order = list(range(len(corpus.places)))
+        order = list(range(len(dataset)))
         shuffled.shuffle(order)
         batches = []
         for start in range(0, len(order), _BUCKET * size):
-            bucket = sorted(order[start : start + _BUCKET * size], key=corpus.answer_tokens)
+            bucket = sorted(order[start : start + _BUCKET * size], key=dataset.answer_length)
             batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
         shuffled.shuffle(batches)
         yield from batches

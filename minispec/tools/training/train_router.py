@@ -1,6 +1,8 @@
-"""Training of the router to clusters (see ``minispec/shortlists/dynaspec.py``): from text that the target
-wrote, as the draft sees it, a light classifier learns in which cluster the next token is. Knows
-nothing of how the clusters were made."""
+"""Training the router of DynaSpec (see ``minispec.shortlists.dynaspec``): a small classifier that
+predicts the cluster of the next token from the draft's hidden state, on target-generated text.
+
+Knows nothing of how the clusters were made.
+"""
 
 import random
 from collections.abc import Iterator
@@ -13,39 +15,45 @@ from minispec.models.eagle_draft import EagleDraft
 from minispec.shortlists.dynaspec import Router
 from minispec.tools.data.batches import ShardDataset, make_batch
 
-_RATE, _SEQUENCES = 2e-3, 4
+_RATE, _SEQUENCES = 2e-3, 4  # peak learning rate, and sequences per update
 
 
-def examples(
-    draft: EagleDraft, corpus: ShardDataset, clusters: Tensor, order: list[int]
+def iterate_examples(
+    draft: EagleDraft, dataset: ShardDataset, clusters: Tensor, order: list[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For some sequences at a time, in their order, over and over: the draft's states (n, D)
-    at the places of the answers, and the cluster (n,) of what the target said there."""
+    """Batches of examples, over and over through the sequences in ``order``: the draft's normed
+    states (n, D) at the positions of the answers, and the cluster (n,) of the token that the
+    target generated there. ``clusters`` (V,) holds the cluster of each id."""
     while True:
         for start in range(0, len(order), _SEQUENCES):
-            states, said = [], []
+            states, labels = [], []
             for index in order[start : start + _SEQUENCES]:
-                batch = make_batch([corpus.sequence(index)])
-                learn = batch.learn[0]
-                cache = draft.new_cache(len(learn))
+                batch = make_batch([dataset.read_sequence(index)])
+                mask = batch.loss_mask[0]
+                cache = draft.new_cache(len(mask))
                 own = draft.step(batch.ids[0], draft.fuse(batch.aux_hidden_states[0]), cache)
-                states.append(draft.apply_final_norm(own)[learn])
-                said.append(clusters[batch.following[0][learn]])
-            yield torch.cat(states).clone(), torch.cat(said)
+                states.append(draft.apply_final_norm(own)[mask])
+                labels.append(clusters[batch.labels[0][mask]])
+            yield torch.cat(states).clone(), torch.cat(labels)
 
 
 def train(
-    router: Router, draft: EagleDraft, corpus: ShardDataset, clusters: Tensor, tokens: int, seed: int
+    router: Router,
+    draft: EagleDraft,
+    dataset: ShardDataset,
+    clusters: Tensor,
+    tokens: int,
+    seed: int,
 ) -> Iterator[tuple[int, float]]:
-    """Has a router learn from ``tokens`` tokens; yields, after each update, the tokens seen and
-    the loss (cross entropy, nats a token)."""
+    """Trains a router in place on ``tokens`` tokens; yields after each update the tokens seen and
+    the loss (cross-entropy, nats per token)."""
     optimizer = torch.optim.AdamW(router.parameters(), lr=_RATE)
-    order = list(range(len(corpus.places)))
+    order = list(range(len(dataset)))
     random.Random(seed).shuffle(order)
     seen = 0
-    for hidden, said in examples(draft, corpus, clusters, order):
+    for hidden, labels in iterate_examples(draft, dataset, clusters, order):
         optimizer.param_groups[0]["lr"] = _RATE * max(0.01, 1 - seen / tokens)
-        loss = F.cross_entropy(router(hidden), said)
+        loss = F.cross_entropy(router(hidden), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
