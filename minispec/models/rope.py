@@ -96,8 +96,8 @@ class Rope:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate queries or keys x (B, T, heads, head_dim) by their positions' angles, given as cos
-    and sin (B, T, 1, head_dim) -> (B, T, heads, head_dim)."""
+    """Rotate queries or keys x (B, T, heads, head_dim) by the angles of their positions, given as
+    ``cos`` and ``sin`` (B, T, 1, head_dim) -> (B, T, heads, head_dim)."""
     left, right = x.chunk(2, dim=-1)  # (B, T, heads, head_dim / 2) each
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 

@@ -39,8 +39,8 @@ class ChatML:
     system: str | None
 
     @staticmethod
-    def recognise(template: Any) -> "ChatML | None":
-        """Recognise plain ChatML in a model's Jinja template; None for any other template."""
+    def parse_template(template: Any) -> "ChatML | None":
+        """Parse plain ChatML from a model's Jinja template; None for any other template."""
         text = template.replace("\\n", "\n").strip() if isinstance(template, str) else ""
         text = re.sub(r"(?<=\{\{) | (?=\}\})", "", text)
         default = re.search(

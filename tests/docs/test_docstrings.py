@@ -1,8 +1,8 @@
 """Every public name of ``minispec`` says what it is, with shapes and errors.
 
 Read from the source. Public are functions, classes, and methods of public classes, as long as
-no name on the way begins with an underscore. A method that a protocol of ``types.py`` asks for
-may leave its words to the protocol. Three rules:
+no name on the way begins with an underscore. A method that a protocol of ``types.py`` asks for, or
+that overrides one of a base class there, may leave its words to these. Three rules:
 
 1. a docstring is there;
 2. it has as many shapes, such as ``(T, D)``, as the signature takes and returns tensors. What a
@@ -74,20 +74,23 @@ def protocols() -> tuple[ast.ClassDef, ...]:
     return tuple(
         node
         for node in tree.body
-        if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(b) for b in node.bases)
+        if isinstance(node, ast.ClassDef)
+        and (node.name.startswith("Base") or any("Protocol" in ast.unparse(b) for b in node.bases))
     )
 
 
 def promised(name: Name) -> str:
-    """What a protocol says of a method of a class that has all of the protocol's methods."""
+    """What a protocol or base class of ``types.py`` says of a method: of a class that has all of its
+    methods, or inherits from it."""
     if name.owner is None:
         return ""
     own = methods(name.owner).keys()
+    bases = {ast.unparse(base) for base in name.owner.bases}
     fitting = (
         methods(p)
         for p in protocols()
         # A property may be an attribute that is set on construction.
-        if {n for n, m in methods(p).items() if not m.decorator_list} <= own
+        if p.name in bases or {n for n, m in methods(p).items() if not m.decorator_list} <= own
     )
     return " ".join(doc(p[name.node.name]) for p in fitting if name.node.name in p)
 

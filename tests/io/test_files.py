@@ -241,10 +241,10 @@ def test_missing_files_are_named(tmp_path):
     "shapes, words",
     [
         ({**SHAPES, "c": (1,)}, ["lacks 1", "c"]),
-        ({"a": (2, 3)}, ["2 tensors too many", "b"]),
+        ({"a": (2, 3)}, ["2 unexpected tensors", "b"]),
         ({**SHAPES, "a": (3, 2)}, ["a has shape (2, 3)", "expected (3, 2)"]),
         ({**SHAPES, "a": (6,)}, ["a has shape (2, 3)", "expected (6,)"]),
-        ({}, ["3 tensors too many", "a"]),
+        ({}, ["3 unexpected tensors", "a"]),
     ],
 )
 def test_other_tensors_than_expected_are_refused(file, shapes, words):

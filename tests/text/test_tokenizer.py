@@ -24,7 +24,7 @@ from minispec.errors import FetchError, FileError, TextError
 from minispec.stream_decoder import StreamDecoder
 from minispec.text.tokenizer import ChatML, SentencePieceTokenizer, TiktokenTokenizer
 from minispec.text.vocabulary import Vocabulary
-from minispec.tools.models import pretrained, tokenizer_files
+from minispec.tools.models import known_models, tokenizer_files
 from minispec.tools.models.tokenizer_files import PATTERNS
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -41,7 +41,7 @@ anything = st.text(max_size=60)
 @pytest.fixture(scope="session")
 def gguf_path() -> Path:
     try:
-        return pretrained.fetch("smollm2")
+        return known_models.fetch("smollm2")
     except FetchError as error:
         pytest.skip(f"needs the real model: {error}")
 
@@ -320,7 +320,7 @@ def test_ids_outside_the_vocabulary_are_refused(any_tokenizer, bad):
         lambda i: any_tokenizer.decode([0, i]),
         lambda i: StreamDecoder(any_tokenizer).feed([i]),
     ):
-        with pytest.raises(TextError, match=f"id {bad} is no token; ids are 0 to "):
+        with pytest.raises(TextError, match=f"id {bad} is outside the vocabulary; ids are 0 to "):
             use(bad)
 
 
@@ -508,9 +508,9 @@ PLAIN = (
 
 
 def test_the_chatml_family(metadata):
-    assert ChatML.recognise(metadata["tokenizer.chat_template"]) == ChatML(SYSTEM)
-    assert ChatML.recognise(PLAIN) == ChatML(None)
-    assert ChatML.recognise(PLAIN.replace("\\n", "\n") + "\n") == ChatML(None)
+    assert ChatML.parse_template(metadata["tokenizer.chat_template"]) == ChatML(SYSTEM)
+    assert ChatML.parse_template(PLAIN) == ChatML(None)
+    assert ChatML.parse_template(PLAIN.replace("\\n", "\n") + "\n") == ChatML(None)
 
 
 @pytest.mark.parametrize(
@@ -519,7 +519,7 @@ def test_the_chatml_family(metadata):
     + [PLAIN.replace("+ message['content'] ", "+ message['content'] | trim "), PLAIN[:-1]],
 )
 def test_other_templates_are_not_guessed_at(template):
-    assert ChatML.recognise(template) is None
+    assert ChatML.parse_template(template) is None
 
 
 def test_chatml_without_a_system_message(small_gguf):
@@ -668,13 +668,13 @@ def test_a_sentencepiece_model_with_a_damaged_piece(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": "bert"}, "'bert' is not known; known: 'gpt2'"),
-        ({"model": None}, "None is not known"),
-        ({"pre": "viking"}, "'viking' is not known; known: .*'smollm'"),
+        ({"model": "bert"}, "'bert' is not supported: must be 'gpt2'"),
+        ({"model": None}, "None is not supported"),
+        ({"pre": "viking"}, "'viking' is not supported: must be one of .*'smollm'"),
         ({"tokens": None}, "not the vocabulary"),
-        ({"tokens": []}, "needs a token that is not there"),
+        ({"tokens": []}, "needs a token that is missing"),
         ({"merges": ["x"]}, "not the vocabulary"),
-        ({"merges": ["t \u0160\u0160"]}, "the parts and the whole must be tokens"),
+        ({"merges": ["t \u0160\u0160"]}, "both parts and the result must be tokens"),
         ({"token_type": [1]}, "not the vocabulary"),
         ({"eos_token_id": 700}, "id 700 is outside its 700 tokens"),
         ({"eos_token_id": "two"}, "id 'two' is outside"),
