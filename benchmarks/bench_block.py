@@ -20,8 +20,8 @@ from minispec.tools.data import corpus
 from minispec.tools.evaluation.measure import measure, paired_ratio, pool
 from minispec.tools.evaluation.methods import Method, build_shortlist
 from minispec.tools.models import known_models, pretrained
-from minispec.types import Distribution, Proposal, RandomSource, Verdict
-from minispec.verify import VERIFIERS, verify
+from minispec.types import Distribution, Proposal, RandomSource
+from minispec.verify import VERIFIERS, Verdict, verify
 
 METHOD, GAMMA = Method.parse("frspec@0.25"), 4
 

@@ -30,9 +30,8 @@ from minispec.types import (
     Shortlist,
     Target,
     Tokenizer,
-    Verdict,
 )
-from minispec.verify import Verifier, verify
+from minispec.verify import Verdict, Verifier, verify
 
 MAX_GAMMA = 16
 _PREFILL_CHUNK = 512  # positions per pass: the attention mask of a whole prompt would be large
@@ -140,6 +139,7 @@ def _decode(
     trace: bool,
     verifier: Verifier = verify,
 ) -> Iterator[Round]:
+    """All rounds of one prompt; ``tokens`` is the prompt at first, and grows."""
     if output.remaining == 0:
         return
     watch = Stopwatch()
@@ -149,37 +149,37 @@ def _decode(
 
     stop = None
     while stop is None:
-        # 1) Draft: up to gamma tokens x_i ~ q_i. One remaining token is left for the target.
-        length = min(gamma, output.remaining - 1)
+        # 1) Draft: up to gamma tokens, each x ~ q. The round's last token is the target's own.
         proposal = _NO_PROPOSAL
         if drafter:
+            length = min(gamma, output.remaining - 1)
             proposal = drafter.propose(tokens, length, sampling, rng, watch)
 
-        # 2) Score: one target pass over the last token and the n drafted ones gives n + 1 p_i.
+        # 2) Score: one target pass over the last token and the n drafted ones gives n + 1 p's.
         features = target.step(torch.tensor([tokens[-1], *proposal.tokens]), cache)
         distributions = sampling.target_distributions(target.head, features.hidden)
         watch.lap("target")
 
-        # 3) Verify: accept a prefix, and draw one more token from the residual or the last p_i.
+        # 3) Verify: accept a prefix; the next token comes from a residual or from the last p.
         verdict = verifier(proposal, distributions, rng)
         watch.lap("verify")
 
-        # 4) Commit: emit these tokens, up to a stop.
+        # 4) Commit: emit the accepted tokens and the next one, up to a stop.
         accepted = [proposal.tokens[i] for i in verdict.path]
         committed = output.commit([*accepted, verdict.next_token])
         kept, stop = committed.tokens, committed.stop
         tokens += kept
 
-        # 5) Roll back: the target's cache drops all positions after those emitted.
+        # 5) Roll back: the target's cache drops the rejected tokens.
         cache.truncate(len(tokens) - 1)
         watch.lap("commit")
 
-        # 6) Resync: the draft processes the emitted tokens with the target's hidden states.
+        # 6) Resync: the draft's cache is rebuilt from the target's hidden states.
         if drafter and stop is None:
             drafter.resync(torch.tensor(kept), features.aux_hidden_states[: len(kept)])
             watch.lap("draft")
 
-        # 7) Learn: shortlist and learner update for the next round.
+        # 7) Learn: the shortlist and the learner update themselves for the next round.
         finished = _summarize(proposal, distributions, verdict, committed, drafter)
         if drafter:
             drafter.shortlist.observe(finished)

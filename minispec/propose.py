@@ -97,7 +97,7 @@ class Drafter:
         for depth in range(gamma):
             hidden = self.draft.apply_final_norm(state)  # (D,)
             watch.lap("draft")
-            context = Context((*tokens, *drafted), hidden, depth)
+            context = Context((*tokens, *drafted), hidden.cpu(), depth)
             if ids is None or not self.shortlist.per_round:
                 ids = self._check_ids(self.shortlist.select(context))  # (K,)
                 watch.lap("shortlist")

@@ -95,11 +95,12 @@ class Sampling:
 def _one_hot(token: Tensor, logit: Tensor) -> Distribution:
     """The greedy distribution: one entry, token (1,), whose logit (1,) is the largest."""
     _check_finite(logit[0])
-    return Distribution(token, torch.ones_like(_upcast(logit)))
+    return Distribution(token.cpu(), torch.ones_like(_upcast(logit)))
 
 
 def _upcast(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+    """In float32 or better and on the CPU, where all distributions are."""
+    return logits.cpu() if logits.dtype == torch.float64 else logits.cpu().float()
 
 
 def _check_finite(largest: Tensor) -> None:

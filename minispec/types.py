@@ -4,8 +4,7 @@ The letters are those of Leviathan et al. (arXiv 2211.17192): **p** is the targe
 **q** the draft's, **gamma** the number of tokens drafted in a round, which vLLM calls
 ``num_speculative_tokens``. **tau** is the mean number of tokens emitted in a round; EAGLE and
 vLLM call it the mean acceptance length. Shapes: ``T`` positions, ``V`` vocabulary, ``K``
-shortlist (the draft vocabulary), ``D`` hidden size, ``n_aux`` auxiliary layers. Ids are
-``int64``.
+shortlist (the draft vocabulary), ``D`` hidden size, ``n_aux`` auxiliary layers; ids are int64.
 
 Knows nothing of models or text.
 """
@@ -39,8 +38,7 @@ class Distribution:
         return self.probs[np.flatnonzero(np.asarray(self.ids) == token)].sum()
 
     def common_indices(self, other: "Distribution") -> tuple[Any, Any]:
-        """Where the ids that both distributions list stand: indices into this one and into
-        ``other``, in the same order."""
+        """Indices, here and in ``other``, of the ids that both distributions list."""
         ours, theirs = np.asarray(self.ids), np.asarray(other.ids)
         indices = np.minimum(np.searchsorted(ours, theirs), len(ours) - 1)
         common = np.flatnonzero(ours[indices] == theirs)
@@ -52,8 +50,8 @@ class Context:
     """What a shortlist may depend on when it selects ids: the past, nothing else.
 
     ``tokens``: the emitted tokens, followed by those drafted so far in this round. ``hidden``
-    (D,): the draft's hidden state, which the selected rows of the LM head will be multiplied
-    with; at depth 0 computed from the target's hidden states, later from the draft's own.
+    (D,): the draft's hidden state, on the CPU, which the selected rows of the LM head will be
+    multiplied with; at depth 0 computed from the target's hidden states, later from its own.
     ``depth``: the draft step, 0 for the first token of a round.
     """
 
@@ -74,30 +72,12 @@ class Proposal:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
-    """The result of verifying a proposal.
-
-    ``path``: indices of the accepted tokens (for a chain 0..n-1). ``next_token``: the target's
-    own token, drawn from ``next_distribution``: the residual after a rejection, otherwise the
-    target's distribution after the last accepted token (the *bonus token*). ``acceptance``: for
-    each examined token, in the proposal's order, its acceptance probability: by ``verify`` given
-    that all earlier ones were accepted, by ``verify_block`` given only which tokens they are.
-    """
-
-    path: tuple[int, ...]
-    next_token: int
-    next_distribution: Distribution
-    acceptance: tuple[Any, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class Evidence:
     """What a round revealed: all that a shortlist or a draft may learn from it.
 
-    ``target_distributions[i]`` is the target's distribution at the position of the round's
-    ``tokens[i]``; ``acceptance`` as in ``Verdict``; ``next_distribution`` is the one that the
-    round's last token was drawn from, None if the output stopped at an accepted token before it.
-    Nothing after a stop is included.
+    ``target_distributions[i]``: p at the position of the round's ``tokens[i]``. ``acceptance``: as
+    in ``verify.Verdict``. ``next_distribution``: the one that the round's last token was drawn
+    from, None if the output stopped at an accepted token. Nothing after a stop is included.
     """
 
     proposal: Proposal
@@ -113,11 +93,10 @@ class Round:
     ``tokens``: the emitted tokens, none after a stop. ``text``: the text they complete (text
     that may be the start of a stop string is held back). ``path``: indices of the accepted
     tokens that were kept. ``proposed``: the drafted tokens. ``shortlist_sizes``: ids scored at
-    each draft step. ``seconds``: wall time by phase. ``stop``: why decoding ended with this
-    round, or None. ``evidence``: always present for ``observe``, but returned to the caller only
-    with ``trace``, since it holds (gamma + 1) * V numbers. ``events``: what a learner did, as
-    counts by name. ``rows_probed``: rows of D numbers read to select the ids, besides their own
-    head rows.
+    each draft step. ``seconds``: wall time by phase. ``stop``: why decoding ended, or None.
+    ``evidence``: always present for ``observe``, but returned to the caller only with ``trace``,
+    since it holds (gamma + 1) * V numbers. ``events``: counts, by name, of what a learner did.
+    ``rows_probed``: rows of D numbers read to select the ids, besides their own head rows.
     """
 
     tokens: tuple[int, ...]
@@ -134,12 +113,9 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """The target's output at T positions.
-
-    ``hidden`` (T, D): final hidden states, the input of the LM head. ``aux_hidden_states``
-    (T, n_aux * D): the hidden states after some low, middle and high layers, concatenated: the
-    draft's input, divided by the scale of the embeddings.
-    """
+    """The target's output at T positions: ``hidden`` (T, D), the input of the LM head, and
+    ``aux_hidden_states`` (T, n_aux * D), the draft's input: the hidden states after a low, a middle
+    and a high layer, concatenated and divided by the scale of the embeddings."""
 
     hidden: Tensor
     aux_hidden_states: Tensor
@@ -150,11 +126,9 @@ class RandomSource(Protocol):
 
     def bernoulli(self, probability: Any) -> bool:
         """True with the given probability; probabilities of 0 and 1 are certain."""
-        ...
 
     def choose(self, probs: Any) -> int:
         """An index drawn from ``probs`` (K,), never one of probability zero."""
-        ...
 
 
 class Head(Protocol):
@@ -163,20 +137,16 @@ class Head(Protocol):
     @property
     def vocab_size(self) -> int:
         """V, the number of rows."""
-        ...
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits of all ids (..., V)."""
-        ...
 
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """(..., D), (K,) -> logits of these ids (..., K)."""
-        ...
 
     def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> ids (T,) of the largest logits, ties to the lowest id, and these logits
         (T,). NaN counts as the largest."""
-        ...
 
 
 class Target(Protocol):
@@ -185,21 +155,17 @@ class Target(Protocol):
     @property
     def head(self) -> Head:
         """The LM head that turns its hidden states into logits."""
-        ...
 
     @property
     def context_limit(self) -> int:
         """The largest number of positions in a sequence."""
-        ...
 
     def new_cache(self, capacity: int) -> Any:
         """An empty cache for at most ``capacity`` positions."""
-        ...
 
     def step(self, ids: Tensor, cache: Any) -> Features:
         """Run ids (T,) after the cached positions. Any split into chunks gives the same
         features."""
-        ...
 
 
 class Draft(Protocol):
@@ -210,27 +176,21 @@ class Draft(Protocol):
     @property
     def head(self) -> Head:
         """The LM head for its hidden states; the target's own rows."""
-        ...
 
     def new_cache(self, capacity: int) -> Any:
         """An empty cache for at most ``capacity`` positions."""
-        ...
 
     def fuse(self, aux_hidden_states: Tensor) -> Tensor:
         """(T, n_aux * D) -> states (T, D)."""
-        ...
 
     def step(self, ids: Tensor, states: Tensor, cache: Any) -> Tensor:
         """ids (T,), states (T, D) -> the draft's own states (T, D), before the final norm."""
-        ...
 
     def apply_final_norm(self, states: Tensor) -> Tensor:
         """States (..., D) -> hidden states (..., D), the input of the LM head."""
-        ...
 
     def with_own_head(self) -> "Draft":
         """The same weights with a head that packs rows for this draft alone."""
-        ...
 
 
 class Shortlist(Protocol):
@@ -246,16 +206,13 @@ class Shortlist(Protocol):
     def select(self, context: Context) -> Tensor:
         """ids (K,): sorted, unique, within [0, V), 1 <= K <= budget. Changes no state. The same
         tensor means the same ids: other ids are a new tensor, never an edited one."""
-        ...
 
     def observe(self, finished: Round) -> None:
-        """Updates the shortlist from a finished round."""
-        ...
+        """Update the shortlist from a finished round."""
 
     def reset(self) -> None:
-        """Restores the state after construction: called between prompts, but not between the
+        """Restore the state after construction: called between prompts, but not between the
         turns of a conversation."""
-        ...
 
 
 class BaseShortlist:
@@ -270,6 +227,7 @@ class BaseShortlist:
     part_names: tuple[str, ...] = ()  # the keys of ``explain``, () for ids of a single origin
 
     def select(self, context: Context) -> Tensor:
+        """ids (K,), as ``Shortlist.select``."""
         raise NotImplementedError
 
     def explain(self, context: Context) -> Mapping[str, Tensor]:
@@ -283,29 +241,38 @@ class BaseShortlist:
         """Nothing to restore."""
 
 
-class Learner(Protocol):
-    """How a draft learns while it serves. It may change the draft's laws in any way that looks
-    at the past alone; within a round nothing that it knows changes."""
+@dataclass(frozen=True)
+class LearnerUpdate:
+    """What a learner did with a round. ``weights_changed``: whether the draft's weights are
+    different from now on. ``counts``: what happened, by name, for reports."""
 
-    draft: Any
-    reaches_cache: bool  # whether keys and values are made with what it changes
+    weights_changed: bool = False
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class Learner(Protocol):
+    """A draft that learns while it serves.
+
+    It may change the draft's distribution in any way that depends on the past alone, and changes
+    its state only between rounds.
+    """
+
+    draft: Any  # the one to decode with
+    invalidates_cache: bool  # whether its updates make cached keys and values stale
 
     def start(self, continued: bool) -> None:
-        """A new text, or more of a conversation: called before the prompt is read."""
-        ...
+        """Begin a text, before its prompt is processed; ``continued``: it continues the
+        conversation of the text before."""
 
     def on_prefill(self, ids: Tensor, aux_hidden_states: Tensor, hidden: Tensor) -> None:
-        """The draft has read ids (T,) with taps (T, n_aux * D) and made hidden (T, D) of it."""
-        ...
+        """Take T positions that the draft has processed: ids (T,), auxiliary hidden states
+        (T, n_aux * D), and the draft's hidden states (T, D)."""
 
     def adjust_logits(self, logits: Tensor, ids: Tensor, context: Context, sampling: Any) -> Tensor:
-        """Logits (K,) over ids (K,) to draw from in place of the draft's own."""
-        ...
+        """The draft's logits (K,) over ids (K,) -> logits (K,) to draw from."""
 
-    def observe(self, finished: Round) -> Mapping[str, int]:
-        """Learns from a finished round, and says what happened; "changed" among it means that
-        the draft's weights are others from now on."""
-        ...
+    def observe(self, finished: Round) -> LearnerUpdate:
+        """Learn from a finished round."""
 
 
 class Tokenizer(Protocol):
@@ -319,17 +286,13 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text; with ``special``, names of special tokens are encoded as such."""
-        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens have no text, invalid UTF-8 becomes U+FFFD."""
-        ...
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token; b'' for special tokens."""
-        ...
 
     def chat(self, prompt: str, *, later: bool = False) -> list[int]:
         """Ids of a user's message in the model's chat template, ending with the header of the
         answer. A ``later`` message begins with what ends the previous answer, its EOS included."""
-        ...

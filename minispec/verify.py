@@ -27,10 +27,29 @@ and, for a proof, on arrays of fractions. Knows nothing of models.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from minispec.errors import ArgumentError
-from minispec.types import Distribution, Proposal, RandomSource, Verdict
+from minispec.types import Distribution, Proposal, RandomSource
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The result of verifying a proposal.
+
+    ``path``: indices of the accepted tokens (for a chain 0..n-1). ``next_token``: the target's
+    own token, drawn from ``next_distribution``: the residual after a rejection, otherwise the
+    target's distribution after the last accepted token (the *bonus token*). ``acceptance``: for
+    each examined token, in the proposal's order, its acceptance probability: by ``verify`` given
+    that all earlier ones were accepted, by ``verify_block`` given only which tokens they are.
+    """
+
+    path: tuple[int, ...]
+    next_token: int
+    next_distribution: Distribution
+    acceptance: tuple[Any, ...]
+
 
 Verifier = Callable[[Proposal, Sequence[Distribution], RandomSource], Verdict]
 

@@ -14,7 +14,7 @@ from minispec.decode import autoregressive, speculative
 from minispec.errors import ArgumentError, ContextError, ShortlistError
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
-from minispec.types import Context, Round
+from minispec.types import Context, LearnerUpdate, Round
 
 V = 8
 TARGET = ToyTarget(V, random_table(V, seed=3))
@@ -334,7 +334,7 @@ def test_speculative_is_reproducible_by_seed() -> None:
 class IdleLearner:
     """A learner that changes nothing and counts the tokens."""
 
-    draft, reaches_cache = UNRELATED, False
+    draft, invalidates_cache = UNRELATED, False
 
     def start(self, continued: bool) -> None: ...
 
@@ -347,8 +347,8 @@ class IdleLearner:
     ) -> torch.Tensor:
         return logits
 
-    def observe(self, finished: Round) -> dict[str, int]:
-        return {"seen": len(finished.tokens)}
+    def observe(self, finished: Round) -> LearnerUpdate:
+        return LearnerUpdate(counts={"seen": len(finished.tokens)})
 
 
 @pytest.mark.parametrize("learner", [None, IdleLearner()], ids=["", "learner"])

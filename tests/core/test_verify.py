@@ -21,8 +21,9 @@ from minispec.certificate.walker import (
 from minispec.errors import ArgumentError
 from minispec.propose import Drafter, top_k_candidates
 from minispec.stopwatch import Stopwatch
-from minispec.types import Context, Distribution, Proposal, Verdict
+from minispec.types import Context, Distribution, Proposal
 from minispec.verify import (
+    Verdict,
     acceptance_probability,
     positive_part,
     residual,
