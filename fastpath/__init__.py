@@ -1,2 +1,2 @@
-"""The same arithmetic as ``minispec``, faster: compiled steps and kernels, each checked against the
-reference, which stays their oracle."""
+"""Faster implementations of the arithmetic in ``minispec``: compiled passes and kernels, each
+tested against the reference."""

@@ -1,4 +1,4 @@
-"""What one pass of an LM head found besides logits."""
+"""Logits of an LM head with their top-k and log-sum-exp, as one pass over the rows returns them."""
 
 from dataclasses import dataclass
 
@@ -8,23 +8,25 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What one pass over K rows found for H hidden states, all of it in fresh tensors.
+    """Scores of K head rows for H hidden states, all of them in freshly allocated tensors.
 
-    ``logits`` (H, K) float32; ``best`` (H, top) float32, the largest logits in their order, ties
-    to the lower place, NaN first; ``places`` (H, top) int64, where in the list they stand;
-    ``totals`` (H,) float64, the sums of exp((logit - best) / temperature).
+    ``logits`` (H, K) float32; ``top_logits`` (H, top) float32, the largest logits in descending
+    order, ties to the lower index, NaN first; ``top_indices`` (H, top) int64, their indices into
+    the K rows; ``exp_sums`` (H,) float64, the sums of exp((logit - top_logits[0]) / temperature).
     """
 
     logits: Tensor
-    best: Tensor
-    places: Tensor
-    totals: Tensor
+    top_logits: Tensor
+    top_indices: Tensor
+    exp_sums: Tensor
 
     def log_sum_exp(self) -> Tensor:
-        """(H,) float32; at a temperature other than 1, of the logits divided by it, less what
-        their best is."""
+        """Log-sum-exp (H,) float32 of the logits at temperature 1.
+
+        At another temperature T it is the top logit + log sum exp((logit - top logit) / T).
+        """
         return torch.where(
-            self.best[:, 0].isfinite(),
-            self.best[:, 0] + self.totals.log().float(),
-            self.best[:, 0],
+            self.top_logits[:, 0].isfinite(),
+            self.top_logits[:, 0] + self.exp_sums.log().float(),
+            self.top_logits[:, 0],
         )

@@ -1,10 +1,10 @@
-"""Passes of fixed shapes: what a compiler, or a GPU that must not be waited for, wants to see.
+"""Passes of fixed shapes, for compilers and for a GPU that the host must not wait for.
 
-The reference attends to exactly the positions held, so every pass has another shape. Here a
-cache is attended to as a whole, behind a mask, positions come in a tensor, and a pass is padded
-to one of few numbers of rows. Padding rows stand *behind* the real ones, where the causal mask
-hides them; what they write is overwritten by the pass that really gets there. The arithmetic is
-the reference's own modules.
+The reference attends to exactly the cached positions, so each of its passes has another shape.
+Here attention covers the whole cache under a mask, positions are a tensor, and a pass is padded
+to one of a few numbers of rows. Padding rows come *after* the real ones, where the causal mask
+hides them; the keys and values that they write are overwritten by the pass that reaches these
+positions. The arithmetic is that of the reference's own modules.
 
 Knows nothing of compilers and devices.
 """
@@ -24,29 +24,29 @@ from minispec.models.rope import Rope
 from minispec.models.transformer import Attention, Layer, ModelConfig, Transformer
 from minispec.types import Features, Head
 
-# A single token; a verify pass of gamma = 4; the longest verify pass; one between.
+# Rows of a padded pass: one token; a verify pass of gamma = 4; one between; the longest one.
 ROWS = (1, 5, 8, 17)
-_SPANS = tuple(512 << n for n in range(16))
+_CACHE_SIZES = tuple(512 << n for n in range(16))
 
 
-def padded_rows(new: int) -> int | None:
-    """How many rows a pass over ``new`` positions has; None: too long to be padded, and long
-    enough that arithmetic, not overhead, is its time."""
+def count_padded_rows(new: int) -> int | None:
+    """The rows of a pass over ``new`` positions, padding included; None for a pass so long that
+    its time is arithmetic, not overhead, which is not padded."""
     return next((rows for rows in ROWS if rows >= new), None)
 
 
-def beyond_llama(model: Transformer) -> str | None:
-    """Why the passes here are not those of a model: they know a Llama's layers alone."""
+def why_not_llama(model: Transformer) -> str | None:
+    """The reason why a model has more than the Llama layers implemented here; None if not."""
     extras = ", ".join(model.config.beyond_llama)
-    return f"it has more than a Llama: {extras}" if extras else None
+    return f"it needs {extras}, which this backend lacks" if extras else None
 
 
 class StaticCache:
-    """Keys and values of one sequence, a tensor (1, S, kv_heads, head_width) for each layer.
+    """Keys and values of one sequence, (1, S, num_key_value_heads, head_dim) for each layer.
 
-    ``capacity`` positions were asked for; S is the next of few sizes, padding rows included, so
-    that prompts of many lengths share their shapes. ``cos`` and ``sin`` are the rotary turns of
-    all S positions, (S, 1, head_width).
+    ``capacity`` is the number of positions asked for; S is the next of a few sizes, with padding
+    rows included, so that prompts of different lengths share their shapes. ``cos`` and ``sin``
+    (S, 1, head_dim) are the rotary embeddings of all S positions.
     """
 
     def __init__(
@@ -54,30 +54,30 @@ class StaticCache:
     ) -> None:
         self.capacity, self.length = capacity, 0
         self._limit = config.context_limit
-        span = next(span for span in _SPANS if span >= capacity + ROWS[-1])
-        shape = (1, span, config.num_key_value_heads, config.head_dim)
-        # Made in inference mode whoever asks: a compiled pass takes one kind of tensor only.
+        size = next(size for size in _CACHE_SIZES if size >= capacity + ROWS[-1])
+        shape = (1, size, config.num_key_value_heads, config.head_dim)
+        # In inference mode for every caller: a compiled pass accepts one kind of tensor only.
         with torch.inference_mode():
-            # Zeros, not empty: a masked key has weight 0, and 0 * NaN would be NaN.
+            # Zeros, not uninitialised: a masked key has weight 0, and 0 * NaN would be NaN.
             self.keys = [like.new_zeros(shape) for _ in range(layers)]
             self.values = [like.new_zeros(shape) for _ in range(layers)]
-            turns = rope.turns(torch.arange(span), like.dtype)
+            turns = rope.cos_sin(torch.arange(size), like.dtype)
             self.cos, self.sin = (turn.to(like.device) for turn in turns)
-            self._places = torch.arange(span, device=like.device)
+            self._positions = torch.arange(size, device=like.device)
 
     @property
-    def span(self) -> int:
-        """S, which is a shape."""
+    def size(self) -> int:
+        """S, the number of positions that attention covers."""
         return self.keys[0].shape[1]
 
     def truncate(self, length: int) -> None:
-        """Forgets every position from ``length`` on."""
+        """Drops every position from ``length`` on."""
         self.length = min(length, self.length)
 
     def positions(self, new: int, rows: int) -> Tensor:
-        """Positions (rows,) of the next ``new`` tokens and of the padding behind them.
+        """Positions (rows,) of the next ``new`` tokens and of the padding after them.
 
-        Raises ContextError, as the reference does, if the ``new`` have no room.
+        Raises ContextError, as the reference does, if the ``new`` tokens do not fit.
         """
         end = self.length + new
         if end > self.capacity:
@@ -86,50 +86,54 @@ class StaticCache:
             )
         if end > self._limit:
             raise ContextError(f"position {end} is outside the model's context of {self._limit}")
-        # Copied, not a view: a view's offset into its storage may be compiled in.
-        return self._places[self.length : self.length + rows].clone()
+        # A copy, not a view: a compiler may treat a view's storage offset as a constant.
+        return self._positions[self.length : self.length + rows].clone()
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Where one pass writes and looks: the counterpart of the reference's ``AttentionMetadata``."""
+    """The positions that a pass writes and attends to: the reference's ``AttentionMetadata``."""
 
     positions: Tensor  # (T,)
-    cos: Tensor  # (1, T, 1, head_width)
-    sin: Tensor  # (1, T, 1, head_width)
-    mask: Tensor  # (1, 1, T * group, span), true where a query may look
-    span: int  # how much of the cache is looked at
+    cos: Tensor  # (1, T, 1, head_dim)
+    sin: Tensor  # (1, T, 1, head_dim)
+    mask: Tensor  # (1, 1, T * group, size), true where a query attends to a key
+    size: int  # the number of cache positions in the mask
 
 
-def window(
-    positions: Tensor, cos: Tensor, sin: Tensor, group: int, span: int | None = None
+def build_window(
+    positions: Tensor, cos: Tensor, sin: Tensor, group: int, size: int | None = None
 ) -> Window:
-    """The places of a pass at ``positions`` (T,) over the first ``span`` positions, or all."""
-    span = cos.shape[0] if span is None else span
+    """The window of a pass at ``positions`` (T,) over the first ``size`` cache positions, or all.
+    ``group`` is the number of query heads for each key-value head."""
+    size = cos.shape[0] if size is None else size
     queries = positions.repeat_interleave(group)  # (T * group,)
-    mask = torch.arange(span, device=positions.device) <= queries[None, None, :, None]
-    return Window(positions, cos[positions][None], sin[positions][None], mask, span)
+    mask = torch.arange(size, device=positions.device) <= queries[None, None, :, None]
+    return Window(positions, cos[positions][None], sin[positions][None], mask, size)
 
 
-def attention(module: Attention, x: Tensor, keys: Tensor, values: Tensor, at: Window) -> Tensor:
-    """x (1, T, input_width) -> (1, T, D), its keys and values written into the cache's."""
+def attend(module: Attention, x: Tensor, keys: Tensor, values: Tensor, at: Window) -> Tensor:
+    """x (1, T, input size) -> (1, T, D). Writes the new keys and values into the cache's."""
     queries, new_keys, new_values = module.project(x, at.cos, at.sin)
     keys.index_copy_(1, at.positions, new_keys)
     values.index_copy_(1, at.positions, new_values)
-    return module.attend(queries, keys[:, : at.span], values[:, : at.span], at.mask)
+    return module.attend(queries, keys[:, : at.size], values[:, : at.size], at.mask)
 
 
-Stored = tuple[list[Tensor], list[Tensor]]  # a cache's keys and values, layer by layer
+CacheTensors = tuple[list[Tensor], list[Tensor]]  # keys and values of a cache, by layer
 
 
-def target_pass(model: Transformer, ids: Tensor, at: Window, stored: Stored) -> Sequence[Tensor]:
-    """ids (T,) -> hidden (T, D), taps (T, n_aux * D): ``Transformer.forward`` over a window."""
+def run_target(
+    model: Transformer, ids: Tensor, at: Window, cached: CacheTensors
+) -> Sequence[Tensor]:
+    """``Transformer.forward`` over a window: ids (T,) -> hidden states (T, D) and auxiliary hidden
+    states (T, n_aux * D)."""
     x = model.embedding(ids[None])  # (1, T, D)
     aux_hidden_states = []
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
-        keys, values = stored[0][index], stored[1][index]
-        x = x + attention(layer.attention, layer.attention_norm(x), keys, values, at)
+        keys, values = cached[0][index], cached[1][index]
+        x = x + attend(layer.attention, layer.attention_norm(x), keys, values, at)
         x = x + layer.mlp(layer.mlp_norm(x))
         if index + 1 in model.config.aux_hidden_state_layer_ids:
             aux_hidden_states.append(x)
@@ -138,13 +142,13 @@ def target_pass(model: Transformer, ids: Tensor, at: Window, stored: Stored) -> 
     ]
 
 
-def draft_pass(
-    draft: EagleDraft, ids: Tensor, states: Tensor, at: Window, stored: Stored
+def run_draft(
+    draft: EagleDraft, ids: Tensor, states: Tensor, at: Window, cached: CacheTensors
 ) -> Tensor:
-    """ids (T,), states (T, D) -> own states (T, D): ``EagleDraft.step`` over a window."""
-    (keys,), (values,) = stored
-    return draft.layer(
-        ids[None], states[None], lambda x: attention(draft.attention, x, keys, values, at)
+    """``EagleDraft.step`` over a window: ids (T,), states (T, D) -> the draft's states (T, D)."""
+    (keys,), (values,) = cached
+    return draft.run_layer(
+        ids[None], states[None], lambda x: attend(draft.attention, x, keys, values, at)
     )[0]
 
 
@@ -153,7 +157,7 @@ Pass = Callable[..., Any]
 
 
 class StaticTarget:
-    """The reference's target in passes of fixed shapes, each handed to ``run``."""
+    """A reference target whose padded passes are executed by ``run``."""
 
     def __init__(self, model: Transformer, run: Pass, head: Head | None = None) -> None:
         self._model, self._run = model, run
@@ -171,18 +175,18 @@ class StaticTarget:
 
     @torch.inference_mode()
     def step(self, ids: Tensor, cache: StaticCache) -> Features:
-        """ids (T,) -> hidden (T, D), taps (T, n_aux * D).
+        """ids (T,) -> hidden states (T, D) and auxiliary hidden states (T, n_aux * D).
 
         Raises ContextError, before anything is changed, if they do not fit the cache.
         """
         new = len(ids)
-        hidden, aux_hidden_states = _padded(self._run, cache, ids.to(cache.keys[0].device))
+        hidden, aux_hidden_states = _run_padded(self._run, cache, ids.to(cache.keys[0].device))
         cache.length += new
         return Features(hidden[:new], aux_hidden_states[:new])
 
 
 class StaticDraft:
-    """The reference's draft in passes of fixed shapes, each handed to ``run``."""
+    """A reference draft whose padded passes are executed by ``run``."""
 
     def __init__(self, draft: EagleDraft, run: Pass, head: Head | None = None) -> None:
         self._draft, self._run = draft, run
@@ -194,38 +198,38 @@ class StaticDraft:
         return StaticCache(draft.config, draft.rope, 1, capacity, draft.fusion.weight)
 
     def fuse(self, aux_hidden_states: Tensor) -> Tensor:
-        """The target's taps (T, n_aux * D) -> states (T, D)."""
+        """The target's auxiliary hidden states (T, n_aux * D) -> states (T, D)."""
         return self._draft.fuse(aux_hidden_states)
 
     @torch.inference_mode()
     def step(self, ids: Tensor, states: Tensor, cache: StaticCache) -> Tensor:
-        """ids (T,), states (T, D) -> own states (T, D). Raises as the target's ``step``."""
+        """ids (T,), states (T, D) -> the draft's states (T, D). Raises as ``StaticTarget.step``."""
         new = len(ids)
-        output = _padded(self._run, cache, ids.to(states.device), states)
+        output = _run_padded(self._run, cache, ids.to(states.device), states)
         cache.length += new
         return output[:new]
 
     def apply_final_norm(self, states: Tensor) -> Tensor:
-        """States (..., D) -> what the LM head's rows are multiplied with (..., D)."""
+        """Pre-norm states (..., D) -> hidden states for the LM head (..., D)."""
         return self._draft.apply_final_norm(states)
 
     def with_own_head(self) -> "StaticDraft":
-        """The same weights and passes with a head that packs rows for itself."""
-        twin = copy.copy(self)
-        twin.head = PackedHead(self._draft.head.weight)
-        return twin
+        """The same weights and passes with a head that packs its own shortlist."""
+        clone = copy.copy(self)
+        clone.head = PackedHead(self._draft.head.weight)
+        return clone
 
 
-def _padded(run: Pass, cache: StaticCache, *inputs: Tensor) -> Any:
-    """Runs a pass over inputs (T, ...), padded to one of few numbers of rows with zeros."""
+def _run_padded(run: Pass, cache: StaticCache, *inputs: Tensor) -> Any:
+    """Runs a pass over inputs (T, ...), padded with zeros to one of the numbers in ``ROWS``."""
     new = len(inputs[0])
-    rows = padded_rows(new) or new
+    rows = count_padded_rows(new) or new
     positions = cache.positions(new, rows)
-    return run(rows, cache, positions, *(_grown(value, rows) for value in inputs))
+    return run(rows, cache, positions, *(_pad_rows(value, rows) for value in inputs))
 
 
-def _grown(value: Tensor, rows: int) -> Tensor:
-    """value (T, ...) in the first of ``rows`` rows of a tensor made here, whatever its kind."""
+def _pad_rows(value: Tensor, rows: int) -> Tensor:
+    """A new tensor of ``rows`` rows: value (T, ...), then zeros."""
     padded = value.new_zeros((rows, *value.shape[1:]))
     padded[: len(value)] = value
     return padded

@@ -1,6 +1,7 @@
-"""Attention of a few new positions over all that came before (Numba, CPU).
+"""Attention of a few new positions over all cached positions (Numba, CPU).
 
-Heads that share keys and values meet each of them together, as states do the rows of a head.
+Query heads that share a key-value head (grouped-query attention) read it together, up to three
+heads at a time, so that each key and value is loaded once for all of them.
 """
 
 import numpy as np
@@ -8,14 +9,14 @@ from numba import njit, prange
 
 from fastpath.cpu.blend import blend
 from fastpath.cpu.exponential import exponential
-from fastpath.cpu.kernels import met
+from fastpath.cpu.kernels import multiply_rows
 
-_TOGETHER = 3  # heads that meet four keys at once: their sums must fit the registers
+_MAX_HEADS = 3  # query heads that read four keys at once: their sums must fit the registers
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
-def _weighed(scores, scale):
-    """The softmax of scores times a scale, in place."""
+def _softmax(scores, scale):
+    """scores (S,) -> softmax(scores * scale), in place."""
     largest, total = np.float32(-np.inf), np.float32(0)
     for s in range(len(scores)):
         scores[s] *= scale
@@ -28,39 +29,43 @@ def _weighed(scores, scale):
 
 
 @njit(cache=True)
-def _blended(scores, values, first, step, size, out, to, count):
+def _blend(weights, values, first, step, size, out, start, count):
+    """``blend`` for a ``count`` that is not a literal."""
     if count == 1:
-        blend(scores, values, first, step, size, out, to, 1)
+        blend(weights, values, first, step, size, out, start, 1)
     elif count == 2:
-        blend(scores, values, first, step, size, out, to, 2)
+        blend(weights, values, first, step, size, out, start, 2)
     else:
-        blend(scores, values, first, step, size, out, to, 3)
+        blend(weights, values, first, step, size, out, start, 3)
 
 
 @njit(parallel=True, cache=True)
-def attention(queries, keys, values, start, window, scale, out, threads):
-    """Queries (T, >= heads, head_width) of positions ``start`` and following, each over the
-    last ``window`` keys and values (S, kv_heads, head_width) up to its own place -> out
-    (T, heads, head_width)."""
-    new, heads, width = out.shape
-    step, group = keys.shape[1], heads // keys.shape[1]
-    all_keys, all_values = keys.reshape(-1, width), values.reshape(-1, width)
-    all_out = out.reshape(-1, width)
-    tasks = new * heads  # those of one thread lie side by side, so that keys are shared
+def attend(queries, keys, values, start, window, scale, out, threads):
+    """Attention of the queries at positions ``start`` and following -> out (T, heads, head_dim).
+
+    queries (T, >= heads, head_dim), keys and values (S, num_key_value_heads, head_dim), float32.
+    Each query attends to the last ``window`` positions up to and including its own.
+    """
+    new, heads, head_dim = out.shape
+    num_key_value_heads, group = keys.shape[1], heads // keys.shape[1]
+    all_keys, all_values = keys.reshape(-1, head_dim), values.reshape(-1, head_dim)
+    all_out = out.reshape(-1, head_dim)  # (T * heads, head_dim)
+    tasks = new * heads  # a thread's tasks are consecutive, so that its heads share keys
     for thread in prange(threads):
         task, last = thread * tasks // threads, (thread + 1) * tasks // threads
-        memory = np.empty(_TOGETHER * (start + new), np.float32)
+        memory = np.empty(_MAX_HEADS * (start + new), np.float32)
         while task < last:
             t, head = task // heads, task % heads
-            count = min(_TOGETHER, group - head % group, last - task)
+            count = min(_MAX_HEADS, group - head % group, last - task)
             end = start + t + 1
             first = max(0, end - window)
             size, shared = end - first, head // group
-            scores = memory[: _TOGETHER * size].reshape(_TOGETHER, size)
-            begin = first * step + shared
-            places = np.arange(begin, end * step, step)  # of the keys and values of these heads
-            met(all_keys, places, queries[t][head : head + count], scores, 0, size)
+            scores = memory[: _MAX_HEADS * size].reshape(_MAX_HEADS, size)
+            begin = first * num_key_value_heads + shared
+            # Rows of this key-value head in all_keys and all_values.
+            rows = np.arange(begin, end * num_key_value_heads, num_key_value_heads)
+            multiply_rows(all_keys, rows, queries[t][head : head + count], scores, 0, size)
             for j in range(count):
-                _weighed(scores[j], scale)
-            _blended(scores, all_values, begin, step, size, all_out, task, count)
+                _softmax(scores[j], scale)
+            _blend(scores, all_values, begin, num_key_value_heads, size, all_out, task, count)
             task += count

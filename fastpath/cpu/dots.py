@@ -1,11 +1,13 @@
-"""The innermost loops: dot products of a few weight rows with a few hidden states (LLVM, CPU).
+"""Dot products of weight rows with hidden states, the innermost loop (LLVM, CPU).
 
-Rows are read once, each as one long stream, and meet all states while they pass through the
-registers. Compilers do not find that by themselves, so it is written in vectors here. Rows in
-bfloat16 meet states in bfloat16, as they do in the reference: where the processor can
-(``PAIRED``), in pairs, of whose products it adds two to a float32 sum at once. Other rows meet
-float32 states, of which nothing is rounded; so do those in bfloat16 that stand for float32 ones
-which it holds exactly.
+Each weight row is read from memory once, as one sequential stream, and multiplied with up to
+eight states while it is in the registers. Compilers do not find this loop by themselves, so it
+is written here in vector instructions.
+
+bfloat16 rows are multiplied with bfloat16 states, as in the reference. With AVX512-BF16
+(``BF16_PAIRS``) one instruction multiplies pairs and adds both products to a float32 sum. All
+other rows, including bfloat16 copies of float32 rows that bfloat16 represents exactly, are
+multiplied with float32 states without any rounding.
 """
 
 import itertools
@@ -19,187 +21,191 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
-# What code is made for is Numba's to say: NUMBA_CPU_FEATURES, or all that the processor has.
+# The CPU features that Numba compiles for: NUMBA_CPU_FEATURES, or all that the processor has.
 _FEATURES = (config.CPU_FEATURES or get_host_cpu_features()).split(",")
 LANES = 16 if "+avx512f" in _FEATURES else 8  # float32 numbers in a vector
-MOST = 8  # states that meet a row at once: their sums must fit the registers
-_REGISTERS = 2 * LANES  # that hold a vector
-# How many rows meet a number of states side by side: four streams of memory, or as many as the
-# registers hold with their sums and a vector of one state.
-SIDE_BY_SIDE = (0, *(min(4, (_REGISTERS - 1) // (count + 1)) for count in range(1, MOST + 1)))
-_AT_ONCE = 32  # numbers of a row that are met between two branches
-_LINE = 64  # bytes that come together
-_NEAR = 1024  # bytes that a loop is behind what it tells memory of, if it takes whole lines
-# Older versions of LLVM know the instruction's operands as numbers of another kind.
-PAIRED = "+avx512bf16" in _FEATURES and llvm.llvm_version_info >= (20,)
+MAX_STATES = 8  # states multiplied with a row at once: their sums must fit the registers
+_REGISTERS = 2 * LANES  # vector registers
+# NUM_STREAMS[T]: how many rows are read in parallel for T states. At most four, and no more than
+# the registers hold together with their sums and one vector of a state.
+NUM_STREAMS = (0, *(min(4, (_REGISTERS - 1) // (count + 1)) for count in range(1, MAX_STATES + 1)))
+_UNROLL = 32  # numbers of a row in one loop iteration
+_CACHE_LINE = 64  # bytes
+_PREFETCH_DISTANCE = 1024  # bytes ahead in the same row, where a vector is a whole cache line
+# Older versions of LLVM expect operands of another type for the bfloat16 instruction.
+BF16_PAIRS = "+avx512bf16" in _FEATURES and llvm.llvm_version_info >= (20,)
 
 
-class _Bfloat(ir.HalfType):  # type: ignore[misc]
-    """LLVM's name for bfloat16, which llvmlite does not have."""
+class _BFloat16Type(ir.HalfType):  # type: ignore[misc]
+    """LLVM's bfloat16 type, which llvmlite lacks."""
 
     def __str__(self) -> str:
         return "bfloat"
 
 
-_Bfloat._create_instance()
+_BFloat16Type._create_instance()
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _f32 = ir.FloatType()
-_floats, _pairs = ir.VectorType(_f32, LANES), ir.VectorType(_Bfloat(), 2 * LANES)
+_floats, _pairs = ir.VectorType(_f32, LANES), ir.VectorType(_BFloat16Type(), 2 * LANES)
 _i16 = ir.IntType(16)
 _ELEMENTS = {types.float32: _f32, types.uint16: _i16, types.int16: _i16, types.int8: ir.IntType(8)}
 
 
-def _bytes(kind: Any) -> int:
-    """The size of a number of some kind of LLVM's."""
+def _item_size(kind: Any) -> int:
+    """Bytes of one number of an LLVM type."""
     return kind.width // 8 if isinstance(kind, ir.IntType) else 4
 
 
-def called(builder: Any, name: str, result: Any, *values: Any, **flags: Any) -> Any:
-    """The result, of a type of LLVM's, of a function of LLVM's."""
+def call_function(builder: Any, name: str, result: Any, *values: Any, **flags: Any) -> Any:
+    """Emits a call of the LLVM function ``name``, which returns the LLVM type ``result``."""
     kind = ir.FunctionType(result, [value.type for value in values])
     function = cgutils.get_or_insert_function(builder.module, kind, name)
     return builder.call(function, values, **flags)
 
 
-def _tell(builder: Any, place: Any) -> None:
-    """Memory of a line that will be read, which is to be brought as far as the second cache: the
-    first has no room for what is on its way beside what is waited for."""
-    place = builder.bitcast(place, ir.IntType(8).as_pointer())
-    called(builder, "llvm.prefetch.p0", ir.VoidType(), place, _i32(0), _i32(2), _i32(1))
+def _prefetch_line(builder: Any, address: Any) -> None:
+    """Prefetches a cache line for reading into the second-level cache: prefetches into the first
+    compete with ordinary loads for its fill buffers."""
+    address = builder.bitcast(address, ir.IntType(8).as_pointer())
+    call_function(builder, "llvm.prefetch.p0", ir.VoidType(), address, _i32(0), _i32(2), _i32(1))
 
 
-def below(builder: Any, left: Any, count: int) -> Any:
-    """The mask of those of ``count`` lanes whose numbers are less than ``left``."""
+def mask_below(builder: Any, limit: Any, count: int) -> Any:
+    """The mask of ``count`` lanes that is true where the lane's index is below ``limit``."""
     lanes = ir.Constant(ir.VectorType(_i64, count), list(range(count)))
-    limit = ir.Constant(lanes.type, ir.Undefined)
+    limits = ir.Constant(lanes.type, ir.Undefined)
     for lane in range(count):
-        limit = builder.insert_element(limit, left, _i32(lane))
-    return builder.icmp_signed("<", lanes, limit)
+        limits = builder.insert_element(limits, limit, _i32(lane))
+    return builder.icmp_signed("<", lanes, limits)
 
 
-def _dots(typingctx, rows, these, later, early, states, first, out, places, count):
-    """out[j, places[i]] = rows[these[i]] . states[j] for the first ``SIDE_BY_SIDE[count]`` of four
-    rows, for ``count`` states from j = ``first`` on. Meanwhile memory is told of the rows that
-    are met ``later``, by fours as well, if ``early``; else of these, where vectors are whole lines.
+def _dots(typingctx, rows, row_ids, prefetch_ids, prefetch, states, first, out, columns, count):
+    """out[j, columns[i]] = rows[row_ids[i]] . states[j], for ``count`` states from j = ``first``.
+
+    ``row_ids`` and ``columns`` have four entries, of which the first ``NUM_STREAMS[count]`` are
+    used. With ``prefetch``, the rows ``prefetch_ids`` (also in groups of four) are prefetched
+    meanwhile; without it, later parts of the current rows are, where a vector is a cache line.
 
     ``rows`` (N, D), ``states`` (T, D) and ``out`` (T, M) are contiguous, and ``count`` is a
-    literal. They are passed whole: a slice would be counted as a reference, row by row, by
-    operations that let no later read begin before they end.
+    literal. The arrays are passed whole: a slice would be reference-counted for every row, with
+    atomic operations that later loads have to wait for.
 
-    States are float32 or, for rows in bfloat16 where that is ``PAIRED``, bfloat16 too. Then
-    numbers below 2^-126 count as 0, and so do sums.
+    States are float32 or, for bfloat16 rows with ``BF16_PAIRS``, bfloat16. In that case
+    subnormal inputs and sums (below 2^-126) count as 0.
     """
-    # The literal is part of the signature: by it Numba tells one variant from the next.
+    # The literal is part of the signature, by which Numba distinguishes the variants.
     signature = types.void(
-        rows, these, later, types.boolean, states, types.intp, out, places, count
+        rows, row_ids, prefetch_ids, types.boolean, states, types.intp, out, columns, count
     )
-    states_at_once = range(count.literal_value)
-    element, number = _ELEMENTS[rows.dtype], _ELEMENTS[states.dtype]
-    paired = number is not _f32
-    step, size = 2 * LANES if paired else LANES, _bytes(element)
+    state_range = range(count.literal_value)
+    element, state_element = _ELEMENTS[rows.dtype], _ELEMENTS[states.dtype]
+    paired = state_element is not _f32
+    step, size = 2 * LANES if paired else LANES, _item_size(element)
 
     def codegen(context, builder, signature, args):
-        matrix, many, sums = (
+        row_array, state_array, out_array = (
             context.make_array(kind)(context, builder, value)
             for kind, value in ((rows, args[0]), (states, args[4]), (out, args[6]))
         )
-        width = builder.extract_value(matrix.shape, 1)
-        stride = builder.extract_value(sums.shape, 1)
-        many_rows = SIDE_BY_SIDE[count.literal_value]
-        its, coming, targets = (cgutils.unpack_tuple(builder, args[i]) for i in (1, 2, 7))
-        its, targets = its[:many_rows], targets[:many_rows]
+        width = builder.extract_value(row_array.shape, 1)
+        stride = builder.extract_value(out_array.shape, 1)
+        streams = NUM_STREAMS[count.literal_value]
+        ids, ids_ahead, targets = (cgutils.unpack_tuple(builder, args[i]) for i in (1, 2, 7))
+        ids, targets = ids[:streams], targets[:streams]
 
-        call = partial(called, builder)
+        call = partial(call_function, builder)
 
         def at(base: Any, index: Any, kind: Any) -> Any:
             return builder.gep(base, [index], source_etype=kind)
 
-        def row_of(base: Any, index: Any, kind: Any) -> Any:
+        def row_address(base: Any, index: Any, kind: Any) -> Any:
             return at(base, builder.mul(index, width), kind)
 
-        def widened(vector: Any) -> Any:
+        def to_float32(vector: Any) -> Any:
             if element is _f32:
                 return vector
-            whole = ir.VectorType(_i32, LANES)
+            words = ir.VectorType(_i32, LANES)
             if element.width == 16:  # bfloat16 is the upper half of a float32
-                half = ir.Constant(whole, [16] * LANES)
-                return builder.bitcast(builder.shl(builder.zext(vector, whole), half), _floats)
-            return builder.sitofp(builder.sext(vector, whole), _floats)
+                half = ir.Constant(words, [16] * LANES)
+                return builder.bitcast(builder.shl(builder.zext(vector, words), half), _floats)
+            return builder.sitofp(builder.sext(vector, words), _floats)
 
-        def pairs(vector: Any) -> Any:
+        def as_pairs(vector: Any) -> Any:
             return builder.bitcast(vector, _pairs)
 
-        passing = [row_of(matrix.data, index, element) for index in its]
-        these_states = [builder.add(args[5], _i64(j)) for j in states_at_once]
-        heads = [row_of(many.data, state, number) for state in these_states]
-
-        def met(column: Any, before: list[Any], mask: Any) -> list[Any]:
-            """The sums after one more vector of each row has met every state."""
-
-            def load(base: Any, kind: Any) -> Any:
-                place, vectors = at(base, column, kind), ir.VectorType(kind, step)
-                if mask is None:
-                    return builder.load(place, typ=vectors, align=_bytes(kind))
-                name = f"llvm.masked.load.v{step}{kind.intrinsic_name}.p0"
-                return call(
-                    name, vectors, place, _i32(_bytes(kind)), mask, ir.Constant(vectors, None)
-                )
-
-            def added(sum_: Any, row: Any, state: Any) -> Any:
-                if paired:
-                    name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"
-                    return call(name, _floats, sum_, pairs(row), pairs(state))
-                return call(f"llvm.fma.v{LANES}f32", _floats, row, state, sum_)
-
-            met_rows = [load(row, element) for row in passing]
-            if not paired:
-                met_rows = [widened(row) for row in met_rows]
-            sums, after = iter(before), []
-            for head in heads:  # state after state: registers are few
-                state = load(head, number)
-                after += [added(next(sums), row, state) for row in met_rows]
-            return after
-
-        to_come = [
-            row_of(matrix.data, index, element)
-            for four in range(0, len(coming), 4)
-            for index in coming[four : four + many_rows]
+        current_rows = [row_address(row_array.data, index, element) for index in ids]
+        state_ids = [builder.add(args[5], _i64(j)) for j in state_range]
+        current_states = [
+            row_address(state_array.data, state, state_element) for state in state_ids
         ]
 
-        def tell(bases: list[Any], column: Any) -> None:
-            """Of what is met between two branches, or as much of other rows."""
-            for base, line in itertools.product(bases, range(0, _AT_ONCE, _LINE // size)):
-                _tell(builder, at(base, builder.add(column, _i64(line)), element))
+        def multiply_vector(column: Any, before: list[Any], mask: Any) -> list[Any]:
+            """Adds the products of one vector of each row with that of every state to the sums."""
 
-        def looped(
+            def load(base: Any, kind: Any) -> Any:
+                address, vectors = at(base, column, kind), ir.VectorType(kind, step)
+                if mask is None:
+                    return builder.load(address, typ=vectors, align=_item_size(kind))
+                name = f"llvm.masked.load.v{step}{kind.intrinsic_name}.p0"
+                zeros = ir.Constant(vectors, None)
+                return call(name, vectors, address, _i32(_item_size(kind)), mask, zeros)
+
+            def multiply_add(total: Any, row: Any, state: Any) -> Any:
+                if paired:
+                    name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"
+                    return call(name, _floats, total, as_pairs(row), as_pairs(state))
+                return call(f"llvm.fma.v{LANES}f32", _floats, row, state, total)
+
+            vectors = [load(row, element) for row in current_rows]
+            if not paired:
+                vectors = [to_float32(row) for row in vectors]
+            sums, after = iter(before), []
+            for address in current_states:  # one state at a time: registers are few
+                state = load(address, state_element)
+                after += [multiply_add(next(sums), row, state) for row in vectors]
+            return after
+
+        rows_ahead = [
+            row_address(row_array.data, index, element)
+            for four in range(0, len(ids_ahead), 4)
+            for index in ids_ahead[four : four + streams]
+        ]
+
+        def prefetch_rows(bases: list[Any], column: Any) -> None:
+            """Prefetches from each row as many numbers as one loop iteration multiplies."""
+            for base, line in itertools.product(bases, range(0, _UNROLL, _CACHE_LINE // size)):
+                _prefetch_line(builder, at(base, builder.add(column, _i64(line)), element))
+
+        def emit_loop(
             name: str, first: Any, before: list[Any], count: int, masked: bool
         ) -> tuple[Any, list[Any]]:
-            """Column and sums after a loop, of ``count`` vectors a time, over all that are whole,
-            or over all that is left."""
-            entry, far = builder.block, _i64(count * step)
-            loop, behind = (builder.append_basic_block(name + n) for n in ("", "_done"))
-            limit = builder.sub(width, _i64(1) if masked else far)
-            builder.cbranch(builder.icmp_signed("<=", first, limit), loop, behind)
+            """Emits a loop over the columns from ``first`` on, ``count`` vectors an iteration:
+            over the whole iterations, or if ``masked`` over the rest. Returns the column and the
+            sums after it."""
+            entry, advance = builder.block, _i64(count * step)
+            loop, done = (builder.append_basic_block(name + n) for n in ("", "_done"))
+            limit = builder.sub(width, _i64(1) if masked else advance)
+            builder.cbranch(builder.icmp_signed("<=", first, limit), loop, done)
             builder.position_at_end(loop)
             column = builder.phi(_i64)
             sums = after = [builder.phi(_floats) for _ in before]
             if not masked:
-                with builder.if_else(args[3]) as (rows_to_come, these_rows):
-                    with rows_to_come:
-                        tell(to_come, column)
-                    with these_rows:
-                        if element is _f32 and step * size == _LINE:
-                            tell(passing, builder.add(column, _i64(_NEAR // size)))
+                with builder.if_else(args[3]) as (other_rows, same_rows):
+                    with other_rows:
+                        prefetch_rows(rows_ahead, column)
+                    with same_rows:
+                        if element is _f32 and step * size == _CACHE_LINE:
+                            ahead = builder.add(column, _i64(_PREFETCH_DISTANCE // size))
+                            prefetch_rows(current_rows, ahead)
             for number in range(count):
                 here = builder.add(column, _i64(number * step))
-                after = met(
-                    here, after, below(builder, builder.sub(width, here), step) if masked else None
-                )
-            advanced = builder.add(column, far)
+                mask = mask_below(builder, builder.sub(width, here), step) if masked else None
+                after = multiply_vector(here, after, mask)
+            advanced = builder.add(column, advance)
             last = builder.block
-            builder.cbranch(builder.icmp_signed("<=", advanced, limit), loop, behind)
-            builder.position_at_end(behind)
+            builder.cbranch(builder.icmp_signed("<=", advanced, limit), loop, done)
+            builder.position_at_end(done)
             ends = [builder.phi(value.type) for value in (first, *before)]
             old, new = [first, *before], [advanced, *after]
             for values in zip([column, *sums, *ends], old + old, new + new, strict=True):
@@ -207,15 +213,15 @@ def _dots(typingctx, rows, these, later, early, states, first, out, places, coun
                 values[0].add_incoming(values[2], last)
             return ends[0], ends[1:]
 
-        nothing = [ir.Constant(_floats, [0.0] * LANES)] * (len(its) * len(heads))
-        column, so_far = looped("some", _i64(0), nothing, max(1, _AT_ONCE // step), False)
-        _, totals = looped("left", column, so_far, 1, True)
-        ends = zip(totals, itertools.product(these_states, targets), strict=True)
-        for total, (state, place) in ends:
+        zeros = [ir.Constant(_floats, [0.0] * LANES)] * (len(ids) * len(current_states))
+        column, partial_sums = emit_loop("whole", _i64(0), zeros, max(1, _UNROLL // step), False)
+        _, totals = emit_loop("rest", column, partial_sums, 1, True)
+        pairs = zip(totals, itertools.product(state_ids, targets), strict=True)
+        for total, (state, target) in pairs:
             name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-            target = at(sums.data, builder.add(place, builder.mul(stride, state)), _f32)
-            # In any order: a sum from left to right would take as long as the row itself.
-            builder.store(call(name, _f32, _f32(0.0), total, fastmath=("reassoc",)), target)
+            address = at(out_array.data, builder.add(target, builder.mul(stride, state)), _f32)
+            # In any order: an ordered reduction would take as long as the row itself.
+            builder.store(call(name, _f32, _f32(0.0), total, fastmath=("reassoc",)), address)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -224,57 +230,61 @@ def _dots(typingctx, rows, these, later, early, states, first, out, places, coun
 dots: Any = intrinsic(prefer_literal=True)(_dots)
 
 
-def _laid(typingctx, rows, row, later, shelf, place):
-    """shelf[place] = rows[row], both contiguous (N, D), past the caches: what is to be read
-    only when they have been used for something else need not be fetched to be overwritten.
-    Meanwhile memory is told of the rows that are laid ``later``.
+def _copy_row(typingctx, rows, row, prefetch_ids, target, slot):
+    """target[slot] = rows[row], with non-temporal stores that bypass the caches: a slot that is
+    read only after the caches were overwritten need not be fetched before it is written. The
+    rows ``prefetch_ids``, which are copied next, are prefetched meanwhile.
 
-    A row must be whole cache lines, and ``shelf`` begin at one.
+    Both arrays are contiguous (N, D). A row must be a whole number of cache lines, and ``target``
+    must start at one.
     """
     element = _ELEMENTS[rows.dtype]
 
     def codegen(context, builder, signature, args):
-        matrix, shelves = (
+        row_array, target_array = (
             context.make_array(kind)(context, builder, value)
-            for kind, value in ((rows, args[0]), (shelf, args[3]))
+            for kind, value in ((rows, args[0]), (target, args[3]))
         )
-        width = builder.extract_value(matrix.shape, 1)
-        line = ir.VectorType(element, _LINE // _bytes(element))
-        source, target, *to_come = (
+        width = builder.extract_value(row_array.shape, 1)
+        line = ir.VectorType(element, _CACHE_LINE // _item_size(element))
+        source, destination, *rows_ahead = (
             builder.gep(array.data, [builder.mul(index, width)], source_etype=element)
             for array, index in (
-                (matrix, args[1]), (shelves, args[4]),
-                *((matrix, index) for index in cgutils.unpack_tuple(builder, args[2])),
+                (row_array, args[1]), (target_array, args[4]),
+                *((row_array, index) for index in cgutils.unpack_tuple(builder, args[2])),
             )
         )  # fmt: skip
-        past = builder.module.add_metadata([_i32(1)])
+        nontemporal = builder.module.add_metadata([_i32(1)])
         with cgutils.for_range_slice(builder, _i64(0), width, _i64(line.count)) as (column, _):
-            for base in to_come:
-                _tell(builder, builder.gep(base, [column], source_etype=element))
-            coming = builder.gep(source, [column], source_etype=element)
-            numbers = builder.load(coming, typ=line, align=_bytes(element))
-            there = builder.gep(target, [column], source_etype=element)
-            there = builder.bitcast(there, line.as_pointer())
-            builder.store(numbers, there, align=_LINE).set_metadata("nontemporal", past)
+            for base in rows_ahead:
+                _prefetch_line(builder, builder.gep(base, [column], source_etype=element))
+            read_from = builder.gep(source, [column], source_etype=element)
+            vector = builder.load(read_from, typ=line, align=_item_size(element))
+            write_to = builder.gep(destination, [column], source_etype=element)
+            write_to = builder.bitcast(write_to, line.as_pointer())
+            builder.store(vector, write_to, align=_CACHE_LINE).set_metadata(
+                "nontemporal", nontemporal
+            )
         return context.get_dummy_value()
 
-    return types.void(rows, types.intp, later, shelf, types.intp), codegen
+    return types.void(rows, types.intp, prefetch_ids, target, types.intp), codegen
 
 
-laid: Any = intrinsic(_laid)
+copy_row: Any = intrinsic(_copy_row)
 
 
-def _told(typingctx, rows, row):
-    """Tells memory that rows[row], of contiguous (N, D), will be read or laid, so that where it
-    lies is looked up."""
+def _prefetch_row(typingctx, rows, row):
+    """Prefetches the first cache line of rows[row], of a contiguous array (N, D), so that the
+    address translation of its page is cached before the row is read or overwritten."""
 
     def codegen(context, builder, signature, args):
-        matrix = context.make_array(rows)(context, builder, args[0])
-        first = builder.mul(args[1], builder.extract_value(matrix.shape, 1))
-        _tell(builder, builder.gep(matrix.data, [first], source_etype=_ELEMENTS[rows.dtype]))
+        array = context.make_array(rows)(context, builder, args[0])
+        first = builder.mul(args[1], builder.extract_value(array.shape, 1))
+        address = builder.gep(array.data, [first], source_etype=_ELEMENTS[rows.dtype])
+        _prefetch_line(builder, address)
         return context.get_dummy_value()
 
     return types.void(rows, types.intp), codegen
 
 
-told: Any = intrinsic(_told)
+prefetch_row: Any = intrinsic(_prefetch_row)

@@ -1,30 +1,29 @@
-"""Products of weight rows with a few hidden states, at the speed of memory (Numba, CPU).
+"""Products of weight rows with a few hidden states, at memory bandwidth (Numba, CPU).
 
-A matrix that does not fit the cache costs the time of reading it, whether it is multiplied
-with one hidden state or with five; that is what makes a verify pass over gamma + 1 positions
-nearly as cheap as a step of plain decoding. For this to come true each row must be read once,
-as one long stream, and meet all states while it passes through the registers
-(``fastpath.cpu.dots``).
+A matrix larger than the caches takes the time of reading it, whether it is multiplied with one
+hidden state or with five. That is why a verify pass over gamma + 1 positions costs hardly more
+than a step of plain decoding, provided that each row is read once, as one sequential stream,
+and is multiplied with all states while it is in the registers (``fastpath.cpu.dots``).
 
-Rows are float32, bfloat16 (passed as uint16, its bits; as int16 where states are to stay
-float32) or int8 with a scale for each row; states, sums and results are float32, but that states
-are rounded to bfloat16 for rows in bfloat16 (``fitting``). Knows nothing of models.
+Rows are float32, bfloat16 (passed as uint16, its bits; as int16 where the states stay float32)
+or int8 with a scale for each row. States, sums and results are float32; for bfloat16 rows the
+states are rounded to bfloat16 (``cast_states``). Knows nothing of models.
 """
 
 import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
-from fastpath.cpu.dots import LANES, MOST, PAIRED, SIDE_BY_SIDE, dots
+from fastpath.cpu.dots import BF16_PAIRS, LANES, MAX_STATES, NUM_STREAMS, dots
 
-# So many states keep a processor too busy with a row to see the next ones coming.
-_BUSY = 3 if LANES == 16 else 4
+# With so many states the out-of-order window no longer reaches the next rows: prefetch them.
+_PREFETCH_STATES = 3 if LANES == 16 else 4
 
 
 @njit(cache=True)
-def room(rows, width):
-    """An uninitialised float32 array (rows, width) that begins at a cache line: a vector of
-    states that lies across two lines costs two reads, for each row that it meets."""
+def allocate_buffer(rows, width):
+    """An uninitialised float32 array (rows, width) that starts at a cache line: a vector of a
+    state that crosses two lines costs two loads for each row that it is multiplied with."""
     size = rows * width
     numbers = np.empty(size + 16, np.float32)
     first = (-numbers.ctypes.data // 4) % 16
@@ -32,9 +31,9 @@ def room(rows, width):
 
 
 @njit(cache=True)
-def _rounded(states):
-    """float32 -> the upper halves of their bits (uint32) when rounded to bfloat16, to the even
-    one of two that are equally near; what is no number stays none."""
+def _round_to_bfloat16(states):
+    """float32 (N,) -> bfloat16 (N,) as uint32 whose low halves hold the bits: rounded to nearest,
+    ties to even; NaN stays NaN."""
     bits = states.view(np.uint32)
     out = np.empty_like(bits)
     for i in range(len(bits)):
@@ -47,127 +46,132 @@ def _rounded(states):
     return out
 
 
-def _fitting(rows, states):
-    """States (T, D) float32 as these rows meet them: rounded to bfloat16 where the rows are,
-    as bits if their products are made in pairs, else as the same numbers in float32.
-
-    Once for each product, so that one state and several see the same arithmetic.
-    """
+def _cast_states(rows, states):
+    """The implementation of ``cast_states``, chosen by the type of ``rows`` when it compiles."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(_fitting)
-def _fitting_compiled(rows, states):
+@overload(_cast_states)
+def _compile_cast_states(rows, states):
     if rows.dtype != types.uint16:
 
-        def lined(rows, states):
+        def align(rows, states):
             if states.ctypes.data % 64 == 0:
                 return states
-            out = room(len(states), states.shape[1])
+            out = allocate_buffer(len(states), states.shape[1])
             out[:] = states
             return out
 
-        return lined
+        return align
 
-    def paired(rows, states):
+    def round_to_bits(rows, states):
         new, width = states.shape
-        halves = room(1, (new * width + 1) // 2).reshape(-1).view(np.uint16)[: new * width]
-        halves[:] = _rounded(states.reshape(-1))
+        halves = allocate_buffer(1, (new * width + 1) // 2).reshape(-1).view(np.uint16)
+        halves = halves[: new * width]
+        halves[:] = _round_to_bfloat16(states.reshape(-1))
         return halves.reshape(new, width)
 
-    def widened(rows, states):
-        out = room(len(states), states.shape[1])
-        out.reshape(-1).view(np.uint32)[:] = _rounded(states.reshape(-1)) << np.uint32(16)
+    def round_to_float32(rows, states):
+        out = allocate_buffer(len(states), states.shape[1])
+        bits = _round_to_bfloat16(states.reshape(-1))
+        out.reshape(-1).view(np.uint32)[:] = bits << np.uint32(16)
         return out
 
-    return paired if PAIRED else widened
+    return round_to_bits if BF16_PAIRS else round_to_float32
 
 
 @njit(cache=True)
-def fitting(rows, states):
-    return _fitting(rows, states)
+def cast_states(rows, states):
+    """States (T, D) float32 in the form in which these rows are multiplied with them.
+
+    For bfloat16 rows they are rounded to bfloat16: its bits with ``BF16_PAIRS``, else the same
+    values in float32. Done once for each product, so that one state and several states get the
+    same arithmetic.
+    """
+    return _cast_states(rows, states)
 
 
 @njit(cache=True)
-def _rows_at(ids, places, ahead, end):
-    """The rows so many places further on than each of four, but none behind the ``end``: those of
-    a list, or the places themselves where there are no ids."""
-    first, second = min(places[0] + ahead, end), min(places[1] + ahead, end)
-    third, fourth = min(places[2] + ahead, end), min(places[3] + ahead, end)
+def _row_ids_at(ids, positions, ahead, end):
+    """The row ids ``ahead`` positions after each of four, at most ``end``: entries of ``ids``, or
+    the positions themselves where ``ids`` is empty."""
+    first, second = min(positions[0] + ahead, end), min(positions[1] + ahead, end)
+    third, fourth = min(positions[2] + ahead, end), min(positions[3] + ahead, end)
     if len(ids):
         return ids[first], ids[second], ids[third], ids[fourth]
     return first, second, third, fourth
 
 
 @njit(cache=True)
-def met(rows, ids, states, out, first, last):
-    """out[:, first:last] = states @ rows[ids[first:last]].T, or rows[first:last] where there are no
-    ids, on one thread, of states that are ``fitting``.
+def multiply_rows(rows, ids, states, out, first, last):
+    """out[:, first:last] = states @ rows[ids[first:last]].T, or with rows[first:last] where
+    ``ids`` is empty. Runs on one thread; ``states`` come from ``cast_states``.
 
-    A processor follows one stream of memory no faster than memory answers, and several side by
-    side. So the rows are dealt into equal streams, as many as meet the states at once. Where
-    they cannot be equal the last one begins a little earlier, and does some rows of the one
-    before again.
+    A single sequential stream is bound by memory latency, several in parallel by bandwidth. So the
+    rows are split into equal streams, as many as fit the registers with these states. Where the
+    number of rows is not divisible, the last stream starts earlier and repeats a few rows of the
+    one before.
 
-    Rows of a list it cannot see coming, nor any when many states keep it busy: it is told of them.
-    It forgets what it hears when much is on its way already, so it is told three times.
+    Indirect accesses defeat the hardware prefetcher, and with many states the processor does not
+    run far enough ahead, so rows are prefetched in software. Requests are dropped while the
+    queue is full, hence three times per row, 3, 2 and 1 rows ahead.
     """
     end = last - 1
-    for start in range(0, len(states), MOST):
+    for start in range(0, len(states), MAX_STATES):
         count = len(states) - start
-        early = len(ids) > 0 or count >= _BUSY
-        many = SIDE_BY_SIDE[min(count, MOST)]
-        length = (last - first + many - 1) // many
+        prefetch = len(ids) > 0 or count >= _PREFETCH_STATES
+        streams = NUM_STREAMS[min(count, MAX_STATES)]
+        length = (last - first + streams - 1) // streams
         for a in range(first, first + length):
             final = last - length + a - first
-            places = a, min(a + length, final), min(a + 2 * length, final), final
-            these = _rows_at(ids, places, 0, end)
-            later = (
-                _rows_at(ids, places, 3, end)
-                + _rows_at(ids, places, 2, end)
-                + _rows_at(ids, places, 1, end)
+            columns = a, min(a + length, final), min(a + 2 * length, final), final
+            row_ids = _row_ids_at(ids, columns, 0, end)
+            prefetch_ids = (
+                _row_ids_at(ids, columns, 3, end)
+                + _row_ids_at(ids, columns, 2, end)
+                + _row_ids_at(ids, columns, 1, end)
             )
             if count == 1:
-                dots(rows, these, later, early, states, start, out, places, 1)
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 1)
             elif count == 2:
-                dots(rows, these, later, early, states, start, out, places, 2)
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 2)
             elif count == 3:
-                dots(rows, these, later, early, states, start, out, places, 3)
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 3)
             elif count == 4:
-                dots(rows, these, later, early, states, start, out, places, 4)
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 4)
             elif count == 5:
-                dots(rows, these, later, early, states, start, out, places, 5)
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 5)
             elif count == 6:
-                dots(rows, these, later, early, states, start, out, places, 6)
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 6)
             elif count == 7:
-                dots(rows, these, later, early, states, start, out, places, 7)
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 7)
             else:
-                dots(rows, these, later, early, states, start, out, places, MOST)
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, MAX_STATES)
 
 
 @njit(cache=True)
-def scaled(rows, scales, ids, out, first, last):
-    """out[:, first:last] times the scales of rows ``ids``, or first to last where there are no
-    ids; only rows in int8 have scales."""
+def apply_scales(rows, scales, ids, out, first, last):
+    """Multiplies out[:, first:last] by the scales of the rows ``ids[first:last]``, or of rows
+    first to last where ``ids`` is empty. Does nothing unless the rows are int8."""
     if rows.itemsize == 1:
         for state in range(len(out)):
-            for place in range(first, last):
-                out[state, place] *= scales[ids[place] if len(ids) else place]
+            for i in range(first, last):
+                out[state, i] *= scales[ids[i] if len(ids) else i]
 
 
 @njit(cache=True)
-def span(rows, scales, states, out, first, last):
-    """out[:, first:last] = states @ (rows * scales)[first:last].T, on one thread, of states that
-    are ``fitting``."""
-    everything = np.empty(0, np.int64)
-    met(rows, everything, states, out, first, last)
-    scaled(rows, scales, everything, out, first, last)
+def multiply_block(rows, scales, states, out, first, last):
+    """out[:, first:last] = states @ (rows * scales)[first:last].T on one thread; ``states`` come
+    from ``cast_states``."""
+    all_rows = np.empty(0, np.int64)
+    multiply_rows(rows, all_rows, states, out, first, last)
+    apply_scales(rows, scales, all_rows, out, first, last)
 
 
 @njit(parallel=True, cache=True)
-def product(rows, scales, states, out, threads):
+def multiply(rows, scales, states, out, threads):
     """rows (N, D), scales (N,), states (T, D) -> out (T, N) = states @ (rows * scales).T."""
-    read = fitting(rows, states)
+    inputs = cast_states(rows, states)
     for thread in prange(threads):
         first, last = thread * len(rows) // threads, (thread + 1) * len(rows) // threads
-        span(rows, scales, read, out, first, last)
+        multiply_block(rows, scales, inputs, out, first, last)

@@ -1,8 +1,9 @@
-"""The largest logits and the sum of their exponentials, found on the way (Numba, CPU).
+"""Top-k and sum of exponentials of logits, computed together with them (Numba, CPU).
 
-The products of some rows are looked at while they lie in the first cache, so that a choice, or
-a law, needs no second pass over as many numbers as the vocabulary has. NaN is larger than all
-numbers, so that it shows; of equal logits the first is the larger. Knows nothing of laws.
+The products of a block of rows are ranked while they are in the first-level cache, so that an
+argmax or a distribution needs no second pass over a whole vocabulary of logits. NaN ranks above
+all numbers, so that it is not overlooked; of equal logits the lower index ranks first. Knows
+nothing of distributions.
 """
 
 import math
@@ -11,106 +12,125 @@ import numpy as np
 from numba import njit, prange
 
 from fastpath.cpu.exponential import exponential
-from fastpath.cpu.kernels import fitting, room, span
+from fastpath.cpu.kernels import allocate_buffer, cast_states, multiply_block
 
-_BLOCK = 1024  # rows whose products are looked at before the next are computed
+_BLOCK = 1024  # rows whose logits are ranked before the next ones are computed
 
 
 @njit(cache=True)
-def _take(value, place, best, places):
-    """Puts a logit among the ``best`` (top,), at ``places`` (top,), -1 where none is yet."""
-    at = len(best)
+def _insert(value, index, top_logits, top_indices):
+    """Inserts a logit into ``top_logits`` (top,) and its index into ``top_indices`` (top,), in
+    which -1 marks an empty entry."""
+    at = len(top_logits)
     while at > 0:
-        other = best[at - 1]
-        if places[at - 1] >= 0 and not (value > other or (value != value and other == other)):
+        other = top_logits[at - 1]
+        if top_indices[at - 1] >= 0 and not (value > other or (value != value and other == other)):
             break
         at -= 1
-    for later in range(len(best) - 1, at, -1):
-        best[later], places[later] = best[later - 1], places[later - 1]
-    if at < len(best):
-        best[at], places[at] = value, place
+    for later in range(len(top_logits) - 1, at, -1):
+        top_logits[later], top_indices[later] = top_logits[later - 1], top_indices[later - 1]
+    if at < len(top_logits):
+        top_logits[at], top_indices[at] = value, index
 
 
 @njit(cache=True)
-def _rescaled(total, before, largest, heat):
-    """A sum of exp((logit - before) / heat) as one of exp((logit - largest) / heat)."""
-    return total * math.exp((before - largest) / heat) if total > 0 else 0.0
+def _rescale(total, old_max, new_max, temperature):
+    """A sum of exp((logit - old_max) / T) as the sum of exp((logit - new_max) / T)."""
+    return total * math.exp((old_max - new_max) / temperature) if total > 0 else 0.0
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
-def _exponentials(logits, largest, heat):
-    total, scale = np.float32(0), np.float32(1 / heat)
+def _sum_exponentials(logits, largest, temperature):
+    total, scale = np.float32(0), np.float32(1 / temperature)
     for i in range(len(logits)):
         total += exponential((logits[i] - largest) * scale)
     return total
 
 
 @njit(cache=True)
-def _look(logits, first, best, places, total, heat):
-    """Takes logits (N,) at places from ``first`` on in. Returns the sum ``total`` of
-    exp((logit - best[0]) / heat) with theirs; there is none at a heat of 0."""
-    before = best[0]
+def _rank(logits, first, top_logits, top_indices, total, temperature):
+    """Adds logits (N,), whose indices start at ``first``, to the top-k. Returns ``total``, the
+    sum of exp((logit - top_logits[0]) / T), with theirs added; it is not computed at T = 0."""
+    old_max = top_logits[0]
     for i in range(len(logits)):
         value = logits[i]
-        # Most are no match for the last of the best: one comparison, if that is a number.
-        if not value <= best[-1] or places[-1] < 0:
-            _take(value, first + i, best, places)
-    if heat > 0 and math.isfinite(best[0]):
-        total = _rescaled(total, before, best[0], heat) + _exponentials(logits, best[0], heat)
+        # Most are below the last of the top-k: one comparison, unless that is NaN or empty.
+        if not value <= top_logits[-1] or top_indices[-1] < 0:
+            _insert(value, first + i, top_logits, top_indices)
+    if temperature > 0 and math.isfinite(top_logits[0]):
+        total = _rescale(total, old_max, top_logits[0], temperature) + _sum_exponentials(
+            logits, top_logits[0], temperature
+        )
     return total
 
 
 @njit(cache=True)
-def _joined(best, places, totals, heat):
-    """What the shares found, best (S, T, top), places and totals (S, T), as one: (T, top),
-    (T, top), (T,), a total that means nothing being NaN."""
-    shares, states, top = best.shape
-    found, where = np.full((states, top), -np.inf, np.float32), np.full((states, top), -1)
+def _merge(top_logits, top_indices, totals, temperature):
+    """Merges the threads' results, top_logits and top_indices (S, T, top) and totals (S, T), into
+    (T, top), (T, top) and (T,). A total is NaN where the largest logit is not finite."""
+    shares, states, top = top_logits.shape
+    merged = np.full((states, top), -np.inf, np.float32)
+    indices = np.full((states, top), -1)
     sums = np.zeros(states)
     for t in range(states):
         for share in range(shares):
             for rank in range(top):
-                if places[share, t, rank] >= 0:
-                    _take(best[share, t, rank], places[share, t, rank], found[t], where[t])
+                if top_indices[share, t, rank] >= 0:
+                    _insert(
+                        top_logits[share, t, rank],
+                        top_indices[share, t, rank],
+                        merged[t],
+                        indices[t],
+                    )
         for share in range(shares):
-            if math.isfinite(found[t, 0]):
-                sums[t] += _rescaled(totals[share, t], best[share, t, 0], found[t, 0], heat)
+            if math.isfinite(merged[t, 0]):
+                sums[t] += _rescale(
+                    totals[share, t], top_logits[share, t, 0], merged[t, 0], temperature
+                )
             else:
                 sums[t] = np.nan
-    return found, where, sums
+    return merged, indices, sums
 
 
 @njit(parallel=True, cache=True)
-def scored(rows, scales, states, out, top, heat, threads):
-    """rows (N, D), scales (N,), states (T, D) -> of the products states @ (rows * scales).T the
-    best (T, top), top <= N, at which rows (T, top), and the sums (T,) of
-    exp((product - best) / heat), for which there must be a heat. The products themselves are
-    kept where ``out`` (T, N) has room for them, and not where it is (T, 0)."""
-    new, read, kept = len(states), fitting(rows, states), out.shape[1] > 0
-    best = np.full((threads, new, top), -np.inf, np.float32)
-    places, totals = np.full((threads, new, top), -1), np.zeros((threads, new))
+def multiply_and_rank(rows, scales, states, out, top, temperature, threads):
+    """Top-k and sum of exponentials of the logits states @ (rows * scales).T.
+
+    rows (N, D), scales (N,), states (T, D) -> the largest logits (T, top), top <= N, their row
+    indices (T, top), and the sums (T,) of exp((logit - largest) / temperature), which need a
+    temperature above 0. The logits themselves are written to ``out`` (T, N), and dropped where
+    it is (T, 0).
+    """
+    new, inputs, keep = len(states), cast_states(rows, states), out.shape[1] > 0
+    top_logits = np.full((threads, new, top), -np.inf, np.float32)
+    top_indices, totals = np.full((threads, new, top), -1), np.zeros((threads, new))
     for thread in prange(threads):
         first, last = thread * len(rows) // threads, (thread + 1) * len(rows) // threads
-        some = room(new, _BLOCK)
+        block = allocate_buffer(new, _BLOCK)  # (T, _BLOCK)
         for begin in range(first, last, _BLOCK):
             count = min(_BLOCK, last - begin)
-            span(rows[begin:last], scales[begin:last], read, some, 0, count)
+            multiply_block(rows[begin:last], scales[begin:last], inputs, block, 0, count)
             for t in range(new):
-                logits = some[t, :count]
-                if kept:
+                logits = block[t, :count]
+                if keep:
                     out[t, begin : begin + count] = logits
-                totals[thread, t] = _look(
-                    logits, begin, best[thread, t], places[thread, t], totals[thread, t], heat
+                totals[thread, t] = _rank(
+                    logits,
+                    begin,
+                    top_logits[thread, t],
+                    top_indices[thread, t],
+                    totals[thread, t],
+                    temperature,
                 )
-    return _joined(best, places, totals, heat)
+    return _merge(top_logits, top_indices, totals, temperature)
 
 
 @njit(cache=True)
-def ranked(logits, top, heat):
-    """As ``scored``, of logits (T, K) that are there."""
+def rank_logits(logits, top, temperature):
+    """As ``multiply_and_rank``, of logits (T, K) that are computed already."""
     new = len(logits)
-    best = np.full((1, new, top), -np.inf, np.float32)
-    places, totals = np.full((1, new, top), -1), np.zeros((1, new))
+    top_logits = np.full((1, new, top), -np.inf, np.float32)
+    top_indices, totals = np.full((1, new, top), -1), np.zeros((1, new))
     for t in range(new):
-        totals[0, t] = _look(logits[t], 0, best[0, t], places[0, t], 0.0, heat)
-    return _joined(best, places, totals, heat)
+        totals[0, t] = _rank(logits[t], 0, top_logits[0, t], top_indices[0, t], 0.0, temperature)
+    return _merge(top_logits, top_indices, totals, temperature)

@@ -1,6 +1,7 @@
-"""Rows of a head, read where they lie (Numba, CPU): in a list's order, or in whole runs.
+"""Products with scattered rows of a head: by id, or in runs of consecutive rows (Numba, CPU).
 
-Knows nothing of models, nor of why an id is on a list.
+Nothing is copied: the rows are read at their addresses in the head. Knows nothing of models, nor
+of why an id is in a shortlist.
 """
 
 import math
@@ -11,12 +12,12 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from fastpath.cpu.kernels import fitting, met, scaled
+from fastpath.cpu.kernels import apply_scales, cast_states, multiply_rows
 
 
-def home(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory for rows: it begins at a cache line, and numpy asks the system for
-    large pages, without which finding out where a row lies costs a tenth of reading it."""
+def allocate_rows(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor that starts at a cache line. NumPy requests huge pages for it:
+    without them, address translation costs a tenth of the time of reading the rows."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     first = -memory.ctypes.data % 64
@@ -24,22 +25,25 @@ def home(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 @njit(parallel=True, cache=True)
-def gathered(rows, scales, ids, states, out, threads):
-    """rows (V, D), ids (K,), states (T, D) -> out (T, K), the rows read where they lie."""
-    size, read = len(ids), fitting(rows, states)
+def multiply_gathered(rows, scales, ids, states, out, threads):
+    """rows (V, D), scales (V,), ids (K,), states (T, D) -> out (T, K), logits of these rows."""
+    size, inputs = len(ids), cast_states(rows, states)
     for thread in prange(threads):
         first, last = thread * size // threads, (thread + 1) * size // threads
-        met(rows, ids, read, out, first, last)
-        scaled(rows, scales, ids, out, first, last)
+        multiply_rows(rows, ids, inputs, out, first, last)
+        apply_scales(rows, scales, ids, out, first, last)
 
 
 @njit(cache=True)
-def runs(rows, scales, starts, lengths, states, out, threads):
-    """Runs of rows, where rows that are asked for together lie together: rows (V, D) from
-    ``starts`` (R,), ``lengths`` (R,) of each -> out (T, sum of lengths), one after the other."""
-    ids, place = np.empty(lengths.sum(), np.int64), 0
+def multiply_runs(rows, scales, starts, lengths, states, out, threads):
+    """Logits of runs of consecutive rows, such as the clusters of a head stored in cluster order.
+
+    rows (V, D); run r has ``lengths[r]`` rows from ``starts[r]`` on, both (R,); states (T, D)
+    -> out (T, sum of lengths), run after run.
+    """
+    ids, count = np.empty(lengths.sum(), np.int64), 0
     for run in range(len(starts)):
         for row in range(lengths[run]):
-            ids[place] = starts[run] + row
-            place += 1
-    gathered(rows, scales, ids, states, out, threads)
+            ids[count] = starts[run] + row
+            count += 1
+    multiply_gathered(rows, scales, ids, states, out, threads)

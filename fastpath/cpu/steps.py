@@ -1,14 +1,13 @@
-"""Whole passes in one call (Numba, CPU): the arithmetic of ``minispec.models.transformer`` and
-``minispec.models.eagle_draft`` without a Python step between two products.
+"""Whole forward passes in one call (Numba, CPU): the arithmetic of ``minispec.models.transformer``
+and ``minispec.models.eagle_draft`` without any Python between two products.
 
-A pass is a loop over layers in which every product is shared out to the threads and all that
-lies between is small. States are float32 whatever the weights are (see
-``kernels.fitting`` for what a product makes of them). Weights come stacked:
-one array for each kind of matrix, layers first, projections that read the same states side by
-side. What one kind of model has and another has not (norms of queries, norms behind) comes as
-arrays of no length where it is missing.
+A pass is a loop over the layers. Each product is split among the threads; everything between
+two products is small. States are float32 whatever the dtype of the weights (``kernels.cast_states``
+has what a product makes of them). Weights are stacked: one array for each kind of matrix, with the
+layers first, and projections that read the same states concatenated. What only some models have
+(norms of queries and keys, norms after attention and MLP) is an empty array in the others.
 
-Shapes: ``T`` new positions, ``D`` width, ``S`` positions of the cache, ``L`` layers.
+Shapes: ``T`` new positions, ``D`` hidden size, ``S`` cache positions, ``L`` layers.
 """
 
 import math
@@ -16,14 +15,14 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from fastpath.cpu.attention import attention
+from fastpath.cpu.attention import attend
 from fastpath.cpu.exponential import exponential
-from fastpath.cpu.kernels import fitting, product, room, span
+from fastpath.cpu.kernels import allocate_buffer, cast_states, multiply, multiply_block
 
 
 @njit(cache=True, fastmath={"reassoc", "contract"})
-def normed(x, weight, epsilon, out, first):
-    """RMSNorm of x (T, D) into the columns of out (T, >= first + D) from ``first`` on."""
+def apply_rms_norm(x, weight, epsilon, out, first):
+    """RMSNorm of x (T, D) -> out[:, first : first + D], where out is (T, >= first + D)."""
     width = x.shape[1]
     for t in range(len(x)):
         total = np.float32(0)
@@ -36,7 +35,7 @@ def normed(x, weight, epsilon, out, first):
 
 @njit(cache=True)
 def apply_rope(x, cos, sin):
-    """Rotary embedding of one head (head_width,), in place; cos and sin (head_width,)."""
+    """Rotary position embedding of one head x (head_dim,), in place; cos and sin (head_dim,)."""
     half = len(x) // 2
     for d in range(half):
         left, right = x[d], x[half + d]
@@ -45,39 +44,39 @@ def apply_rope(x, cos, sin):
 
 
 @njit(parallel=True, cache=True)
-def gated(gate_up, scales, states, gelu, both, out, threads):
-    """silu(gate(x)) * up(x) of states (T, D) -> out (T, M), or with GELU in its tanh form, where
-    ``gate_up`` (2 M, D) holds the rows of both; ``both`` (T, 2 M) is room to work in.
+def apply_gate(gate_up, scales, states, gelu, both, out, threads):
+    """act(gate(x)) * up(x) of states (T, D) -> out (T, M), where act is SiLU or tanh-GELU.
 
-    Either is the gate times a sigmoid: of the gate itself or, since (1 + tanh(z)) / 2 =
-    sigmoid(2 z), of 2 sqrt(2 / pi) (gate + 0.044715 gate^3).
+    ``gate_up`` (2 M, D) holds the rows of both projections; ``both`` (T, 2 M) receives their
+    products. Either activation is gate * sigmoid(z): z = gate for SiLU, and for GELU, since
+    (1 + tanh(y)) / 2 = sigmoid(2 y), z = 2 sqrt(2 / pi) (gate + 0.044715 gate^3).
     """
     new, inner = out.shape
-    read = fitting(gate_up, states)
+    inputs = cast_states(gate_up, states)
     for thread in prange(threads):
         first, last = thread * inner // threads, (thread + 1) * inner // threads
-        span(gate_up, scales, read, both, first, last)
-        span(gate_up, scales, read, both, inner + first, inner + last)
+        multiply_block(gate_up, scales, inputs, both, first, last)
+        multiply_block(gate_up, scales, inputs, both, inner + first, inner + last)
         for t in range(new):
             for i in range(first, last):
                 gate = both[t, i]
-                steep = gate
+                z = gate
                 if gelu:
                     cubic = np.float32(0.044715) * gate * gate * gate
-                    steep = np.float32(1.5957691216057308) * (gate + cubic)
-                out[t, i] = gate / (np.float32(1) + exponential(-steep)) * both[t, inner + i]
+                    z = np.float32(1.5957691216057308) * (gate + cubic)
+                out[t, i] = gate / (np.float32(1) + exponential(-z)) * both[t, inner + i]
 
 
 @njit(cache=True)
-def layer(x, read, weights, scales, norms, settings, cos, sin, keys, values, start, threads):
-    """One decoder layer: adds to x (T, D) what attention makes of ``read`` (T, input width)
-    and what the MLP makes of the sum, and writes keys and values (S, kv_heads, head_width)
-    of positions ``start`` and following.
+def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, values, start, threads):
+    """One decoder layer: adds the output of attention over ``inputs`` (T, input size), then the
+    output of the MLP, to the residual stream x (T, D) in place. Writes the keys and values of
+    positions ``start`` and following into keys and values (S, num_key_value_heads, head_dim).
 
-    ``weights``: query, key and value projections as one (heads + 2 kv_heads) * head_width
-    rows; output; gate and up as one; down. ``scales``: their rows' scales. ``norms``: before
-    the MLP, behind attention, behind the MLP, of queries and of keys. ``settings``: epsilon,
-    attention's scale and window, whether the MLP has GELU. ``cos``, ``sin`` (T, head_width).
+    ``weights``: query, key and value projections as (heads + 2 num_key_value_heads) * head_dim
+    rows; output; gate and up; down. ``scales``: the scales of their rows. ``norms``: before the
+    MLP, after attention, after the MLP, of queries, of keys. ``settings``: epsilon, attention's
+    scale and window, whether the activation is GELU. ``cos``, ``sin`` (T, head_dim).
     """
     mlp_norm, attention_post_norm, mlp_post_norm, query_norm, key_norm = norms
     epsilon, scale, window, gelu = settings
@@ -87,39 +86,42 @@ def layer(x, read, weights, scales, norms, settings, cos, sin, keys, values, sta
     num_key_value_heads, head_dim = keys.shape[1], keys.shape[2]
     heads = output.shape[1] // head_dim
 
-    projected = room(new, len(projections))
-    product(projections, projections_scale, read, projected, threads)
+    # (T, (heads + 2 num_key_value_heads) * head_dim)
+    projected = allocate_buffer(new, len(projections))
+    multiply(projections, projections_scale, inputs, projected, threads)
     split = projected.reshape(new, heads + 2 * num_key_value_heads, head_dim)
     for t in range(new):
         if len(query_norm):
             queries, new_keys = split[t, :heads], split[t, heads : heads + num_key_value_heads]
-            normed(queries, query_norm, epsilon, queries, 0)
-            normed(new_keys, key_norm, epsilon, new_keys, 0)
-        for head in range(heads + num_key_value_heads):  # queries and keys know their positions
+            apply_rms_norm(queries, query_norm, epsilon, queries, 0)
+            apply_rms_norm(new_keys, key_norm, epsilon, new_keys, 0)
+        for head in range(heads + num_key_value_heads):
             apply_rope(split[t, head], cos[t], sin[t])
         keys[start + t] = split[t, heads : heads + num_key_value_heads]
         values[start + t] = split[t, heads + num_key_value_heads :]
-    mixed = room(new, heads * head_dim)
-    heads_mixed = mixed.reshape(new, heads, head_dim)
-    attention(split, keys, values, start, window, scale, heads_mixed, threads)
-    added = room(new, width)
-    product(output, output_scale, mixed, added, threads)
+    attended = allocate_buffer(new, heads * head_dim)  # (T, heads * head_dim)
+    by_head = attended.reshape(new, heads, head_dim)
+    attend(split, keys, values, start, window, scale, by_head, threads)
+    update = allocate_buffer(new, width)  # (T, D)
+    multiply(output, output_scale, attended, update, threads)
     if len(attention_post_norm):
-        normed(added, attention_post_norm, epsilon, added, 0)
-    x += added
+        apply_rms_norm(update, attention_post_norm, epsilon, update, 0)
+    x += update
 
-    quiet = room(new, width)
-    normed(x, mlp_norm, epsilon, quiet, 0)
-    inner = room(new, down.shape[1])
-    gated(gate_up, gate_up_scale, quiet, gelu, room(new, len(gate_up)), inner, threads)
-    product(down, down_scale, inner, added, threads)
+    normed = allocate_buffer(new, width)
+    apply_rms_norm(x, mlp_norm, epsilon, normed, 0)
+    inner = allocate_buffer(new, down.shape[1])  # (T, M)
+    apply_gate(
+        gate_up, gate_up_scale, normed, gelu, allocate_buffer(new, len(gate_up)), inner, threads
+    )
+    multiply(down, down_scale, inner, update, threads)
     if len(mlp_post_norm):
-        normed(added, mlp_post_norm, epsilon, added, 0)
-    x += added
+        apply_rms_norm(update, mlp_post_norm, epsilon, update, 0)
+    x += update
 
 
 @njit(cache=True)
-def target_pass(
+def run_target(
     x,
     weights,
     scales,
@@ -134,28 +136,29 @@ def target_pass(
     aux_hidden_state_layer_ids,
     threads,
 ):
-    """All layers of a target over embeddings x (T, D): hidden (T, D), taps (T, n * D).
+    """All layers of a target over embeddings x (T, D) -> final hidden states (T, D) and auxiliary
+    hidden states (T, n_aux * D).
 
-    ``norms``: before attention, those of ``layer``, each (L, D), and the last (D,).
-    ``settings``: as in ``layer``, but that the window is that of layers that are ``local`` (L,).
-    ``cos``, ``sin`` (2, T, head_width): for the layers that see everything, and for the others.
-    keys, values (L, S, kv, hw).
+    ``norms``: before attention (L, D), those of ``run_layer``, each (L, D), and the final one (D,).
+    ``settings``: as in ``run_layer``; the window applies only to layers that are ``local`` (L,).
+    ``cos``, ``sin`` (2, T, head_dim): for global and for local layers. ``keys``, ``values``
+    (L, S, num_key_value_heads, head_dim).
     """
-    attention_norms, inner_norms, last_norm = norms
+    attention_norms, inner_norms, final_norm = norms
     mlp_norms, attention_post_norms, mlp_post_norms, query_norms, key_norms = inner_norms
     epsilon, scale, window, gelu = settings
     new, width = x.shape
-    quiet = room(new, width)
-    aux_hidden_states = room(new, len(aux_hidden_state_layer_ids) * width)
-    tap = 0
+    normed = allocate_buffer(new, width)
+    aux_hidden_states = allocate_buffer(new, len(aux_hidden_state_layer_ids) * width)
+    num_aux = 0
     projections, output, gate_up, down = weights
     projections_scale, output_scale, gate_up_scale, down_scale = scales
     for index in range(len(projections)):
-        normed(x, attention_norms[index], epsilon, quiet, 0)
+        apply_rms_norm(x, attention_norms[index], epsilon, normed, 0)
         kind = np.int64(local[index])
-        layer(
+        run_layer(
             x,
-            quiet,
+            normed,
             (projections[index], output[index], gate_up[index], down[index]),
             (
                 projections_scale[index],
@@ -178,26 +181,34 @@ def target_pass(
             start,
             threads,
         )
-        if tap < len(aux_hidden_state_layer_ids) and index + 1 == aux_hidden_state_layer_ids[tap]:
-            aux_hidden_states[:, tap * width : (tap + 1) * width] = x
-            tap += 1
-    normed(x, last_norm, epsilon, quiet, 0)
-    return quiet, aux_hidden_states
+        if (
+            num_aux < len(aux_hidden_state_layer_ids)
+            and index + 1 == aux_hidden_state_layer_ids[num_aux]
+        ):
+            aux_hidden_states[:, num_aux * width : (num_aux + 1) * width] = x
+            num_aux += 1
+    apply_rms_norm(x, final_norm, epsilon, normed, 0)
+    return normed, aux_hidden_states
 
 
 @njit(cache=True)
-def draft_pass(
+def run_draft(
     embedded, states, weights, scales, norms, settings, cos, sin, keys, values, start, threads
 ):
-    """The draft's layer over embeddings (T, D), one place ahead, and states (T, D) -> states
-    (T, D). ``norms``: of the embedding, of the state, and those of ``layer``. keys, values
-    (S, kv, hw)."""
+    """The draft's layer over embeddings (T, D) of the next tokens and states (T, D) -> the draft's
+    own states (T, D).
+
+    ``norms``: of the embedding, of the state, and those of ``run_layer``. ``keys``, ``values``
+    (S, num_key_value_heads, head_dim).
+    """
     embedding_norm, state_norm, inner_norms = norms
     new, width = states.shape
-    read = room(new, 2 * width)
-    normed(embedded, embedding_norm, settings[0], read, 0)
-    normed(states, state_norm, settings[0], read, width)
-    x = room(new, width)
+    inputs = allocate_buffer(new, 2 * width)  # (T, 2 D): embedding and state side by side
+    apply_rms_norm(embedded, embedding_norm, settings[0], inputs, 0)
+    apply_rms_norm(states, state_norm, settings[0], inputs, width)
+    x = allocate_buffer(new, width)
     x[:] = states
-    layer(x, read, weights, scales, inner_norms, settings, cos, sin, keys, values, start, threads)
+    run_layer(
+        x, inputs, weights, scales, inner_norms, settings, cos, sin, keys, values, start, threads
+    )
     return x

@@ -1,9 +1,9 @@
-"""The LM head on a GPU: dense, gathered or packed rows of float32, bfloat16 or float16.
+"""The LM head on a GPU: dense, gathered or packed rows in float32, bfloat16 or float16.
 
-Logits are float32 whatever the rows are. The best places and the sum of exponentials come with
-them from the same pass, so that a law, or a choice, needs no second look at the rows.
+Logits are float32 for every dtype of the rows. Their top-k and sum of exponentials come from the
+same pass, so that an argmax or a distribution does not read the rows again.
 
-Knows nothing of models and of laws.
+Knows nothing of models and of distributions.
 """
 
 import copy
@@ -11,36 +11,41 @@ import copy
 import torch
 from torch import Tensor
 
-from fastpath.cuda.device import LOADS, SIMULATED, launch, sent, words
-from fastpath.cuda.kernels import Plan, copy_rows, finisher, scorer
+from fastpath.cuda.device import LOADS, SIMULATED, launch, to_device, view_as_words
+from fastpath.cuda.kernels import Plan, copy_rows, make_merger, make_scorer
 from fastpath.scores import Scores
 from minispec.errors import ArgumentError, ShortlistError
 
-STATES = 8  # hidden states that one pass over the rows may serve
-TOP = 8
-_SMALL = Plan(lanes=2, groups=2, each=2)  # the simulator's threads are threads of Python
+MAX_STATES = 8  # hidden states in one pass over the rows
+MAX_TOP = 8  # entries of a top-k
+# For the simulator, which runs each GPU thread as a Python thread.
+_SMALL = Plan(lanes=2, groups=2, rows_per_group=2)
 PLAN = _SMALL if SIMULATED else Plan()
 
 
 def check_ids(ids: Tensor, size: int) -> None:
-    """Raises ShortlistError unless ids (K,) can be rows of a table of ``size``: a kernel would
-    read, and copy, whatever lies there."""
+    """Raises ShortlistError unless ids (K,) are valid rows of a table of ``size``: a kernel would
+    read out of bounds."""
     if ids.dtype != torch.int64 or ids.dim() != 1 or len(ids) == 0:
-        raise ShortlistError(f"ids are {ids.dtype} {tuple(ids.shape)}, not int64 (K,) with K >= 1")
+        raise ShortlistError(
+            f"ids must be int64 (K,) with K >= 1, but are {ids.dtype} {tuple(ids.shape)}"
+        )
     if ids[0] < 0 or ids[-1] >= size or not (ids[1:] > ids[:-1]).all():
-        raise ShortlistError(f"ids are not sorted, unique and within 0..{size - 1}")
+        raise ShortlistError(f"ids must be sorted, unique and within 0..{size - 1}")
 
 
 class DeviceRows:
-    """Rows (V, D) on the device, and the kernels over them."""
+    """Head rows (V, D) on the device, and the kernels that read them."""
 
     def __init__(self, weight: Tensor) -> None:
-        """``weight`` on the device. Raises ArgumentError for a dtype without kernels."""
+        """``weight`` (V, D) is on the device. Raises ArgumentError for a dtype without kernels."""
         if weight.dtype not in LOADS:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in LOADS)
-            raise ArgumentError(f"no kernels for {weight.dtype} rows: there are some for {known}")
+            supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in LOADS)
+            raise ArgumentError(
+                f"backend cuda has no kernels for {weight.dtype} rows, only for {supported}"
+            )
         self.dtype, self.width = weight.dtype, weight.shape[1]
-        self.words = words(weight)
+        self.words = view_as_words(weight)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -48,119 +53,129 @@ class DeviceRows:
     def scores(
         self, hidden: Tensor, ids: Tensor | None = None, top: int = 1, temperature: float = 1.0
     ) -> Scores:
-        """hidden (H, D) against all rows, or against those of ids (K,), sorted and unique, on
-        the host: one pass for up to 8 states. ``top`` is at most 8 and at most K. Raises
-        ArgumentError, ShortlistError."""
+        """Logits, top-k and sum of exponentials of hidden (H, D) over all rows, or over those of
+        ids (K,), sorted and unique, on the host. One pass over the rows for up to 8 states.
+
+        Raises ArgumentError unless ``top`` is 1 to 8 and at most K, and ShortlistError for ids
+        that are not valid.
+        """
         if ids is not None:
             check_ids(ids, len(self))
-        return self.in_slots(hidden, None if ids is None else sent(ids), top, temperature)
+        return self.score_slots(hidden, None if ids is None else to_device(ids), top, temperature)
 
-    def in_slots(
+    def score_slots(
         self, hidden: Tensor, slots: Tensor | None, top: int, temperature: float
     ) -> Scores:
-        """As ``scores``, the rows named by slots (K,) on the device, in any order."""
+        """As ``scores``, over the rows ``slots`` (K,), on the device and in any order."""
         count = len(self) if slots is None else len(slots)
         if hidden.dim() != 2 or hidden.shape[1] != self.width:
-            raise ArgumentError(f"hidden {tuple(hidden.shape)} must be (H, {self.width})")
-        if not 1 <= top <= min(TOP, count):
-            raise ArgumentError(f"top {top} must be 1 to {min(TOP, count)} of {count} rows")
+            raise ArgumentError(f"hidden must be (H, {self.width}), but is {tuple(hidden.shape)}")
+        if not 1 <= top <= min(MAX_TOP, count):
+            raise ArgumentError(
+                f"top must be 1 to {min(MAX_TOP, count)} for {count} rows, but is {top}"
+            )
         parts = [
-            self._pass(block, slots, count, top, temperature) for block in hidden.split(STATES)
+            self._pass(block, slots, count, top, temperature) for block in hidden.split(MAX_STATES)
         ]
         if len(parts) == 1:
             return parts[0]
-        fields = zip(*((p.logits, p.best, p.places, p.totals) for p in parts), strict=True)
+        fields = zip(
+            *((p.logits, p.top_logits, p.top_indices, p.exp_sums) for p in parts), strict=True
+        )
         return Scores(*(torch.cat(values) for values in fields))
 
-    def empty(self, count: int) -> "DeviceRows":
-        """Room for ``count`` rows of the same kind, each yet to be copied."""
-        room = copy.copy(self)
-        room.words = self.words.new_empty((count, self.words.shape[1]))
-        return room
+    def allocate(self, count: int) -> "DeviceRows":
+        """An uninitialised table of ``count`` rows of the same width and dtype."""
+        table = copy.copy(self)
+        table.words = self.words.new_empty((count, self.words.shape[1]))
+        return table
 
     def copy(self, ids: Tensor, target: "DeviceRows", slots: Tensor) -> None:
-        """Copies rows ``ids`` (N,) into ``slots`` (N,) of ``target``; both are the host's."""
-        blocks = min(_blocks(self.words.device), len(ids))
-        launch(copy_rows, blocks, PLAN.threads, self.words, sent(ids), target.words, sent(slots))
+        """Copies rows ``ids`` (N,) into ``slots`` (N,) of ``target``; ids and slots are on the
+        host."""
+        blocks = min(_count_blocks(self.words.device), len(ids))
+        arguments = self.words, to_device(ids), target.words, to_device(slots)
+        launch(copy_rows, blocks, PLAN.threads, *arguments)
 
     def _pass(
         self, hidden: Tensor, slots: Tensor | None, count: int, top: int, temperature: float
     ) -> Scores:
         states, device = len(hidden), hidden.device
-        blocks = min(_blocks(device), -(-count // PLAN.tile))
+        blocks = min(_count_blocks(device), -(-count // PLAN.tile))
         padded = self.words.shape[1] * 4 // self.dtype.itemsize
-        spread = hidden.new_zeros((states, padded), dtype=torch.float32)
-        spread[:, : self.width] = hidden
+        inputs = hidden.new_zeros((states, padded), dtype=torch.float32)  # padded as the rows are
+        inputs[:, : self.width] = hidden
 
         def new(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
         logits = new(torch.float32, states, count)
-        found = (
+        by_block = (
             new(torch.float32, states, blocks, top),
             new(torch.int64, states, blocks, top),
             new(torch.float64, states, blocks),
         )
-        best, places = new(torch.float32, states, top), new(torch.int64, states, top)
-        totals = new(torch.float64, states)
-        none = places[0] if slots is None else slots  # an argument must be some array
-        kernel = scorer(self.dtype, states, top, slots is not None, PLAN)
-        inputs = self.words, none, spread.view(torch.int32), temperature
-        launch(kernel, blocks, PLAN.threads, *inputs, logits, *found)
-        finish = finisher(top, PLAN.threads)
-        launch(finish, states, PLAN.threads, *found, temperature, best, places, totals)
-        return Scores(logits, best, places, totals)
+        top_logits, top_indices = new(torch.float32, states, top), new(torch.int64, states, top)
+        exp_sums = new(torch.float64, states)
+        row_ids = top_indices[0] if slots is None else slots  # unused if None, but must be an array
+        kernel = make_scorer(self.dtype, states, top, slots is not None, PLAN)
+        arguments = self.words, row_ids, inputs.view(torch.int32), temperature
+        launch(kernel, blocks, PLAN.threads, *arguments, logits, *by_block)
+        merge = make_merger(top, PLAN.threads)
+        merged = top_logits, top_indices, exp_sums
+        launch(merge, states, PLAN.threads, *by_block, temperature, *merged)
+        return Scores(logits, *merged)
 
 
-def _blocks(device: torch.device) -> int:
-    """Enough blocks to keep every multiprocessor busy while others wait for memory."""
+def _count_blocks(device: torch.device) -> int:
+    """Four blocks for each multiprocessor, so that some compute while others wait for memory."""
     if SIMULATED:
         return 2
     return 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 class PackedRows:
-    """The rows of a list, side by side; a new list moves only what came.
+    """A contiguous copy of a shortlist's rows; a new shortlist copies only its added rows.
 
-    Rows stand in *slots*: an id that stays keeps its slot, one that comes takes that of one
-    that went. ``slots`` (K,) int64 on the device is, for each id of the sorted list, its slot.
-    A list that changes by a few ids costs a few rows, and its unchanged rows are not touched.
+    Rows are stored in *slots*: an id that stays keeps its slot, and an added id gets a free one.
+    ``slots`` (K,) int64, on the device, are the slots of the sorted ids. Rows that stay are
+    not touched. ``num_copied`` counts the rows copied so far.
     """
 
     def __init__(self, source: DeviceRows) -> None:
         self._source = source
         self._ids = torch.empty(0, dtype=torch.int64)
-        self._slots = torch.empty(0, dtype=torch.int64)  # the host's copy of ``slots``
+        self._slots = torch.empty(0, dtype=torch.int64)  # ``slots`` on the host
         self._rows: DeviceRows | None = None
         self.slots = self._slots
-        self.moved = 0  # rows copied so far
+        self.num_copied = 0
 
     def update(self, ids: Tensor) -> None:
-        """Makes ``ids`` (K,), sorted and unique, on the host, the list. Never waits for the
-        device. Raises ShortlistError, before anything is changed."""
+        """Makes ``ids`` (K,), sorted and unique, on the host, the packed shortlist. Never waits for
+        the device. Raises ShortlistError, before anything is changed."""
         check_ids(ids, len(self._source))
-        stays = torch.isin(ids, self._ids, assume_unique=True)
-        kept = torch.isin(self._ids, ids, assume_unique=True)
-        room = 0 if self._rows is None else len(self._rows)
-        if self._rows is None or len(ids) > room:  # a longer list than ever: all anew
-            stays = torch.zeros_like(stays)
-            self._rows = self._source.empty(len(ids))
+        kept = torch.isin(ids, self._ids, assume_unique=True)  # (K,)
+        kept_before = torch.isin(self._ids, ids, assume_unique=True)  # (previous K,)
+        capacity = 0 if self._rows is None else len(self._rows)
+        if self._rows is None or len(ids) > capacity:  # too long for the slots: copy all rows
+            kept = torch.zeros_like(kept)
+            self._rows = self._source.allocate(len(ids))
             free = torch.arange(len(ids))
         else:
-            taken = torch.zeros(room, dtype=torch.bool)
-            taken[self._slots[kept]] = True
-            free = (~taken).nonzero().flatten()
+            used = torch.zeros(capacity, dtype=torch.bool)
+            used[self._slots[kept_before]] = True
+            free = (~used).nonzero().flatten()
         slots = torch.empty_like(ids)
-        slots[stays] = self._slots[kept] if stays.any() else 0
-        came = ids[~stays]
-        slots[~stays] = free[: len(came)]
-        if len(came):
-            self._source.copy(came, self._rows, slots[~stays])
-        self._ids, self._slots, self.slots = ids.clone(), slots, sent(slots)
-        self.moved += len(came)
+        slots[kept] = self._slots[kept_before] if kept.any() else 0
+        added = ids[~kept]
+        slots[~kept] = free[: len(added)]
+        if len(added):
+            self._source.copy(added, self._rows, slots[~kept])
+        self._ids, self._slots, self.slots = ids.clone(), slots, to_device(slots)
+        self.num_copied += len(added)
 
     def scores(self, hidden: Tensor, top: int = 1, temperature: float = 1.0) -> Scores:
-        """As ``DeviceRows.scores``, over the list; places are those in the sorted list."""
+        """As ``DeviceRows.scores``, over the packed shortlist; indices are those of its ids."""
         if self._rows is None:
-            raise ShortlistError("no list is packed yet: update comes first")
-        return self._rows.in_slots(hidden, self.slots, top, temperature)
+            raise ShortlistError("no shortlist is packed yet: call update first")
+        return self._rows.score_slots(hidden, self.slots, top, temperature)

@@ -1,12 +1,13 @@
-"""Laws, choices and verification on a GPU, the uniforms handed in: the reference's decisions.
+"""Distributions, sampling and verification on a GPU, with the uniforms as arguments.
 
-A choice is the reference's: the first place whose cumulative sum exceeds u times the whole, sums
-in float64, never a place of probability zero. The reference adds one by one; here each thread
-adds up a stretch, so sums differ in their last bits, and a choice could differ where u times the
-whole lies within n * 2^-52 of a border: of the whole, and for n places.
+For the same uniforms the kernels make the reference's decisions. A draw is the first index whose
+cumulative sum exceeds u times the total, with sums in float64, and never an index of
+probability zero. The reference adds sequentially; here each thread sums a contiguous chunk, so sums
+differ in their last bits. A draw from n probabilities could therefore differ where u * total is
+within n * 2^-52 * total of a boundary.
 
-Barriers do not diverge: see ``cuda_kernels``. ``chosen`` holds barriers and is called by all
-threads of a block at the same place.
+No barrier diverges (see ``kernels``): ``choose_index`` contains barriers and is called by all
+threads of a block at the same point.
 """
 
 import math
@@ -22,49 +23,49 @@ from fastpath.cuda.kernels import smaller
 from fastpath.scores import Scores
 
 _THREADS = PLAN.threads
-_PASSED, _TOKEN, _FAULT = 0, 1, 2  # what an outcome holds, in this order
+_ACCEPTED, _TOKEN, _FAULT = 0, 1, 2  # indices into ``Outcome.decision``
 
 
 @cuda.jit
-def _distributions(logits, best, places, totals, temperature, probs):  # type: ignore[no-untyped-def]
-    """One block row a law: softmax of logits / temperature, or at 0 all of it on the best."""
-    heat = float32(temperature)
+def _distributions(logits, top_logits, top_indices, exp_sums, temperature, probs):  # type: ignore[no-untyped-def]
+    """Softmax of logits / temperature, or one-hot at temperature 0; each block takes whole rows."""
+    t = float32(temperature)
     for s in range(cuda.blockIdx.x, logits.shape[0], cuda.gridDim.x):
         for i in range(cuda.threadIdx.x, logits.shape[1], cuda.blockDim.x):
             if temperature > 0:
-                probs[s, i] = math.exp((logits[s, i] - best[s, 0]) / heat) / totals[s]
+                probs[s, i] = math.exp((logits[s, i] - top_logits[s, 0]) / t) / exp_sums[s]
             else:
-                probs[s, i] = 1 if i == places[s, 0] else 0
+                probs[s, i] = 1 if i == top_indices[s, 0] else 0
 
 
 @cuda.jit(device=True)
-def chosen(probs, uniform, sums, found):  # type: ignore[no-untyped-def]
-    """The place in ``probs`` (n,) that ``uniform`` falls on; every thread learns it. ``sums``
-    (threads,) float64 and ``found`` (2,) int64 are shared memory that nobody else uses now."""
+def choose_index(probs, uniform, sums, found):  # type: ignore[no-untyped-def]
+    """The index that ``uniform`` draws from ``probs`` (n,), returned to every thread. ``sums``
+    (threads,) float64 and ``found`` (2,) int64 are shared memory that is free for this call."""
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     count = probs.shape[0]
-    stretch = (count + threads - 1) // threads
-    start = smaller(thread * stretch, count)
-    end = smaller(start + stretch, count)
-    mine = float64(0)
+    chunk = (count + threads - 1) // threads
+    start = smaller(thread * chunk, count)
+    end = smaller(start + chunk, count)
+    partial = float64(0)
     for i in range(start, end):
-        mine += probs[i]
-    sums[thread] = mine
+        partial += probs[i]
+    sums[thread] = partial
     if thread == 0:
         found[0], found[1] = count, -1
     cuda.syncthreads()
-    reached, whole = float64(0), float64(0)
+    cumulative, total = float64(0), float64(0)
     for other in range(threads):
         if other == thread:
-            reached = whole
-        whole += sums[other]
-    goal = uniform * whole
+            cumulative = total
+        total += sums[other]
+    threshold = uniform * total
     first, last = int64(count), int64(-1)
     for i in range(start, end):
-        reached += probs[i]
+        cumulative += probs[i]
         if probs[i] > 0:
             last = i
-            if reached > goal and first == count:
+            if cumulative > threshold and first == count:
                 first = i
     cuda.atomic.min(found, 0, first)
     cuda.atomic.max(found, 1, last)
@@ -73,118 +74,122 @@ def chosen(probs, uniform, sums, found):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit
-def _choose(probs, uniforms, spent, ids, place, token):  # type: ignore[no-untyped-def]
-    """One block: a place of probs (1, K) by ``uniforms[spent]``, and its id, into one-element
-    arrays."""
+def _choose(probs, uniforms, number, ids, index, token):  # type: ignore[no-untyped-def]
+    """One block: writes the index that ``uniforms[number]`` draws from probs (1, K), and its id,
+    into the one-element arrays ``index`` and ``token``."""
     sums = cuda.shared.array(_THREADS, float64)
     found = cuda.shared.array(2, int64)
-    index = chosen(probs[0], uniforms[spent], sums, found)
+    drawn = choose_index(probs[0], uniforms[number], sums, found)
     if cuda.threadIdx.x == 0:
-        place[0] = index
-        token[0] = ids[index] if index >= 0 else 0
+        index[0] = drawn
+        token[0] = ids[drawn] if drawn >= 0 else 0
 
 
 @cuda.jit
 def _verify(  # type: ignore[no-untyped-def]
-    length, tokens, places, ids, sizes, q, p, uniforms, outcome, acceptance, distribution
+    length, tokens, indices, ids, sizes, q, p, uniforms, decision, acceptance, distribution
 ):
-    """One block, which walks the chain and then makes the law of the next token and draws it.
+    """One block: walks the chain, then computes the distribution of the next token and draws it.
 
-    length n; tokens, places, sizes (n,) int64; ids (n or 1, K) int64; q (n, K), p (n + 1, V);
-    uniforms (n + 1,) float64. Outputs: outcome (3,) int64, acceptance (n,) float64, -1 where a
-    token was not examined, law (V,) of p's dtype.
+    length n; tokens, indices, sizes (n,) int64; ids (n or 1, K) int64; q (n, K), p (n + 1, V);
+    uniforms (n + 1,) float64. Outputs: decision (3,) int64; acceptance (n,) float64, -1 where a
+    token was not examined; distribution (V,) in the dtype of p.
     """
     sums = cuda.shared.array(_THREADS, float64)
     found = cuda.shared.array(2, int64)
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     size = p.shape[1]
-    # Every thread walks the whole chain and reads the same, so all know where it ends.
-    passed, fault = length, 0
+    # Every thread walks the whole chain and reads the same values, so all agree on its end.
+    accepted, fault = length, 0
     for node in range(length):
-        proposed = q[node, places[node]]
+        proposed = q[node, indices[node]]
         if not proposed > 0:
-            passed, fault = node, 1
+            accepted, fault = node, 1
             break
-        ratio = float64(p[node, tokens[node]] / proposed)  # divided in p's dtype, as there
+        ratio = float64(p[node, tokens[node]] / proposed)  # in the dtype of p, as the reference
         if ratio > 1:
             ratio = float64(1)
         if thread == 0:
             acceptance[node] = ratio
         if not uniforms[node] < ratio:  # strict: a ratio of 0 is never accepted
-            passed = node
+            accepted = node
             break
-    rejected = passed < length
+    rejected = accepted < length
     for i in range(thread, size, threads):
-        distribution[i] = p[passed, i]
+        distribution[i] = p[accepted, i]
     cuda.syncthreads()
     if rejected:
-        where = passed if ids.shape[0] > 1 else 0
-        for i in range(thread, sizes[passed], threads):
-            distribution[ids[where, i]] -= q[passed, i]
+        row = accepted if ids.shape[0] > 1 else 0
+        for i in range(thread, sizes[accepted], threads):
+            distribution[ids[row, i]] -= q[accepted, i]
     cuda.syncthreads()
-    mine = float64(0)
+    partial = float64(0)
     for i in range(thread, size, threads):
         if not distribution[i] > 0:
             distribution[i] = 0
-        mine += distribution[i]
-    sums[thread] = mine
+        partial += distribution[i]
+    sums[thread] = partial
     cuda.syncthreads()
     mass = float64(0)
     for other in range(threads):
         mass += sums[other]
     if rejected:
         for i in range(thread, size, threads):
-            # Without an excess the rejection was rounding's, which p itself answers.
-            distribution[i] = distribution[i] / mass if mass > 0 else p[passed, i]
+            # An empty residual: rounding alone rejected the token, and p is the distribution.
+            distribution[i] = distribution[i] / mass if mass > 0 else p[accepted, i]
     cuda.syncthreads()
-    index = chosen(distribution, uniforms[smaller(passed + 1, length)], sums, found)
+    index = choose_index(distribution, uniforms[smaller(accepted + 1, length)], sums, found)
     if thread == 0:
-        outcome[_PASSED], outcome[_TOKEN], outcome[_FAULT] = passed, index, fault
+        decision[_ACCEPTED], decision[_TOKEN], decision[_FAULT] = accepted, index, fault
 
 
-def distributions(scores: Scores, temperature: float) -> Tensor:
-    """probs (H, K) float32 of what was scored *at that temperature* (at 1 for temperature 0), in
-    a fresh tensor. A law whose best logit is not finite is NaN, or one-hot at temperature 0."""
+def compute_distributions(scores: Scores, temperature: float) -> Tensor:
+    """Probabilities (H, K) float32, in a new tensor, of logits that were scored *at the same
+    temperature* (at 1 for temperature 0). Where the top logit is not finite they are NaN, or
+    one-hot at temperature 0."""
     probs = torch.empty_like(scores.logits)
-    found = scores.best, scores.places, scores.totals
-    launch(_distributions, len(probs), _THREADS, scores.logits, *found, float(temperature), probs)
+    ranked = scores.top_logits, scores.top_indices, scores.exp_sums
+    launch(_distributions, len(probs), _THREADS, scores.logits, *ranked, float(temperature), probs)
     return probs
 
 
-def choose(probs: Tensor, uniforms: Tensor, spent: int, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws from probs (1, K) over ids (K,) by ``uniforms[spent]``: place (1,), token (1,)."""
-    place, token = ids.new_empty(1), ids.new_empty(1)
-    launch(_choose, 1, _THREADS, probs, uniforms, spent, ids, place, token)
-    return place, token
+def choose(probs: Tensor, uniforms: Tensor, number: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws from probs (1, K) over ids (K,) by ``uniforms[number]``: index (1,), token (1,)."""
+    index, token = ids.new_empty(1), ids.new_empty(1)
+    launch(_choose, 1, _THREADS, probs, uniforms, number, ids, index, token)
+    return index, token
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A verdict on the device. ``found`` (3,) int64: how many tokens were accepted, the next
-    token, and 1 where a recorded law excludes its token, else 0. ``acceptance`` (n,) float64 as
-    in ``Verdict``, -1 behind its end; ``distribution`` (V,) what the next token was drawn from."""
+    """A ``Verdict`` on the device.
 
-    found: Tensor
+    ``decision`` (3,) int64: the number of accepted tokens, the next token, and 1 if a recorded
+    draft distribution gives its token probability 0, else 0. ``acceptance`` (n,) float64 as in
+    ``Verdict``, -1 after its end. ``distribution`` (V,): what the next token was drawn from.
+    """
+
+    decision: Tensor
     acceptance: Tensor
     distribution: Tensor
 
 
 def verify(
-    tokens: Tensor, places: Tensor, ids: Tensor, sizes: Tensor, q: Tensor, p: Tensor,
+    tokens: Tensor, indices: Tensor, ids: Tensor, sizes: Tensor, q: Tensor, p: Tensor,
     uniforms: Tensor,
 ) -> Outcome:  # fmt: skip
-    """``minispec.verify`` on the device, for a chain of n >= 0 tokens.
+    """``minispec.verify`` on the device, for a chain of n >= 0 tokens (n,) int64.
 
-    tokens (n,) int64 stand at ``places`` (n,) of their lists ids (n, K) int64, or (1, K) where
-    all share one, of which ``sizes`` (n,) count; q (n, K) the laws they were drawn from, p
-    (n + 1, V) the target's, float32 or float64; uniforms (n + 1,) float64: one coin for each
-    token examined, then one choice.
+    tokens[i] = ids[i, indices[i]], with shortlists ids (n, K) int64, or (1, K) if all tokens share
+    one, of which the first ``sizes[i]`` count. q (n, K) are the draft distributions that the
+    tokens were drawn from, p (n + 1, V) the target's, float32 or float64. uniforms (n + 1,)
+    float64: one for each token examined, then one for the next token.
     """
-    length, found, distribution = len(tokens), tokens.new_zeros(3), p.new_empty(p.shape[1])
+    length, decision, distribution = len(tokens), tokens.new_zeros(3), p.new_empty(p.shape[1])
     acceptance = p.new_full((max(length, 1),), -1, dtype=torch.float64)
-    if length == 0:  # an empty tensor has no memory to point a kernel at
-        tokens = places = sizes = found
+    if length == 0:  # an empty tensor has no memory that a kernel argument could point to
+        tokens = indices = sizes = decision
         ids, q = tokens[None], p
-    inputs = length, tokens, places, ids, sizes, q, p, uniforms
-    launch(_verify, 1, _THREADS, *inputs, found, acceptance, distribution)
-    return Outcome(found, acceptance[:length], distribution)
+    inputs = length, tokens, indices, ids, sizes, q, p, uniforms
+    launch(_verify, 1, _THREADS, *inputs, decision, acceptance, distribution)
+    return Outcome(decision, acceptance[:length], distribution)
