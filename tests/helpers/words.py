@@ -149,7 +149,7 @@ def find_in_python(path: str, source: str) -> Iterator[Find]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NAME and not keyword.iskeyword(token.string):
             line = lines[token.start[0] - 1]
-            library = re.search(rf"\b(math|np|torch)\.{token.string}\b", line)
+            library = re.search(rf"\b(math|np|torch|st)\.{token.string}\b", line)
             for word, instead in () if library else find_in_identifier(token.string):
                 yield Find(path, token.start[0], word, instead, line)
         elif token.type in (tokenize.COMMENT, tokenize.STRING):
