@@ -1,9 +1,10 @@
-"""Toy models whose distributions are known: a function of the tokens read.
+"""Toy models with known distributions: their logits are a function of the tokens read.
 
-Their hidden states are their logits, and their LM head is the identity.
+Their hidden states are their logits, so their LM head is the identity matrix.
 """
 
 import hashlib
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,47 +13,53 @@ from torch import Tensor
 
 from minispec.errors import ContextError
 from minispec.models.lm_head import LinearHead
-from minispec.types import Features, Head
+from minispec.types import BaseShortlist, Context, Features, Head
+
+Table = Callable[[tuple[int, ...]], Tensor]
 
 
 class ToyCache:
-    """A cache that remembers the inputs themselves."""
+    """A cache that holds the inputs themselves instead of keys and values."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity, self.read = capacity, list[Any]()
+        self.capacity, self.inputs = capacity, list[Any]()
 
     @property
     def length(self) -> int:
-        """How many inputs it holds."""
-        return len(self.read)
+        """The number of inputs in the cache."""
+        return len(self.inputs)
 
     def truncate(self, length: int) -> None:
-        """Forgets all inputs from ``length`` on."""
-        del self.read[length:]
+        """Drop all inputs from position ``length`` on."""
+        del self.inputs[length:]
 
     def extend(self, inputs: Sequence[Any]) -> None:
-        """Remembers more inputs. Raises ContextError where there is no room."""
-        if len(self.read) + len(inputs) > self.capacity:
-            raise ContextError(f"{len(inputs)} more do not fit a cache of {self.capacity}")
-        self.read += inputs
+        """Append inputs. Raises ContextError above the capacity."""
+        if len(self.inputs) + len(inputs) > self.capacity:
+            raise ContextError(
+                f"{len(self.inputs)} + {len(inputs)} inputs exceed the cache's capacity of "
+                f"{self.capacity}"
+            )
+        self.inputs += inputs
 
 
 class ToyTarget:
     """A target whose logits after tokens x are ``table(x)`` (V,), float64.
 
-    The taps of a position are the tokens read up to there, so that a draft can check them.
+    The auxiliary hidden states of a position encode the tokens read up to it, so that a
+    ``ToyDraft`` can check them.
     """
 
     def __init__(
         self,
         vocab_size: int,
-        table: Callable[[tuple[int, ...]], Tensor],
+        table: Table,
         context: int = 64,
         head: Head | None = None,
     ) -> None:
         self.head = head or LinearHead(torch.eye(vocab_size, dtype=torch.float64))
         self.context_limit = context
-        self.after = table
+        self.logits_after = table
 
     def new_cache(self, capacity: int) -> ToyCache:
         """An empty cache."""
@@ -61,47 +68,47 @@ class ToyTarget:
     def step(self, ids: Tensor, cache: ToyCache) -> Features:
         start = cache.length
         cache.extend(ids.tolist())
-        read = [tuple(cache.read[: start + i + 1]) for i in range(len(ids))]
-        hidden = torch.stack([self.after(tokens) for tokens in read])  # (T, V)
-        rest = [0] * self.context_limit
-        rows = [[token + 1 for token in tokens] + rest[len(tokens) :] for tokens in read]
-        return Features(hidden, torch.tensor(rows, dtype=hidden.dtype))
+        prefixes = [tuple(cache.inputs[: start + i + 1]) for i in range(len(ids))]
+        hidden = torch.stack([self.logits_after(tokens) for tokens in prefixes])  # (T, V)
+        padding = [0] * self.context_limit
+        rows = [[token + 1 for token in tokens] + padding[len(tokens) :] for tokens in prefixes]
+        return Features(hidden, torch.tensor(rows, dtype=hidden.dtype))  # aux: (T, context)
 
 
 class ToyDraft:
-    """A draft whose logits after tokens x are ``table(x)``, if it was led as contracts say.
+    """A draft whose logits after tokens x are ``table(x)``, and which checks its own inputs.
 
-    Its state is the tokens that it believes to have been read; it refuses (AssertionError) a
-    cache that disagrees with the tokens and taps it is given, so a wrong rollback is caught.
+    Its state encodes the tokens read. ``step`` raises AssertionError if the cache disagrees with
+    the tokens and auxiliary hidden states, so that a wrong rollback cannot go unnoticed.
     """
 
     def __init__(
         self,
         vocab_size: int,
-        table: Callable[[tuple[int, ...]], Tensor],
+        table: Table,
         head: Head | None = None,
     ) -> None:
         self.head = head or LinearHead(torch.eye(vocab_size, dtype=torch.float64))
-        self.after = table
+        self.logits_after = table
 
     def new_cache(self, capacity: int) -> ToyCache:
         return ToyCache(capacity)
 
     def with_own_head(self) -> "ToyDraft":
-        return self  # its head packs nothing
+        return self  # a toy head packs no rows
 
     def fuse(self, aux_hidden_states: Tensor) -> Tensor:
         return aux_hidden_states
 
     def step(self, ids: Tensor, states: Tensor, cache: ToyCache) -> Tensor:
-        outputs = states.clone()
+        outputs = states.clone()  # (T, context)
         for row, token in enumerate(ids.tolist()):
-            tokens = _tokens_of(states[row])
-            # Input t carries the tokens up to t and the one after: the cache must hold t inputs.
+            tokens = _decode_tokens(states[row])
+            # Input t is the tokens up to t and the next one, so the cache must hold t inputs.
             if len(tokens) != cache.length + 1 or any(
-                tokens[: i + 2] != seen for i, seen in enumerate(cache.read)
+                tokens[: i + 2] != cached for i, cached in enumerate(cache.inputs)
             ):
-                raise AssertionError(f"a draft at {tokens} over a cache of {cache.read}")
+                raise AssertionError(f"draft step after {tokens} with a cache of {cache.inputs}")
             cache.extend([(*tokens, token)])
             outputs[row, len(tokens)] = token + 1.0
         return outputs
@@ -109,17 +116,16 @@ class ToyDraft:
     def apply_final_norm(self, states: Tensor) -> Tensor:
         if states.dim() > 1:
             return torch.stack([self.apply_final_norm(state) for state in states])
-        return self.after(_tokens_of(states))
+        return self.logits_after(_decode_tokens(states))
 
 
-def _tokens_of(state: Tensor) -> tuple[int, ...]:
+def _decode_tokens(state: Tensor) -> tuple[int, ...]:
+    """The tokens that a state (context,) encodes: token + 1 per position, 0 as padding."""
     return tuple(int(value) - 1 for value in state.tolist() if value > 0)
 
 
-def random_table(
-    vocab_size: int, seed: int, spread: float = 1.0
-) -> Callable[[tuple[int, ...]], Tensor]:
-    """Logits (V,) float64 that are an arbitrary but fixed function of the tokens read."""
+def random_table(vocab_size: int, seed: int, spread: float = 1.0) -> Table:
+    """Random logits (V,) float64, fixed by the seed and the tokens read."""
 
     def table(tokens: tuple[int, ...]) -> Tensor:
         key = hashlib.sha256(f"{seed} {tokens}".encode()).digest()
@@ -127,3 +133,18 @@ def random_table(
         return spread * torch.randn(vocab_size, generator=generator, dtype=torch.float64)
 
     return table
+
+
+class ChangingShortlist(BaseShortlist):
+    """A shortlist with other ids at every draft step: 1 to V - 1 of them, fixed by the context."""
+
+    name = "changing"
+
+    def __init__(self, vocab_size: int) -> None:
+        self.budget, self._vocab_size = max(1, vocab_size - 1), vocab_size
+
+    def select(self, context: Context) -> Tensor:
+        rng = random.Random(f"{context.tokens} {context.depth}")
+        return torch.tensor(
+            sorted(rng.sample(range(self._vocab_size), rng.randint(1, self.budget)))
+        )

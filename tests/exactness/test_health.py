@@ -1,8 +1,9 @@
-"""The draft's health: verification corrects a confused draft, so only these tests see one.
+"""The draft's caches and inputs: verification corrects every wrong draft, so the output is exact
+whatever the draft computes, and only these tests detect a defect there.
 
-After any round the caches of target and draft are those of a fresh pass over what was emitted;
-and a draft that knows the target's laws is accepted as often as its list allows, to the last
-bit, whatever went wrong in the rounds before.
+After any round the caches of target and draft equal those of a fresh pass over the emitted
+tokens. A draft with the target's logits is accepted with exactly p's mass on its shortlist, after
+any history of rejections.
 """
 
 from typing import Any
@@ -12,9 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 
-from drawn import drawn
 from helpers.drafts import assert_caches_fresh
-from lists import LISTS, over_states
+from helpers.exactness.shortlists import SHORTLISTS, build_shortlist
+from helpers.exactness.strategies import property_settings
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import speculative
@@ -23,7 +24,7 @@ from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
 from minispec.verify import VERIFIERS
 
-names = st.sampled_from(list(LISTS))
+names = st.sampled_from(list(SHORTLISTS))
 verifiers = st.sampled_from(list(VERIFIERS))
 History = dict[str, Any]
 histories = st.fixed_dictionaries({
@@ -36,54 +37,55 @@ histories = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-def assert_healthy(history: History) -> None:
-    """Both caches are those of a fresh pass throughout a history."""
+def assert_history_fresh(history: History) -> None:
+    """Both caches equal those of a fresh pass after every round of a history."""
     assert_caches_fresh(
-        history["prompt"], over_states(history["shortlist"], 50, 24), gamma=history["gamma"],
+        history["prompt"], build_shortlist(history["shortlist"], 50, 24), gamma=history["gamma"],
         sampling=Sampling(history["temperature"]), rng=SeededRandom(history["seed"]),
         verifier=VERIFIERS[history["verifier"]],
     )  # fmt: skip
 
 
-@drawn
+@property_settings
 @given(history=histories)
-def test_after_any_round_both_caches_are_those_of_a_fresh_pass(history: History) -> None:
-    assert_healthy(history)
+def test_speculative_caches_equal_a_fresh_pass_after_any_round(history: History) -> None:
+    assert_history_fresh(history)
 
 
 V = 6
-LAWS = random_table(V, 1)
+TARGET_LOGITS = random_table(V, 1)
 
 
-@drawn
+@property_settings
 @given(
     prompt=st.lists(st.integers(0, V - 1), min_size=2, max_size=4),
-    confused=st.integers(0, 12),
+    learned_at=st.integers(0, 12),
     gamma=st.integers(1, 5),
     seed=st.integers(0, 10**6),
     shortlist=names,
     verifier=verifiers,
 )
-def test_a_draft_that_knows_the_target_is_accepted_as_its_list_allows(
-    prompt: list[int], confused: int, gamma: int, seed: int, shortlist: str, verifier: str
+def test_acceptance_of_a_draft_with_the_target_logits_is_the_mass_on_its_shortlist(
+    prompt: list[int], learned_at: int, gamma: int, seed: int, shortlist: str, verifier: str
 ) -> None:
-    """For its first tokens the draft guesses wildly, so the history is full of rejections; from
-    then on its logits are the target's. The coin of a token must then be exactly p's mass on
-    the list: 1 for a list of all ids. In a block they multiply."""
+    """Up to a length of ``learned_at`` tokens the draft has other logits, so the history is full
+    of rejections; after that its logits are the target's. The acceptance probability of a token
+    must then be exactly p's mass on the shortlist: 1 for a shortlist of all ids. In a block the
+    probabilities multiply."""
     other = random_table(V, 2, spread=4.0)
 
-    def guess(tokens: tuple[int, ...]) -> torch.Tensor:
-        return other(tokens) if len(tokens) < confused else LAWS(tokens)
+    def draft_logits(tokens: tuple[int, ...]) -> torch.Tensor:
+        return other(tokens) if len(tokens) < learned_at else TARGET_LOGITS(tokens)
 
     rounds = speculative(
-        ToyTarget(V, LAWS), ToyDraft(V, guess), LISTS[shortlist](V), prompt, gamma=gamma,
-        sampling=Sampling(1.0), rng=SeededRandom(seed), stop=StopRule(16), trace=True,
+        ToyTarget(V, TARGET_LOGITS), ToyDraft(V, draft_logits), SHORTLISTS[shortlist](V), prompt,
+        gamma=gamma, sampling=Sampling(1.0), rng=SeededRandom(seed), stop=StopRule(16), trace=True,
         verifier=VERIFIERS[verifier],
     )  # fmt: skip
     length = len(prompt)
     for finished in rounds:
         assert finished.evidence is not None
-        if length >= confused:
+        if length >= learned_at:
             mass = 1.0
             evidence = finished.evidence
             pairs = zip(
@@ -93,8 +95,8 @@ def test_a_draft_that_knows_the_target_is_accepted_as_its_list_allows(
                 strict=False,
             )
             for p, q, acceptance in pairs:
-                listed = 1.0 if len(q.ids) == V else float(p.probs[p.common_indices(q)[0]].sum())
-                mass = listed * (mass if verifier == "block" else 1.0)
+                covered = 1.0 if len(q.ids) == V else float(p.probs[p.common_indices(q)[0]].sum())
+                mass = covered * (mass if verifier == "block" else 1.0)
                 assert float(acceptance) == pytest.approx(mass, abs=1e-12)
         length += len(finished.tokens)
 
@@ -105,26 +107,26 @@ HISTORY: History = {
 }  # fmt: skip
 
 
-def not_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """What was rejected stays in the target's cache."""
+def skip_truncation(patch: pytest.MonkeyPatch) -> None:
+    """Rejected tokens stay in the target's cache."""
     patch.setattr(KVCache, "truncate", lambda self, length: None)
 
 
-def own_guesses_kept(patch: pytest.MonkeyPatch) -> None:
-    """The draft keeps the keys of its own guesses where they were accepted."""
+def keep_drafted_keys(patch: pytest.MonkeyPatch) -> None:
+    """The draft keeps the keys of accepted draft tokens, which it computed from its own states."""
     right = Drafter.resync
 
-    def kept(self: Drafter, ids: torch.Tensor, aux_hidden_states: torch.Tensor) -> None:
-        held = self._cache.length - self._verified_length
-        skip = min(held, len(ids) - 1)
+    def resync_rest(self: Drafter, ids: torch.Tensor, aux_hidden_states: torch.Tensor) -> None:
+        drafted = self._cache.length - self._verified_length
+        skip = min(drafted, len(ids) - 1)
         self._verified_length += skip
         right(self, ids[skip:], aux_hidden_states[skip:])
 
-    patch.setattr(Drafter, "resync", kept)
+    patch.setattr(Drafter, "resync", resync_rest)
 
 
-def one_place_off(patch: pytest.MonkeyPatch) -> None:
-    """The draft hears the target's taps of the place before."""
+def shift_hidden_states(patch: pytest.MonkeyPatch) -> None:
+    """The draft gets the target's auxiliary hidden states of the position before."""
     right = Drafter.resync
     patch.setattr(
         Drafter,
@@ -133,10 +135,10 @@ def one_place_off(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("defect", [not_forgotten, own_guesses_kept, one_place_off])
-def test_a_confused_draft_is_seen(defect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its law is exact all the same, which is why these tests exist."""
+@pytest.mark.parametrize("defect", [skip_truncation, keep_drafted_keys, shift_hidden_states])
+def test_stale_cache_is_detected(defect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output would still be exact, which is why these tests exist."""
     defect(monkeypatch)
     with pytest.raises((AssertionError, ValueError)):
         for seed in range(10):
-            assert_healthy(HISTORY | {"seed": seed})
+            assert_history_fresh(HISTORY | {"seed": seed})

@@ -1,5 +1,5 @@
-"""What floating point does to a law: bounds that ``docs/exactness.md`` quotes, over random and
-worst-case laws, and what a cut does where two passes differ in the last bits."""
+"""Rounding errors of distributions: the bounds that ``docs/exactness.md`` quotes, over random and
+worst-case logits, and top-p where two passes differ in the last bits."""
 
 import math
 
@@ -13,8 +13,8 @@ from minispec.sampling import Sampling
 IDS = torch.arange(4096)
 
 
-def distributions(kind: str) -> Tensor:
-    """(64, 4096) float64 logits: as models give them, flat, one id far ahead, or all but tied."""
+def draw_logits(kind: str) -> Tensor:
+    """(64, 4096) float64 logits: random, nearly flat, with one peak, or nearly tied."""
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(64, len(IDS), generator=generator, dtype=torch.float64)
     match kind:
@@ -26,28 +26,29 @@ def distributions(kind: str) -> Tensor:
             rows[:, 7] = 30.0
             return rows
         case _:
-            return 20 + rows * 2**-8  # closer than what bfloat16 can tell apart at 20
+            return 20 + rows * 2**-8  # closer than bfloat16 can resolve at 20
 
 
-def variation(low: Tensor, exact: Tensor) -> float:
+def largest_variation(low: Tensor, exact: Tensor) -> float:
+    """The largest total variation between two rows."""
     return float((low.double() - exact).abs().sum(-1).max() / 2)
 
 
-def shaped(logits: Tensor, sampling: Sampling) -> Tensor:
+def sample_probs(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits (N, V) -> probabilities (N, V) of the production code."""
     return torch.stack([sampling.distribution(row, IDS).probs.double() for row in logits])
 
 
 @pytest.mark.parametrize("kind", ["random", "flat", "peaked", "tied"])
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
-def test_float32_laws_are_those_of_float64(kind: str, temperature: float) -> None:
-    """Of the same logits, total variation at most 1e-6."""
-    logits = distributions(kind).float()
-    exact = shaped(logits.double(), Sampling(temperature))
-    assert variation(shaped(logits, Sampling(temperature)), exact) < 1e-6
+def test_distribution_in_float32_equals_float64(kind: str, temperature: float) -> None:
+    """For the same logits, the total variation is at most 1e-6."""
+    logits = draw_logits(kind).float()
+    exact = sample_probs(logits.double(), Sampling(temperature))
+    assert largest_variation(sample_probs(logits, Sampling(temperature)), exact) < 1e-6
 
 
-# Total variation by kind: what is lost when logits are rounded, and then, when the softmax is
-# computed in that dtype as well. An upper bound for each, and a lower one: it is no small thing.
+# The largest total variation after rounding the logits, by dtype and kind.
 ROUNDED = {
     (torch.float16, "random"): 4e-3, (torch.float16, "tied"): 1e-2,
     (torch.bfloat16, "random"): 4e-2, (torch.bfloat16, "tied"): 5e-2,
@@ -55,44 +56,45 @@ ROUNDED = {
 
 
 @pytest.mark.parametrize(("dtype", "kind"), ROUNDED, ids=str)
-def test_what_rounded_logits_do(dtype: torch.dtype, kind: str) -> None:
-    """The law that is decided by is exact for the logits as they are; but these are other
-    logits than float32 would have computed."""
-    logits = distributions(kind)
+def test_rounded_logits_change_the_distribution(dtype: torch.dtype, kind: str) -> None:
+    """The distribution is right for the rounded logits, but these differ from float32 logits by
+    an amount that is not negligible."""
+    logits = draw_logits(kind)
     exact = torch.softmax(logits, -1)
-    lost = variation(shaped(logits.to(dtype), Sampling(1.0)), exact)
-    assert 1e-5 < lost < ROUNDED[dtype, kind]
+    error = largest_variation(sample_probs(logits.to(dtype), Sampling(1.0)), exact)
+    assert 1e-5 < error < ROUNDED[dtype, kind]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_why_laws_are_not_computed_in_half_precision(dtype: torch.dtype) -> None:
-    """From the very same half-precision logits."""
-    logits = distributions("random").to(dtype)
+def test_softmax_in_half_precision_is_less_exact(dtype: torch.dtype) -> None:
+    """For the same half-precision logits."""
+    logits = draw_logits("random").to(dtype)
     exact = torch.softmax(logits.double(), -1)
-    ours = variation(shaped(logits, Sampling(1.0)), exact)
-    theirs = variation(torch.softmax(logits, -1), exact)
-    assert ours < 1e-6 and theirs > 100 * ours
+    ours = largest_variation(sample_probs(logits, Sampling(1.0)), exact)
+    half = largest_variation(torch.softmax(logits, -1), exact)
+    assert ours < 1e-6 and half > 100 * ours
 
 
-def test_two_passes_differ_in_the_last_bits_and_a_cut_makes_more_of_it() -> None:
-    """A verify pass reads several places at once, plain decoding one: in float32 the logits
-    differ in the last bits, the law at temperature 1 by about as much. At a top-p cut that falls
-    between the two, an id more or less is kept, and the law differs by that id's share."""
+def test_top_p_amplifies_the_difference_of_two_passes() -> None:
+    """A verify pass computes several positions at once, plain decoding one. In float32 their
+    logits differ in the last bits, and so do the distributions at temperature 1. If the top-p
+    border lies between the two, one keeps an id that the other excludes, and the distributions
+    differ by that id's share."""
     target = toy_transformer(seed=3).float()
     ids = torch.tensor([(11 * i) % 50 for i in range(24)])
     together = target.head.logits(target.step(ids, target.new_cache(32)).hidden)
     cache = target.new_cache(32)
     alone = torch.cat([target.head.logits(target.step(i[None], cache).hidden) for i in ids])
-    apart = float((together - alone).abs().max())
-    assert apart < 1e-4
-    smooth = Sampling(20.0)
+    difference = float((together - alone).abs().max())
+    assert difference < 1e-4
+    high_temperature = Sampling(20.0)
     vocabulary = torch.arange(50)
     distributions = [
-        torch.stack([smooth.distribution(row, vocabulary).probs for row in x])
+        torch.stack([high_temperature.distribution(row, vocabulary).probs for row in x])
         for x in (together, alone)
     ]
-    assert variation(distributions[0], distributions[1].double()) < 1e-5
-    # A cut placed on the border itself: the mass of the first k ids in one of the passes.
+    assert largest_variation(distributions[0], distributions[1].double()) < 1e-5
+    # A top-p on the border itself: the mass of the first nine ids in one of the passes.
     ranked = distributions[0][0].double().sort(descending=True).values
     border = float(ranked[:9].sum())
     kept = [
@@ -104,4 +106,4 @@ def test_two_passes_differ_in_the_last_bits_and_a_cut_makes_more_of_it() -> None
         Sampling(20.0, top_p=p).distribution(together[0], vocabulary).probs.double()
         for p in (border - 1e-9, border + 1e-6)
     )
-    assert variation(low[None], high[None]) > 0.5 * float(ranked[9])
+    assert largest_variation(low[None], high[None]) > 0.5 * float(ranked[9])

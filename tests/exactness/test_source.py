@@ -1,8 +1,8 @@
-"""The production source of randomness in its place: how much it is asked for, for what and in
-which order, and that nothing is decided twice by the same number.
+"""The production random source inside decoding: how many uniforms are drawn, for which decisions
+and in which order, and that no uniform decides twice.
 
-What it answers at the borders (u = 0, the last number below 1, every border of the cumulative
-sum, ids of probability 0 first and last) is tested in ``test_sampling.py``.
+Its results at the borders (u = 0, the last float below 1, every border of the cumulative sum, ids
+of probability 0 first and last) are tested in ``test_sampling.py``.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import given
 
-from drawn import drawn
+from helpers.exactness.strategies import property_settings
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
@@ -23,12 +23,12 @@ V = 4
 TARGET, DRAFT = ToyTarget(V, random_table(V, 1)), ToyDraft(V, random_table(V, 2))
 
 
-class Spied(SeededRandom):
-    """Notes what each uniform was spent on."""
+class RecordingSource(SeededRandom):
+    """Records what each uniform decided."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self.spent: list[tuple[str, float]] = []
+        self.draws: list[tuple[str, float]] = []
         self._purpose = ""
 
     def bernoulli(self, probability: float) -> bool:
@@ -41,70 +41,73 @@ class Spied(SeededRandom):
 
     def uniform(self) -> float:
         value = super().uniform()
-        self.spent.append((self._purpose, value))
+        self.draws.append((self._purpose, value))
         return value
 
 
-class Stuck(Spied):
-    """The defect: a coin that is tossed with the number that has just chosen the token."""
+class ReusingSource(RecordingSource):
+    """The defect: a coin reuses the uniform that has just chosen the token."""
 
     def uniform(self) -> float:
-        if self._purpose == "coin" and self.spent:
-            self.spent.append(("coin", self.spent[-1][1]))
-            return self.spent[-1][1]
+        if self._purpose == "coin" and self.draws:
+            self.draws.append(("coin", self.draws[-1][1]))
+            return self.draws[-1][1]
         return super().uniform()
 
 
-def rounds_of(source: SeededRandom, verifier: str, gamma: int, limit: int = 12) -> list[Any]:
+def run_rounds(source: SeededRandom, verifier: str, gamma: int, limit: int = 12) -> list[Any]:
     return list(speculative(
         TARGET, DRAFT, FullShortlist(V), [0, 1], gamma=gamma, sampling=Sampling(1.0), rng=source,
         stop=StopRule(limit), verifier=VERIFIERS[verifier],
     ))  # fmt: skip
 
 
-@drawn
+@property_settings
 @given(seed=st.integers(0, 10**6), gamma=st.integers(1, 4), name=st.sampled_from(list(VERIFIERS)))
-def test_one_uniform_a_decision_in_a_fixed_order(seed: int, gamma: int, name: str) -> None:
-    """A choice for each drafted token, a coin for each examined one (token by token: up to the
-    first rejected; in a block: from the last down to the first kept), and one more choice."""
-    source = Spied(seed)
+def test_speculative_draws_one_uniform_per_decision_in_order(
+    seed: int, gamma: int, name: str
+) -> None:
+    """A choice for each drafted token, a coin for each verified one (token by token: up to the
+    first rejection; in a block: from the last prefix down to the first accepted one), and one
+    choice for the next token."""
+    source = RecordingSource(seed)
     expected: list[str] = []
-    for finished in rounds_of(source, name, gamma):
+    for finished in run_rounds(source, name, gamma):
         drafted, kept = len(finished.proposed), len(finished.path)
-        examined = min(drafted, kept + 1) if name == "token" else drafted - max(kept, 1) + 1
-        coins = examined if drafted else 0
+        verified = min(drafted, kept + 1) if name == "token" else drafted - max(kept, 1) + 1
+        coins = verified if drafted else 0
         expected += ["choice"] * drafted + ["coin"] * coins + ["choice"]
-    assert [purpose for purpose, _ in source.spent] == expected
+    assert [purpose for purpose, _ in source.draws] == expected
 
 
-@drawn
+@property_settings
 @given(seed=st.integers(0, 10**6))
-def test_plain_decoding_spends_one_uniform_a_token(seed: int) -> None:
-    source = Spied(seed)
+def test_autoregressive_draws_one_uniform_per_token(seed: int) -> None:
+    source = RecordingSource(seed)
     rounds = list(autoregressive(
         TARGET, [0, 1], sampling=Sampling(1.0), rng=source, stop=StopRule(9)
     ))  # fmt: skip
-    assert [purpose for purpose, _ in source.spent] == ["choice"] * len(rounds)
+    assert [purpose for purpose, _ in source.draws] == ["choice"] * len(rounds)
 
 
-@drawn
+@property_settings
 @given(seed=st.integers(0, 10**6))
-def test_greedy_decoding_spends_as_much(seed: int) -> None:
-    """One law, one code path: what is certain still takes its number, so that the numbers
-    of later decisions do not hang on the temperature."""
-    source = Spied(seed)
+def test_greedy_decoding_draws_as_many_uniforms(seed: int) -> None:
+    """Temperature 0 uses the same code path: a certain decision draws its uniform too, so that the
+    uniforms of later decisions do not depend on the temperature."""
+    source = RecordingSource(seed)
     list(autoregressive(TARGET, [0, 1], sampling=Sampling(), rng=source, stop=StopRule(5)))
-    assert len(source.spent) == 5
+    assert len(source.draws) == 5
 
 
-def correlations(source: type[Spied], runs: int) -> dict[tuple[str, str], float]:
-    """Of the uniforms of a round's one drafted token, its coin and the target's own choice,
-    two by two, times the root of their number: standard normal if they are independent."""
+def correlate_decisions(source: type[RecordingSource], runs: int) -> dict[tuple[str, str], float]:
+    """Correlations of the three uniforms of a round with one drafted token (its choice, its coin,
+    the next token's choice), times the root of their number: standard normal if independent."""
     columns: dict[str, list[float]] = {"proposal": [], "acceptance": [], "residual": []}
     for seed in range(runs):
-        spied = source(seed)
-        rounds_of(spied, "token", 1, limit=20)
-        values = [value for _, value in spied.spent]
+        recording = source(seed)
+        run_rounds(recording, "token", 1, limit=20)
+        values = [value for _, value in recording.draws]
         for start in range(0, len(values) - 2, 3):
             for column, value in zip(columns.values(), values[start:], strict=False):
                 column.append(value)
@@ -117,18 +120,19 @@ def correlations(source: type[Spied], runs: int) -> dict[tuple[str, str], float]
     }  # fmt: skip
 
 
-def test_the_three_decisions_of_a_round_are_independent() -> None:
-    """|r| sqrt(n) beyond 5.2 in one of three: once in 1,600,000 if all is well. The planted
-    defect, one number for two decisions, gives sqrt(n) = 50."""
-    assert max(map(abs, correlations(Spied, 250).values())) < 5.2
-    stuck = correlations(Stuck, 250)
-    assert stuck["acceptance", "proposal"] > 40
+def test_decisions_of_a_round_are_independent() -> None:
+    """|r| sqrt(n) above 5.2 for one of three: a false alarm once in 1,600,000. The planted defect,
+    one uniform for two decisions, gives sqrt(n) = 50."""
+    assert max(map(abs, correlate_decisions(RecordingSource, 250).values())) < 5.2
+    reused = correlate_decisions(ReusingSource, 250)
+    assert reused["acceptance", "proposal"] > 40
 
 
-def test_uniforms_lie_in_the_half_open_interval() -> None:
-    """In steps of 2^-53, so that 0 can come and 1 cannot."""
+def test_uniforms_are_in_the_half_open_interval() -> None:
+    """Multiples of 2^-53: 0 is possible, 1 is not."""
     source = SeededRandom(5)
     values = [source.uniform() for _ in range(2000)]
     assert all(0 <= value < 1 and (value * 2**53).is_integer() for value in values)
     mean = sum(values) / len(values)
-    assert abs(mean - 0.5) < 5.5 * (1 / 12 / len(values)) ** 0.5  # once in 26 million
+    # A false alarm once in 26 million.
+    assert abs(mean - 0.5) < 5.5 * (1 / 12 / len(values)) ** 0.5

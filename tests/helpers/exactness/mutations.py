@@ -1,6 +1,7 @@
-"""Every small change of a file: one operator, number, condition, bound or statement is another.
+"""Mutations of a source file: every small change of one operator, number, condition, bound or
+statement.
 
-Messages, docstrings, annotations and decorators are left as they are. Knows nothing of tests.
+Error messages, docstrings, annotations and decorators are left alone. Knows nothing of tests.
 """
 
 import ast
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-_OTHER: dict[type, list[type]] = {
+_REPLACEMENTS: dict[type, list[type]] = {
     ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE],
     ast.GtE: [ast.Gt, ast.Lt], ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot],
     ast.IsNot: [ast.Is], ast.In: [ast.NotIn], ast.NotIn: [ast.In], ast.Add: [ast.Sub],
@@ -20,7 +21,7 @@ _OTHER: dict[type, list[type]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A file's source with one change."""
+    """The source of a file with one change."""
 
     file: str
     line: int
@@ -28,29 +29,29 @@ class Mutant:
     source: str
 
 
-def mutants(file: str, source: str) -> Iterator[Mutant]:
-    """Every small change of a file, but for its messages, docstrings and annotations."""
+def generate_mutants(file: str, source: str) -> Iterator[Mutant]:
+    """Every mutant of a file, in the order of its syntax tree."""
     tree = ast.parse(source)
-    parts = (part for node in ast.walk(tree) for part in _spared(node))
-    spared = {id(inner) for part in parts for inner in ast.walk(part)}
+    parts = (part for node in ast.walk(tree) for part in _find_exempt(node))
+    exempt = {id(inner) for part in parts for inner in ast.walk(part)}
     for index, node in enumerate(ast.walk(tree)):
-        if id(node) in spared:
+        if id(node) in exempt:
             continue
-        for change in _changes(node):
-            twin = copy.deepcopy(tree)
-            changed = list(ast.walk(twin))[index]
+        for change in _find_changes(node):
+            mutated = copy.deepcopy(tree)
+            changed = list(ast.walk(mutated))[index]
             before = ast.unparse(changed)
             dropped = change(changed)
-            ast.fix_missing_locations(twin)
-            said = f"{ast.unparse(dropped)} -> nothing" if dropped else (
+            ast.fix_missing_locations(mutated)
+            description = f"{ast.unparse(dropped)} -> nothing" if dropped else (
                 f"{before} -> {ast.unparse(changed)}"
             )  # fmt: skip
             line = getattr(dropped or node, "lineno", 0)
-            yield Mutant(file, line, said[:160], ast.unparse(twin))
+            yield Mutant(file, line, description[:160], ast.unparse(mutated))
 
 
-def _spared(node: ast.AST) -> Iterator[ast.AST]:
-    """Parts that no test is asked to know: words and types."""
+def _find_exempt(node: ast.AST) -> Iterator[ast.AST]:
+    """Parts of a node that no test has to cover: messages, imports and types."""
     match node:
         case ast.Raise() | ast.JoinedStr() | ast.Import() | ast.ImportFrom():
             yield node
@@ -64,15 +65,15 @@ def _spared(node: ast.AST) -> Iterator[ast.AST]:
             yield from decorators
 
 
-def _changes(node: ast.AST) -> Iterator[Any]:
-    """Functions that change a node in place, one for each small change; one that drops a
-    statement returns it."""
+def _find_changes(node: ast.AST) -> Iterator[Any]:
+    """Functions that change a node in place, one per mutation; a function that drops a statement
+    returns it."""
     match node:
         case ast.Compare(ops=[op]):
-            for other in _OTHER.get(type(op), []):
+            for other in _REPLACEMENTS.get(type(op), []):
                 yield lambda n, other=other: setattr(n, "ops", [other()])
         case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.UnaryOp(op=op) | ast.AugAssign(op=op):
-            for other in _OTHER.get(type(op), []):
+            for other in _REPLACEMENTS.get(type(op), []):
                 yield lambda n, other=other: setattr(n, "op", other())
             if isinstance(op, ast.Not):
                 yield lambda n: setattr(n, "operand", ast.UnaryOp(ast.Not(), n.operand))
@@ -96,13 +97,13 @@ def _changes(node: ast.AST) -> Iterator[Any]:
                 yield lambda n: setattr(n, "test", ast.UnaryOp(ast.Not(), n.test))
     for name in ("body", "orelse"):
         statements = getattr(node, name, None)
-        for place, statement in enumerate(statements if isinstance(statements, list) else ()):
-            if _acts(statement):
-                yield lambda n, name=name, place=place: _dropped(getattr(n, name), place)
+        for index, statement in enumerate(statements if isinstance(statements, list) else ()):
+            if _has_effect(statement):
+                yield lambda n, name=name, index=index: _drop(getattr(n, name), index)
 
 
-def _acts(statement: ast.stmt) -> bool:
-    """Whether a statement is there for what it changes, so that it can be left out."""
+def _has_effect(statement: ast.stmt) -> bool:
+    """Whether a statement only changes state, so that it can be left out."""
     match statement:
         case ast.AugAssign() | ast.Expr(value=ast.Call()):
             return True
@@ -111,6 +112,6 @@ def _acts(statement: ast.stmt) -> bool:
     return False
 
 
-def _dropped(statements: list[ast.stmt], place: int) -> ast.stmt:
-    statement, statements[place] = statements[place], ast.Pass()
+def _drop(statements: list[ast.stmt], index: int) -> ast.stmt:
+    statement, statements[index] = statements[index], ast.Pass()
     return statement

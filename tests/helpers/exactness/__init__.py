@@ -1,0 +1,1 @@
+"""Parts, checks and planted defects that the exactness tests and scripts share."""

@@ -1,0 +1,73 @@
+"""Decoding with two sibling candidates instead of a chain: the first level of a draft tree.
+
+The production code verifies siblings, but decodes chains only, so the loop is here.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+
+import torch
+
+from helpers.exactness.shortlists import ShortlistFactory
+from minispec.certificate.decodings import Decoding, ToyModels
+from minispec.commit import Output
+from minispec.propose import top_k_candidates
+from minispec.types import Context, Distribution, Evidence, Proposal, RandomSource, Round
+from minispec.verify import verify_siblings
+
+
+def decode_candidates(shortlist: ShortlistFactory) -> Decoding:
+    """Decoding in which the draft's two likeliest tokens are candidates for each next token."""
+    build_shortlist = cache(shortlist)
+
+    def decode(models: ToyModels, source: RandomSource) -> Iterable[Round]:
+        case, sampling, head = models.case, models.sampling, models.target.head
+        vocabulary, candidates = torch.arange(case.vocab_size), build_shortlist(case.vocab_size)
+        candidates.reset()
+        output = Output(case.stop, None, case.max_new_tokens)
+        tokens, stop = list(case.prompt), None
+
+        def target_distribution(*following: int) -> Distribution:
+            hidden = models.target.logits_after((*tokens, *following))  # (V,)
+            result: Distribution = sampling.distribution(head.logits(hidden), vocabulary)
+            return result
+
+        while stop is None:
+            # 1) Propose two candidates, unless only one token may follow.
+            proposal, target_distributions = Proposal((), ()), [target_distribution()]
+            if output.remaining > 1:
+                hidden = models.draft.logits_after(tuple(tokens))
+                ids = candidates.select(Context(tuple(tokens), hidden, 0))  # (K,)
+                q = sampling.distribution(head.logits_of(hidden, ids), ids)
+                proposal = top_k_candidates(q, 2)
+                target_distributions += [target_distribution(token) for token in proposal.tokens]
+
+            # 2) Verify and commit.
+            verdict = verify_siblings(proposal, target_distributions, source)
+            accepted = [proposal.tokens[node] for node in verdict.path]
+            committed = output.commit([*accepted, verdict.next_token])
+            tokens += committed.tokens
+            stop = committed.stop
+
+            # 3) Report the round as a chain: the accepted candidate, or else the last one tested.
+            last = slice(*verdict.path, verdict.path[0] + 1) if verdict.path else slice(-1, None)
+            distributions = [
+                target_distributions[0],
+                *(target_distributions[1 + node] for node in verdict.path),
+            ]
+            complete = len(committed.tokens) > len(accepted)
+            evidence = Evidence(
+                Proposal(proposal.tokens[last], proposal.draft_distributions[last]),
+                tuple(distributions[: len(committed.tokens)]),
+                verdict.acceptance,
+                verdict.next_distribution if complete else None,
+            )
+            finished = Round(
+                tokens=committed.tokens, text="", path=tuple(range(len(accepted))),
+                proposed=proposal.tokens[last], shortlist_sizes=(), seconds={}, stop=stop,
+                evidence=evidence,
+            )  # fmt: skip
+            candidates.observe(finished)
+            yield finished
+
+    return decode

@@ -1,0 +1,210 @@
+"""Planted defects of properties 1 to 6: zero probabilities, recorded distributions, verifiers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from helpers.exactness import candidates, round_checks
+from helpers.exactness.planting import keep_possible, patch_attribute, plant, worst_tv
+from helpers.exactness.shortlists import build_frspec
+from minispec import propose
+from minispec import verify as verification
+from minispec.certificate.decodings import ToyModels, decode_with
+from minispec.certificate.exact_sampling import ExactSampling
+from minispec.certificate.toys import ChangingShortlist
+from minispec.propose import Drafter
+from minispec.sampling import SeededRandom
+from minispec.shortlists.full import FullShortlist
+from minispec.types import Distribution, Proposal, RandomSource, Round
+from minispec.verify import Verdict, positive_part, verify, verify_block
+
+# --- 1: a residual of zero mass -------------------------------------------------------------
+
+
+def patch_zero_mass(fallback: Callable[[Distribution, Any], Any]) -> Any:
+    """A residual with another result if it has no mass."""
+
+    def residual(p: Distribution, q: Distribution, weight: Any = 1) -> Distribution:
+        remaining = positive_part(p, q, weight)
+        mass = remaining.sum()
+        return Distribution(p.ids, remaining / mass if mass > 0 else fallback(p, remaining))
+
+    return patch_attribute(verification, "residual", residual)
+
+
+@plant(1, "the residual is divided by a mass of zero", "transformers")
+def _() -> Any:
+    with patch_zero_mass(lambda p, remaining: remaining / remaining.sum()):
+        return round_checks.check_zero_mass_residual(verify, [1, 2, 3], [0, 0, 0])
+
+
+@plant(1, "a residual of zero mass becomes id 0", "vLLM")
+def _() -> Any:
+    with patch_zero_mass(lambda p, remaining: (p.ids == 0) * 1.0):
+        return round_checks.check_zero_mass_residual(verify, [0, 2, 3], [0, 0, 0])
+
+
+@plant(1, "a residual of zero mass becomes the last id", "SGLang")
+def _() -> Any:
+    with patch_zero_mass(lambda p, remaining: (p.ids == len(p.ids) - 1) * 1.0):
+        return round_checks.check_zero_mass_residual(verify, [2, 3, 0], [0, 0, 0])
+
+
+# --- 2: probability 0 on a drafted id -------------------------------------------------------
+
+
+class LaxSource(SeededRandom):
+    def bernoulli(self, probability: float) -> bool:
+        return self.uniform() <= float(probability)
+
+
+@plant(2, "a token is accepted where u <= p/q", "gpt-fast")
+def _() -> Any:
+    round_checks.check_excluded_tokens(verify, [0, 1], [1, 0], LaxSource)
+    return 0
+
+
+# --- 3: q is the distribution drawn from ----------------------------------------------------
+
+
+@plant(3, "the columns of q are in another order than its ids", "transformers")
+def _() -> Any:
+    def misread(
+        proposal: Proposal, distributions: Sequence[Distribution], rng: RandomSource
+    ) -> Verdict:
+        rotated = [
+            Distribution(q.ids, q.probs[[*range(1, len(q.ids)), 0]])
+            for q in proposal.draft_distributions
+        ]
+        possible = keep_possible(proposal, rotated)
+        return verify(possible, distributions[: len(possible) + 1], rng)
+
+    return worst_tv(decode_with(ChangingShortlist, misread))
+
+
+@plant(3, "the recorded distributions share one buffer")
+def _() -> Any:
+    class OneBuffer:
+        def __init__(self, models: ToyModels) -> None:
+            self._models, self._recorded = models, list[Distribution]()
+
+        target_distributions = ExactSampling.target_distributions
+
+        def distribution(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
+            distribution = self._models.sampling.distribution(logits, ids)
+            if len(ids) == self._models.case.vocab_size:  # a target distribution
+                return distribution
+            for recorded in self._recorded:
+                recorded.probs[: len(ids)] = distribution.probs[: len(recorded.probs)]
+            self._recorded.append(distribution)
+            return distribution
+
+    def decode(models: ToyModels, source: RandomSource) -> Iterable[Round]:
+        return decode_with(build_frspec)(replace(models, sampling=OneBuffer(models)), source)
+
+    return worst_tv(decode)
+
+
+@plant(3, "the acceptance probability is scaled by 0.9")
+def _() -> Any:
+    right = verification.acceptance_probability
+
+    def scale_acceptance(p: Distribution, q: Distribution, token: int, weight: Any = 1) -> Any:
+        return right(p, q, token, weight) * Fraction(9, 10)
+
+    with patch_attribute(verification, "acceptance_probability", scale_acceptance):
+        return worst_tv(decode_with(build_frspec))
+
+
+@plant(3, "the residual is the target distribution itself")
+def _() -> Any:
+    with patch_attribute(verification, "residual", lambda p, q, weight=1: p):
+        return worst_tv(decode_with(build_frspec))
+
+
+# --- 4: deterministic candidates are point masses -------------------------------------------
+
+
+@plant(4, "candidates picked by argmax are verified with their softmax", "transformers, Gemma-4")
+def _() -> Any:
+    right = propose.top_k_candidates
+
+    def soft(distribution: Distribution, count: int) -> Proposal:
+        points = right(distribution, count)
+        return keep_possible(points, [distribution] * len(points))
+
+    with patch_attribute(candidates, "top_k_candidates", soft):
+        return worst_tv(candidates.decode_candidates(build_frspec))
+
+
+@plant(4, "a chain drafted by argmax is verified with its softmax", "transformers, Gemma-4")
+def _() -> Any:
+    right = Drafter.propose
+
+    class Argmax:
+        def choose(self, probs: Any) -> int:
+            return max(range(len(probs)), key=lambda i: (probs[i], -i))
+
+    def greedy(self: Drafter, tokens: Any, gamma: int, sampling: Any, rng: Any, watch: Any):  # type: ignore[no-untyped-def]
+        return right(self, tokens, gamma, sampling, Argmax(), watch)  # type: ignore[arg-type]
+
+    with patch_attribute(Drafter, "propose", greedy):
+        return worst_tv(decode_with(FullShortlist))
+
+
+# --- 5: the shortlist changes at every step -------------------------------------------------
+
+
+@plant(5, "the ids of the first step are recorded for every step")
+def _() -> Any:
+    class Sliding(ChangingShortlist):
+        """Two ids, and the next two at the next step."""
+
+        def select(self, context: Any) -> torch.Tensor:
+            size = self._vocab_size
+            return torch.tensor(sorted({(context.depth + i) % size for i in range(2)}))
+
+    def reuse_first_ids(
+        proposal: Proposal, distributions: Sequence[Distribution], rng: RandomSource
+    ) -> Verdict:
+        recorded = [
+            Distribution(proposal.draft_distributions[0].ids, q.probs)
+            for q in proposal.draft_distributions
+        ]
+        possible = keep_possible(proposal, recorded)
+        return verify(possible, distributions[: len(possible) + 1], rng)
+
+    return worst_tv(decode_with(Sliding, reuse_first_ids))
+
+
+@plant(5, "a block's residual ignores the weight w of the accepted prefix")
+def _() -> Any:
+    right = verification.residual
+    with patch_attribute(verification, "residual", lambda p, q, weight=1: right(p, q)):
+        return worst_tv(decode_with(FullShortlist, verify_block))
+
+
+@plant(5, "a block's coin uses q of the last accepted position instead of the next")
+def _() -> Any:
+    def previous(
+        kept: int, proposal: Proposal, distributions: Sequence[Distribution], reach: Any
+    ) -> Any:
+        if kept == len(proposal):
+            return reach
+        q = proposal.draft_distributions[kept - 1]
+        mass = positive_part(distributions[kept], q, reach).sum()
+        return mass / (mass + 1 - reach) if mass > 0 else 0
+
+    with patch_attribute(verification, "_block_acceptance", previous):
+        return worst_tv(decode_with(ChangingShortlist, verify_block))
+
+
+# --- 6: the draft changes before verification -----------------------------------------------
+
+
+@plant(6, "q is recomputed by the draft after it has changed")
+def _() -> Any:
+    return worst_tv(round_checks.change_draft(verify, recompute=True))
