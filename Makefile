@@ -76,10 +76,10 @@ bench-gpu: $(BENCH)  ## run the benchmarks of the CUDA kernels, where there is a
 	$(PY) -m benchmarks.bench_gpu
 
 # As JSON into CERTIFICATE, with EXAMPLES drawn for each property.
-exactness: $(DEV)  ## walk every branch of every verifier and list, and certify their laws
+exactness: $(DEV)  ## enumerate every branch of every verifier and shortlist, and certify exactness
 	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/certificate.py --examples $(EXAMPLES) $(CERTIFICATE)
 
-mutants: $(DEV)  ## change the law-bearing code in every small way, and see the tests notice
+mutants: $(DEV)  ## change the code in every small way, and see the tests detect it
 	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/mutants.py
 
 adaptation: $(BENCH)  ## what a draft that learns while it serves gains, and costs

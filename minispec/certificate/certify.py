@@ -78,7 +78,7 @@ class CertificationResult:
     decoding's, an exact fraction, found in ``worst_case`` at ``worst_sampling`` with
     ``worst_combination``; 0 if all are equal. ``mismatch``: the shortest beginning of an output
     there whose probability is wrong. ``error``: the message of the error that ended the
-    enumeration, if one did.
+    enumeration, if one did, at ``worst_sampling`` with ``worst_combination``.
     """
 
     worst_tv: Fraction
@@ -213,8 +213,9 @@ def _enumerate(
         mismatch = find_mismatch(ours, plain_distribution(case, sampling))
     except MinispecError as error:
         return replace(
-            result, error=str(error), worst_sampling=sampling, worst_combination=combination
-        )
+            result, error=str(error), worst_case=None, mismatch=None, worst_sampling=sampling,
+            worst_combination=combination,
+        )  # fmt: skip
     return CertificationResult(
         Fraction(certificate.worst_tv), *count, case, sampling, combination, mismatch
     )
