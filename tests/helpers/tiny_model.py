@@ -1,8 +1,8 @@
-"""A whole model in a folder, so small that it decodes a prompt in a fraction of a second.
+"""A complete model in a folder, small enough to decode a prompt in a fraction of a second.
 
-A Llama in Hugging Face layout with random weights, a byte-level BPE and ChatML, with a draft
-and rankings of its own: all that the command line needs, from files, as people have them. What
-it writes is nonsense, but as fixed, as cut into tokens and as uneven as text.
+A Llama in Hugging Face layout with random weights, a byte-level BPE tokenizer and the ChatML
+template, with a draft and rankings: all files that the command line needs. Its output is
+nonsense, but deterministic, and its distributions are as uneven as those of real text.
 """
 
 import json
@@ -27,7 +27,7 @@ from minispec.tools.models import pretrained
 from minispec.tools.models.pretrained import Pretrained
 
 CONTEXT = 2048
-NO_TOKEN = 0x04  # the one byte that no token stands for
+NO_TOKEN = 0x04  # the one byte without a token
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 WORDS = "the and in out er ou re on es at en st or is le all ed it ar as ing s a t w b c o f p m"
 TEMPLATE = (
@@ -35,12 +35,12 @@ TEMPLATE = (
     "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WIDTH, LAYERS, HEADS, KV_HEADS, MLP_WIDTH = 32, 3, 4, 2, 48
+HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, NUM_KV_HEADS, INTERMEDIATE_SIZE = 32, 3, 4, 2, 48
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """Where the model, its draft and its rankings are, and the model itself, as loaded."""
+    """The paths of the model, its draft and its rankings, and the loaded model and draft."""
 
     folder: Path
     draft_path: Path
@@ -59,15 +59,15 @@ class Tiny:
 
 
 @contextmanager
-def rankings_shipped(tiny: Tiny) -> Iterator[Tiny]:
-    """Its rankings stand in the place of those that the package keeps."""
+def replace_shipped_rankings(tiny: Tiny) -> Iterator[Tiny]:
+    """Use its rankings instead of those that the package ships."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "shipped", lambda model, name: tiny.ranking(name))
+        patch.setattr(ranking, "find_shipped_ranking", lambda model, name: tiny.ranking(name))
         yield tiny
 
 
 def make(folder: Path) -> Tiny:
-    """All of it, the same at every call."""
+    """Write model, draft and rankings, the same at every call."""
     tiny = Tiny(folder / "model", folder / "draft.safetensors", folder / "rankings")
     write_model(tiny.folder)
     model = tiny.model
@@ -84,35 +84,39 @@ def make(folder: Path) -> Tiny:
 
 
 def write_model(folder: Path, seed: int = 10, special: tuple[str, ...] = SPECIAL) -> None:
-    """The model's folder. Other special tokens make another tokenizer, other seeds weights."""
+    """Write the model's folder; ``seed`` is of the weights, ``special`` of the tokenizer."""
     folder.mkdir(parents=True)
     size = write_tokenizer(folder, special)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": size,
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "intermediate_size": MLP_WIDTH,
+        "hidden_size": HIDDEN_SIZE,
+        "num_hidden_layers": NUM_LAYERS,
+        "num_attention_heads": NUM_HEADS,
+        "num_key_value_heads": NUM_KV_HEADS,
+        "intermediate_size": INTERMEDIATE_SIZE,
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    key_width = WIDTH * KV_HEADS // HEADS
-    shapes = {"model.embed_tokens": (size, WIDTH), "lm_head": (size, WIDTH), "model.norm": (WIDTH,)}
-    for layer in range(LAYERS):
+    key_size = HIDDEN_SIZE * NUM_KV_HEADS // NUM_HEADS
+    shapes = {
+        "model.embed_tokens": (size, HIDDEN_SIZE),
+        "lm_head": (size, HIDDEN_SIZE),
+        "model.norm": (HIDDEN_SIZE,),
+    }
+    for layer in range(NUM_LAYERS):
         parts = {
-            "input_layernorm": (WIDTH,),
-            "self_attn.q_proj": (WIDTH, WIDTH),
-            "self_attn.k_proj": (key_width, WIDTH),
-            "self_attn.v_proj": (key_width, WIDTH),
-            "self_attn.o_proj": (WIDTH, WIDTH),
-            "post_attention_layernorm": (WIDTH,),
-            "mlp.gate_proj": (MLP_WIDTH, WIDTH),
-            "mlp.up_proj": (MLP_WIDTH, WIDTH),
-            "mlp.down_proj": (WIDTH, MLP_WIDTH),
+            "input_layernorm": (HIDDEN_SIZE,),
+            "self_attn.q_proj": (HIDDEN_SIZE, HIDDEN_SIZE),
+            "self_attn.k_proj": (key_size, HIDDEN_SIZE),
+            "self_attn.v_proj": (key_size, HIDDEN_SIZE),
+            "self_attn.o_proj": (HIDDEN_SIZE, HIDDEN_SIZE),
+            "post_attention_layernorm": (HIDDEN_SIZE,),
+            "mlp.gate_proj": (INTERMEDIATE_SIZE, HIDDEN_SIZE),
+            "mlp.up_proj": (INTERMEDIATE_SIZE, HIDDEN_SIZE),
+            "mlp.down_proj": (HIDDEN_SIZE, INTERMEDIATE_SIZE),
         }
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in parts.items()}
     generator = torch.Generator().manual_seed(seed)
@@ -122,27 +126,27 @@ def write_model(folder: Path, seed: int = 10, special: tuple[str, ...] = SPECIAL
         else torch.ones(shape)
         for name, shape in shapes.items()
     }
-    # Laws that are sure of some things, as those of real models, and seldom half a character.
+    # Peaked distributions, as those of real models, and few tokens that are half a character.
     weights["lm_head.weight"] *= 8
     weights["lm_head.weight"][127 - 1 : 255] *= 0.7
     save_file(weights, folder / "model.safetensors")
 
 
 def write_tokenizer(folder: Path, special: tuple[str, ...] = SPECIAL) -> int:
-    """A byte-level BPE with ChatML; returns the size of its vocabulary."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    names = {byte: chr(byte) for byte in shown}
-    names |= {byte: chr(256 + place) for place, byte in enumerate(hidden)}
+    """Write a byte-level BPE tokenizer with ChatML; returns the size of its vocabulary."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    names = {byte: chr(byte) for byte in printable}
+    names |= {byte: chr(256 + i) for i, byte in enumerate(others)}
     tokens = [names[byte] for byte in range(256) if byte != NO_TOKEN]
     merges = []
     for word in WORDS.split():
-        # Each word grows character by character, and is a token with and without a space.
-        for whole in (word, names[ord(" ")] + word):
-            for end in range(1, len(whole)):
-                if whole[: end + 1] not in tokens:
-                    tokens.append(whole[: end + 1])
-                    merges.append(f"{whole[:end]} {whole[end]}")
+        # Merged character by character; each word is a token with and without a leading space.
+        for token in (word, names[ord(" ")] + word):
+            for end in range(1, len(token)):
+                if token[: end + 1] not in tokens:
+                    tokens.append(token[: end + 1])
+                    merges.append(f"{token[:end]} {token[end]}")
     plain = {"lstrip": False, "rstrip": False, "single_word": False, "special": True}
     extra = [{"id": len(tokens) + i, "content": s, **plain} for i, s in enumerate(special)]
     tokenizer = {
@@ -159,8 +163,8 @@ def write_tokenizer(folder: Path, special: tuple[str, ...] = SPECIAL) -> int:
 def gguf_writer(
     path: Path, architecture: str, config: ModelConfig, **fields: Any
 ) -> gguf.GGUFWriter:
-    """A writer of a GGUF file that holds a model's settings, named as llama.cpp's converter does;
-    further ``fields`` too, or in their place, and those that are None not at all."""
+    """A writer of a GGUF file with a model's settings under llama.cpp's names. ``fields`` adds
+    settings or replaces them; None removes one."""
     writer = gguf.GGUFWriter(path, architecture)
     for name, value in {
         "block_count": config.num_hidden_layers,

@@ -1,5 +1,5 @@
-"""The page on which rounds are watched: that it tells what was decoded, and nothing else, and
-that it can be looked at with the keyboard alone, on any screen, without a network."""
+"""The explore page: its data equals what was decoded, and it works with the keyboard alone, on any
+screen and without a network."""
 
 import copy
 import json
@@ -17,15 +17,15 @@ from helpers.tiny_model import Tiny
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError, ContextError, FileError
 from minispec.sampling import Sampling, SeededRandom
-from minispec.shortlists.statistical import recent
-from minispec.text.tokenizer import prompt_ids
+from minispec.shortlists.statistical import recent_ids
+from minispec.text.tokenizer import encode_prompt
 from minispec.tools.cli import main
 from minispec.tools.evaluation import methods
 from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.reporting import explore
-from minispec.types import Round
+from minispec.types import Context, Round
 
 Show = Callable[..., Any]
 PROMPT = 'The sea 🌈 </script><script>alert("loud")</script><!-- <b>bold</b> &amp;'
@@ -34,7 +34,7 @@ LENGTH, SEED = 60, 1
 
 @pytest.fixture(scope="module")
 def model(tiny: Tiny) -> Pretrained:
-    """The tiny model with an index of its own."""
+    """The tiny model with an index."""
     path = tiny.folder.parent / "index.safetensors"
     command = ["index", "build", "--model", str(tiny.folder), "--clusters", "40"]
     assert main.main([*command, "--out", str(path)]) == 0
@@ -42,9 +42,9 @@ def model(tiny: Tiny) -> Pretrained:
 
 
 def settings(tiny: Tiny, *names: str, gamma: int = 2, **changes: Any) -> Settings:
-    """At this temperature tokens are accepted, rejected, and now and then whole chains kept."""
-    ranked = (name.replace("RANKING", str(tiny.ranking("general"))) for name in names)
-    found = Settings(tuple(map(Method.parse, ranked)), (gamma,), Sampling(4.0), LENGTH, SEED)
+    """At this temperature some tokens are accepted, some rejected, and some chains complete."""
+    spelled = (name.replace("RANKING", str(tiny.ranking("general"))) for name in names)
+    found = Settings(tuple(map(Method.parse, spelled)), (gamma,), Sampling(4.0), LENGTH, SEED)
     return replace(found, **changes)
 
 
@@ -65,64 +65,64 @@ def path(found: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-def decoded(tiny: Tiny, model: Pretrained, name: str, **changes: Any) -> list[Round]:
-    """The rounds of a method that nobody watches."""
+def decode(tiny: Tiny, model: Pretrained, name: str, **changes: Any) -> list[Round]:
+    """The rounds of a method without recording."""
     chosen = settings(tiny, name, **changes)
-    decode = methods.decoder(
+    run = methods.build_decoder(
         chosen.methods[0], model, tiny.draft, None, gamma=chosen.gammas[0], trace=True,
         sampling=chosen.sampling, stop=StopRule(LENGTH, model.tokenizer.eos_ids),
         verifier=chosen.verifier,
     )  # fmt: skip
-    ids = prompt_ids(model.tokenizer, PROMPT, chosen.raw)
-    return list(decode(ids, SeededRandom(SEED)))
+    ids = encode_prompt(model.tokenizer, PROMPT, chosen.raw)
+    return list(run(ids, SeededRandom(SEED)))
 
 
-def fates(run: dict[str, Any]) -> list[str]:
-    """What the page should say of each emitted token, by the rounds' own account."""
-    told = []
+def list_fates(run: dict[str, Any]) -> list[str]:
+    """The fate of each emitted token, from the rounds."""
+    fates = []
     for finished in run["rounds"]:
-        alone = "replaced" if finished["kept"] < len(finished["drafted"]) else "bonus"
-        told += ["accepted"] * finished["kept"]
-        told += [alone if finished["drafted"] else "own"] * (
+        last = "recovered" if finished["kept"] < len(finished["drafted"]) else "bonus"
+        fates += ["accepted"] * finished["kept"]
+        fates += [last if finished["drafted"] else "plain"] * (
             len(finished["tokens"]) - finished["kept"]
         )
-    return told
+    return fates
 
 
-# ------------------------------------------------------------------ what is told
+# ------------------------------------------------------------------ the data
 
 
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=[n.partition("@")[0] for n in NAMES])
-def test_the_rounds_told_are_those_decoded(
+def test_explore_records_the_decoded_rounds(
     tiny: Tiny, model: Pretrained, found: dict[str, Any], number: int
 ) -> None:
-    """Those of a decoder that nobody watches: tokens, laws and residuals."""
-    run, rounds = found["runs"][number], decoded(tiny, model, NAMES[number])
+    """Tokens, distributions and residuals equal those of a decoder without recording."""
+    run, rounds = found["runs"][number], decode(tiny, model, NAMES[number])
     assert len(run["rounds"]) == len(rounds) == run["target_passes"]
     residuals = 0
-    for told, finished in zip(run["rounds"], rounds, strict=True):
+    for recorded, finished in zip(run["rounds"], rounds, strict=True):
         evidence = finished.evidence
         assert evidence
-        assert [token for token, _ in told["tokens"]] == list(finished.tokens)
-        assert [token for token, _ in told["drafted"]] == list(finished.proposed)
-        assert told["kept"] == len(finished.path)
-        assert list(told["sizes"]) == list(finished.shortlist_sizes)
-        assert {"target", "verify"} <= told["ms"].keys() and min(told["ms"].values()) >= 0
+        assert [token for token, _ in recorded["tokens"]] == list(finished.tokens)
+        assert [token for token, _ in recorded["drafted"]] == list(finished.proposed)
+        assert recorded["kept"] == len(finished.path)
+        assert list(recorded["sizes"]) == list(finished.shortlist_sizes)
+        assert {"target", "verify"} <= recorded["ms"].keys() and min(recorded["ms"].values()) >= 0
         for (token, q), distribution in zip(
-            told["drafted"], evidence.proposal.draft_distributions, strict=True
+            recorded["drafted"], evidence.proposal.draft_distributions, strict=True
         ):
             assert q == pytest.approx(float(distribution.probability(token)), rel=1e-3)
-        for i, (place, p) in enumerate(
-            zip(told["places"], evidence.target_distributions, strict=True)
+        for i, (rows, p) in enumerate(
+            zip(recorded["positions"], evidence.target_distributions, strict=True)
         ):
-            ids = [row[0] for row in place]
+            ids = [row[0] for row in rows]
             assert len(set(ids)) == len(ids) and {*finished.tokens[i : i + 1]} <= {*ids}
             assert {*p.ids[p.probs.topk(8).indices].tolist()} <= {*ids}
-            assert [row[1] for row in place] == pytest.approx(p.probs[ids].tolist(), rel=1e-3)
+            assert [row[1] for row in rows] == pytest.approx(p.probs[ids].tolist(), rel=1e-3)
             rejected = i == len(finished.path) and i < len(finished.proposed)
             residuals += rejected
             if i >= len(finished.proposed):
-                assert all(row[2] is None for row in place)
+                assert all(row[2] is None for row in rows)
                 continue
             q = torch.zeros(len(p.ids))
             distribution = evidence.proposal.draft_distributions[i]
@@ -131,53 +131,55 @@ def test_the_rounds_told_are_those_decoded(
                 *distribution.ids[distribution.probs.topk(8).indices].tolist(),
                 finished.proposed[i],
             } <= {*ids}
-            assert [row[2] for row in place] == pytest.approx(q[ids].tolist(), rel=1e-3)
-            left = (p.probs - q).clamp(min=0)
-            expected = (left / left.sum())[ids].tolist()
-            then = [row[3] for row in place]
-            assert rejected or then == [None] * len(ids)
-            assert not rejected or then == pytest.approx(expected, rel=2e-3, abs=1e-7)
+            assert [row[2] for row in rows] == pytest.approx(q[ids].tolist(), rel=1e-3)
+            positive = (p.probs - q).clamp(min=0)
+            expected = (positive / positive.sum())[ids].tolist()
+            residual = [row[3] for row in rows]
+            assert rejected or residual == [None] * len(ids)
+            assert not rejected or residual == pytest.approx(expected, rel=2e-3, abs=1e-7)
     assert bool(residuals) == (NAMES[number] != "autoregressive")
     tokens = [token for finished in rounds for token in finished.tokens]
-    told_text = "".join(text for finished in run["rounds"] for _, text in finished["tokens"])
-    assert told_text == run["text"] == model.tokenizer.decode(tokens)
+    recorded_text = "".join(text for finished in run["rounds"] for _, text in finished["tokens"])
+    assert recorded_text == run["text"] == model.tokenizer.decode(tokens)
 
 
-def test_coins_are_those_that_decided(found: dict[str, Any]) -> None:
-    heads = tails = 0
+def test_explore_records_the_acceptance_decisions(found: dict[str, Any]) -> None:
+    accepted = rejected = 0
     for run in found["runs"]:
         for finished in run["rounds"]:
             kept, drafted = finished["kept"], finished["drafted"]
-            assert len(finished["coins"]) == min(len(drafted), kept + 1)
-            for i, (chance, coin) in enumerate(finished["coins"]):
-                assert (coin < chance) == (i < kept)
-                _, p, q, _, _ = next(r for r in finished["places"][i] if r[0] == drafted[i][0])
-                assert chance == pytest.approx(min(1, p / q), rel=3e-3)
-                heads, tails = heads + (i < kept), tails + (i == kept)
-    assert heads > 20 and tails > 20
+            assert len(finished["decisions"]) == min(len(drafted), kept + 1)
+            for i, (probability, u) in enumerate(finished["decisions"]):
+                assert (u < probability) == (i < kept)
+                _, p, q, _, _ = next(r for r in finished["positions"][i] if r[0] == drafted[i][0])
+                assert probability == pytest.approx(min(1, p / q), rel=3e-3)
+                accepted, rejected = accepted + (i < kept), rejected + (i == kept)
+    assert accepted > 20 and rejected > 20
 
 
-def test_coins_of_a_block_are_thrown_from_its_end(tiny: Tiny, model: Pretrained) -> None:
+def test_explore_records_block_decisions_from_the_longest_prefix(
+    tiny: Tiny, model: Pretrained
+) -> None:
     chosen = settings(tiny, "full", verifier="block", gamma=4)
     [run] = explore.explore(model, tiny.draft, PROMPT, chosen)["runs"]
-    rounds = decoded(tiny, model, "full", verifier="block", gamma=4)
+    rounds = decode(tiny, model, "full", verifier="block", gamma=4)
     assert run["ids"] == [token for finished in rounds for token in finished.tokens]
     lengths = set()
     for finished in run["rounds"]:
-        fell = [coin < chance for chance, coin in finished["coins"]]
-        missed = len(finished["drafted"]) - finished["kept"]
-        assert fell == [False] * missed + [True] * (finished["kept"] > 0)
-        lengths.add(len(fell))
+        below = [u < probability for probability, u in finished["decisions"]]
+        rejected = len(finished["drafted"]) - finished["kept"]
+        assert below == [False] * rejected + [True] * (finished["kept"] > 0)
+        lengths.add(len(below))
     assert len(lengths) > 2
 
 
-def test_origin_is_the_part_that_brought_an_id(
+def test_explore_records_the_part_of_each_id(
     tiny: Tiny, model: Pretrained, found: dict[str, Any]
 ) -> None:
     size = model.target.head.vocab_size
-    evolving = methods.shortlist(settings(tiny, NAMES[3]).methods[0], model, None)
-    core = {*evolving.explain(_nowhere())["core"].tolist()}  # type: ignore[attr-defined]
-    text = prompt_ids(model.tokenizer, PROMPT, False)
+    evolving = methods.build_shortlist(settings(tiny, NAMES[3]).methods[0], model, None)
+    core = {*evolving.explain(Context((5,), torch.zeros(32), 0))["core"].tolist()}  # type: ignore[attr-defined]
+    text = encode_prompt(model.tokenizer, PROMPT, False)
     seen = set()
     for finished in found["runs"][3]["rounds"]:
         assert (
@@ -186,64 +188,60 @@ def test_origin_is_the_part_that_brought_an_id(
         for name, count, ids in finished["parts"]:
             assert len(ids) == min(count, 8)
             assert name != "core" or {*ids} <= core
-        for place in finished["places"]:
-            for token, _, q, _, part in place:
+        for rows in finished["positions"]:
+            for token, _, q, _, part in rows:
                 seen.add(part)
                 assert (part == "core") == (token in core) or not finished["drafted"]
                 if part == "recency":
-                    assert token in recent(text)
+                    assert token in recent_ids(text)
                 if q is not None:
                     assert (q == 0) == (part == "outside")
         text += [token for token, _ in finished["tokens"]]
     assert {"core", "recency", "semantic", "successor", "outside"} <= seen
-    # A list without parts is one, plain decoding has none; all is told of ids of the vocabulary.
-    assert {row[4] for r in found["runs"][1]["rounds"] for p in r["places"] for row in p} == {
-        "list", None,
+    # A shortlist without parts is one part; plain decoding has no shortlist.
+    assert {row[4] for r in found["runs"][1]["rounds"] for p in r["positions"] for row in p} == {
+        "shortlist", None,
     }  # fmt: skip
-    assert {row[4] for r in found["runs"][0]["rounds"] for p in r["places"] for row in p} == {None}
-    assert all(0 <= token < size for token in found["words"])
+    assert {row[4] for r in found["runs"][0]["rounds"] for p in r["positions"] for row in p} == {
+        None
+    }
+    assert all(0 <= token < size for token in found["texts"])
 
 
-def _nowhere() -> Any:
-    from minispec.types import Context
-
-    return Context((5,), torch.zeros(32), 0)
-
-
-def test_an_end_among_accepted_tokens(tiny: Tiny, model: Pretrained) -> None:
-    """Nothing is told past it: no rejection, no residual, no token of the target's own."""
-    rounds = decoded(tiny, model, "full", gamma=4)
-    before, end = set[int](), -1
+def test_explore_records_nothing_after_a_stop(tiny: Tiny, model: Pretrained) -> None:
+    """At an accepted token: no rejection, no residual, no token of the target's own."""
+    rounds = decode(tiny, model, "full", gamma=4)
+    emitted, end = set[int](), -1
     for finished in rounds:
-        if len(finished.path) > 1 and finished.tokens[0] not in before:
+        if len(finished.path) > 1 and finished.tokens[0] not in emitted:
             end = finished.tokens[0]
             break
-        before |= {*finished.tokens}
+        emitted |= {*finished.tokens}
     tokenizer = copy.copy(model.tokenizer)
     tokenizer.eos_ids = (end,)
-    ended = replace(model, tokenizer=tokenizer)
-    told = explore.explore(ended, tiny.draft, PROMPT, settings(tiny, "full", gamma=4))
-    *_, last = told["runs"][0]["rounds"]
-    assert told["runs"][0]["stop"] == "eos"
+    stopping = replace(model, tokenizer=tokenizer)
+    data = explore.explore(stopping, tiny.draft, PROMPT, settings(tiny, "full", gamma=4))
+    *_, last = data["runs"][0]["rounds"]
+    assert data["runs"][0]["stop"] == "eos"
     assert [token for token, _ in last["tokens"]] == [end] and last["kept"] == 1
-    assert len(last["drafted"]) == len(last["places"]) == 1 and len(last["coins"]) >= 1
-    assert all(row[3] is None for row in last["places"][0])
+    assert len(last["drafted"]) == len(last["positions"]) == 1 and len(last["decisions"]) >= 1
+    assert all(row[3] is None for row in last["positions"][0])
 
 
-def test_greedy_methods_say_the_same(tiny: Tiny, model: Pretrained) -> None:
-    told = explore.explore(
+def test_greedy_methods_have_the_same_text(tiny: Tiny, model: Pretrained) -> None:
+    data = explore.explore(
         model, tiny.draft, PROMPT, settings(tiny, *NAMES[:4], sampling=Sampling())
     )
-    assert len({run["text"] for run in told["runs"]}) == 1
-    for run in told["runs"]:
-        for place in (place for finished in run["rounds"] for place in finished["places"]):
-            assert sorted(row[1] for row in place)[-1] == 1 and len(place) <= 3
+    assert len({run["text"] for run in data["runs"]}) == 1
+    for run in data["runs"]:
+        for rows in (rows for finished in run["rounds"] for rows in finished["positions"]):
+            assert sorted(row[1] for row in rows)[-1] == 1 and len(rows) <= 3
 
 
-def test_what_cannot_be_explored_is_refused_before_any_work(
+def test_explore_checks_its_input_before_decoding(
     tiny: Tiny, model: Pretrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(model.target), "step", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(type(model.target), "step", lambda *_: pytest.fail("decoding began"))
     with pytest.raises(ArgumentError, match="needs a draft"):
         explore.explore(model, None, PROMPT, settings(tiny, "autoregressive", "full"))
     with pytest.raises(ArgumentError, match="no ranking 'general'"):
@@ -255,47 +253,47 @@ def test_what_cannot_be_explored_is_refused_before_any_work(
 # ------------------------------------------------------------------ the page
 
 
-def test_a_prompt_is_text_and_nothing_else(path: Path, found: dict[str, Any], show: Show) -> None:
+def test_page_escapes_the_prompt(path: Path, found: dict[str, Any], show: Show) -> None:
     template = resources.files("minispec").joinpath("data/explore.html").read_text("utf-8")
     page = path.read_text("utf-8")
-    assert page.count("<") == template.count("<")  # not one tag, not one comment more
+    assert page.count("<") == template.count("<")  # no further tag or comment
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert data and json.loads(data[1])["prompt"] == PROMPT
-    assert any("\\x" in word for word in found["words"].values())  # half a character, by its bytes
+    assert any("\\x" in text for text in found["texts"].values())  # bytes of half a character
     seen = show(path)
     assert seen.tab.locator("#prompt").text_content() == PROMPT
-    assert seen.errors == [] and seen.asked == [path.as_uri()]
+    assert seen.errors == [] and seen.requests == [path.as_uri()]
     assert seen.tab.title() == f"minispec: {found['model']}, round by round"
 
 
-def test_text_is_coloured_by_fate_and_by_origin(
+def test_page_colours_text_by_fate_and_origin(
     path: Path, found: dict[str, Any], show: Show
 ) -> None:
     tab = show(path).tab
     assert tab.locator("h2").all_inner_texts() == [run["method"] for run in found["runs"]]
     for number, run in enumerate(found["runs"]):
-        tokens = tab.locator(".text").nth(number).locator(".token:not(.refused)")
+        tokens = tab.locator(".text").nth(number).locator(".token:not(.rejected)")
         kinds = [name.split() for name in tokens.evaluate_all("all => all.map(t => t.className)")]
-        assert [kind[1] for kind in kinds] == fates(run)
+        assert [kind[1] for kind in kinds] == list_fates(run)
         pieces = [
-            each for r in run["rounds"] for each in zip(r["tokens"], r["places"], strict=True)
+            each for r in run["rounds"] for each in zip(r["tokens"], r["positions"], strict=True)
         ]
-        origins = [next(row[4] for row in place if row[0] == told[0]) for told, place in pieces]
+        origins = [next(row[4] for row in rows if row[0] == token[0]) for token, rows in pieces]
         assert [kind[2] if len(kind) > 2 else None for kind in kinds] == origins
-        said = "".join(tokens.evaluate_all("all => all.map(t => t.textContent)"))
-        assert said.replace("↵\n", "\n") == run["text"]
-        refused = tab.locator(".text").nth(number).locator(".refused")
-        assert refused.count() == fates(run).count("replaced")
+        shown = "".join(tokens.evaluate_all("all => all.map(t => t.textContent)"))
+        assert shown.replace("↵\n", "\n") == run["text"]
+        rejected = tab.locator(".text").nth(number).locator(".rejected")
+        assert rejected.count() == list_fates(run).count("recovered")
     colours = "all => new Set(all.map(t => getComputedStyle(t).backgroundColor)).size"
     tab.evaluate("show(last)")
-    evolving = tab.locator(".text").nth(3).locator(".token:not(.refused)")
-    assert evolving.evaluate_all(colours) == len({*fates(found["runs"][3])} - {"own"}) + 1
+    evolving = tab.locator(".text").nth(3).locator(".token:not(.rejected)")
+    assert evolving.evaluate_all(colours) == len({*list_fates(found["runs"][3])} - {"plain"}) + 1
     tab.get_by_label("origin").check()
     assert evolving.evaluate_all(colours) >= 5
     assert "successor" in tab.locator("#legend").inner_text()
 
 
-def test_the_keyboard_alone_suffices(path: Path, found: dict[str, Any], show: Show) -> None:
+def test_page_works_with_the_keyboard_alone(path: Path, found: dict[str, Any], show: Show) -> None:
     seen = show(path)
     tab = seen.tab
     last = max(len(run["rounds"]) for run in found["runs"])
@@ -331,16 +329,16 @@ def test_the_keyboard_alone_suffices(path: Path, found: dict[str, Any], show: Sh
         if focus["name"] == "colour":
             tab.keyboard.press("ArrowRight")
             assert tab.locator("body").get_attribute("data-colour") == "origin"
-    assert {"prompt", "back", "slider", "on", "colour", "text", "place-1", "place-4"} <= {*reached}
+    assert {"prompt", "back", "slider", "on", "colour", "text", "position-1", "position-4"} <= {
+        *reached
+    }
     assert all(focus["style"] == "solid" and focus["width"] == "3px" for focus in reached.values())
     assert all(focus["label"].strip() for focus in reached.values())
     assert seen.errors == []
 
 
-def test_a_round_shows_its_coins_and_its_laws(
-    path: Path, found: dict[str, Any], show: Show
-) -> None:
-    """Round for round, what the tables say is what is in the data; places are chosen by keys."""
+def test_page_shows_the_data_of_each_round(path: Path, found: dict[str, Any], show: Show) -> None:
+    """The tables of every round, and the choice of a position by keys."""
     seen = show(path)
     tab, number = seen.tab, 3
     run = found["runs"][number]
@@ -350,33 +348,31 @@ def test_a_round_shows_its_coins_and_its_laws(
         assert section.locator("h3").first.inner_text().startswith(f"Round {at} of ")
         assert tab.locator(".text").nth(number).locator(".now").count() == 1
         drafted, distributions, *_ = section.locator("table").all()
-        alone = len(finished["tokens"]) > finished["kept"]
-        assert drafted.locator("tbody tr").count() == len(finished["drafted"]) + alone
-        assert drafted.locator(".gauge").count() == len(finished["coins"])
-        assert drafted.locator("input").count() == len(finished["places"])
-        assert distributions.locator("tbody tr").count() == len(finished["places"][-1]) + 1
+        own = len(finished["tokens"]) > finished["kept"]
+        assert drafted.locator("tbody tr").count() == len(finished["drafted"]) + own
+        assert drafted.locator(".gauge").count() == len(finished["decisions"])
+        assert drafted.locator("input").count() == len(finished["positions"])
+        assert distributions.locator("tbody tr").count() == len(finished["positions"][-1]) + 1
     at = next(at for at, finished in enumerate(run["rounds"], 1) if finished["kept"] == 1)
     tab.evaluate(f"show({at})")
     finished = run["rounds"][at - 1]
     drafted, distributions, *_ = section.locator("table").all()
-    # The place where the round was decided is open: there p, q and the residual.
+    # The position of the rejection is selected: it has p, q and the residual.
     assert distributions.locator("thead").inner_text().split() == ["token", "p", "q", "residual"]
     drafted.locator("input").last.focus()
     tab.keyboard.press("ArrowUp")
     drafted, distributions, *_ = section.locator("table").all()
     assert distributions.locator("thead").inner_text().split() == ["token", "p", "q"]
-    assert distributions.locator("tbody tr").count() == len(finished["places"][0]) + 1
+    assert distributions.locator("tbody tr").count() == len(finished["positions"][0]) + 1
     assert "drafted, emitted" in distributions.inner_text()
     assert tab.evaluate("document.activeElement.type") == "radio"
-    # A method that has come to its end says so while others go on.
+    # A method with fewer rounds than the others is marked as finished.
     tab.evaluate("show(last)")
     assert f"finished after {len(run['rounds'])} rounds" in tab.locator("#status").inner_text()
     assert seen.errors == []
 
 
-def test_a_click_on_the_text_goes_to_its_round(
-    path: Path, found: dict[str, Any], show: Show
-) -> None:
+def test_page_goes_to_the_clicked_round(path: Path, found: dict[str, Any], show: Show) -> None:
     tab = show(path).tab
     tab.locator(".text").nth(1).locator("span[data-round='4']").click(position={"x": 2, "y": 5})
     assert tab.locator("#where").inner_text().startswith("Round 4 of")
@@ -384,7 +380,7 @@ def test_a_click_on_the_text_goes_to_its_round(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
-def test_any_screen_will_do(path: Path, show: Show, width: int, scheme: str) -> None:
+def test_page_fits_the_screen(path: Path, show: Show, width: int, scheme: str) -> None:
     seen = show(path, viewport={"width": width, "height": 800}, color_scheme=scheme)
     tab = seen.tab
     wider = """() => [...document.querySelectorAll('*')]
@@ -409,23 +405,23 @@ def test_any_screen_will_do(path: Path, show: Show, width: int, scheme: str) -> 
     assert seen.errors == []
 
 
-def test_rounds_of_every_kind_are_shown(
+def test_page_shows_rounds_of_every_kind(
     tiny: Tiny, model: Pretrained, show: Show, tmp_path: Path
 ) -> None:
-    """A block, plain decoding alone, an end among accepted tokens."""
+    """Block verification, plain decoding alone, a stop at an accepted token."""
     block = settings(tiny, "full", verifier="block", gamma=4)
     plain = settings(tiny, "autoregressive", max_new_tokens=1, sampling=Sampling())
-    truncate_ranking = explore.explore(model, tiny.draft, PROMPT, settings(tiny, "full", gamma=4))
-    rounds = truncate_ranking["runs"][0]["rounds"]
+    truncated = explore.explore(model, tiny.draft, PROMPT, settings(tiny, "full", gamma=4))
+    rounds = truncated["runs"][0]["rounds"]
     del rounds[next(i for i, finished in enumerate(rounds, 1) if finished["kept"] == 2) :]
-    for name in ("drafted", "tokens", "places"):
+    for name in ("drafted", "tokens", "positions"):
         del rounds[-1][name][2:]
-    for told in (
+    for data in (
         explore.explore(model, tiny.draft, "Say", block),
         explore.explore(model, None, "Say", plain),
-        truncate_ranking,
+        truncated,
     ):
-        explore.write(told, tmp_path / "any.html")
+        explore.write(data, tmp_path / "any.html")
         seen = show(tmp_path / "any.html")
         seen.tab.evaluate("for (let at = 1; at <= last; at++) show(at)")
         assert seen.errors == []
@@ -435,7 +431,7 @@ def test_rounds_of_every_kind_are_shown(
     ] * 2
 
 
-def test_two_hundred_tokens_are_small_and_open_fast(
+def test_page_of_two_hundred_tokens_is_small_and_opens_fast(
     tiny: Tiny, model: Pretrained, show: Show, tmp_path: Path
 ) -> None:
     chosen = settings(tiny, *NAMES[1:4], gamma=16, max_new_tokens=200, ignore_eos=True)
@@ -443,18 +439,19 @@ def test_two_hundred_tokens_are_small_and_open_fast(
     assert all(run["tokens"] == 200 for run in found["runs"])
     explore.write(found, tmp_path / "long.html")
     assert (tmp_path / "long.html").stat().st_size < 2e6
-    taken = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
-    open_safetensors = (show(tmp_path / "long.html").tab.evaluate(taken) for _ in range(5))
-    assert any(milliseconds < 2000 for milliseconds in open_safetensors)
+    script = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
+    load_times = (show(tmp_path / "long.html").tab.evaluate(script) for _ in range(5))
+    assert any(milliseconds < 2000 for milliseconds in load_times)
 
 
 # ------------------------------------------------------------------ the command
 
 
-def test_the_command_writes_the_page(
+def test_explore_command_writes_the_page(
     tiny: Tiny, model: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "page.html"
+    out.parent.mkdir()
     command = ["explore", "The sea", "--model", str(tiny.folder), "--draft", str(tiny.draft_path)]
     command += ["--methods", f"full,evospec@90:{tiny.ranking('general')}", "--index"]
     command += [str(model.index), "--max-new-tokens", "5", "--ignore-eos", "--out", str(out)]
@@ -464,7 +461,7 @@ def test_the_command_writes_the_page(
     assert [each.name for each in out.parent.iterdir()] == ["page.html"]
 
 
-def test_a_page_is_written_whole_or_not_at_all(found: dict[str, Any], tmp_path: Path) -> None:
+def test_write_leaves_no_partial_page(found: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot write"):
         explore.write(found, tmp_path / "file" / "page.html")

@@ -1,5 +1,4 @@
-"""The page of a report, opened in a headless browser: it shows what it should, complains of
-nothing and asks nobody for anything."""
+"""The page of a report, opened in a headless browser: its contents, no errors, no requests."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +14,7 @@ Show = Callable[[Path], Any]
 IDLE = "window.Bokeh && Bokeh.documents.every(d => d.is_idle)"
 
 
-def row(method: str, stream: str, gamma: int | None, **changes: Any) -> dict[str, Any]:
+def make_row(method: str, stream: str, gamma: int | None, **changes: Any) -> dict[str, Any]:
     ratio = {"value": 1.25, "low": 1.1, "high": 1.4}
     windows = [
         {"start": start, "tau": 1.5, "ratio_to_full": {"value": 0.97, "low": 0.9, "high": 1.0}}
@@ -32,7 +31,7 @@ def row(method: str, stream: str, gamma: int | None, **changes: Any) -> dict[str
     } | ({"switch_curve": curve} if stream == "switch" else {}) | changes  # fmt: skip
 
 
-def point(curve: str, altered: str | None, budget: int, stream: str) -> dict[str, Any]:
+def make_point(curve: str, altered: str | None, budget: int, stream: str) -> dict[str, Any]:
     figures = dict.fromkeys(("tau", "tau_to_full", "coverage", "overlap", "overlap_to_full"), 0.75)
     return {"curve": curve, "altered": altered, "budget": budget, "stream": stream} | figures
 
@@ -44,22 +43,22 @@ REPORT: dict[str, Any] = {
     "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0}, "max_new_tokens": 96,
     "seed": 0, "threads": 1,
     "machine": {"processor": "some", "cores": 2, "system": "", "python": "", "torch": "2"},
-    "results": [row(m, s, g) for s in STREAMS for m, g in METHODS],
+    "results": [make_row(m, s, g) for s in STREAMS for m, g in METHODS],
     "samples": [{"stream": "law", "prompt": "Why?", "answers": {"full": "So <b>that</b>."}}],
     "study": {
         "gamma": 4, "temperature": 0.8,
-        "points": [point("evospec:general", None, b, s) for s in STREAMS for b in (512, 1536)]
-        + [point("evospec:general", "core", 1536, s) for s in STREAMS],
+        "points": [make_point("evospec:general", None, b, s) for s in STREAMS for b in (512, 1536)]
+        + [make_point("evospec:general", "core", 1536, s) for s in STREAMS],
     },
 }  # fmt: skip
 HEADINGS = [
-    "Results", "Methods", "Where accepted tokens came from", "Around a switch of topic",
-    "Acceptance over the budget", "What each part is worth", "Samples",
+    "Results", "Methods", "Accepted tokens by part of the shortlist", "Around a switch of topic",
+    "Acceptance by budget", "Ablation of the shortlist", "Samples",
 ]  # fmt: skip
 
 
-def ink(tab: Page) -> list[int]:
-    """How many points of each visible canvas are not blank."""
+def count_pixels(tab: Page) -> list[int]:
+    """The number of pixels of each visible canvas that are not blank."""
     found: list[int] = tab.evaluate(
         """() => {
             const canvases = [];
@@ -81,7 +80,7 @@ def ink(tab: Page) -> list[int]:
     return found
 
 
-def test_table_and_plots_are_there(show: Show, tmp_path: Path) -> None:
+def test_write_shows_the_table_and_the_plots(show: Show, tmp_path: Path) -> None:
     page.write(REPORT, tmp_path)
     seen = show(tmp_path / "report.html")
     tab = seen.tab
@@ -94,16 +93,16 @@ def test_table_and_plots_are_there(show: Show, tmp_path: Path) -> None:
         "80.0", "100.0", "900", "8/9 +1 near ties",
     ]  # fmt: skip
     tab.wait_for_function(IDLE)
-    drawn = ink(tab)
-    # Three of the methods, one of origins, one of switches, three over the budget, two of parts.
-    assert len(drawn) >= 10
-    assert sum(count > 1000 for count in drawn) >= 10
+    pixels = count_pixels(tab)
+    # Three of methods, one of origins, one of switches, three of budgets, two of ablations.
+    assert len(pixels) >= 10
+    assert sum(count > 1000 for count in pixels) >= 10
     assert seen.errors == []
-    assert seen.asked == [(tmp_path / "report.html").as_uri()]
+    assert seen.requests == [(tmp_path / "report.html").as_uri()]
     assert (tmp_path / "report.html").stat().st_size < 4e6
 
 
-def test_plots_answer_to_the_pointer(show: Show, tmp_path: Path) -> None:
+def test_plots_have_tooltips_and_tabs(show: Show, tmp_path: Path) -> None:
     page.write(REPORT, tmp_path)
     seen = show(tmp_path / "report.html")
     tab = seen.tab
@@ -115,7 +114,7 @@ def test_plots_answer_to_the_pointer(show: Show, tmp_path: Path) -> None:
     assert tab.locator(".bk-tooltip-row-value").count() == 0
     tab.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5)
     tab.wait_for_selector(".bk-tooltip-row-value >> text=1.875")
-    # Another stream's plots, behind their tab.
+    # The plots of another stream, in another tab.
     tab.locator(".bk-tab", has_text="law").first.click()
     tab.wait_for_function(IDLE)
     assert "bk-active" in (
@@ -124,7 +123,7 @@ def test_plots_answer_to_the_pointer(show: Show, tmp_path: Path) -> None:
     assert seen.errors == []
 
 
-def test_a_report_without_switch_study_and_origins(show: Show, tmp_path: Path) -> None:
+def test_write_omits_sections_without_data(show: Show, tmp_path: Path) -> None:
     plain = REPORT | {
         "results": [r | {"origin": None, "coverage": None} for r in REPORT["results"]
                     if r["stream"] not in ("switch",)],
@@ -142,29 +141,27 @@ def test_a_report_without_switch_study_and_origins(show: Show, tmp_path: Path) -
     ("$$x^2$$", "</script><script>alert(1)</script>", r"\(x\)"),
     (r"\[x\]", "@x", "<img src=x onerror=alert(2)>"),
 ])  # fmt: skip
-def test_names_are_names_and_nothing_else(
-    show: Show, tmp_path: Path, names: tuple[str, str, str]
-) -> None:
-    """A file names a stream or a ranking: neither a formula nor code."""
+def test_write_escapes_names(show: Show, tmp_path: Path, names: tuple[str, str, str]) -> None:
+    """Names of streams and rankings come from files, and may look like formulas or code."""
     stream, ranking, model = names
     text = json.dumps(REPORT).replace('"law"', json.dumps(stream))
     text = text.replace('"evospec@1536"', json.dumps(f"evospec:{ranking}"))
-    named = json.loads(text.replace('"evospec:general"', json.dumps(ranking)))
-    named |= {"model": model}
-    named["samples"][0]["answers"] = {ranking: model}
-    page.write(named, tmp_path)
+    renamed = json.loads(text.replace('"evospec:general"', json.dumps(ranking)))
+    renamed |= {"model": model}
+    renamed["samples"][0]["answers"] = {ranking: model}
+    page.write(renamed, tmp_path)
     seen = show(tmp_path / "report.html")
     seen.tab.wait_for_function(IDLE)
     seen.tab.locator(".bk-tab").nth(1).click()
     seen.tab.wait_for_function(IDLE)
     assert seen.errors == []
-    assert seen.asked == [(tmp_path / "report.html").as_uri()]
+    assert seen.requests == [(tmp_path / "report.html").as_uri()]
     assert seen.tab.title() == f"minispec: {model}"
     cells = seen.tab.locator("#results td").all_inner_texts()
     assert stream in cells and f"evospec:{ranking}" in cells
 
 
-def test_what_goes_wrong_would_be_seen(show: Show, tmp_path: Path) -> None:
+def test_show_reports_errors_and_requests(show: Show, tmp_path: Path) -> None:
     page.write(REPORT, tmp_path)
     path = tmp_path / "report.html"
     planted = (
@@ -174,25 +171,30 @@ def test_what_goes_wrong_would_be_seen(show: Show, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("</body>", planted))
     seen = show(path)
     assert {"planted", "loud", "missing is not defined"} <= set(seen.errors)
-    assert "http://localhost:9/x" in seen.asked
+    assert "http://localhost:9/x" in seen.requests
 
 
-def test_without_its_library_a_page_has_no_plots(show: Show, tmp_path: Path) -> None:
+def test_count_pixels_is_empty_without_the_plotting_library(show: Show, tmp_path: Path) -> None:
     page.write(REPORT, tmp_path)
     path = tmp_path / "report.html"
     text = path.read_text()
     begin = text.index("<script", text.index("</style>"))
     path.write_text(text[:begin] + text[text.index("</head>") :])
     seen = show(path)
-    assert ink(seen.tab) == []
+    assert count_pixels(seen.tab) == []
     assert seen.tab.locator("#results tr").count() == 1 + len(STREAMS) * len(METHODS)
 
 
-def test_the_picture_has_the_switch_and_the_study(tmp_path: Path) -> None:
-    """A second row of plots, only where there is something to show."""
-    alone = [r for r in REPORT["results"] if r["stream"] != "switch"]
+def test_report_write_plots_switch_and_study(tmp_path: Path) -> None:
+    """In a second row of plots, only if there is something to show."""
+    without_switch = [r for r in REPORT["results"] if r["stream"] != "switch"]
     heights = []
-    for change in ({}, {"study": None}, {"results": alone}, {"study": None, "results": alone}):
+    for change in (
+        {},
+        {"study": None},
+        {"results": without_switch},
+        {"study": None, "results": without_switch},
+    ):
         report.write(REPORT | change, tmp_path)
         heights.append(int.from_bytes((tmp_path / "report.png").read_bytes()[20:24]))
     assert heights[0] == heights[1] == heights[2] > heights[3]

@@ -1,4 +1,4 @@
-"""Replay: on the same text it is the real loop, round for round."""
+"""Replay: on a recorded text it gives the rounds of the real decoding loop."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from helpers.follower import Follower
 from helpers.tiny_model import Tiny
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
-from minispec.decode import autoregressive, read, speculative
+from minispec.decode import autoregressive, prefill, speculative
 from minispec.io import draft_file
 from minispec.models.eagle_draft import EagleDraft
 from minispec.sampling import Sampling, SeededRandom
@@ -29,16 +29,16 @@ GREEDY = Sampling()
 
 @pytest.fixture(scope="module")
 def model(tiny: Tiny) -> Pretrained:
-    """In float64, where a pass over many positions and one over few agree on every choice."""
+    """In float64, where passes over many positions and over few have the same argmax."""
     return pretrained.load(str(tiny.folder), "float64")
 
 
 @pytest.fixture(scope="module")
-def drafter(tiny: Tiny, model: Pretrained) -> EagleDraft:
+def draft(tiny: Tiny, model: Pretrained) -> EagleDraft:
     return draft_file.load_draft(tiny.draft_path, model.target, model.fingerprint)
 
 
-def lists() -> dict[str, Shortlist]:
+def make_shortlists() -> dict[str, Shortlist]:
     ranking = torch.randperm(V, generator=torch.Generator().manual_seed(0))
     return {
         "full": FullShortlist(V),
@@ -48,12 +48,12 @@ def lists() -> dict[str, Shortlist]:
     }
 
 
-def plain(target: Target, prompt: Sequence[int], stop: StopRule) -> tuple[int, ...]:
+def decode_plainly(target: Target, prompt: Sequence[int], stop: StopRule) -> tuple[int, ...]:
     rounds = autoregressive(target, prompt, sampling=GREEDY, rng=SeededRandom(0), stop=stop)
     return measure(rounds).tokens
 
 
-def seen(finished: Round) -> tuple[Any, ...]:
+def summarize(finished: Round) -> tuple[Any, ...]:
     return (
         finished.tokens,
         finished.path,
@@ -63,40 +63,40 @@ def seen(finished: Round) -> tuple[Any, ...]:
     )
 
 
-def toys() -> tuple[ToyTarget, ToyDraft]:
-    """A target and a draft that often agrees with it, and that checks its own cache."""
+def make_toys() -> tuple[ToyTarget, ToyDraft]:
+    """A target and a draft that often agrees with it and checks its own cache."""
     table, other = random_table(V, seed=1), random_table(V, seed=2)
-    close = lambda tokens: table(tokens) + 0.4 * other(tokens)  # noqa: E731
-    return ToyTarget(V, table, context=200), ToyDraft(V, close)
+    similar = lambda tokens: table(tokens) + 0.4 * other(tokens)  # noqa: E731
+    return ToyTarget(V, table, context=200), ToyDraft(V, similar)
 
 
-@pytest.mark.parametrize("name", list(lists()))
+@pytest.mark.parametrize("name", list(make_shortlists()))
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("models", ["tiny", "toys"])
-def test_replay_and_the_real_loop_agree(
-    model: Pretrained, drafter: EagleDraft, models: str, name: str, ends: bool
+def test_recorded_target_gives_the_rounds_of_the_real_target(
+    model: Pretrained, draft: EagleDraft, models: str, name: str, ends: bool
 ) -> None:
-    """Over a conversation of two turns, in which the list goes on with what it learnt; with an
-    end id that the first answer reaches, also in the chain that is drafted past the end."""
-    target, draft = (model.target, drafter) if models == "tiny" else toys()
+    """Over a conversation of two turns, through which the shortlist keeps what it learnt. With
+    ``ends`` the first answer reaches an end id, and the chain drafted there runs past it."""
+    target, drafter = (model.target, draft) if models == "tiny" else make_toys()
     prompt = (1, 2, 3)
-    end = plain(target, prompt, StopRule(40))[23]
+    end = decode_plainly(target, prompt, StopRule(40))[23]
     stop = StopRule(40, (end,) if ends else ())
-    real, again = lists()[name], lists()[name]
+    first, second = make_shortlists()[name], make_shortlists()[name]
     accepted = 0
     for turn in range(2):
-        answer = plain(target, prompt, stop)
+        answer = decode_plainly(target, prompt, stop)
         assert not ends or turn or len(answer) < 40
         text = RecordedTarget(target, prompt, answer)
         rounds = [
             [
-                seen(finished)
+                summarize(finished)
                 for finished in speculative(
-                    each, draft, shortlist, prompt, gamma=4, sampling=GREEDY,
+                    each, drafter, shortlist, prompt, gamma=4, sampling=GREEDY,
                     rng=SeededRandom(0), stop=stop, continued=turn > 0,
                 )
             ]
-            for each, shortlist in ((target, real), (text, again))
+            for each, shortlist in ((target, first), (text, second))
         ]  # fmt: skip
         assert rounds[0] == rounds[1]
         assert [token for finished in rounds[0] for token in finished[0]] == list(answer)
@@ -106,39 +106,39 @@ def test_replay_and_the_real_loop_agree(
         assert accepted > 20
 
 
-def test_a_list_is_asked_and_taught_as_ever(model: Pretrained, drafter: EagleDraft) -> None:
-    """``replay_text`` counts what the loop itself does, whatever else it asks the list."""
+def test_replay_text_has_the_figures_of_the_real_loop(model: Pretrained, draft: EagleDraft) -> None:
+    """Although it also asks the shortlist for explanations."""
     prompt = model.tokenizer.chat("The sea")
     stop = StopRule(40)
-    answer = plain(model.target, prompt, stop)
-    for name, shortlist in lists().items():
+    answer = decode_plainly(model.target, prompt, stop)
+    for name, shortlist in make_shortlists().items():
         text = RecordedTarget(model.target, prompt, answer)
-        found = replay_text(text, drafter, shortlist, gamma=3, stop=stop)
+        found = replay_text(text, draft, shortlist, gamma=3, stop=stop)
         rounds = speculative(
-            model.target, drafter, lists()[name], prompt, gamma=3, sampling=GREEDY,
+            model.target, draft, make_shortlists()[name], prompt, gamma=3, sampling=GREEDY,
             rng=SeededRandom(0), stop=stop, trace=True,
         )  # fmt: skip
         real = measure(rounds, prompt)
-        for key in ("tokens", "emitted", "accepted_at", "proposed_at", "covered", "prompt"):
+        for key in ("tokens", "emitted", "accepted_at", "proposed_at", "coverage", "prompt"):
             assert getattr(found.figures, key) == getattr(real, key), (name, key)
         assert found.figures.prompt == tuple(prompt)
 
 
-def test_another_text_is_another_replay(model: Pretrained, drafter: EagleDraft) -> None:
-    """So that the agreement above says something: the recorded text is what decides."""
+def test_replay_text_follows_the_recorded_text(model: Pretrained, draft: EagleDraft) -> None:
+    """A control for the test above: the recorded text determines the result."""
     prompt = model.tokenizer.chat("The sea")
-    answer = list(plain(model.target, prompt, StopRule(30)))
+    answer = list(decode_plainly(model.target, prompt, StopRule(30)))
     answer[10:] = [i ^ 1 for i in answer[10:]]
     text = RecordedTarget(model.target, prompt, answer)
-    found = replay_text(text, drafter, FullShortlist(V), gamma=3, stop=StopRule(30))
+    found = replay_text(text, draft, FullShortlist(V), gamma=3, stop=StopRule(30))
     assert found.figures.tokens == tuple(answer)
-    assert found.figures.tokens != plain(model.target, prompt, StopRule(30))
+    assert found.figures.tokens != decode_plainly(model.target, prompt, StopRule(30))
 
 
-def test_what_is_recorded_is_what_the_target_shows(model: Pretrained) -> None:
+def test_recorded_target_has_the_features_of_the_target(model: Pretrained) -> None:
     prompt, answer = [5, 6, 7], [8, 9, 10, 11]
     text = RecordedTarget(model.target, prompt, answer)
-    (features,) = read(model.target, [*prompt, *answer[:-1]], model.target.new_cache(10))
+    (features,) = prefill(model.target, [*prompt, *answer[:-1]], model.target.new_cache(10))
     assert torch.equal(text.hidden, features.hidden)
     cache = text.new_cache(100)
     text.step(torch.tensor(prompt[:-1]), cache)
@@ -149,82 +149,88 @@ def test_what_is_recorded_is_what_the_target_shows(model: Pretrained) -> None:
     assert text.head.logits(text.step(torch.tensor([0]), cache).hidden).argmax().item() == 9
 
 
-@pytest.mark.parametrize("name", list(lists()))
-def test_overlap_is_the_laws_laid_over_each_other(
-    model: Pretrained, drafter: EagleDraft, name: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", list(make_shortlists()))
+def test_overlap_equals_sum_of_min_p_q(
+    model: Pretrained, draft: EagleDraft, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against sum_x min(p(x), q(x)) of the laws that ``Sampling`` makes, x over the vocabulary."""
+    """With the distributions that ``Sampling`` computes, x over the whole vocabulary."""
     steps: list[Any] = []
-    overlap = replay._overlap
+    real = replay._overlap
 
-    def noted(text: RecordedTarget, draft: Any, step: Any) -> float:
+    def record(text: RecordedTarget, draft: Any, step: Any) -> float:
         steps.append(step)
-        return overlap(text, draft, step)
+        return real(text, draft, step)
 
-    monkeypatch.setattr(replay, "_overlap", noted)
+    monkeypatch.setattr(replay, "_overlap", record)
     prompt = model.tokenizer.chat("The sea")
-    answer = plain(model.target, prompt, StopRule(20))
+    answer = decode_plainly(model.target, prompt, StopRule(20))
     text = RecordedTarget(model.target, prompt, answer)
-    found = replay_text(text, drafter, lists()[name], gamma=2, stop=StopRule(20))
+    found = replay_text(text, draft, make_shortlists()[name], gamma=2, stop=StopRule(20))
     tokens = [*prompt, *answer]
-    (features,) = read(model.target, tokens, model.target.new_cache(len(tokens)))
-    shaped = Sampling(replay.TEMPERATURE)
+    (features,) = prefill(model.target, tokens, model.target.new_cache(len(tokens)))
+    sampling = Sampling(replay.TEMPERATURE)
     assert len(steps) == len(found.overlaps) > 5
     for step, value in zip(steps, found.overlaps, strict=True):
-        place = len(step.context.tokens) - 1
-        assert list(step.context.tokens) == tokens[: place + 1]
+        position = len(step.context.tokens) - 1
+        assert list(step.context.tokens) == tokens[: position + 1]
         everything = torch.arange(V)
-        p = shaped.distribution(model.target.head.logits(features.hidden[place]), everything).probs
+        p = sampling.distribution(
+            model.target.head.logits(features.hidden[position]), everything
+        ).probs
         q = torch.zeros_like(p)
-        distribution = shaped.distribution(
-            drafter.head.logits_of(step.context.hidden, step.ids), step.ids
+        distribution = sampling.distribution(
+            draft.head.logits_of(step.context.hidden, step.ids), step.ids
         )
         q[distribution.ids] = distribution.probs
         assert value == pytest.approx(float(torch.minimum(p, q).sum()), abs=1e-5)
 
 
-def test_origin_counts_accepted_tokens_by_part(model: Pretrained, drafter: EagleDraft) -> None:
+def test_origin_counts_accepted_tokens_by_part(model: Pretrained, draft: EagleDraft) -> None:
     prompt = model.tokenizer.chat("The sea")
     stop = StopRule(60)
-    text = RecordedTarget(model.target, prompt, plain(model.target, prompt, stop))
-    assert replay_text(text, drafter, FullShortlist(V), gamma=4, stop=stop).origin == {}
+    text = RecordedTarget(model.target, prompt, decode_plainly(model.target, prompt, stop))
+    assert replay_text(text, draft, FullShortlist(V), gamma=4, stop=stop).origin == {}
     for name in ("follower", "follower, once a round"):
-        found = replay_text(text, drafter, lists()[name], gamma=4, stop=stop)
+        found = replay_text(text, draft, make_shortlists()[name], gamma=4, stop=stop)
         assert sum(found.origin.values()) == sum(found.figures.accepted_at) > 0
         assert found.origin["core"] > 0
 
 
-def test_origin_is_judged_by_what_the_list_was_then(model: Pretrained, drafter: EagleDraft) -> None:
-    """A list of what it has observed, and nothing else: an accepted token that it knows by now,
-    but did not when it was asked, could not have been on it."""
+def test_origin_is_of_the_shortlist_at_the_time_of_drafting(
+    model: Pretrained, draft: EagleDraft
+) -> None:
+    """Its parts are the ids observed before and all others: an accepted token that was observed
+    only in the same round counts as unobserved."""
 
-    class Late(Follower):
+    class Halves(Follower):
+        part_names = ("unknown", "known")
+
         def explain(self, context: Any) -> dict[str, torch.Tensor]:
-            known = torch.tensor(sorted(set(self.seen)), dtype=torch.int64)
+            known = torch.tensor(sorted(set(self.observed)), dtype=torch.int64)
             others = torch.arange(V)[~torch.isin(torch.arange(V), known)]
             return {"unknown": others, "known": known}
 
     prompt = model.tokenizer.chat("The sea")
     stop = StopRule(60)
-    text = RecordedTarget(model.target, prompt, plain(model.target, prompt, stop))
-    found = replay_text(text, drafter, Late(torch.arange(V), V), gamma=4, stop=stop)
-    before: set[int] = set()
+    text = RecordedTarget(model.target, prompt, decode_plainly(model.target, prompt, stop))
+    found = replay_text(text, draft, Halves(torch.arange(V), V), gamma=4, stop=stop)
+    observed: set[int] = set()
     expected = {"known": 0, "unknown": 0}
     for finished in speculative(
-        model.target, drafter, FullShortlist(V), prompt, gamma=4, sampling=GREEDY,
+        model.target, draft, FullShortlist(V), prompt, gamma=4, sampling=GREEDY,
         rng=SeededRandom(0), stop=stop,
     ):  # fmt: skip
         for node in finished.path:
-            expected["known" if finished.tokens[node] in before else "unknown"] += 1
-        before |= {*finished.proposed, *finished.tokens}
+            expected["known" if finished.tokens[node] in observed else "unknown"] += 1
+        observed |= {*finished.proposed, *finished.tokens}
     assert expected["unknown"] and expected["known"]
     assert dict(found.origin) == expected
 
 
-def test_a_text_can_be_replayed_again(model: Pretrained, drafter: EagleDraft) -> None:
+def test_replay_text_can_be_repeated(model: Pretrained, draft: EagleDraft) -> None:
     prompt = model.tokenizer.chat("The sea")
-    answer = plain(model.target, prompt, StopRule(20))
-    text, shortlist = RecordedTarget(model.target, prompt, answer), lists()["follower"]
-    first = replay_text(text, drafter, shortlist, gamma=4, stop=StopRule(20))
-    again = replay_text(text, drafter, shortlist, gamma=4, stop=StopRule(20))
+    answer = decode_plainly(model.target, prompt, StopRule(20))
+    text, shortlist = RecordedTarget(model.target, prompt, answer), make_shortlists()["follower"]
+    first = replay_text(text, draft, shortlist, gamma=4, stop=StopRule(20))
+    again = replay_text(text, draft, shortlist, gamma=4, stop=StopRule(20))
     assert (first.overlaps, first.origin) == (again.overlaps, again.origin)

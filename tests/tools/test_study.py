@@ -1,4 +1,4 @@
-"""The study: that its points are what they say, on a tiny model and with a list that learns."""
+"""The study: its points, on a tiny model and with a shortlist that learns."""
 
 import json
 from collections.abc import Iterator
@@ -31,28 +31,28 @@ Found = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def tiny(tiny: Tiny) -> Iterator[Tiny]:
-    with tiny_model.rankings_shipped(tiny):
+    with tiny_model.replace_shipped_rankings(tiny):
         yield tiny
 
 
 @pytest.fixture
-def followed(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """frspec with the ranking "mix" is a list that learns and explains itself."""
-    real = methods.shortlist
+def use_follower(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """frspec with the ranking "mix" is a shortlist that learns and has parts."""
+    real = methods.build_shortlist
 
     def shortlist(method: Method, model: Any, domain: str) -> Any:
         if method.ranking != "mix":
             return real(method, model, domain)
         budget = method.ids(V)
         if budget == V:
-            raise ArgumentError("this list has to leave something out")
+            raise ArgumentError("this shortlist cannot have all ids")
         ids = ranking.read_ranking(tiny.ranking("mix"), model.tokenizer.fingerprint, V)
         return Follower(ids, budget or V)
 
-    monkeypatch.setattr(methods, "shortlist", shortlist)
+    monkeypatch.setattr(methods, "build_shortlist", shortlist)
 
 
-def compared(tiny: Tiny, names: str, **options: Any) -> Found:
+def run_compare(tiny: Tiny, names: str, **options: Any) -> Found:
     options = {"max_new_tokens": 14, "seed": 0, "sampling": Sampling(), "study": True} | options
     chosen = tuple(Method.parse(name) for name in names.split(","))
     found = compare.compare(tiny.model, tiny.draft, STREAMS, Settings(chosen, (3,), **options))
@@ -61,7 +61,7 @@ def compared(tiny: Tiny, names: str, **options: Any) -> Found:
     return found
 
 
-def points(found: Found, **wanted: Any) -> list[Found]:
+def select_points(found: Found, **wanted: Any) -> list[Found]:
     return [p for p in found["study"]["points"] if all(p[key] == wanted[key] for key in wanted)]
 
 
@@ -69,32 +69,32 @@ def rows(found: Found, **wanted: Any) -> list[Found]:
     return [r for r in found["results"] if all(r[key] == wanted[key] for key in wanted)]
 
 
-def test_budgets_are_swept_from_256_to_the_vocabulary(
+def test_study_sweeps_budgets_up_to_the_vocabulary(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "_SMALLEST", 16)
-    found = compared(tiny, "autoregressive,frspec@40,frspec@0.25,frspec@40:mix", switch=True)
+    found = run_compare(tiny, "autoregressive,frspec@40,frspec@0.25,frspec@40:mix", switch=True)
     assert found["study"]["gamma"] == 3
     for curve in ("frspec:general", "frspec:mix"):
         for stream in ("law", "code", "switch", "all"):
-            swept = [p["budget"] for p in points(found, curve=curve, stream=stream)]
+            swept = [p["budget"] for p in select_points(found, curve=curve, stream=stream)]
             own = {"frspec:general": [40, 80], "frspec:mix": [40]}[curve]
             assert swept == sorted({16, 32, 64, 128, 256, V, *own})
-    assert {p["budget"] for p in points(found, curve="full")} == {V}
-    assert {p["altered"] for p in found["study"]["points"]} == {None}  # nothing to take away
+    assert {p["budget"] for p in select_points(found, curve="full")} == {V}
+    assert {p["altered"] for p in found["study"]["points"]} == {None}  # no parts, so no ablations
 
 
-def test_points_say_of_the_methods_what_their_rows_say(tiny: Tiny) -> None:
-    """Greedy, and all decode the same text: what is replayed is what was run."""
-    found = compared(tiny, "full,frspec@40,frspec@0.25:without-own", switch=True)
+def test_study_points_equal_the_rows_of_their_methods(tiny: Tiny) -> None:
+    """Greedy methods all decode the same text, so the replay equals the run."""
+    found = run_compare(tiny, "full,frspec@40,frspec@0.25:without-own", switch=True)
     for row in found["results"]:
         assert row["lossless"]["identical"] == row["lossless"]["checked"]
         name, _, order = row["method"].partition(":")
         curve = "full" if row["method"] == "full" else f"{name.split('@')[0]}:{order or 'general'}"
         budget = row["budget"] or V
-        (point,) = points(found, curve=curve, stream=row["stream"], budget=budget)
+        (point,) = select_points(found, curve=curve, stream=row["stream"], budget=budget)
         assert (point["tau"], point["coverage"]) == (row["tau"], row["coverage"])
-        (full,) = points(found, curve="full", stream=row["stream"])
+        (full,) = select_points(found, curve="full", stream=row["stream"])
         assert point["tau_to_full"] == point["tau"] / full["tau"]
         assert point["overlap_to_full"] == point["overlap"] / full["overlap"]
         assert 0 < point["overlap"] <= 1
@@ -102,64 +102,69 @@ def test_points_say_of_the_methods_what_their_rows_say(tiny: Tiny) -> None:
             assert point["coverage"] == 1
 
 
-def test_at_the_vocabulary_every_list_is_full(tiny: Tiny) -> None:
-    found = compared(tiny, "frspec@40")
+def test_study_point_at_the_vocabulary_equals_full(tiny: Tiny) -> None:
+    found = run_compare(tiny, "frspec@40")
     for stream in ("law", "code", "all"):
-        (full,) = points(found, curve="full", stream=stream)
-        (point,) = points(found, curve="frspec:general", stream=stream, budget=V)
+        (full,) = select_points(found, curve="full", stream=stream)
+        (point,) = select_points(found, curve="frspec:general", stream=stream, budget=V)
         assert point | {"curve": "full"} == full
 
 
-def test_the_text_is_plain_decodings_greedy_one_at_any_temperature(tiny: Tiny) -> None:
-    """A study beside drawn text: its texts, and so all of it, are those of a greedy run."""
-    greedy = compared(tiny, "full,frspec@40", switch=True)
-    drawn = compared(tiny, "full,frspec@40", switch=True, sampling=Sampling(0.9))
-    assert greedy["study"] == drawn["study"]
-    assert greedy["results"][0]["target_passes"] != drawn["results"][0]["target_passes"]
+def test_study_replays_the_greedy_text_at_any_temperature(tiny: Tiny) -> None:
+    """The study of a sampled comparison equals that of a greedy one."""
+    greedy = run_compare(tiny, "full,frspec@40", switch=True)
+    sampled = run_compare(tiny, "full,frspec@40", switch=True, sampling=Sampling(0.9))
+    assert greedy["study"] == sampled["study"]
+    assert greedy["results"][0]["target_passes"] != sampled["results"][0]["target_passes"]
 
 
-@pytest.mark.usefixtures("followed")
-def test_parts_are_taken_away_one_by_one(tiny: Tiny) -> None:
-    found = compared(tiny, "frspec@40,frspec@64:mix", switch=True)
+@pytest.mark.usefixtures("use_follower")
+def test_study_ablates_parts(tiny: Tiny) -> None:
+    found = run_compare(tiny, "frspec@40,frspec@64:mix", switch=True)
     names = {"core", "core + recency", "core + recency + successor",
              "without online updates", "once a round", "at each step"}  # fmt: skip
     altered = [p for p in found["study"]["points"] if p["altered"]]
     assert {(p["curve"], p["budget"]) for p in altered} == {("frspec:mix", 64)}
     assert {p["altered"] for p in altered} == names
     for stream in ("law", "code", "switch", "all"):
-        at = {p["altered"]: p for p in points(found, curve="frspec:mix", stream=stream, budget=64)}
+        at = {
+            p["altered"]: p
+            for p in select_points(found, curve="frspec:mix", stream=stream, budget=64)
+        }
         assert at.keys() == {None, *names}
-        # All parts there are, and asked as it wants to be: the list itself.
+        # All of its parts, and selected as often as it declares: the unchanged shortlist.
         for same in ("core + recency + successor", "at each step"):
             assert at[same] | {"altered": None} == at[None]
-        # The core alone, the others' places given to the ranking: FR-Spec at this budget.
+        # The core alone, filled up from the ranking: FR-Spec at this budget.
         assert at["core"]["coverage"] != at[None]["coverage"]
     ids = ranking.read_ranking(tiny.ranking("mix"), tiny.model.tokenizer.fingerprint, V)
-    changed = study._Altered(Follower(ids, 64), ids[:64], parts=("core",))
+    changed = study._AlteredShortlist(Follower(ids, 64), ids[:64], parts=("core",))
     context = Context((1, 2, int(ids[200])), torch.zeros(4), 0)
-    assert torch.equal(changed.select(context), ids[:33].sort().values)  # 32 and the last token's
-    # A budget that the list cannot have is passed over.
-    assert V not in {p["budget"] for p in points(found, curve="frspec:mix")}
+    assert torch.equal(
+        changed.select(context), ids[:33].sort().values
+    )  # 32 of the core, 1 for the last token
+    # A budget that the shortlist cannot have is skipped.
+    assert V not in {p["budget"] for p in select_points(found, curve="frspec:mix")}
 
 
-def test_a_part_that_stays_keeps_its_ids_and_the_budget_holds(tiny: Tiny) -> None:
+def test_altered_shortlist_keeps_its_parts_and_its_size(tiny: Tiny) -> None:
     ids = torch.arange(V)
     inner = Follower(ids, 10)
-    inner.seen = [100, 101, 102]
+    inner.observed = [100, 101, 102]
     context = Context((1, 200), torch.zeros(4), 0)
     assert inner.select(context).tolist() == [0, 1, 2, 3, 4, 100, 101, 102, 200]
-    two = study._Altered(inner, ids[:10], parts=("core", "recency"))
+    two = study._AlteredShortlist(inner, ids[:10], parts=("core", "recency"))
     assert two.select(context).tolist() == [*range(8), 200]
-    still = study._Altered(inner, ids[:10], learns=False)
-    still.observe(None)  # type: ignore[arg-type]
-    assert inner.seen == [100, 101, 102]
-    still.reset()
-    assert inner.seen == []
+    frozen = study._AlteredShortlist(inner, ids[:10], learns=False)
+    frozen.observe(None)  # type: ignore[arg-type]
+    assert inner.observed == [100, 101, 102]
+    frozen.reset()
+    assert inner.observed == []
 
 
-@pytest.mark.usefixtures("followed")
-def test_origin_is_told_of_lists_that_explain_themselves(tiny: Tiny) -> None:
-    found = compared(tiny, "full,frspec@40,frspec@64:mix", switch=True, study=False)
+@pytest.mark.usefixtures("use_follower")
+def test_origin_is_reported_for_shortlists_with_parts(tiny: Tiny) -> None:
+    found = run_compare(tiny, "full,frspec@40,frspec@64:mix", switch=True, study=False)
     assert found["study"] is None
     for row in found["results"]:
         if row["method"] != "frspec@64:mix":
@@ -167,17 +172,17 @@ def test_origin_is_told_of_lists_that_explain_themselves(tiny: Tiny) -> None:
         elif sum(row["accepted_by_position"]):
             assert sum(row["origin"].values()) == pytest.approx(1)
     assert any(row["origin"] for row in found["results"])
-    drawn = compared(tiny, "frspec@64:mix", study=False, sampling=Sampling(0.9))
-    assert [row["origin"] for row in drawn["results"]] == [None] * 3
+    sampled = run_compare(tiny, "frspec@64:mix", study=False, sampling=Sampling(0.9))
+    assert [row["origin"] for row in sampled["results"]] == [None] * 3
 
 
-def test_a_study_without_a_draft_is_refused(tiny: Tiny) -> None:
+def test_study_without_a_draft_is_refused(tiny: Tiny) -> None:
     settings = Settings((Method.parse("autoregressive"),), (3,), Sampling(), 8, 0, study=True)
     with pytest.raises(ArgumentError, match="a study needs a draft"):
         compare.compare(tiny.model, None, STREAMS, settings)
 
 
-def test_from_the_command_line(tiny: Tiny, tmp_path: Path) -> None:
+def test_study_from_the_command_line(tiny: Tiny, tmp_path: Path) -> None:
     for stream in STREAMS:
         (tmp_path / f"{stream.name}.txt").write_text("\n".join(stream.prompts))
     prompts = [str(tmp_path / f"{stream.name}.txt") for stream in STREAMS]

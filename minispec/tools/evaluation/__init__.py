@@ -1,1 +1,1 @@
-"""Methods by name, measured side by side."""
+"""Methods by name, measured side by side on the same prompts."""

@@ -1,11 +1,10 @@
 """Methods side by side on the same prompts, in one process.
 
-Each method decodes each prompt once, after a warm-up; which goes first rotates from prompt to
-prompt, so that a machine that gets slower slows all of them. Everything that a method could
-remember is reset between prompts. Ratios are paired: prompt by prompt, within this run.
+Each method decodes each prompt once, after a warm-up. Which method goes first rotates from prompt
+to prompt, so that a machine that slows down slows all of them alike. All state that a method
+could carry over is reset between prompts. Ratios are paired: prompt by prompt, within this run.
 
-Knows what is compared; ``minispec.tools.evaluation.measure`` knows how it is counted, ``minispec.tools.reporting.report`` how
-it is shown.
+Knows nothing of how figures are computed (``measure``) or shown (``minispec.tools.reporting``).
 """
 
 import itertools
@@ -20,21 +19,29 @@ from minispec.commit import StopRule
 from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
 from minispec.sampling import Sampling, SeededRandom
-from minispec.tools.data.streams import Plan, Stream, plan_streams, build_prompt
+from minispec.tools.data.streams import Plan, Stream, build_prompt, plan_streams
 from minispec.tools.evaluation import audit
-from minispec.tools.evaluation.measure import Figures, machine, measure, peak_mb, reset_peak
-from minispec.tools.evaluation.methods import Decoder, Method, decoder
-from minispec.tools.evaluation.results import Conversations, Variant, flatten, rows
+from minispec.tools.evaluation.measure import (
+    Figures,
+    describe_machine,
+    measure,
+    peak_mb,
+    reset_peak,
+)
+from minispec.tools.evaluation.methods import Decoder, Method, build_decoder
+from minispec.tools.evaluation.plugins import verifier_name
+from minispec.tools.evaluation.results import Conversations, Variant, build_rows, flatten
 from minispec.tools.evaluation.study import Study, Text
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft
+from minispec.verify import Verifier
 
 _WARM_UP_ROUNDS = 16
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a comparison runs: everything but the model. Raises ArgumentError on construction."""
+    """What a comparison runs, the model apart. Raises ArgumentError on construction."""
 
     methods: tuple[Method, ...]
     gammas: tuple[int, ...]
@@ -42,11 +49,11 @@ class Settings:
     max_new_tokens: int
     seed: int
     ignore_eos: bool = False
-    raw: bool = False
+    raw: bool = False  # no chat template
     threads: int = field(default_factory=torch.get_num_threads)
-    switch: bool = False  # also the stream that switches between the others
-    study: bool = False  # also the sweep of budgets and of what is left out, by replay
-    verifier: str = "token"
+    switch: bool = False  # add a stream of conversations that switch between the others
+    study: bool = False  # add the sweep of budgets and the ablations, by replay
+    verifier: str | Verifier = "token"
 
     def __post_init__(self) -> None:
         if not self.methods or not self.gammas:
@@ -63,13 +70,13 @@ class Settings:
 def compare(
     model: Pretrained, draft: Draft | None, streams: Sequence[Stream], settings: Settings
 ) -> dict[str, Any]:
-    """Runs the comparison; returns the report (see ``data/report.schema.json``).
+    """Run the comparison and return its report (see ``data/report.schema.json``).
 
     All prompts and methods are checked before anything is decoded. Raises ArgumentError,
     TextError, ContextError, FileError, FingerprintError.
     """
     if settings.study and draft is None:
-        raise ArgumentError(f"a study needs a draft, and none is known for model {model.name}")
+        raise ArgumentError(f"a study needs a draft, and model {model.name} has none")
     plan = plan_streams(
         model,
         streams,
@@ -78,44 +85,23 @@ def compare(
         seed=settings.seed,
         raw=settings.raw,
     )
-    variants = [
-        Variant(method, gamma)
-        for method in settings.methods
-        for gamma in (settings.gammas if method.name != "autoregressive" else (None,))
-    ]
-    stop = StopRule(settings.max_new_tokens, () if settings.ignore_eos else model.tokenizer.eos_ids)
-    made: dict[tuple[Variant, str | None], Decoder] = {}
-    decoders: dict[Variant, dict[str, Decoder]] = {variant: {} for variant in variants}
-    for variant, stream in itertools.product(variants, streams):
-        # Streams whose lists are the same share one, and the copy of its rows.
-        key = variant, variant.method.ranking_for(stream.name)
-        if key not in made:
-            made[key] = decoder(
-                variant.method,
-                model,
-                draft,
-                stream.name,
-                gamma=variant.gamma or 1,
-                sampling=settings.sampling,
-                stop=stop,
-                trace=True,
-                verifier=settings.verifier,
-            )
-        decoders[variant][stream.name] = made[key]
-    talks, peaks = _decoded(decoders, plan, settings, model.tokenizer.eos_ids)
-    plain = _Plain(model, talks, stop, settings.sampling)
-    lossless = _audited(model, talks, plain) if plain.greedy else None
+    eos_ids = model.tokenizer.eos_ids
+    stop = StopRule(settings.max_new_tokens, () if settings.ignore_eos else eos_ids)
+    decoders = _build_decoders(model, draft, streams, settings, stop)
+    conversations, peaks = _decode_all(decoders, plan, settings, eos_ids)
+    plain = _PlainDecoding(model, conversations, stop, settings.sampling)
+    lossless = _audit_all(model, conversations, plain) if plain.greedy else None
     origin: dict[Variant, dict[str, dict[str, float]]] = {}
-    studied = None
+    study_report = None
     if draft is not None:
         study = Study(model, draft, stop)
-        for variant in talks if plain.greedy else ():
-            if variant.gamma and variant.method.budget is not None:
-                texts = _texts(plan, talks[variant])
-                origin[variant] = study.origin(variant.method, texts, variant.gamma)
+        for variant in conversations if plain.greedy else ():
+            if variant.gamma and variant.method.name != "full":
+                texts = _collect_texts(plan, conversations[variant])
+                origin[variant] = study.compute_origin(variant.method, texts, variant.gamma)
         if settings.study:
-            texts = plain.texts(plan, model.tokenizer.eos_ids)
-            studied = study.report(settings.methods, texts, settings.gammas[0])
+            texts = plain.answer_all(plan, eos_ids)
+            study_report = study.report(settings.methods, texts, settings.gammas[0])
     size = model.target.head.vocab_size
     return {
         "model": model.name,
@@ -127,127 +113,175 @@ def compare(
             "top_k": settings.sampling.top_k,
             "top_p": settings.sampling.top_p,
         },
-        "verifier": settings.verifier,
+        "verifier": verifier_name(settings.verifier),
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         "threads": settings.threads,
-        "machine": machine(),
-        "results": rows(talks, peaks, lossless, origin, size),
-        "samples": [_sample(stream, talks) for stream in streams],
-        "study": studied,
+        "machine": describe_machine(),
+        "results": build_rows(conversations, peaks, lossless, origin, size),
+        "samples": [_sample(stream, conversations) for stream in streams],
+        "study": study_report,
     }
 
 
-def _sample(stream: Stream, talks: Mapping[Variant, Conversations]) -> dict[str, Any]:
-    """The first prompt of a stream, and what each method answered; at several gammas, at the
-    first, since at the others a method says the same."""
+def _build_decoders(
+    model: Pretrained,
+    draft: Draft | None,
+    streams: Sequence[Stream],
+    settings: Settings,
+    stop: StopRule,
+) -> dict[Variant, dict[str, Decoder]]:
+    """A decoder for every variant and stream. Streams for which a method has the same shortlist
+    share one decoder, and so one packed copy of its head rows."""
+    variants = [
+        Variant(method, gamma)
+        for method in settings.methods
+        for gamma in (settings.gammas if method.name != "autoregressive" else (None,))
+    ]
+    shared: dict[tuple[Variant, str | None], Decoder] = {}
+    decoders: dict[Variant, dict[str, Decoder]] = {variant: {} for variant in variants}
+    for variant, stream in itertools.product(variants, streams):
+        key = variant, variant.method.ranking_for(stream.name)
+        if key not in shared:
+            shared[key] = build_decoder(
+                variant.method,
+                model,
+                draft,
+                stream.name,
+                gamma=variant.gamma or 1,
+                sampling=settings.sampling,
+                stop=stop,
+                trace=True,
+                verifier=settings.verifier,
+            )
+        decoders[variant][stream.name] = shared[key]
+    return decoders
+
+
+def _sample(stream: Stream, conversations: Mapping[Variant, Conversations]) -> dict[str, Any]:
+    """The first prompt of a stream and each method's answer at its first gamma."""
     answers: dict[str, str] = {}
-    for variant in talks:
-        answers.setdefault(str(variant.method), talks[variant][stream.name][0][0].text)
+    for variant in conversations:
+        answer = conversations[variant][stream.name][0][0].text
+        answers.setdefault(str(variant.method), answer)
     return {"stream": stream.name, "prompt": stream.prompts[0], "answers": answers}
 
 
-def _decoded(
+def _decode_all(
     decoders: Mapping[Variant, Mapping[str, Decoder]],
     plan: Plan,
     settings: Settings,
     eos_ids: Sequence[int],
 ) -> tuple[dict[Variant, dict[str, list[list[Figures]]]], dict[Variant, float]]:
-    """Every variant on every prompt, and the most memory that each was seen to need (MB)."""
+    """The figures of every variant on every prompt, and each variant's peak memory (MB)."""
     variants = list(decoders)
-    ids = next(iter(plan.values()))[0][0].ids
+    _warm_up(decoders, next(iter(plan.values()))[0][0].ids)
+    conversations: dict[Variant, dict[str, list[list[Figures]]]] = {v: {} for v in variants}
+    peaks = dict.fromkeys(variants, 0.0)
+    planned = [(name, turns) for name in plan for turns in plan[name]]
+    total = sum(len(turns) for _, turns in planned) * len(variants)
+    number = 0  # of the prompt
+    with tqdm(total=total, desc="decoding", unit="prompt", disable=None) as bar:
+        for name, turns in planned:
+            for variant in variants:
+                conversations[variant].setdefault(name, []).append([])
+            for position, turn in enumerate(turns):
+                first = number % len(variants)
+                for variant in variants[first:] + variants[:first]:
+                    answered = conversations[variant][name][-1]
+                    decode = decoders[variant][turn.domain]
+                    # Each method continues its own answers, with the shortlist that observed
+                    # them; a decoder for another ranking observed none, so it starts afresh.
+                    ids = build_prompt(answered, turn, eos_ids)
+                    continued = (
+                        position > 0 and decode is decoders[variant][turns[position - 1].domain]
+                    )
+                    # The same seed for all methods, so that none of them is luckier.
+                    rng = SeededRandom(settings.seed * 1_000_003 + number)
+                    reset_peak()
+                    answered.append(measure(decode(ids, rng, continued=continued), ids))
+                    peaks[variant] = max(peaks[variant], peak_mb())
+                    bar.update()
+                number += 1
+    return conversations, peaks
+
+
+def _warm_up(decoders: Mapping[Variant, Mapping[str, Decoder]], ids: Sequence[int]) -> None:
+    """Run a few rounds of every decoder, untimed, so that everything is compiled and cached."""
     distinct = dict.fromkeys(each for streams in decoders.values() for each in streams.values())
     for decode in tqdm(distinct, desc="warming up", unit="method", leave=False, disable=None):
         for _ in itertools.islice(decode(ids, SeededRandom(0)), _WARM_UP_ROUNDS):
             pass
-    talks: dict[Variant, dict[str, list[list[Figures]]]] = {v: {} for v in variants}
-    peaks = dict.fromkeys(variants, 0.0)
-    asked = [(name, turns) for name in plan for turns in plan[name]]
-    total = sum(len(turns) for _, turns in asked) * len(variants)
-    number = 0
-    with tqdm(total=total, desc="decoding", unit="prompt", disable=None) as bar:
-        for name, turns in asked:
-            for variant in variants:
-                talks[variant].setdefault(name, []).append([])
-            for place, turn in enumerate(turns):
-                first = number % len(variants)
-                for variant in variants[first:] + variants[:first]:
-                    talk, decode = talks[variant][name][-1], decoders[variant][turn.domain]
-                    # Each method goes on from its own answers, and with the list that followed
-                    # them; a list for another ranking has not, and begins anew.
-                    ids = build_prompt(talk, turn, eos_ids)
-                    goes_on = place > 0 and decode is decoders[variant][turns[place - 1].domain]
-                    # The same seed for every method: they differ in what they do, not in luck.
-                    source = SeededRandom(settings.seed * 1_000_003 + number)
-                    reset_peak()
-                    talk.append(measure(decode(ids, source, continued=goes_on), ids))
-                    peaks[variant] = max(peaks[variant], peak_mb())
-                    bar.update()
-                number += 1
-    return talks, peaks
 
 
-class _Plain:
-    """Greedy plain decoding of any prompt: what it said when it was measured, else it is run
-    for this, untimed. ``greedy``: whether that is what the methods do too."""
+class _PlainDecoding:
+    """The greedy answer of plain decoding to any prompt: from the comparison if it ran there,
+    else decoded now, untimed. ``greedy``: whether the compared methods are greedy too."""
 
     def __init__(
         self,
         model: Pretrained,
-        talks: Mapping[Variant, Conversations],
+        conversations: Mapping[Variant, Conversations],
         stop: StopRule,
         sampling: Sampling,
     ) -> None:
         self.greedy = sampling.temperature == 0
-        self._known = {
+        self._answers = {
             figures.prompt: figures.tokens
-            for variant in talks
+            for variant in conversations
             if self.greedy and variant.method.name == "autoregressive"
-            for stream in talks[variant]
-            for figures in flatten(talks[variant], stream)
+            for stream in conversations[variant]
+            for figures in flatten(conversations[variant], stream)
         }
-        self._decode = decoder(
+        self._decode = build_decoder(
             Method("autoregressive"), model, None, None, gamma=1, sampling=Sampling(), stop=stop
         )
 
-    def __call__(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
-        if prompt not in self._known:
-            self._known[prompt] = measure(self._decode(prompt, SeededRandom(0))).tokens
-        return self._known[prompt]
+    def answer(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        if prompt not in self._answers:
+            self._answers[prompt] = measure(self._decode(prompt, SeededRandom(0))).tokens
+        return self._answers[prompt]
 
-    def texts(self, plan: Plan, eos_ids: Sequence[int]) -> dict[str, list[list[Text]]]:
-        """Its own answers to all prompts, each conversation going on from them."""
+    def answer_all(self, plan: Plan, eos_ids: Sequence[int]) -> dict[str, list[list[Text]]]:
+        """Its answers to all prompts, in conversations that continue its own answers."""
         found: dict[str, list[list[Text]]] = {name: [] for name in plan}
-        asked = [(name, turns) for name in plan for turns in plan[name]]
-        for name, turns in tqdm(asked, desc="recording", unit="conversation", disable=None):
-            talk: list[Text] = []
+        planned = [(name, turns) for name in plan for turns in plan[name]]
+        for name, turns in tqdm(planned, desc="recording", unit="conversation", disable=None):
+            answered: list[Text] = []
             for turn in turns:
-                prompt = build_prompt(talk, turn, eos_ids)
-                talk.append(Text(turn.domain, prompt, self(prompt)))
-            found[name].append(talk)
+                prompt = build_prompt(answered, turn, eos_ids)
+                answered.append(Text(turn.domain, prompt, self.answer(prompt)))
+            found[name].append(answered)
         return found
 
 
-def _texts(plan: Plan, talks: Conversations) -> dict[str, list[list[Text]]]:
-    """What a method was asked and answered."""
+def _collect_texts(plan: Plan, conversations: Conversations) -> dict[str, list[list[Text]]]:
+    """The prompts and answers of a method."""
     return {
         name: [
-            [Text(turn.domain, f.prompt, f.tokens) for turn, f in zip(turns, talk, strict=True)]
-            for turns, talk in zip(plan[name], talks[name], strict=True)
+            [Text(turn.domain, f.prompt, f.tokens) for turn, f in zip(turns, figures, strict=True)]
+            for turns, figures in zip(plan[name], conversations[name], strict=True)
         ]
         for name in plan
     }
 
 
-def _audited(
-    model: Pretrained, talks: Mapping[Variant, Conversations], plain: _Plain
+def _audit_all(
+    model: Pretrained, conversations: Mapping[Variant, Conversations], plain: _PlainDecoding
 ) -> dict[Variant, dict[str, list[str]]]:
-    """A verdict of ``audit`` for every output, against plain decoding's of the same prompt."""
+    """The audit's class of every output, against plain decoding's answer to the same prompt."""
     gap = audit.NEAR_TIE[model.reference.embedding.weight.dtype]
-    verdicts: dict[Variant, dict[str, list[str]]] = {v: {n: [] for n in talks[v]} for v in talks}
-    places = [(v, name, f) for v in talks for name in talks[v] for f in flatten(talks[v], name)]
-    for variant, name, figures in tqdm(places, desc="auditing", unit="answer", disable=None):
-        output = plain(figures.prompt)
-        verdict = audit.audit(model.target, figures.prompt, output, figures.tokens, gap)
-        verdicts[variant][name].append(verdict)
-    return verdicts
+    classes: dict[Variant, dict[str, list[str]]] = {
+        variant: {name: [] for name in streams} for variant, streams in conversations.items()
+    }
+    outputs = [
+        (variant, name, figures)
+        for variant, streams in conversations.items()
+        for name in streams
+        for figures in flatten(streams, name)
+    ]
+    for variant, name, figures in tqdm(outputs, desc="auditing", unit="answer", disable=None):
+        expected = plain.answer(figures.prompt)
+        found = audit.audit(model.target, figures.prompt, expected, figures.tokens, gap)
+        classes[variant][name].append(found)
+    return classes

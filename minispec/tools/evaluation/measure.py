@@ -1,8 +1,8 @@
-"""Figures: of one decoded prompt, of many, and of the machine that they were measured on.
+"""Figures of one decoded prompt, of many, and of the machine that they were measured on.
 
-Speeds are of decoding alone: the pass over the prompt is booked apart. tau is the number of
-tokens emitted per target pass, that pass over the prompt excluded. Two ways of decoding are
-compared prompt by prompt, since prompts differ more among each other than methods do.
+Speeds are of decoding alone: the prefill of the prompt is timed separately. tau is the number of
+tokens emitted per target pass (EAGLE and vLLM: the mean acceptance length), prefill excluded. Two
+methods are compared prompt by prompt, since prompts differ more than methods do.
 
 Knows nothing of methods and streams.
 """
@@ -31,12 +31,15 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Figures:
-    """What one prompt's decoding did and cost. ``seconds`` by phase, "prefill" among them;
-    ``accepted_at`` counts rounds in which the draft's i-th token was accepted, and
-    ``proposed_at`` those in which there was one; ``latencies`` are seconds per token, those
-    of a round spread evenly over its tokens. ``emitted``: tokens by round. ``covered``: the mass
-    of the target's law that the list held, for each draft step whose past the target agreed
-    with; known where rounds carry their evidence. ``events``: a learning draft's, by name."""
+    """What decoding one prompt produced and cost.
+
+    ``passes``: target passes. ``seconds``: by phase, "prefill" among them. ``accepted_at``: rounds
+    in which the draft's i-th token was accepted; ``proposed_at``: rounds in which there was one.
+    ``latencies``: seconds per token, those of a round spread evenly over its tokens. ``emitted``:
+    tokens by round. ``coverage``: the mass of the target's distribution on the shortlist, for each
+    draft step whose past the target accepted; empty unless rounds carry evidence. ``events``: what
+    a learning draft did, counted by name.
+    """
 
     tokens: tuple[int, ...]
     text: str
@@ -49,40 +52,40 @@ class Figures:
     shortlist_sizes: tuple[int, ...]
     rows_probed: int
     emitted: tuple[int, ...] = ()
-    covered: tuple[float, ...] = ()
+    coverage: tuple[float, ...] = ()
     prompt: tuple[int, ...] = ()
     events: dict[str, int] = field(default_factory=dict)
 
     @property
     def decode_seconds(self) -> float:
-        """Seconds of all phases but the prompt's pass."""
+        """Seconds of all phases but prefill."""
         return sum(seconds for phase, seconds in self.seconds.items() if phase != "prefill")
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens over the seconds of decoding, 0 where there are none."""
+        """Tokens over seconds of decoding; 0 without tokens."""
         return len(self.tokens) / self.decode_seconds if self.tokens else 0.0
 
     @property
     def tau(self) -> float:
-        """Tokens emitted per target pass, 0 where there was none."""
+        """Tokens emitted per target pass; 0 without passes."""
         return len(self.tokens) / self.passes if self.passes else 0.0
 
     @property
     def acceptance(self) -> list[float]:
-        """The share of the proposals at each position of the chain that were accepted."""
+        """The share of the proposals accepted, by position in the chain."""
         return [a / p for a, p in zip(self.accepted_at, self.proposed_at, strict=True)]
 
     @property
     def repeated_4gram_share(self) -> float:
-        """The share of 4-grams that stood in the same output before: a model that turns in
-        circles is easy to guess, and its tau says little."""
+        """The share of 4-grams that repeat an earlier one: a model that repeats itself is easy to
+        draft for, and its tau means little."""
         grams = [self.tokens[i : i + 4] for i in range(len(self.tokens) - 3)]
         return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
-    """Decodes to the end and adds up. What is counted here is counted while no clock runs."""
+    """Decode to the end and sum up. The counting itself is outside every timed phase."""
     tokens: list[int] = []
     text: list[str] = []
     seconds: Counter[str] = Counter()
@@ -92,7 +95,7 @@ def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
     sizes: list[int] = []
     probed = 0
     emitted: list[int] = []
-    covered: list[float] = []
+    coverage: list[float] = []
     events: Counter[str] = Counter()
     stop, passes = None, 0
     for finished in rounds:
@@ -113,7 +116,7 @@ def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
                 finished.evidence.proposal.draft_distributions,
                 strict=False,
             )
-            covered += [min(1.0, float(p.probs[p.shared(q)[0]].sum())) for p, q in pairs]
+            coverage += [min(1.0, float(p.probs[p.common_indices(q)[0]].sum())) for p, q in pairs]
         stop, passes = finished.stop, passes + 1
     depth = max(proposed, default=-1) + 1
     return Figures(
@@ -128,7 +131,7 @@ def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         shortlist_sizes=tuple(sizes),
         rows_probed=probed,
         emitted=tuple(emitted),
-        covered=tuple(covered),
+        coverage=tuple(coverage),
         prompt=tuple(prompt),
         events=dict(events),
     )
@@ -140,10 +143,10 @@ def pool(figures: Sequence[Figures]) -> dict[str, Any]:
     passes = sum(f.passes for f in figures)
     latencies = [1000 * seconds for f in figures for seconds in f.latencies]
     sizes = [size for f in figures for size in f.shortlist_sizes]
-    covered = [mass for f in figures for mass in f.covered]
+    coverage = [mass for f in figures for mass in f.coverage]
     phases = sorted({phase for f in figures for phase in f.seconds})
-    accepted = _columns([f.accepted_at for f in figures])
-    proposed = _columns([f.proposed_at for f in figures])
+    accepted = _sum_columns([f.accepted_at for f in figures])
+    proposed = _sum_columns([f.proposed_at for f in figures])
     return {
         "prompts": len(figures),
         "tokens": tokens,
@@ -154,15 +157,15 @@ def pool(figures: Sequence[Figures]) -> dict[str, Any]:
         "latency_ms": {"p50": _quantile(latencies, 0.5), "p95": _quantile(latencies, 0.95)},
         "shortlist_mean": statistics.fmean(sizes) if sizes else None,
         "rows_probed": sum(f.rows_probed for f in figures) / len(sizes) if sizes else None,
-        "coverage": statistics.fmean(covered) if covered else None,
+        "coverage": statistics.fmean(coverage) if coverage else None,
         "seconds": {phase: sum(f.seconds.get(phase, 0.0) for f in figures) for phase in phases},
         "repeated_4gram_share": statistics.fmean(f.repeated_4gram_share for f in figures),
         "learning": dict(sum((Counter(f.events) for f in figures), Counter())),
     }
 
 
-def _columns(rows: Sequence[Sequence[int]]) -> list[int]:
-    """Sums by position over rows of different lengths."""
+def _sum_columns(rows: Sequence[Sequence[int]]) -> list[int]:
+    """Sums by position; rows may differ in length."""
     return [sum(column) for column in itertools.zip_longest(*rows, fillvalue=0)]
 
 
@@ -187,10 +190,10 @@ def _quantile(values: Sequence[float], share: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(share))
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+def describe_machine() -> dict[str, Any]:
+    """The machine that the figures were measured on."""
     return {
-        "processor": _processor(),
+        "processor": _read_processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -198,7 +201,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _read_processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -207,13 +210,13 @@ def _processor() -> str:
 
 
 def reset_peak() -> None:
-    """Lets ``peak_mb`` begin anew, where the system can (Linux)."""
+    """Reset what ``peak_mb`` returns, on systems that can (Linux)."""
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now
+        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes the memory in use now
 
 
 def peak_mb() -> float:
-    """The most resident memory in MB since ``reset_peak``, or since the process began."""
+    """Peak resident memory in MB since ``reset_peak``, or since the process started."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024

@@ -1,6 +1,6 @@
-"""The rows of a report: figures pooled by method and stream, and set against one another.
+"""The rows of a report: figures pooled by method and stream, and ratios between methods.
 
-Knows what was measured; how it came about is ``minispec.tools.evaluation.compare``'s business.
+Knows nothing of how the figures were measured; that is ``minispec.tools.evaluation.compare``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,43 +22,47 @@ class Variant:
     gamma: int | None
 
 
-# By stream, by conversation, by turn; a prompt that stands alone is a conversation of one turn.
+# By stream, by conversation, by turn; a single prompt is a conversation of one turn.
 Conversations = Mapping[str, Sequence[Sequence[Figures]]]
 
 
-def flatten(talks: Conversations, stream: str) -> list[Figures]:
-    """The figures of a stream, prompt by prompt; "all" has those of every single-domain one."""
-    names = [name for name in talks if _within(name, stream)]
-    return [figures for name in names for figures in chain.from_iterable(talks[name])]
+def flatten(conversations: Conversations, stream: str) -> list[Figures]:
+    """The figures of a stream, prompt by prompt; "all" concatenates the single-domain streams."""
+    names = [name for name in conversations if _belongs_to(name, stream)]
+    return [figures for name in names for figures in chain.from_iterable(conversations[name])]
 
 
-def _within(name: str, stream: str) -> bool:
+def _belongs_to(name: str, stream: str) -> bool:
     return name == stream or (stream == "all" and name != SWITCH)
 
 
-def rows(
-    talks: Mapping[Variant, Conversations],
+def build_rows(
+    conversations: Mapping[Variant, Conversations],
     peaks: Mapping[Variant, float],
     lossless: Mapping[Variant, Mapping[str, Sequence[str]]] | None,
     origin: Mapping[Variant, Mapping[str, Mapping[str, float]]],
     vocab_size: int,
 ) -> list[dict[str, Any]]:
-    """A row for each variant and stream, and for each method one more at its best gamma."""
-    names = list(next(iter(talks.values())))
-    pools = {v: {s: flatten(talks[v], s) for s in (*names, "all")} for v in talks}
-    methods = list(dict.fromkeys(variant.method for variant in talks))
+    """One row per variant and stream; with several gammas, one more per method at its fastest.
+
+    ``peaks``: peak memory in MB. ``lossless``: the audit's classes by stream, None if it did not
+    run. ``origin``: the share of accepted tokens by part of the shortlist, by stream.
+    """
+    names = list(next(iter(conversations.values())))
+    pools = {v: {s: flatten(conversations[v], s) for s in (*names, "all")} for v in conversations}
+    methods = list(dict.fromkeys(variant.method for variant in conversations))
     best = {
-        method: max((v for v in talks if v.method == method), key=lambda v: speed(pools[v]["all"]))
+        method: max((v for v in pools if v.method == method), key=lambda v: speed(pools[v]["all"]))
         for method in methods
     }
-    rivals = {
+    references = {
         "autoregressive": best.get(Method("autoregressive")),
-        "frspec": best.get(_partner(methods)),
+        "frspec": best.get(_choose_frspec(methods)),
     }
-    several = len({variant.gamma for variant in talks} - {None}) > 1
-    found = []
+    several_gammas = len({variant.gamma for variant in conversations} - {None}) > 1
+    rows = []
     for stream in (*names, "all"):
-        for variant in talks:
+        for variant in conversations:
             ours = pools[variant][stream]
             row = {
                 "method": str(variant.method),
@@ -71,30 +75,30 @@ def rows(
                 "origin": origin.get(variant, {}).get(stream),
             }
             if stream == SWITCH:
-                full = talks.get(Variant(Method("full"), variant.gamma))
-                row["switch_curve"] = switch.curve(
-                    talks[variant][stream], full[stream] if full else None
+                full = conversations.get(Variant(Method("full"), variant.gamma))
+                row["switch_curve"] = switch.compute_curve(
+                    conversations[variant][stream], full[stream] if full else None
                 )
             if lossless is not None:
-                row["lossless"] = _counted(lossless[variant], stream)
+                row["lossless"] = _count_classes(lossless[variant], stream)
             at_best = row | {"best": True}
-            for key, rival in rivals.items():
+            for key, reference in references.items():
                 row[f"ratio_to_{key}"] = at_best[f"ratio_to_{key}"] = None
-                if rival:
-                    # At the same gamma, or at the rival's best where one of the two has none.
-                    same = Variant(rival.method, variant.gamma)
-                    theirs = pools[same if same in pools else rival][stream]
+                if reference:
+                    # At the same gamma; at the reference's fastest where one of the two has none.
+                    same = Variant(reference.method, variant.gamma)
+                    theirs = pools[same if same in pools else reference][stream]
                     row[f"ratio_to_{key}"] = paired_ratio(ours, theirs)
-                    at_best[f"ratio_to_{key}"] = paired_ratio(ours, pools[rival][stream])
-            found.append(row)
-            if several and best[variant.method] == variant:
-                found.append(at_best)
-    return found
+                    at_best[f"ratio_to_{key}"] = paired_ratio(ours, pools[reference][stream])
+            rows.append(row)
+            if several_gammas and best[variant.method] == variant:
+                rows.append(at_best)
+    return rows
 
 
-def _counted(verdicts: Mapping[str, Sequence[str]], stream: str) -> dict[str, int]:
-    """The audit's verdicts on a stream, "all" without the one that switches, counted."""
-    found = [v for name in verdicts if _within(name, stream) for v in verdicts[name]]
+def _count_classes(classes: Mapping[str, Sequence[str]], stream: str) -> dict[str, int]:
+    """How many outputs of a stream the audit put into each class."""
+    found = [each for name in classes if _belongs_to(name, stream) for each in classes[name]]
     return {
         "checked": len(found),
         "identical": found.count("identical"),
@@ -103,8 +107,8 @@ def _counted(verdicts: Mapping[str, Sequence[str]], stream: str) -> dict[str, in
     }
 
 
-def _partner(methods: Sequence[Method]) -> Method:
-    """Whom ratios to FR-Spec refer to: frspec@0.25 if it runs, else the first frspec."""
+def _choose_frspec(methods: Sequence[Method]) -> Method:
+    """The reference of ratios to FR-Spec: frspec@0.25 if it ran, else the first frspec."""
     usual = Method.parse("frspec@0.25")
     others = [method for method in methods if method.name == "frspec" and not method.adapt]
     return usual if usual in others else next(iter(others), usual)

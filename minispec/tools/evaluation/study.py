@@ -1,8 +1,9 @@
-"""The study: what a list costs in acceptance, over its budget and over its parts.
+"""The study: what a shortlist costs in acceptance, over its budget and over its parts.
 
-By replay (see ``minispec.tools.evaluation.replay``): all lists draft over the same text, the target's own greedy
-answers, so two of them differ in nothing but the ids that they allow. Measures acceptance and
-not time. Also says, of any list that can explain itself, where accepted tokens came from.
+By replay (see ``minispec.tools.evaluation.replay``): all shortlists draft over the same text, the
+target's own greedy answers, so they differ in nothing but the ids that they allow. Measures
+acceptance, not time. Also computes, for shortlists with parts, which part contained the accepted
+tokens.
 """
 
 from collections import Counter
@@ -25,13 +26,13 @@ from minispec.tools.evaluation.measure import pool
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.evaluation.replay import TEMPERATURE, RecordedTarget, Replay, replay_text
 from minispec.tools.models.pretrained import Pretrained
-from minispec.types import Context, Draft, Round
+from minispec.types import BaseShortlist, Context, Draft, Round, Shortlist
 
 _SMALLEST = 256  # the first budget of the sweep, doubled up to the whole vocabulary
 
-# What is changed in a list that explains itself: it keeps some of its parts alone, or stops
-# learning, or is asked more or less often.
-_ALTERED: Mapping[str, Mapping[str, Any]] = {
+# The ablations of a shortlist with parts: some parts only, no learning, or another frequency of
+# selection.
+_ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "core": {"parts": ("core",)},
     "core + recency": {"parts": ("core", "recency")},
     "core + recency + successor": {"parts": ("core", "recency", "successor")},
@@ -52,32 +53,34 @@ class Text:
 
 Texts = Mapping[str, Sequence[Sequence[Text]]]  # by stream, by conversation, by turn
 Replays = Mapping[str, Sequence[Replay]]  # by stream
-Lists = Mapping[str, Any]  # a shortlist by domain
+Shortlists = Mapping[str, Shortlist]  # by domain
 
 
 class Study:
-    """Replays with one model and its draft; ``stop`` is the rule by which answers ended."""
+    """Replays with one model and its draft; ``stop`` is the rule that ended the answers."""
 
     def __init__(self, model: Pretrained, draft: Draft, stop: StopRule) -> None:
         self._model, self._draft, self._stop = model, draft, stop
         self._size = model.target.head.vocab_size
-        # The target reads a text once, however many lists are tried on it.
-        self._recorded = cache(lambda prompt, answer: RecordedTarget(model.target, prompt, answer))
+        # The target reads each text once, for all shortlists.
+        self._record = cache(lambda prompt, answer: RecordedTarget(model.target, prompt, answer))
 
-    def origin(self, method: Method, texts: Texts, gamma: int) -> dict[str, dict[str, float]]:
-        """By stream, the share of the accepted tokens that each part of the method's list
-        brought; nothing for a list that does not explain itself."""
-        lists = self._lists(method, texts)
-        if not _explains(lists):
+    def compute_origin(
+        self, method: Method, texts: Texts, gamma: int
+    ) -> dict[str, dict[str, float]]:
+        """By stream, the share of accepted tokens that each part of the method's shortlist
+        contained; empty for a shortlist without parts."""
+        shortlists = self._build_shortlists(method, texts)
+        if not _have_parts(shortlists):
             return {}
-        replays = self._replays(lists, texts, gamma, f"explaining {method}")
-        return {stream: _origin(found) for stream, found in replays.items()}
+        replays = self._replay_all(shortlists, texts, gamma, f"explaining {method}")
+        return {stream: _share_by_part(found) for stream, found in replays.items()}
 
     def report(self, compared: Iterable[Method], texts: Texts, gamma: int) -> dict[str, Any]:
-        """tau, coverage and overlap of all lists over their budget; of those that explain
-        themselves also with parts left out. ``texts``: the target's greedy answers."""
-        full = self._replays(self._lists(Method("full"), texts), texts, gamma, "full")
-        points = _points("full", None, self._size, full, full)
+        """tau, coverage and overlap of all shortlists over their budget, and of those with parts
+        also with their ablations. ``texts``: the target's greedy answers."""
+        full = self._replay_all(self._build_shortlists(Method("full"), texts), texts, gamma, "full")
+        points = _build_points("full", None, self._size, full, full)
         own = [
             replace(method, budget=method.ids(self._size), spelled="")
             for method in compared
@@ -88,89 +91,90 @@ class Study:
         tried = {replace(method, budget=b) for method in own for b in (method.budget, *sweep)}
         for method in sorted(tried, key=lambda m: (m.name, m.ranking or "", m.budget)):
             try:
-                lists = self._lists(method, texts)
+                shortlists = self._build_shortlists(method, texts)
             except ArgumentError:
-                continue  # a list that cannot be that small or that large
+                continue  # this shortlist cannot have this budget
             curve = f"{method.name}:{method.ranking}" if method.ranking else method.name
-            found = self._replays(lists, texts, gamma, f"replaying {method}")
-            points += _points(curve, None, method.budget, found, full)
-            if method in own and _explains(lists):
-                for name, change in _ALTERED.items():
-                    changed = self._lists(method, texts, change)
-                    found = self._replays(changed, texts, gamma, f"{method}, {name}")
-                    points += _points(curve, name, method.budget, found, full)
+            found = self._replay_all(shortlists, texts, gamma, f"replaying {method}")
+            points += _build_points(curve, None, method.budget, found, full)
+            if method in own and method.ranking and _have_parts(shortlists):
+                for name, change in _ABLATIONS.items():
+                    altered = self._build_shortlists(method, texts, change)
+                    found = self._replay_all(altered, texts, gamma, f"{method}, {name}")
+                    points += _build_points(curve, name, method.budget, found, full)
         return {"gamma": gamma, "temperature": TEMPERATURE, "points": points}
 
-    def _lists(
+    def _build_shortlists(
         self, method: Method, texts: Texts, change: Mapping[str, Any] | None = None
-    ) -> Lists:
-        """The method's list for each domain, altered or as it is; domains whose ranking is the
-        same share one."""
-        made: dict[str | None, Any] = {}
+    ) -> Shortlists:
+        """The method's shortlist for each domain, with one ablation or unchanged; domains with the
+        same ranking share one."""
+        by_ranking: dict[str | None, Shortlist] = {}
         found = {}
-        for domain in {text.domain for text in _flat(texts)}:
+        for domain in {text.domain for text in _flatten(texts)}:
             key = method.ranking_for(domain)
-            if key not in made:
-                made[key] = methods.shortlist(method, self._model, domain)
+            if key not in by_ranking:
+                built = methods.build_shortlist(method, self._model, domain)
                 if change:
-                    ids = self._ranking(str(key))[: method.budget]
-                    made[key] = _Altered(made[key], ids, **change)
-            found[domain] = made[key]
+                    assert isinstance(built, BaseShortlist)  # it has parts
+                    built = _AlteredShortlist(built, self._read_ranking(str(key)), **change)
+                by_ranking[key] = built
+            found[domain] = by_ranking[key]
         return found
 
-    def _ranking(self, name: str) -> Tensor:
+    def _read_ranking(self, name: str) -> Tensor:
         file = ranking.find_ranking(self._model.name, name)
         return ranking.read_ranking(file, self._model.tokenizer.fingerprint, self._size)
 
-    def _replays(self, lists: Lists, texts: Texts, gamma: int, title: str) -> Replays:
-        """Every text drafted again, a list going on with what it learnt within a conversation;
-        "all" has the replays of every single-domain stream."""
+    def _replay_all(self, shortlists: Shortlists, texts: Texts, gamma: int, title: str) -> Replays:
+        """Replay every text; within a conversation a shortlist keeps what it has learnt. "all"
+        concatenates the single-domain streams."""
         own = self._draft.with_own_head()
         found: dict[str, list[Replay]] = {stream: [] for stream in (*texts, "all")}
-        total = sum(1 for _ in _flat(texts))
+        total = sum(1 for _ in _flatten(texts))
         with tqdm(total=total, desc=title, unit="prompt", leave=False, disable=None) as bar:
             for stream, conversations in texts.items():
                 for conversation in conversations:
-                    before = None
+                    previous = None
                     for text in conversation:
-                        now = lists[text.domain]
-                        recorded = self._recorded(text.prompt, text.tokens)
+                        shortlist = shortlists[text.domain]
                         replay = replay_text(
-                            recorded, own, now, gamma=gamma, stop=self._stop,
-                            continued=now is before,
+                            self._record(text.prompt, text.tokens), own, shortlist, gamma=gamma,
+                            stop=self._stop, continued=shortlist is previous,
                         )  # fmt: skip
                         found[stream].append(replay)
                         if stream != SWITCH:
                             found["all"].append(replay)
-                        before = now
+                        previous = shortlist
                         bar.update()
         return found
 
 
-class _Altered:
-    """A list of which some parts are left, the others' places going to the next ids of its
-    ranking, or that learns nothing, or that is asked once a round or at each step."""
+class _AlteredShortlist(BaseShortlist):
+    """A shortlist with one ablation: it keeps some parts and fills up with the next ids of its
+    ranking, or does not learn, or selects once a round or at each step."""
 
     def __init__(
         self,
-        inner: Any,
-        fill: Tensor,
+        inner: BaseShortlist,
+        ranked: Tensor,
         parts: Sequence[str] | None = None,
         learns: bool = True,
         per_round: bool | None = None,
     ) -> None:
         self.name, self.budget = inner.name, inner.budget
         self.per_round = inner.per_round if per_round is None else per_round
-        self._inner, self._fill, self._parts, self._learns = inner, fill, parts, learns
+        self._fill = ranked[: inner.budget]
+        self._inner, self._parts, self._learns = inner, parts, learns
 
     def select(self, context: Context) -> Tensor:
         if self._parts is None:
             return self._inner.select(context)
-        brought = self._inner.explain(context)
-        kept = torch.cat([ids for name, ids in brought.items() if name in self._parts])
-        size = sum(len(ids) for ids in brought.values())  # no more than it had anyway
-        others = self._fill[~torch.isin(self._fill, kept)][: size - len(kept)]
-        return torch.cat((kept, others)).sort().values
+        by_part = self._inner.explain(context)
+        kept = torch.cat([ids for name, ids in by_part.items() if name in self._parts])
+        size = sum(len(ids) for ids in by_part.values())  # as large as the original
+        fill = self._fill[~torch.isin(self._fill, kept)][: size - len(kept)]
+        return torch.cat((kept, fill)).sort().values  # (K,)
 
     def observe(self, finished: Round) -> None:
         if self._learns:
@@ -180,32 +184,32 @@ class _Altered:
         self._inner.reset()
 
 
-def _explains(lists: Lists) -> bool:
-    return all(hasattr(each, "explain") for each in lists.values())
+def _have_parts(shortlists: Shortlists) -> bool:
+    return all(isinstance(s, BaseShortlist) and s.part_names for s in shortlists.values())
 
 
-def _flat(texts: Texts) -> Iterator[Text]:
-    return (text for stream in texts.values() for talk in stream for text in talk)
+def _flatten(texts: Texts) -> Iterator[Text]:
+    return (text for stream in texts.values() for turns in stream for text in turns)
 
 
-def _origin(replays: Sequence[Replay]) -> dict[str, float]:
-    """The share of all accepted tokens that each part brought."""
+def _share_by_part(replays: Sequence[Replay]) -> dict[str, float]:
+    """The share of all accepted tokens that each part contained."""
     counts = sum((Counter(replay.origin) for replay in replays), Counter[str]())
     return {name: count / counts.total() for name, count in counts.items()}
 
 
-def _points(
+def _build_points(
     curve: str, altered: str | None, budget: Any, replays: Replays, full: Replays
 ) -> list[dict[str, Any]]:
     """A point of the study for each stream."""
-    found = []
+    points = []
     for stream, ours in replays.items():
         row, best = (pool([r.figures for r in each]) for each in (ours, full[stream]))
-        overlap, most = (
+        overlap, best_overlap = (
             fmean(value for replay in each for value in replay.overlaps)
             for each in (ours, full[stream])
         )
-        found.append(
+        points.append(
             {
                 "curve": curve,
                 "altered": altered,
@@ -215,7 +219,7 @@ def _points(
                 "tau_to_full": row["tau"] / best["tau"],
                 "coverage": row["coverage"],
                 "overlap": overlap,
-                "overlap_to_full": overlap / most,
+                "overlap_to_full": overlap / best_overlap,
             }
         )
-    return found
+    return points

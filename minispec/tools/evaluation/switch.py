@@ -1,7 +1,7 @@
-"""What a switch of topic costs: tau in the tokens around it.
+"""What a switch of topic costs: tau in the tokens before and after it.
 
-It is set against what full-vocabulary speculation reaches around the same switches, since some
-texts are harder to draft than others. Knows nothing of methods.
+The reference is full-vocabulary speculation around the same switches, since some texts are
+harder to draft than others. Knows nothing of methods.
 """
 
 from collections.abc import Sequence
@@ -13,29 +13,30 @@ from torch import Tensor
 
 from minispec.tools.evaluation.measure import Figures
 
-WINDOW = 32  # tokens over which tau is taken
-_STEP, _WINDOWS = 8, 9  # between the beginnings of windows, and how many on each side
-_REGAINED = 0.95
+WINDOW = 32  # tokens per window
+_STEP, _WINDOWS = 8, 9  # tokens between the starts of windows, and windows on each side
+_REGAINED = 0.95  # of full's tau
 _RESAMPLES = 2000
 
 
-def curve(
+def compute_curve(
     ours: Sequence[Sequence[Figures]], full: Sequence[Sequence[Figures]] | None
 ) -> dict[str, Any]:
-    """tau around the switches, by conversation and turn, pooled over all switches.
+    """tau around the switches, pooled over all of them; figures by conversation and turn.
 
-    A window's ``start`` counts tokens from the switch, negative ones before it; a round belongs
-    to the windows in which it begins. ``ratio_to_full`` has a 95% interval, bootstrapped over
-    switches. ``regained_after``: where the first window after the switch begins in which the
-    ratio is at least 0.95; 0 if nothing is lost, None if it is not regained or ``full`` unknown.
+    A window's ``start`` counts tokens from the switch, negative before it; a round belongs to
+    every window in which it begins. ``ratio_to_full`` has a 95% interval, bootstrapped over
+    switches. ``regained_after``: the start of the first window after the switch in which the
+    ratio is at least 0.95, so 0 if nothing is lost; None if no window reaches it or without
+    ``full``.
     """
     before = [-WINDOW - _STEP * i for i in reversed(range(_WINDOWS))]
     windows, regained = [], None
     for start in (*before, *(_STEP * i for i in range(_WINDOWS))):
-        sums = _sums(ours, start)  # (switches, 2)
+        sums = _sum_windows(ours, start)  # (switches, 2)
         if not sums[:, 1].sum():
-            continue  # no answer is that long
-        ratio = _ratio(sums, _sums(full, start)) if full else None
+            continue  # no answer is long enough
+        ratio = _bootstrap_ratio(sums, _sum_windows(full, start)) if full else None
         if start >= 0 and regained is None and ratio and ratio["value"] >= _REGAINED:
             regained = start
         tau = float(sums[:, 0].sum() / sums[:, 1].sum())
@@ -48,21 +49,22 @@ def curve(
     }
 
 
-def _sums(talks: Sequence[Sequence[Figures]], start: int) -> Tensor:
-    """Tokens and rounds (switches, 2) of the rounds that begin in a window."""
+def _sum_windows(conversations: Sequence[Sequence[Figures]], start: int) -> Tensor:
+    """Tokens and rounds (switches, 2) of the rounds that begin in the window at ``start``."""
     rows = []
-    for conversation in talks:
+    for conversation in conversations:
         for earlier, later in pairwise(conversation):
             answer, begin = (later, start) if start >= 0 else (earlier, len(earlier.tokens) + start)
-            lengths = torch.tensor(answer.emitted, dtype=torch.float64)
+            lengths = torch.tensor(answer.emitted, dtype=torch.float64)  # (rounds,)
             begins = lengths.cumsum(0) - lengths
             inside = lengths[(begins >= begin) & (begins < begin + WINDOW)]
             rows.append([float(inside.sum()), float(len(inside))])
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
 
 
-def _ratio(ours: Tensor, full: Tensor) -> dict[str, float] | None:
-    """Pooled tau over pooled tau of (switches, 2) each, from the switches that both have."""
+def _bootstrap_ratio(ours: Tensor, full: Tensor) -> dict[str, float] | None:
+    """Pooled tau of ``ours`` over that of ``full``, (switches, 2) each, over the switches that
+    both have."""
     both = torch.cat((ours, full), dim=1)[(ours[:, 1] > 0) & (full[:, 1] > 0)]  # (n, 4)
     if not len(both):
         return None

@@ -1,1 +1,1 @@
-"""Results as tables, pictures and pages."""
+"""Results as tables, plots and pages."""

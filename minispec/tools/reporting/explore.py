@@ -1,8 +1,8 @@
-"""One prompt by several methods, as one HTML page on which every round can be watched.
+"""One prompt decoded by several methods, as one HTML page that steps through the rounds.
 
-Here it is written down what happened; ``data/explore.html`` shows it, and asks nothing of a
-network. Only what a page can show is kept: of the laws at each place the likeliest ids and those
-that were drafted or emitted there, so that its size follows the emitted tokens alone.
+This module records the rounds; ``data/explore.html`` displays them and loads nothing from a
+network. Of the distributions at each position only the most likely ids are kept, and those that
+were drafted or emitted there, so that the size of the page grows with the emitted tokens alone.
 """
 
 import json
@@ -21,184 +21,190 @@ from minispec.commit import StopRule
 from minispec.io.files import write_text
 from minispec.sampling import SeededRandom
 from minispec.stream_decoder import StreamDecoder
-from minispec.text.tokenizer import prompt_ids
+from minispec.text.tokenizer import encode_prompt
 from minispec.tools.evaluation.compare import Settings
-from minispec.tools.evaluation.measure import machine, measure
-from minispec.tools.evaluation.methods import Decoder, Method, decoder, shortlist
+from minispec.tools.evaluation.measure import describe_machine, measure
+from minispec.tools.evaluation.methods import Decoder, Method, build_decoder, build_shortlist
+from minispec.tools.evaluation.plugins import verifier_name
 from minispec.tools.evaluation.replay import RecordingShortlist, Step
 from minispec.tools.models.pretrained import Pretrained
-from minispec.tools.reporting.generate import summary
-from minispec.tools.reporting.report import PHASES
+from minispec.tools.reporting.colours import PHASES, css_variables
+from minispec.tools.reporting.generate import summarize
 from minispec.types import Distribution, Draft, Round, Tokenizer
 
 _WARM_UP_ROUNDS = 4
-_LIKELIEST = 8  # ids of each law at a place
-_OF_EACH_PART = 8  # ids of a list
-OUTSIDE = "outside"  # where an id is that the list had not
+_MOST_LIKELY = 8  # ids kept of each distribution at a position
+_IDS_PER_PART = 8  # ids kept of each part of a shortlist
+OUTSIDE = "outside"  # the origin of an id that is not on the shortlist
 
 
 def explore(
     model: Pretrained, draft: Draft | None, prompt: str, settings: Settings
 ) -> dict[str, Any]:
-    """What each method did with the prompt, all with the same seed and the first gamma; the page
-    says what is what. Raises ArgumentError, TextError, ContextError, FileError,
-    FingerprintError, before anything is decoded."""
+    """Decode the prompt with each method, with the same seed and the first gamma; returns the
+    data of the page. Raises ArgumentError, TextError, ContextError, FileError, FingerprintError,
+    all before anything is decoded."""
     tokenizer, size = model.tokenizer, model.target.head.vocab_size
-    ids = prompt_ids(tokenizer, prompt, settings.raw)
+    ids = encode_prompt(tokenizer, prompt, settings.raw)
     stop = StopRule(settings.max_new_tokens, () if settings.ignore_eos else tokenizer.eos_ids)
-    made: list[tuple[Method, Decoder, RecordingShortlist | None]] = []
+    prepared: list[tuple[Method, Decoder, RecordingShortlist | None]] = []
     for method in settings.methods:
         plain = method.name == "autoregressive"
-        witness = None if plain else RecordingShortlist(shortlist(method, model, None))
-        decode = decoder(
+        recording = None if plain else RecordingShortlist(build_shortlist(method, model, None))
+        decode = build_decoder(
             method, model, draft, None, gamma=settings.gammas[0], sampling=settings.sampling,
-            stop=stop, trace=True, verifier=settings.verifier, watched=witness,
+            stop=stop, trace=True, verifier=settings.verifier, shortlist=recording,
         )  # fmt: skip
-        made.append((method, decode, witness))
-    told = []
-    for method, decode, witness in tqdm(made, desc="decoding", leave=False, disable=None):
+        prepared.append((method, decode, recording))
+    runs = []
+    for method, decode, recording in tqdm(prepared, desc="decoding", leave=False, disable=None):
         deque(islice(decode(ids, SeededRandom(0)), _WARM_UP_ROUNDS), maxlen=0)
         name = {"method": str(method), "budget": method.ids(size)}
-        told.append(name | _run(decode, witness, ids, settings.seed, tokenizer))
-    shown = {
-        row[0] for run in told for r in run["rounds"] for place in r["places"] for row in place
-    }
-    shown |= {each[0] for run in told for r in run["rounds"] for each in r["drafted"]}
-    shown |= {i for run in told for r in run["rounds"] for _, _, some in r["parts"] for i in some}
+        runs.append(name | _record_run(decode, recording, ids, settings.seed, tokenizer))
     return {
         "prompt": prompt, "model": model.name, "dtype": model.dtype, "backend": model.backend,
-        "vocabulary": size, "gamma": settings.gammas[0], "verifier": settings.verifier,
-        "seed": settings.seed, "threads": settings.threads, "processor": machine()["processor"],
-        "phases": {"prefill": "reading the prompt"} | dict(PHASES), "runs": told,
-        "words": {i: _word(i, tokenizer) for i in sorted(shown)},
+        "vocab_size": size, "gamma": settings.gammas[0],
+        "verifier": verifier_name(settings.verifier), "seed": settings.seed,
+        "threads": settings.threads, "processor": describe_machine()["processor"],
+        "phases": {"prefill": "prefill"} | PHASES, "runs": runs,
+        "texts": {i: _display_text(i, tokenizer) for i in sorted(_collect_ids(runs))},
     } | asdict(settings.sampling)  # fmt: skip
 
 
-def write(found: dict[str, Any], path: Path) -> None:
-    """Writes what was explored as a page, whole or not at all. Raises FileError."""
-    template = resources.files("minispec").joinpath("data/explore.html").read_text("utf-8")
-    # JSON that no HTML can begin or end in, whatever a prompt says.
-    data = json.dumps(found, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    write_text(path, template.replace("{{data}}", data))
+def write(data: dict[str, Any], path: Path) -> None:
+    """Write the page for ``explore``'s data, completely or not at all. Raises FileError."""
+    page = resources.files("minispec").joinpath("data/explore.html").read_text("utf-8")
+    page = page.replace("{{light}}", css_variables(dark=False))
+    page = page.replace("{{dark}}", css_variables(dark=True))
+    # Without "<" in the JSON, no prompt can close the script element or open a comment.
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    write_text(path, page.replace("{{data}}", text))
 
 
 class _RecordingSource(SeededRandom):
-    """The production source, which also notes its coins: the chance of heads, the uniform."""
+    """The production source, which records its Bernoulli decisions: probability and uniform."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self.coins: list[tuple[float, float]] = []
+        self.decisions: list[tuple[float, float]] = []
 
     def uniform(self) -> float:
         self._last = super().uniform()
         return self._last
 
     def bernoulli(self, probability: float) -> bool:
-        heads = super().bernoulli(probability)
-        self.coins.append((round(float(probability), 6), round(self._last, 6)))
-        return heads
+        accepted = super().bernoulli(probability)
+        self.decisions.append((round(float(probability), 6), round(self._last, 6)))
+        return accepted
 
 
-def _run(
+def _record_run(
     decode: Decoder,
-    witness: RecordingShortlist | None,
+    recording: RecordingShortlist | None,
     ids: Sequence[int],
     seed: int,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """One method's figures, and its rounds."""
+    """One method's figures and rounds."""
     rng, stream = _RecordingSource(seed), StreamDecoder(tokenizer)
-    steps = witness.steps if witness else []
+    steps = recording.steps if recording else []
     steps.clear()  # those of the warm-up
-    told: list[dict[str, Any]] = []
+    recorded: list[dict[str, Any]] = []
 
-    def watched() -> Iterator[Round]:
+    def record_rounds() -> Iterator[Round]:
         for finished in decode(ids, rng):
-            # A list that is asked once a round is the same at all of its places.
-            asked = steps * len(finished.tokens) if witness and witness.per_round else steps
-            told.append(_round(finished, asked, stream) | {"coins": rng.coins[:]})
-            rng.coins.clear()
+            # A shortlist selected once a round is the same at all positions.
+            per_round = recording is not None and recording.per_round
+            by_position = steps * len(finished.tokens) if per_round else steps
+            row = _record_round(finished, by_position, stream)
+            recorded.append(row | {"decisions": rng.decisions[:]})
+            rng.decisions.clear()
             steps.clear()
             yield finished
 
-    figures = measure(watched())
-    told[-1]["tokens"][-1][1] += stream.flush()
-    return summary(figures, None) | {"rounds": told}
+    figures = measure(record_rounds())
+    recorded[-1]["tokens"][-1][1] += stream.flush()
+    return summarize(figures, None) | {"rounds": recorded}
 
 
-def _round(finished: Round, steps: Sequence[Step], stream: StreamDecoder) -> dict[str, Any]:
-    """A round, its numbers short. ``steps[i]``: what the list was asked at place i, if it was."""
+def _record_round(finished: Round, steps: Sequence[Step], stream: StreamDecoder) -> dict[str, Any]:
+    """A round as JSON with short numbers. ``steps[i]``: the selection at position i, if any."""
     evidence, kept = finished.evidence, len(finished.path)
-    assert evidence  # it was asked for
-    distributions, places = (
-        [*evidence.proposal.draft_distributions, None],
-        [],
-    )  # None where the target speaks alone
+    assert evidence  # decoded with trace=True
+    # None at the position after a chain, where nothing was drafted.
+    drafts = [*evidence.proposal.draft_distributions, None]
+    positions = []
     for i, (token, p) in enumerate(
         zip(finished.tokens, evidence.target_distributions, strict=True)
     ):
         rejected = i == kept < len(finished.proposed)
-        listed = {
-            token,
-            *finished.proposed[i : i + 1],
-            *_likeliest(p),
-            *_likeliest(distributions[i]),
-        }
-        here = p, distributions[i], evidence.next_distribution if rejected else None
+        residual = evidence.next_distribution if rejected else None
         step = steps[i] if i < len(steps) else None
+        ids = {
+            token, *finished.proposed[i : i + 1], *_most_likely(p), *_most_likely(drafts[i]),
+        }  # fmt: skip
         rows: list[list[Any]] = [
-            [n, *(_at(distribution, n) for distribution in here), _part(step, n)] for n in listed
+            [n, *(_probability(each, n) for each in (p, drafts[i], residual)), _origin(step, n)]
+            for n in ids
         ]
-        places.append(sorted(rows, key=lambda row: (-max(row[1], row[2] or 0), row[0])))
+        positions.append(sorted(rows, key=lambda row: (-max(row[1], row[2] or 0), row[0])))
     return {
-        "ms": {phase: _short(1000 * seconds) for phase, seconds in finished.seconds.items()},
+        "ms": {phase: _shorten(1000 * seconds) for phase, seconds in finished.seconds.items()},
         "sizes": finished.shortlist_sizes,
-        "parts": _parts(steps[0], evidence.proposal.draft_distributions[0]) if steps else [],
+        "parts": _list_parts(steps[0], drafts[0]) if steps and drafts[0] else [],
         "drafted": [
-            [token, _at(distributions[i], token)] for i, token in enumerate(finished.proposed)
+            [token, _probability(drafts[i], token)] for i, token in enumerate(finished.proposed)
         ],
         "kept": kept,
         "tokens": [[token, stream.feed([token])] for token in finished.tokens],
-        "places": places,
+        "positions": positions,
     }
 
 
-def _likeliest(distribution: Distribution | None) -> list[int]:
+def _collect_ids(runs: Sequence[dict[str, Any]]) -> set[int]:
+    """All ids that the page displays."""
+    rounds = [each for run in runs for each in run["rounds"]]
+    ids = {row[0] for each in rounds for rows in each["positions"] for row in rows}
+    ids |= {token for each in rounds for token, _ in each["drafted"]}
+    return ids | {i for each in rounds for _, _, some in each["parts"] for i in some}
+
+
+def _most_likely(distribution: Distribution | None) -> list[int]:
     if distribution is None:
         return []
-    probs, best = distribution.probs.topk(min(_LIKELIEST, len(distribution.ids)))
-    return distribution.ids[best[probs > 0]].tolist()
+    probs, indices = distribution.probs.topk(min(_MOST_LIKELY, len(distribution.ids)))
+    return distribution.ids[indices[probs > 0]].tolist()
 
 
-def _at(distribution: Distribution | None, token: int) -> float | None:
-    return None if distribution is None else _short(distribution.probability(token))
+def _probability(distribution: Distribution | None, token: int) -> float | None:
+    return None if distribution is None else _shorten(distribution.probability(token))
 
 
-def _short(value: Any) -> float:
+def _shorten(value: Any) -> float:
     return float(f"{float(value):.4g}")
 
 
-def _part(step: Step | None, token: int) -> str | None:
-    """Which part of the list brought an id; None where no list was asked."""
+def _origin(step: Step | None, token: int) -> str | None:
+    """The part of the shortlist that contains an id; None without a shortlist."""
     if step is None:
         return None
-    parts = step.parts or {"list": step.ids}
+    parts = step.parts or {"shortlist": step.ids}
     return next((name for name, ids in parts.items() if token in ids), OUTSIDE)
 
 
-def _parts(step: Step, q: Distribution) -> list[Any]:
-    """The parts of a list: name, size, and the ids that the draft found likeliest."""
+def _list_parts(step: Step, q: Distribution) -> list[Any]:
+    """The parts of a shortlist: name, size, and the ids that are most likely under q."""
     found = []
-    for name, ids in (step.parts or {"list": step.ids}).items():
+    for name, ids in (step.parts or {"shortlist": step.ids}).items():
         inside = isin(q.ids, ids)
         own = Distribution(q.ids[inside], q.probs[inside])
-        best = own.probs.topk(min(_OF_EACH_PART, len(own.ids))).indices
-        found.append([name, len(ids), own.ids[best].tolist()])
+        indices = own.probs.topk(min(_IDS_PER_PART, len(own.ids))).indices
+        found.append([name, len(ids), own.ids[indices].tolist()])
     return found
 
 
-def _word(token: int, tokenizer: Tokenizer) -> str:
-    """A token as it is told; bytes that are no whole character by their numbers."""
+def _display_text(token: int, tokenizer: Tokenizer) -> str:
+    """A token's text; bytes that are not a whole character as escapes."""
     if data := tokenizer.token_bytes(token):
         return data.decode(errors="backslashreplace")
     return "⟨end⟩" if token in tokenizer.eos_ids else f"⟨{token}⟩"
