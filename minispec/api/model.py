@@ -176,7 +176,8 @@ class Model:
         instance, a class, a factory, or "MODULE:CLASS". A class is called with the values of the
         parameters that it names, from ``vocab_size``, ``budget``, ``eos_ids``, ``ranking`` (N,),
         ``clusters`` (V,), ``rows`` (V, D), ``tokenizer`` and ``model``; parameters with a default
-        keep it. None: the best that the model has all parts of, evospec first.
+        keep it, and a single one of another name gets the vocabulary size. None: the best that the
+        model has all parts of, evospec first.
         ``gamma``: drafted tokens per round, vLLM's ``num_speculative_tokens``, 1 to 16.
         ``temperature``: 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all ids.
         ``seed``: fixes all draws. ``stop``: text, or several, that ends the answer.

@@ -1,7 +1,7 @@
-"""The command line: whatever the input's fault is, one line says so, and nothing is left behind.
+"""The command line: bad input gets one line on stderr, and no file is left behind.
 
 Most cases run in this process, through the function that the console script calls; those about
-signals, pipes and the interpreter's own end run as a program of their own.
+signals, pipes, terminals and the interpreter's exit run as a separate program.
 """
 
 import io
@@ -35,16 +35,55 @@ from minispec.tools.cli import main
 from minispec.tools.data import ranking
 from minispec.tools.evaluation import compare
 from minispec.tools.evaluation.measure import measure
-from minispec.tools.models import backend, pretrained
+from minispec.tools.models import backend, known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.training import recipe
 
-# ------------------------------------------------------------------ what is given
+# ------------------------------------------------------------------ fixtures
+
+
+PARTS = """
+import torch
+from minispec.types import BaseShortlist
+
+NUMBER = 5
+
+class Even(BaseShortlist):
+    name = "even"
+    def __init__(self, vocab_size):
+        self.ids = torch.arange(0, vocab_size, 2)
+        self.budget = len(self.ids)
+    def select(self, context):
+        return self.ids
+
+class Unsorted(Even):
+    name = "unsorted"
+    def select(self, context):
+        return self.ids.flip(0)
+
+class Frequent(BaseShortlist):
+    name = "frequent"
+    def __init__(self, ranking, budget):
+        self.budget, self.ids = budget, ranking[:budget].sort().values
+    def select(self, context):
+        return self.ids
+
+class Asking(Even):
+    def __init__(self, vocab_size, depth):
+        super().__init__(vocab_size)
+
+class Lacking:
+    def select(self, context):
+        return torch.arange(3)
+
+def returns_none():
+    return None
+"""
 
 
 @pytest.fixture(scope="module")
 def bad(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files as people have them on a bad day."""
+    """A folder of damaged, foreign and misplaced files."""
     bad = tmp_path_factory.mktemp("bad")
     (bad / "file").write_text("a file where a folder should be")
     (bad / "good.txt").write_text("The wind.\n\nThe sea.\n")
@@ -54,6 +93,13 @@ def bad(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (bad / "latin.txt").write_bytes("first\ncaf\u00e9\n".encode("latin-1"))
     (bad / "long.txt").write_text("short\n" + "the sea " * tiny_model.CONTEXT + "\n")
     (bad / "byte.txt").write_text("The wind \x04.\n")
+    (bad / "drafted").mkdir()
+    (bad / "drafted" / "draft.safetensors").write_bytes(b"")
+    (bad / "parts").mkdir()
+    (bad / "parts" / "my_parts.py").write_text(PARTS)
+    (bad / "parts" / "broken_parts.py").write_text("class Part\n")
+    (bad / "parts" / "failing_parts.py").write_text("{}['torch']\n")
+    (bad / "parts" / "leaving_parts.py").write_text("raise SystemExit(0)\n")
 
     weights = (tiny.folder / "model.safetensors").read_bytes()
     tensors = load_file(tiny.folder / "model.safetensors")
@@ -111,7 +157,7 @@ def bad(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_line(error: str) -> str:
-    """What was said on stderr: a single line, and no traceback."""
+    """The text on stderr, which must be a single line and no traceback."""
     assert error.startswith("minispec: ") and error.endswith("\n"), error
     assert error.count("\n") == 1, error
     assert "Traceback" not in error
@@ -119,7 +165,7 @@ def one_line(error: str) -> str:
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
-    """Runs a command that must refuse its input; returns the line it says."""
+    """Runs a command that must refuse its input; returns its error line."""
     capsys.readouterr()
     code = main.main(arguments)
     out, error = capsys.readouterr()
@@ -131,17 +177,17 @@ def files(*folders: Path) -> set[Path]:
     return {path for folder in folders for path in folder.rglob("*")}
 
 
-def filled(line: str, tiny: Tiny, bad: Path, tmp: Path) -> list[str]:
-    """A command line with the names in it replaced: TINY is a model and the draft made for it."""
+def fill(line: str, tiny: Tiny, bad: Path, tmp: Path) -> list[str]:
+    """A command line with its placeholders replaced: TINY is a model and the draft made for it."""
     model = f"--model {tiny.folder} --draft {tiny.draft_path}"
     line = line.replace("TINY", model).replace("RANKING", str(tiny.ranking("general")))
     return shlex.split(line.replace("BAD", str(bad)).replace("TMP", str(tmp)))
 
 
-# ------------------------------------------------------------------ bad input, case by case
+# ------------------------------------------------------------------ bad input
 
 GENERATE = {
-    "generate hi --model nosuch": ["no model 'nosuch'", "smollm2", "folder"],
+    "generate hi --model nosuch": ["unknown model 'nosuch'", "smollm2", "folder"],
     "generate hi --model BAD/hollow": ["hollow/config.json"],
     "generate hi --model BAD/good.txt": ["good.txt", "GGUF"],
     "generate hi TINY --method medusa": ["unknown method 'medusa'", "autoregressive, full, frspec"],
@@ -158,11 +204,11 @@ GENERATE = {
     "generate hi TINY --method frspec:RANKING --budget=-3": ["budget -3", "1 id or more"],
     "generate hi TINY --method frspec@1.5:RANKING": ["budget 1.5", "at most 1.0"],
     "generate hi TINY --method frspec@0.0:RANKING": ["budget 0.0", "above 0"],
-    "generate hi TINY --method frspec@nan:RANKING": ["'nan'", "no number"],
+    "generate hi TINY --method frspec@nan:RANKING": ["'nan'", "not a number"],
     "generate hi TINY --method frspec@1e999:RANKING": ["budget 1e999", "at most 1.0"],
     "generate hi TINY --method frspec@321:RANKING": ["budget 321", "1 to 320"],
     "generate hi TINY --method frspec@0.001:RANKING": ["budget 0.001", "1 to 320"],
-    "generate hi TINY --method frspec@:RANKING": ["budget ''", "no number"],
+    "generate hi TINY --method frspec@:RANKING": ["budget ''", "not a number"],
     "generate hi TINY --method frspec@0.5:": ["names no ranking"],
     "generate hi TINY --method full@0.5": ["full takes neither a budget nor a ranking"],
     "generate hi TINY --method full --budget 9": ["full takes neither a budget nor a ranking"],
@@ -189,7 +235,43 @@ GENERATE = {
     "generate hi TINY --seed x": ["--seed", "'x'"],
     "generate hi TINY --trace --json": ["--json", "--trace"],
     "generate hi TINY --loud": ["--loud", "minispec --help"],
-    "generate": ["prompt", "generate --help"],
+    "generate --gamma": ["--gamma", "generate --help"],
+    "generate hi TINY --draft BAD": ["draft BAD is a folder", "train draft"],
+    "generate hi TINY --draft BAD/drafted": ["is a folder", "give BAD/drafted/draft.safetensors"],
+    "generate hi TINY --method nosuch:Part": ["cannot import nosuch:Part", "no module 'nosuch'"],
+    "generate hi TINY --method json.nosuch:Part": ["no module 'json.nosuch'"],
+    "generate hi TINY --method broken_parts:Part": ["broken_parts:Part", "SyntaxError"],
+    "generate hi TINY --method failing_parts:Part": ["failing_parts:Part", "KeyError: 'torch'"],
+    "generate hi TINY --method leaving_parts:Part": ["leaving_parts:Part", "SystemExit"],
+    "generate hi TINY --method my_parts:Nothing": ["my_parts.py", "has no 'Nothing'"],
+    "generate hi TINY --method my_parts:NUMBER": ["my_parts:NUMBER (int)", "not a shortlist"],
+    "generate hi TINY --method my_parts:Lacking": ["not a shortlist", "observe, reset"],
+    "generate hi TINY --method my_parts:returns_none": ["not a shortlist", "select"],
+    "generate hi TINY --method my_parts:Asking": [
+        "asks for 'depth'",
+        "vocab_size, budget, eos_ids",
+    ],
+    "generate hi TINY --method my_parts:Even@20": ["no parameter 'budget'"],
+    "generate hi TINY --method my_parts:Frequent@0": ["budget 0", "1 id or more"],
+    "generate hi TINY --method my_parts:Frequent@999": ["budget 999", "1 to 320"],
+    "generate hi TINY --method my_parts:Frequent": ["no ranking 'general'"],
+    "generate hi TINY --method my_parts:Even --ranking mix": ["--ranking", "my_parts:Even"],
+    "generate hi TINY --method my_parts:Even@9 --budget 9": ["--budget", "one of them"],
+    "generate hi TINY --method my_parts:Unsorted": ["unsorted", "sorted"],
+    "generate hi TINY --method full --verifier nosuch": ["verifier 'nosuch'", "token, block"],
+    "generate hi TINY --method full --verifier nosuch:verify": ["no module 'nosuch'"],
+    "generate hi TINY --method full --verifier my_parts:Nothing": ["has no 'Nothing'"],
+    "generate hi TINY --method full --verifier my_parts:NUMBER": ["not a verifier"],
+    "generate hi TINY --method full --verifier my_parts:returns_none": ["not a verifier"],
+    "generate hi --model BAD/elsewhere --draft nosuch:Draft": ["no module 'nosuch'"],
+    "generate hi --model BAD/elsewhere --draft my_parts:Nothing": ["has no 'Nothing'"],
+    "generate hi --model BAD/elsewhere --draft my_parts:NUMBER": [
+        "not a draft",
+        "apply_final_norm",
+    ],
+    "generate hi --model BAD/elsewhere --draft my_parts:Even": ["not a draft", "fuse"],
+    "generate hi TINY --device tpu": ["--device", "cpu", "mps"],
+    "generate hi TINY --adapt --method autoregressive": ["autoregressive", "no draft"],
     "generate hi --model BAD/no-template": ["chat template", "--raw"],
 }
 DAMAGE = {
@@ -208,20 +290,20 @@ DAMAGE = {
     "generate hi TINY --ranking BAD/other.safetensors": ["other.safetensors", "tokenizer"],
     "generate hi TINY --ranking BAD/short.safetensors": ["short.safetensors", "damaged"],
     "generate hi TINY --ranking BAD/short-draft.safetensors": ["short-draft", "damaged"],
-    "generate hi TINY --ranking BAD/other-draft.safetensors": ["no ranking", "minispec rank"],
+    "generate hi TINY --ranking BAD/other-draft.safetensors": ["is not a ranking", "minispec rank"],
     "generate hi TINY --ranking BAD/latin.txt": ["latin.txt", "not a safetensors file"],
-    "generate hi TINY --ranking BAD/short.pt": ["short.pt", "no token map"],
-    "generate hi TINY --ranking BAD/garbage.pt": ["garbage.pt", "no token map"],
-    "generate hi TINY --ranking BAD/empty.pt": ["empty.pt", "no token map"],
-    "generate hi TINY --ranking BAD/dict.pt": ["dict.pt", "list of ids"],
-    "generate hi TINY --ranking BAD/float.pt": ["float.pt", "list of ids"],
-    "generate hi TINY --ranking BAD/words.pt": ["words.pt", "list of ids"],
-    "generate hi TINY --ranking BAD/twice.pt": ["twice.pt", "more than once"],
+    "generate hi TINY --ranking BAD/short.pt": ["short.pt", "not a token map"],
+    "generate hi TINY --ranking BAD/garbage.pt": ["garbage.pt", "not a token map"],
+    "generate hi TINY --ranking BAD/empty.pt": ["empty.pt", "not a token map"],
+    "generate hi TINY --ranking BAD/dict.pt": ["dict.pt", "does not hold ids"],
+    "generate hi TINY --ranking BAD/float.pt": ["float.pt", "does not hold ids"],
+    "generate hi TINY --ranking BAD/words.pt": ["words.pt", "does not hold ids"],
+    "generate hi TINY --ranking BAD/twice.pt": ["twice.pt", "1 duplicate"],
     "generate hi TINY --ranking BAD/range.pt": ["range.pt", "0..10000", "0..319"],
 }
 OUT = "--out TMP/out"
 COMPARE = {
-    f"compare {OUT} --model nosuch": ["no model 'nosuch'"],
+    f"compare {OUT} --model nosuch": ["unknown model 'nosuch'"],
     f"compare {OUT} TINY --methods full,medusa": ["unknown method 'medusa'", "frspec"],
     f"compare {OUT} TINY --methods full,,": ["unknown method ''"],
     f"compare {OUT} TINY --methods full,full": ["method is named twice"],
@@ -246,7 +328,7 @@ COMPARE = {
     f"compare {OUT} TINY --prompts BAD/nosuch.txt": ["nosuch.txt", "No such file"],
     f"compare {OUT} TINY --prompts nosuch": ["'nosuch'", "general, code, law, medicine"],
     f"compare {OUT} TINY --prompts BAD/hollow": ["hollow", "directory"],
-    f"compare {OUT} TINY --prompts BAD/empty.txt": ["empty.txt", "no prompts", "each line"],
+    f"compare {OUT} TINY --prompts BAD/empty.txt": ["empty.txt", "no prompts", "per line"],
     f"compare {OUT} TINY --prompts BAD/latin.txt": ["latin.txt", "not UTF-8", "line 2"],
     f"compare {OUT} TINY --prompts BAD/good.txt BAD/good.txt": ["good, good", "must differ"],
     f"compare {OUT} TINY --prompts law BAD/law.txt": ["law, law", "must differ"],
@@ -256,15 +338,18 @@ COMPARE = {
     f"compare {OUT} TINY --prompts BAD/good.txt --methods frspec@0.25:without-own": [
         "frspec@0.25:without-own", "stream 'good'", "general, code, law, medicine",
     ],
+    f"compare {OUT} TINY --methods full,my_parts:Nothing": ["has no 'Nothing'"],
+    f"compare {OUT} TINY --methods my_parts:Even,my_parts:Even": ["method is named twice"],
+    f"compare {OUT} TINY --methods full --verifier nosuch": ["verifier 'nosuch'"],
     "compare --out BAD/file TINY": ["cannot write into BAD/file"],
     "compare --out BAD/file/deep/out TINY": ["cannot write into BAD/file/deep/out"],
-    "compare --out TMP/new/out --model nosuch": ["no model 'nosuch'"],
+    "compare --out TMP/new/out --model nosuch": ["unknown model 'nosuch'"],
 }  # fmt: skip
 PAGE = "--out TMP/x.html"
 EXPLORE = {
     f"explore {PAGE}": ["prompt", "explore --help"],
     f"explore ' ' {PAGE} TINY": ["prompt is empty"],
-    f"explore hi {PAGE} --model nosuch": ["no model 'nosuch'"],
+    f"explore hi {PAGE} --model nosuch": ["unknown model 'nosuch'"],
     f"explore hi {PAGE} TINY --methods full,medusa": ["unknown method 'medusa'", "frspec"],
     f"explore hi {PAGE} TINY --methods full,full": ["method is named twice"],
     f"explore hi {PAGE} TINY --methods full,frspec@9:without-own": ["without-own", "single prompt"],
@@ -276,12 +361,15 @@ EXPLORE = {
     f"explore 'a\x04b' {PAGE} TINY --methods full": ["0x04", "character 1"],
     "explore hi TINY --out TMP/x.txt": ["x.txt must end in .html"],
     "explore hi TINY --out BAD/file/x.html": ["cannot write into BAD/file"],
+    "explore hi TINY --out TMP/new/x.html": ["TMP/new does not exist", "create it"],
+    f"explore hi {PAGE} TINY --methods my_parts:Nothing": ["has no 'Nothing'"],
+    f"explore hi {PAGE} TINY --methods full --verifier my_parts:NUMBER": ["not a verifier"],
     "explore hi TINY --out TMP": ["must end in .html"],
 }
 OTHERS = {
     "": ["COMMAND", "minispec --help"],
     "guess": ["'guess'", "generate", "compare"],
-    "fetch nosuch": ["no model 'nosuch'", "smollm2"],
+    "fetch nosuch": ["unknown model 'nosuch'", "smollm2"],
     "fetch": ["model"],
     "rank --model BAD/elsewhere --out TMP/x.pt": [
         "text to count",
@@ -296,7 +384,7 @@ OTHERS = {
     "generate hi TINY --seed -1": ["seed -1", "0..2147483647"],
     f"generate hi TINY --seed {2**31}": ["seed 2147483648", "0..2147483647"],
     "rank --out BAD/file/x.pt --text BAD/good.txt": ["cannot write into BAD/file"],
-    "rank --out TMP/x.pt --text BAD/good.txt --model nosuch": ["no model 'nosuch'"],
+    "rank --out TMP/x.pt --text BAD/good.txt --model nosuch": ["unknown model 'nosuch'"],
     "rank --out TMP/x.pt --text BAD/nosuch.txt --model BAD/elsewhere": ["nosuch.txt"],
     "rank --out TMP/x.pt --text BAD/latin.txt --model BAD/elsewhere": ["latin.txt", "utf-8"],
     "rank --out TMP/x.pt --text BAD/byte.txt --model BAD/elsewhere": ["0x04", "no token"],
@@ -304,7 +392,7 @@ OTHERS = {
     "rank --out TMP/x.pt --text BAD/good.txt --model BAD/elsewhere --budget 0": ["0", "1..320"],
     "rank --out TMP/x.pt --domains law --written TMP --model BAD/elsewhere --budget 999": ["999"],
     "train": ["PART", "train --help"],
-    "train draft --out TMP/out --model nosuch": ["no model 'nosuch'"],
+    "train draft --out TMP/out --model nosuch": ["unknown model 'nosuch'"],
     "train draft --out TMP/out --domains cooking": ["'cooking'", "medicine"],
     "train draft --out TMP/out --tokens 0": ["tokens 0", "1 or above"],
     "train draft --out TMP/out --epochs 0": ["epochs 0.0", "above 0"],
@@ -319,30 +407,37 @@ CASES = GENERATE | DAMAGE | COMPARE | EXPLORE | OTHERS
 
 
 @pytest.mark.parametrize("line", CASES)
-def test_bad_input_is_refused_in_one_line(
-    line: str, tiny: Tiny, bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_main_refuses_bad_input_in_one_line(
+    line: str,
+    tiny: Tiny,
+    bad: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(str(bad / "parts"))
     before = files(tiny.folder.parent, bad, tmp_path)
-    error = refused(capsys, filled(line, tiny, bad, tmp_path))
+    error = refused(capsys, fill(line, tiny, bad, tmp_path))
     for word in CASES[line]:
         assert word.replace("BAD", str(bad)).replace("TMP", str(tmp_path)) in error
     assert files(tiny.folder.parent, bad, tmp_path) == before
 
 
-def test_what_the_table_refuses_is_otherwise_accepted(
+def test_main_accepts_the_cases_without_their_fault(
     tiny: Tiny, bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each case above is this one with one thing wrong, so it is that thing that is refused."""
+    """Each case above is this one with one thing wrong, so that thing is what is refused."""
     for method in ("autoregressive", "full", "frspec@148:RANKING", "frspec@100:BAD/half.pt"):
         line = f"generate hi TINY --method {method} --gamma 16 --max-new-tokens 3 --top-k 0"
         line += " --temperature 0.5 --top-p 1 --stop x --threads 1 --seed 1 --json"
-        assert main.main(filled(line, tiny, bad, tmp_path)) == 0
+        assert main.main(fill(line, tiny, bad, tmp_path)) == 0
         out, error = capsys.readouterr()
         assert json.loads(out)["tokens"] == 3 and error == ""
 
 
 class Malicious:
-    """Unpickled without restraint, it makes a folder."""
+    """Unpickled without restrictions, it creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -362,7 +457,7 @@ def zipped(value: object) -> bytes:
 
 
 @pytest.mark.parametrize("write", [pickled, zipped])
-def test_a_token_map_that_asks_for_code_is_refused_and_not_run(
+def test_read_token_map_refuses_code_and_does_not_run_it(
     write: Callable[[object], bytes],
     tiny: Tiny,
     bad: Path,
@@ -372,10 +467,10 @@ def test_a_token_map_that_asks_for_code_is_refused_and_not_run(
     path, proof = tmp_path / "map.pt", tmp_path / "proof"
     path.write_bytes(write([1, 2, Malicious(proof)]))
     line = f"generate hi TINY --method frspec@2:{path}"
-    assert "no token map" in refused(capsys, filled(line, tiny, bad, tmp_path))
+    assert "not a token map" in refused(capsys, fill(line, tiny, bad, tmp_path))
     assert not proof.exists()
-    # As it stands, the file does what it is accused of.
-    with suppress(RuntimeError):  # torch wants more of a pickle than what is in this one
+    # Unrestricted loading would have run it.
+    with suppress(RuntimeError):  # torch expects more entries in a pickle
         torch.load(path, weights_only=False)
     assert proof.exists()
 
@@ -385,7 +480,7 @@ def test_a_token_map_that_asks_for_code_is_refused_and_not_run(
 
 @contextmanager
 def full_disk(left: int) -> Iterator[None]:
-    """No file can grow beyond ``left`` bytes: the closest to a full disk that needs no root."""
+    """No file can grow beyond ``left`` bytes: as close to a full disk as possible without root."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (left, hard))
     try:
@@ -395,7 +490,7 @@ def full_disk(left: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
-def test_a_ranking_that_does_not_fit_the_disk(
+def test_rank_leaves_no_file_on_a_full_disk(
     name: str, bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / name
@@ -409,7 +504,7 @@ def test_a_ranking_that_does_not_fit_the_disk(
 
 
 @pytest.mark.parametrize(("left", "kept"), [(100, set()), (20_000, {"report.json"})])
-def test_a_report_that_does_not_fit_the_disk(
+def test_compare_prints_its_figures_on_a_full_disk(
     left: int,
     kept: set[str],
     tiny: Tiny,
@@ -418,25 +513,25 @@ def test_a_report_that_does_not_fit_the_disk(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nor does what was measured to choose a backend, which is done without."""
+    """Measurements of backends do not fit either, and are not kept."""
     line = "compare --out {} TINY --prompts BAD/good.txt --methods full --max-new-tokens 2"
-    # Kernels that are compiled for the first time are kept on disk as well.
-    assert main.main(filled(line.format(tmp_path / "before"), tiny, bad, tmp_path)) == 0
+    # Kernels compiled for the first time are cached on disk too.
+    assert main.main(fill(line.format(tmp_path / "before"), tiny, bad, tmp_path)) == 0
     capsys.readouterr()
     monkeypatch.setattr(backend, "cache_folder", lambda: tmp_path / "none" / "minispec")
     out = tmp_path / "out"
     with full_disk(left):
-        code = main.main(filled(line.format(out), tiny, bad, tmp_path))
+        code = main.main(fill(line.format(out), tiny, bad, tmp_path))
     assert code == 2
     said, error = capsys.readouterr()
-    assert "tokens/s" in said  # the figures are not lost
+    assert "tokens/s" in said
     lost = "report.png" if kept else "report.json"
     assert f"cannot write {out / lost}" in one_line(error)
     assert {path.name for path in files(out)} == kept
     assert all(read_json(out / name)["results"] for name in kept)
 
 
-def test_a_disk_that_fills_at_the_last_moment(
+def test_rank_leaves_no_file_if_renaming_fails(
     bad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*paths: object) -> None:
@@ -451,7 +546,7 @@ def test_a_disk_that_fills_at_the_last_moment(
 
 @pytest.mark.parametrize("fault", [FetchError("cannot fetch it: is the network there?"),
                                    KeyboardInterrupt()])  # fmt: skip
-def test_an_interrupted_download(
+def test_fetch_leaves_no_file_when_interrupted(
     fault: BaseException,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -462,7 +557,7 @@ def test_an_interrupted_download(
         raise fault
 
     monkeypatch.setattr(artifacts, "user_cache_path", lambda name: tmp_path / name)
-    monkeypatch.setattr(pretrained, "_download", stops)
+    monkeypatch.setattr(known_models, "_download", stops)
     code = main.main(["fetch", "smollm2"])
     out, error = capsys.readouterr()
     assert out == ""
@@ -473,7 +568,7 @@ def test_an_interrupted_download(
     assert [path for path in files(tmp_path) if path.is_file()] == []
 
 
-# ------------------------------------------------------------------ the program, and signals to it
+# ------------------------------------------------------------------ the program, and signals
 
 
 def program(*arguments: str, code: str = "") -> list[str]:
@@ -481,15 +576,15 @@ def program(*arguments: str, code: str = "") -> list[str]:
     return [sys.executable, *start, *arguments]
 
 
-def test_the_program_itself_refuses_alike(tiny: Tiny) -> None:
-    prompt = b"caf\xe9"  # what a terminal sends that is not set to UTF-8
+def test_program_refuses_a_prompt_that_is_not_utf8(tiny: Tiny) -> None:
+    prompt = b"caf\xe9"  # sent by a terminal in Latin-1
     command = [*program("generate", "--model", str(tiny.folder)), prompt]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "character 3" in one_line(done.stderr)
 
 
-def test_help_is_quick_and_names_everything() -> None:
+def test_help_names_all_options_without_importing_torch() -> None:
     code = (
         "import sys\n"
         "from minispec.tools.cli.main import main\n"
@@ -511,30 +606,30 @@ def test_help_is_quick_and_names_everything() -> None:
 
 
 def endless(tiny: Tiny) -> list[str]:
-    """A command that goes on for as long as the context lasts."""
+    """A command that decodes until the context is full."""
     options = ["--model", str(tiny.folder), "--draft", str(tiny.draft_path), "--method", "full"]
     length = ["--ignore-eos", "--max-new-tokens", str(tiny_model.CONTEXT)]
     return ["generate", "The wind", *options, *length, "--threads", "1"]
 
 
-def test_ctrl_c_while_generating(tiny: Tiny) -> None:
+def test_generate_exits_with_130_on_ctrl_c(tiny: Tiny) -> None:
     with subprocess.Popen(
         program(*endless(tiny)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as run:
         assert run.stdout and run.stderr
-        assert run.stdout.read(20)  # it is at work
+        assert run.stdout.read(20)  # it is decoding
         run.send_signal(signal.SIGINT)
         run.stdout.read()
         error = run.stderr.read().decode()
     assert (run.returncode, one_line(error)) == (130, "minispec: interrupted\n")
 
 
-# Output is buffered, as Python does unless it is told otherwise: then it writes once more at its
-# end, and has something to say about a pipe that is closed or a disk that is full.
+# With buffered output, Python's default, the interpreter writes once more at its exit, and would
+# complain about a closed pipe or a full disk.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
-def test_a_reader_that_has_seen_enough(tiny: Tiny) -> None:
+def test_generate_exits_quietly_if_its_reader_closes_the_pipe(tiny: Tiny) -> None:
     with subprocess.Popen(
         program(*endless(tiny)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=BUFFERED
     ) as run:
@@ -546,7 +641,7 @@ def test_a_reader_that_has_seen_enough(tiny: Tiny) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
-def test_an_output_that_takes_nothing(tiny: Tiny) -> None:
+def test_generate_reports_a_full_output_device(tiny: Tiny) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             program(*endless(tiny)), stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED
@@ -555,7 +650,7 @@ def test_an_output_that_takes_nothing(tiny: Tiny) -> None:
     assert "No space left on device" in one_line(done.stderr)
 
 
-def test_ctrl_c_while_comparing(
+def test_compare_exits_with_130_on_ctrl_c(
     tiny: Tiny,
     bad: Path,
     tmp_path: Path,
@@ -567,13 +662,13 @@ def test_ctrl_c_while_comparing(
 
     monkeypatch.setattr(compare, "measure", interrupted)
     line = f"compare {OUT} TINY --prompts BAD/good.txt --methods full"
-    assert main.main(filled(line, tiny, bad, tmp_path)) == 130
+    assert main.main(fill(line, tiny, bad, tmp_path)) == 130
     assert capsys.readouterr() == ("", "minispec: interrupted\n")
     assert files(tmp_path) == set()
 
 
 def write_shard(path: Path, model: Pretrained, sequences: int = 6, tokens: int = 24) -> None:
-    """Text that the tiny target wrote, as ``distill`` keeps it."""
+    """Text written by the tiny target, in the format of ``distill``."""
     parts: dict[str, list[torch.Tensor]] = {"tokens": [], "hidden": [], "aux_hidden_states": []}
     ends = [0]
     for number in range(sequences):
@@ -593,18 +688,18 @@ def write_shard(path: Path, model: Pretrained, sequences: int = 6, tokens: int =
     save_file(tensors | {name: torch.tensor(values) for name, values in places.items()}, path)
 
 
-# Trains on the tiny model for as long as it is let, with text that is already written.
+# Trains a draft of the tiny model, with text that is already written, until it is interrupted.
 TRAINING = """
 import sys
 from pathlib import Path
 import torch
 from minispec.tools.cli import main
 from minispec.tools.data import distill
-from minispec.tools.models import pretrained
+from minispec.tools.models import known_models, pretrained
 from minispec.tools.training import train_draft
 model, shard, out = sys.argv[1:]
 load = pretrained.load
-pretrained.fetch = lambda name: Path(model)
+known_models.fetch = lambda name: Path(model)
 pretrained.load = lambda name: load(model)
 distill.write_shards = lambda *arguments, **options: iter([Path(shard)])
 config = train_draft.TrainConfig
@@ -614,7 +709,7 @@ sys.exit(main.main(["train", "draft", "--out", out, *epochs]))
 """
 
 
-def test_ctrl_c_while_training(tiny: Tiny, tmp_path: Path) -> None:
+def test_train_draft_keeps_whole_files_on_ctrl_c(tiny: Tiny, tmp_path: Path) -> None:
     shard, out = tmp_path / "shard.safetensors", tmp_path / "out"
     write_shard(shard, tiny.model)
     command = program(str(tiny.folder), str(shard), str(out), code=TRAINING)
@@ -626,20 +721,20 @@ def test_ctrl_c_while_training(tiny: Tiny, tmp_path: Path) -> None:
         said, error = run.stdout.read(), run.stderr.read().decode()
     assert (run.returncode, said) == (130, b""), error
     assert one_line(error) == "minispec: interrupted\n"
-    # What is there is whole, and nothing else is there.
+    # Only whole files are left.
     assert {path.name for path in files(out)} == {"checkpoint.safetensors", "training.json"}
     assert read_json(out / "training.json")["log"]
     assert read_tensors(out / "checkpoint.safetensors")
 
 
-def test_ctrl_c_while_writing_text_to_train_on(
+def test_train_draft_exits_with_130_on_ctrl_c_while_writing_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*arguments: object, **options: object) -> Iterator[Path]:
         raise KeyboardInterrupt
         yield tmp_path
 
-    monkeypatch.setattr(recipe.pretrained, "fetch", lambda name: tmp_path)
+    monkeypatch.setattr(recipe.known_models, "fetch", lambda name: tmp_path)
     monkeypatch.setattr(recipe.distill, "write_shards", interrupted)
     assert main.main(["train", "draft", "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr() == ("", "minispec: interrupted\n")

@@ -1,26 +1,36 @@
-"""What a person sees of one prompt, and what a program reads of it."""
+"""`minispec generate`: text, traces, JSON, ends of answers, default methods, pipes and chats."""
 
 import contextlib
 import io
 import json
+import os
+import pty
 import re
+import select
+import signal
+import subprocess
+import sys
+import termios
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers import tiny_model
 from helpers.tiny_model import Tiny
 from minispec.commit import StopRule
-from minispec.io import draft_file
+from minispec.io import draft_file, index_file
+from minispec.io.index_file import write_index
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
 from minispec.tools.evaluation import methods
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.models import pretrained
-from minispec.tools.reporting import generate
+from minispec.tools.reporting.colours import FATES
+from minispec.tools.reporting.generate import trace_round, write_legend, write_rounds
 from minispec.types import Round
 
 PROMPT = "The wind and the sea"
@@ -58,31 +68,31 @@ def spelled(tiny: Tiny) -> list[str]:
 # ------------------------------------------------------------------ the answer
 
 
-def test_greedy_text_is_the_same_from_all_methods(tiny: Tiny, ask: Ask) -> None:
+def test_generate_gives_the_same_greedy_text_with_all_methods(tiny: Tiny, ask: Ask) -> None:
     answers = [asked(ask, "--method", name) for name in spelled(tiny)]
     assert len(answers[0]["ids"]) == 40 and len(set(answers[0]["ids"])) > 10
     for answer in answers:
         assert (answer["ids"], answer["text"]) == (answers[0]["ids"], answers[0]["text"])
-    # It was not plain decoding every time.
+    # Not all of it was plain decoding.
     plain, full = answers[0], answers[1]
     assert plain["target_passes"] == 40 > full["target_passes"]
 
 
-def test_dtype_is_that_of_the_weights(ask: Ask) -> None:
+def test_generate_runs_in_the_chosen_dtype(ask: Ask) -> None:
     for dtype in ("float32", "bfloat16"):
         answer = asked(ask, "--method", "full", "--dtype", dtype)
         assert (answer["dtype"], answer["tokens"]) == (dtype, 40)
 
 
 @pytest.mark.parametrize("gamma", ["1", "2", "16"])
-def test_gamma_changes_the_passes_and_not_the_text(ask: Ask, gamma: str) -> None:
+def test_generate_gives_the_same_text_at_every_gamma(ask: Ask, gamma: str) -> None:
     plain = asked(ask, "--method", "autoregressive")
     answer = asked(ask, "--method", "full", "--gamma", gamma)
     assert answer["ids"] == plain["ids"]
     assert len(answer["accepted_by_position"]) == int(gamma)
 
 
-def test_text_on_stdout_is_the_answer_and_figures_are_on_stderr(ask: Ask) -> None:
+def test_generate_writes_text_to_stdout_and_figures_to_stderr(ask: Ask) -> None:
     out, error = ask("--method", "full")
     answer = asked(ask, "--method", "full")
     assert out == answer["text"] + "\n"
@@ -97,7 +107,7 @@ def test_text_on_stdout_is_the_answer_and_figures_are_on_stderr(ask: Ask) -> Non
 
 
 class Pieces(io.StringIO):
-    """Keeps what had been written each time that it is flushed: what a reader has seen by then."""
+    """Keeps what had been written at each flush: what a reader has seen by then."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +119,7 @@ class Pieces(io.StringIO):
 
 
 def decoded(tiny: Tiny, method: str, rule: StopRule = RULE, seed: int = 0) -> list[Round]:
-    run = methods.decoder(
+    run = methods.build_decoder(
         Method.parse(method), tiny.model, tiny.draft, None,
         gamma=4, sampling=Sampling(1.0), stop=rule,
     )  # fmt: skip
@@ -117,9 +127,9 @@ def decoded(tiny: Tiny, method: str, rule: StopRule = RULE, seed: int = 0) -> li
 
 
 @pytest.mark.parametrize("name", ["autoregressive", "full"])
-def test_text_is_streamed_round_by_round_and_adds_up(tiny: Tiny, name: str) -> None:
+def test_write_rounds_flushes_the_text_of_each_round(tiny: Tiny, name: str) -> None:
     rounds, out = decoded(tiny, name), Pieces()
-    generate.generate(
+    write_rounds(
         rounds, tiny.model.tokenizer, trace=False, as_json=False, details={},
         started=0.0, out=out, err=io.StringIO(),
     )  # fmt: skip
@@ -127,7 +137,7 @@ def test_text_is_streamed_round_by_round_and_adds_up(tiny: Tiny, name: str) -> N
     assert out.seen[: len(rounds)] == ["".join(texts[: i + 1]) for i in range(len(texts))]
     ids = [token for finished in rounds for token in finished.tokens]
     assert out.getvalue() == "".join(texts) + "\n" == tiny.model.tokenizer.decode(ids) + "\n"
-    assert len(set(out.seen)) > 10  # it came in pieces
+    assert len(set(out.seen)) > 10  # in pieces
 
 
 # ------------------------------------------------------------------ --json
@@ -140,8 +150,8 @@ KEYS = {
 }  # fmt: skip
 
 
-def test_a_draft_that_learns_says_so(tiny: Tiny, ask: Ask) -> None:
-    """The tokens are those of the frozen draft, since the target alone decides."""
+def test_generate_reports_what_a_learning_draft_did(tiny: Tiny, ask: Ask) -> None:
+    """The tokens are those of the frozen draft: greedy output depends on the target alone."""
     method = f"frspec@100:{tiny.ranking('mix')}"
     options = ("--ignore-eos", "--max-new-tokens", "200", "--backend", "reference")
     frozen = asked(ask, "--method", method, *options)
@@ -150,7 +160,7 @@ def test_a_draft_that_learns_says_so(tiny: Tiny, ask: Ask) -> None:
     assert ours["learning"]["changed"] >= 1 and ours["learning"]["positions"] >= 64
 
 
-def test_json_is_one_object_with_the_stated_keys(tiny: Tiny, ask: Ask) -> None:
+def test_generate_json_is_one_object_with_the_stated_keys(tiny: Tiny, ask: Ask) -> None:
     method = f"frspec@100:{tiny.ranking('mix')}"
     answer = asked(ask, "--method", method, "--gamma", "3", "--seed", "7", "--temperature", "0.8")
     assert answer.keys() == KEYS
@@ -166,15 +176,15 @@ def test_json_is_one_object_with_the_stated_keys(tiny: Tiny, ask: Ask) -> None:
     assert all(0 <= share <= 1 for share in answer["accepted_by_position"])
 
 
-def test_speed_is_of_decoding_alone(ask: Ask) -> None:
+def test_generate_speed_excludes_prefill(ask: Ask) -> None:
     answer = asked(ask, "--method", "full")
     decoding = sum(answer["seconds"].values()) - answer["seconds"]["prefill"]
     assert answer["tokens_per_second"] == pytest.approx(answer["tokens"] / decoding)
     assert answer["seconds_to_first_token"] > answer["seconds"]["prefill"] > 0
 
 
-def test_a_verifier_may_be_chosen(ask: Ask) -> None:
-    """Drawn from the same seed, the two verifiers part; greedily they say the same."""
+def test_generate_uses_the_chosen_verifier(ask: Ask) -> None:
+    """With the same seed the two verifiers draw different tokens; greedily they agree."""
     drawn = ["--method", "full", "--temperature", "2", "--gamma", "4"]
     by = {v: asked(ask, *drawn, "--verifier", v) for v in ("token", "block")}
     assert {v: answer["verifier"] for v, answer in by.items()} == {v: v for v in by}
@@ -183,13 +193,13 @@ def test_a_verifier_may_be_chosen(ask: Ask) -> None:
     assert greedy[0] == greedy[1]
 
 
-def test_plain_decoding_has_neither_gamma_nor_budget(ask: Ask) -> None:
+def test_generate_json_has_no_gamma_or_budget_for_plain_decoding(ask: Ask) -> None:
     answer = asked(ask, "--method", "autoregressive", "--gamma", "3")
     assert answer["gamma"] is answer["budget"] is answer["verifier"] is None
     assert answer["accepted_by_position"] == [] and answer["tau"] == 1
 
 
-def test_no_tokens_at_all(ask: Ask) -> None:
+def test_generate_with_no_new_tokens(ask: Ask) -> None:
     answer = asked(ask, "--method", "full", "--max-new-tokens", "0")
     assert (answer["text"], answer["ids"], answer["stop"]) == ("", [], "length")
     assert (answer["tau"], answer["tokens_per_second"]) == (0, 0)
@@ -200,30 +210,99 @@ def test_no_tokens_at_all(ask: Ask) -> None:
 
 # ------------------------------------------------------------------ --trace
 
-FATES = {"\x1b[32m": "accepted", "\x1b[9;31m": "rejected", "\x1b[1;34m": "own"}
-COLOURED = re.compile(r"(\x1b\[32m|\x1b\[9;31m|\x1b\[1;34m)(.*?)\x1b\[0m", re.DOTALL)
+COLOURS = {fate.ansi: name for name, fate in FATES.items()}
+COLOURED = re.compile(rf"({'|'.join(map(re.escape, COLOURS))})(.*?)\x1b\[0m", re.DOTALL)
+MARKED = re.compile(r"\[([-+*])(.*?)\1\]", re.DOTALL)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def fates(text: str) -> list[tuple[str, str]]:
-    """A trace as (fate, text); nothing in it is without a colour."""
+    """A coloured trace as (fate, text); all of it has a colour."""
     assert COLOURED.sub("", text) == ""
-    return [(FATES[colour], shown) for colour, shown in COLOURED.findall(text)]
+    return [(COLOURS[colour], shown) for colour, shown in COLOURED.findall(text)]
 
 
-def test_trace_shows_what_became_of_each_token(tiny: Tiny, ask: Ask) -> None:
-    out, error = ask("--method", "full", "--trace")
+@pytest.fixture
+def coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal with colours, whatever the environment of the tests."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def drafted(tiny: Tiny) -> list[Round]:
+    """Rounds with a proposal, of several seeds, so that every fate occurs."""
+    rounds = [finished for seed in range(8) for finished in decoded(tiny, "full", seed=seed)]
+    return [finished for finished in rounds if finished.proposed]
+
+
+def trace(tiny: Tiny, rounds: Sequence[Round], out: io.StringIO) -> str:
+    """What ``write_rounds`` writes of a trace."""
+    write_rounds(
+        rounds, tiny.model.tokenizer, trace=True, as_json=False, details={},
+        started=0.0, out=out, err=io.StringIO(),
+    )  # fmt: skip
+    return out.getvalue()
+
+
+def text_of(tiny: Tiny, rounds: Sequence[Round]) -> str:
+    """The text of the tokens, each part of a trace decoded separately."""
+    parts = (r.tokens[a:b] for r in rounds for a, b in ((0, len(r.path)), (len(r.path), None)))
+    data = (b"".join(map(tiny.model.tokenizer.token_bytes, part)) for part in parts)
+    return "".join(each.decode(errors="replace") for each in data)
+
+
+def test_write_rounds_traces_every_fate_in_its_colour(tiny: Tiny, coloured: None) -> None:
+    rounds = drafted(tiny)
+    out = trace(tiny, rounds, Terminal())
     assert out.endswith("\n")
     shown = fates(out[:-1])
-    assert {fate for fate, _ in shown} == set(FATES.values())
-    assert [fate for fate, _ in fates(error.splitlines()[0].replace("m ", "m"))] == [
-        *FATES.values()
-    ]
-    # Without what was rejected, the trace is the text.
+    assert {fate for fate, _ in shown} == FATES.keys()
+    # Without the rejected tokens, the trace is the text.
     kept = "".join(text for fate, text in shown if fate != "rejected")
-    assert kept == asked(ask, "--method", "full")["text"]
+    assert kept == text_of(tiny, rounds)
 
 
-def test_trace_of_each_round(tiny: Tiny) -> None:
+@pytest.mark.parametrize("reason", ["pipe", "NO_COLOR", "TERM"])
+def test_write_rounds_marks_fates_without_colours(
+    tiny: Tiny, coloured: None, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    if reason != "pipe":
+        monkeypatch.setenv(reason, "dumb")
+    out = io.StringIO() if reason == "pipe" else Terminal()
+    rounds = drafted(tiny)
+    shown = trace(tiny, rounds, out)
+    assert "\x1b" not in shown
+    assert {mark for mark, _ in MARKED.findall(shown)} == {"-", "+", "*"}
+    kept = MARKED.sub(lambda found: "" if found[1] == "-" else found[2], shown)
+    assert kept == text_of(tiny, rounds) + "\n"
+
+
+def test_write_rounds_leaves_plain_decoding_uncoloured(tiny: Tiny, coloured: None) -> None:
+    rounds = decoded(tiny, "autoregressive")
+    assert trace(tiny, rounds, Terminal()) == text_of(tiny, rounds) + "\n"
+
+
+def test_write_legend_names_every_fate_in_its_colour(coloured: None) -> None:
+    out, pipe = Terminal(), io.StringIO()
+    write_legend(out)
+    assert [fate for fate, _ in fates(out.getvalue().strip().replace("m, ", "m"))] == [*FATES]
+    write_legend(pipe)
+    assert pipe.getvalue().startswith("accepted, [-rejected-], [+recovered")
+
+
+def test_generate_writes_the_legend_before_the_trace(ask: Ask) -> None:
+    out, error = ask("--method", "full", "--trace")
+    legend = io.StringIO()
+    write_legend(legend)
+    assert out.startswith(legend.getvalue()) and out.count("accepted, [-rejected-]") == 1
+    assert error.count("\n") == 1
+
+
+def test_trace_round_splits_each_round_by_fate(tiny: Tiny) -> None:
     tokenizer = tiny.model.tokenizer
     rounds = decoded(tiny, "full")
     assert {0, 1} < {len(finished.path) for finished in rounds}
@@ -233,36 +312,40 @@ def test_trace_of_each_round(tiny: Tiny) -> None:
 
     for finished in rounds:
         n = len(finished.path)
+        last = "recovered" if n < len(finished.proposed) else "bonus"
         expected = [
             ("accepted", text(finished.tokens[:n])),
             ("rejected", text(finished.proposed[n:]).replace("\n", "\\n")),
-            ("own", text(finished.tokens[n:])),
+            (last if finished.proposed else "plain", text(finished.tokens[n:])),
         ]
-        assert fates(generate.coloured(finished, tokenizer)) == [e for e in expected if e[1]]
+        if not finished.proposed:
+            assert trace_round(finished, tokenizer, True) == expected[2][1]
+            continue
+        assert fates(trace_round(finished, tokenizer, True)) == [e for e in expected if e[1]]
 
 
-def test_a_trace_keeps_the_spaces_of_a_sentencepiece_model() -> None:
+def test_trace_round_keeps_the_spaces_of_a_sentencepiece_model() -> None:
     class Spaced:
-        """As SentencePiece does, it takes the first space of whatever it decodes away."""
+        """Like SentencePiece, ``decode`` would drop the first space of each text."""
 
         def token_bytes(self, token: int) -> bytes:
             return [b" one", b" two", b" three"][token]
 
     finished = Round((0, 1, 2), "", (0, 1), (0, 1), (3, 3), {}, None)
-    assert fates(generate.coloured(finished, Spaced())) == [
+    assert fates(trace_round(finished, Spaced(), True)) == [
         ("accepted", " one two"),
-        ("own", " three"),
+        ("bonus", " three"),
     ]
 
 
-# ------------------------------------------------------------------ how it ends, and luck
+# ------------------------------------------------------------------ the end of an answer, and seeds
 
 
 @pytest.mark.parametrize("name", ["autoregressive", "full"])
-def test_stop_strings_end_the_text_before_them(ask: Ask, name: str) -> None:
+def test_generate_ends_the_text_before_a_stop_string(ask: Ask, name: str) -> None:
     whole = asked(ask, "--method", name)["text"]
-    # Three characters from the middle, so across tokens' borders too, where they first occur.
-    marks = [whole[place : place + 3] for place in range(8, 30)]
+    # Three characters from the middle, across token boundaries too, at their first occurrence.
+    marks = [whole[start : start + 3] for start in range(8, 30)]
     for mark in marks:
         answer = asked(ask, "--method", name, "--stop", "never", "--stop", mark)
         assert answer["stop"] == "stop_string"
@@ -271,15 +354,15 @@ def test_stop_strings_end_the_text_before_them(ask: Ask, name: str) -> None:
         assert out == answer["text"] + "\n"
 
 
-def test_a_seed_fixes_an_answer_and_another_one_changes_it(ask: Ask) -> None:
+def test_generate_answer_is_fixed_by_the_seed(ask: Ask) -> None:
     for name in ("autoregressive", "full"):
         options = ["--method", name, "--temperature", "1", "--seed"]
         answers = [asked(ask, *options, seed)["ids"] for seed in ("3", "3", "4")]
         assert answers[0] == answers[1] != answers[2]
 
 
-def test_the_end_of_an_answer_and_going_on_past_it(tiny: Tiny, ask: Ask) -> None:
-    # A hot law is almost uniform: it comes upon the end within some hundred of the 320 ids.
+def test_generate_stops_at_eos_unless_ignored(tiny: Tiny, ask: Ask) -> None:
+    # At this temperature the distribution is almost uniform over the 320 ids: it soon draws EOS.
     options = ["--method", "full", "--temperature", "30", "--max-new-tokens", "1500"]
     answer = asked(ask, *options)
     ends = tiny.model.tokenizer.eos_ids
@@ -291,7 +374,7 @@ def test_the_end_of_an_answer_and_going_on_past_it(tiny: Tiny, ask: Ask) -> None
     assert set(longer["ids"]) & set(ends)
 
 
-def test_the_end_of_the_context(ask: Ask) -> None:
+def test_generate_stops_at_the_end_of_the_context(ask: Ask) -> None:
     options = ["--method", "autoregressive", "--max-new-tokens", "9999", "--ignore-eos", "--raw"]
     prompt = "the" * (tiny_model.CONTEXT - 5)
     answer = json.loads(ask("--json", *options, prompt=prompt)[0])
@@ -299,7 +382,7 @@ def test_the_end_of_the_context(ask: Ask) -> None:
     assert answer["prompt_tokens"] + answer["tokens"] == tiny_model.CONTEXT
 
 
-def test_raw_continues_the_text_itself(tiny: Tiny, ask: Ask) -> None:
+def test_generate_raw_uses_no_chat_template(tiny: Tiny, ask: Ask) -> None:
     raw, chat = (asked(ask, "--method", "full", *option) for option in (["--raw"], []))
     assert raw["prompt_tokens"] == len(tiny.model.tokenizer.encode(PROMPT))
     assert chat["prompt_tokens"] == len(tiny.model.tokenizer.chat(PROMPT))
@@ -309,15 +392,15 @@ def test_raw_continues_the_text_itself(tiny: Tiny, ask: Ask) -> None:
 # ------------------------------------------------------------------ which method
 
 
-def test_without_a_draft_it_decodes_plainly_and_says_so(tiny: Tiny, ask: Ask) -> None:
+def test_generate_reports_plain_decoding_without_a_draft(tiny: Tiny, ask: Ask) -> None:
     out, error = ask("--json")
     assert json.loads(out)["method"] == "autoregressive"
-    assert error.count("\n") == 1 and f"no draft is known for {tiny.folder}" in error
-    # Asked for, it is nothing to be remarked.
+    assert error.count("\n") == 1 and f"model {tiny.folder} has no draft" in error
+    # Asked for, it needs no remark.
     asked(ask, "--method", "autoregressive")
 
 
-def test_a_file_that_lies_beside_a_model_is_not_its_draft(tmp_path: Path) -> None:
+def test_generate_ignores_files_beside_a_model_folder(tmp_path: Path) -> None:
     tiny_model.write_model(tmp_path / "model")
     (tmp_path / "model.safetensors").write_text("something else")
     out = io.StringIO()
@@ -327,11 +410,11 @@ def test_a_file_that_lies_beside_a_model_is_not_its_draft(tmp_path: Path) -> Non
     assert json.loads(out.getvalue())["method"] == "autoregressive"
 
 
-def test_a_draft_alone_serves_full_speculation(tiny: Tiny, ask: Ask) -> None:
+def test_generate_defaults_to_full_with_a_draft_alone(tiny: Tiny, ask: Ask) -> None:
     assert asked(ask, "--draft", str(tiny.draft_path))["method"] == "full"
 
 
-def test_a_budget_or_a_ranking_asks_for_frspec(tiny: Tiny, ask: Ask) -> None:
+def test_generate_takes_a_budget_or_ranking_for_frspec(tiny: Tiny, ask: Ask) -> None:
     mix, given = str(tiny.ranking("mix")), ["--draft", str(tiny.draft_path)]
     answer = asked(ask, "--ranking", mix, *given)
     assert (answer["method"], answer["budget"]) == (f"frspec:{mix}", 80)
@@ -341,16 +424,132 @@ def test_a_budget_or_a_ranking_asks_for_frspec(tiny: Tiny, ask: Ask) -> None:
     assert (answer["method"], answer["budget"]) == (f"frspec@0.5:{mix}", 160)
 
 
-def test_a_model_with_a_draft_and_rankings_speculates_with_them(
-    tiny: Tiny, ask: Ask, monkeypatch: pytest.MonkeyPatch
+def test_generate_defaults_to_the_best_method_that_the_model_has(
+    tiny: Tiny, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tiny model takes the place of the known one, draft and rankings included."""
-    monkeypatch.setattr(pretrained, "load", lambda name, dtype: replace(tiny.model, name=name))
+    """The tiny model stands in for a known one, with draft, rankings and index."""
+    index, model = tmp_path / "index.safetensors", tiny.model
+    clusters = torch.arange(model.tokenizer.vocab_size) % 16
+    write_index(index, clusters, {}, model.fingerprint, model.tokenizer.fingerprint)
+    monkeypatch.setattr(pretrained, "load", lambda name, *options: replace(model, name=name))
     monkeypatch.setattr(draft_file, "find_draft", lambda model: tiny.draft_path)
-    monkeypatch.setattr(ranking, "shipped", lambda model, name: tiny.ranking(name))
+    monkeypatch.setattr(ranking, "find_shipped_ranking", lambda model, name: tiny.ranking(name))
+    monkeypatch.setattr(methods, "find_artifact", lambda model, name: index)
+    monkeypatch.setattr(index_file, "find_artifact", lambda model, name: index)
     answer = asked(ask, "--model", "smollm2")
-    assert (answer["model"], answer["method"], answer["budget"]) == ("smollm2", "frspec", 80)
+    assert (answer["model"], answer["method"], answer["budget"]) == ("smollm2", "evospec", 10)
     assert answer["tau"] > 1
-    # Where the rankings are missing, the draft still serves.
-    monkeypatch.setattr(ranking, "shipped", lambda model, name: None)
+    assert asked(ask, "--model", "smollm2", "--adapt")["method"] == "evospec+adapt"
+    # Without an index, without rankings too, and without a draft.
+    monkeypatch.setattr(methods, "find_artifact", lambda model, name: None)
+    answer = asked(ask, "--model", "smollm2")
+    assert (answer["method"], answer["budget"]) == ("frspec", 80)
+    assert asked(ask, "--model", "smollm2", "--index", str(index))["method"] == "evospec"
+    monkeypatch.setattr(ranking, "find_shipped_ranking", lambda model, name: None)
     assert asked(ask, "--model", "smollm2")["method"] == "full"
+    monkeypatch.setattr(draft_file, "find_draft", lambda model: None)
+    assert json.loads(ask("--json", "--model", "smollm2")[0])["method"] == "autoregressive"
+
+
+# ------------------------------------------------------------------ pipes and chats
+
+
+def command(tiny: Tiny, *options: str) -> list[str]:
+    """`minispec generate` without a prompt, as a program."""
+    program = [sys.executable, "-m", "minispec", "generate", "--model", str(tiny.folder)]
+    drafts = ["--draft", str(tiny.draft_path), "--method", "full", "--threads", "1"]
+    return [*program, *drafts, "--max-new-tokens", "12", *options]
+
+
+def test_generate_reads_the_prompt_from_a_pipe(tiny: Tiny, ask: Ask) -> None:
+    done = subprocess.run(
+        command(tiny, "--json"), input="The wind\nand the sea\n", capture_output=True, text=True
+    )
+    answer = json.loads(done.stdout)
+    prompt = "The wind\nand the sea"
+    expected = ask("--json", "--method", "full", "--max-new-tokens", "12", prompt=prompt)[0]
+    assert answer["ids"] == json.loads(expected)["ids"] and answer["tokens"] == 12
+
+
+@pytest.mark.parametrize(("piped", "words"), [(b"", "prompt is empty"), (b"caf\xe9", "not UTF-8")])
+def test_generate_refuses_a_bad_prompt_from_a_pipe(tiny: Tiny, piped: bytes, words: str) -> None:
+    utf8 = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command(tiny), input=piped, capture_output=True, env=utf8)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.count(b"\n") == 1 and words in done.stderr.decode()
+
+
+class Session:
+    """A program that runs on a terminal of its own."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.terminal, inner = pty.openpty()
+        settings = termios.tcgetattr(inner)
+        settings[3] &= ~termios.ECHO
+        termios.tcsetattr(inner, termios.TCSANOW, settings)
+        environment = {**os.environ, "TERM": "dumb"}
+        self.run = subprocess.Popen(
+            arguments, stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
+            env=environment,
+        )  # fmt: skip
+        os.close(inner)
+
+    def read_until(self, words: str) -> str:
+        """The output up to these words, or all of it at the program's exit."""
+        text = b""
+        while words.encode() not in text and select.select([self.terminal], [], [], 120)[0]:
+            try:
+                text += os.read(self.terminal, 4096)
+            except OSError:  # the other end is closed
+                break
+        return text.decode(errors="replace").replace("\r\n", "\n")
+
+    def write(self, text: str) -> None:
+        os.write(self.terminal, text.encode())
+
+
+def test_generate_chats_on_a_terminal_until_ctrl_d(tiny: Tiny) -> None:
+    session = Session(command(tiny, "--json"))
+    greeting = session.read_until("> ")
+    assert "full; Ctrl-D ends the chat" in greeting
+    answers = []
+    for message in ("The wind", "and the sea"):
+        session.write(f"{message}\n")
+        answers.append(json.loads(session.read_until("\n> ").strip("> \n").splitlines()[-1]))
+    session.write("\x04")
+    session.read_until("never")
+    assert session.run.wait() == 0
+    # The second turn continues the first: both models read all of it.
+    tokenizer = tiny.model.tokenizer
+    first, second = answers
+    later = len(tokenizer.chat("and the sea", later=True))
+    assert first["prompt_tokens"] == len(tokenizer.chat("The wind"))
+    assert second["prompt_tokens"] == first["prompt_tokens"] + 12 + later
+
+
+def test_generate_chat_ends_with_130_on_ctrl_c(tiny: Tiny) -> None:
+    session = Session(command(tiny))
+    session.read_until("> ")
+    session.run.send_signal(signal.SIGINT)
+    assert "minispec: interrupted" in session.read_until("interrupted\n")
+    assert session.run.wait() == 130
+
+
+def test_generate_chat_continues_the_text_of_a_base_model() -> None:
+    pocket = [sys.executable, "-m", "minispec", "generate", "--model", "pocket", "--threads", "1"]
+    session = Session([*pocket, "--max-new-tokens", "4"])
+    greeting = session.read_until("> ")
+    assert "pocket is a base model without a chat template: it continues your text" in greeting
+    session.write("The sea\n")
+    assert "4 tokens, " in session.read_until("\n> ")
+    session.write("\x04")
+    session.read_until("never")
+    assert session.run.wait() == 0
+
+
+def test_generate_chat_refuses_an_unknown_chat_template(tiny: Tiny, tmp_path: Path) -> None:
+    tiny_model.write_model(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").unlink()
+    session = Session([*command(tiny)[:4], "--model", str(tmp_path / "model")])
+    assert "--raw" in session.read_until("never")
+    assert session.run.wait() == 2

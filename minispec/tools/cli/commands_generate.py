@@ -43,9 +43,6 @@ def generate(options: argparse.Namespace) -> None:
         backend=options.backend, device=options.device, threads=options.threads,
         plain=request.is_plain, learns=request.learns,
     )  # fmt: skip
-    if request.method is None and model.method_of(request).name == "autoregressive":
-        note = f"minispec: model {model.name} has no draft, so it decodes plainly"
-        print(note, file=sys.stderr)
     if chats:
         _chat(model, request, options.trace, options.json)
     else:
@@ -59,6 +56,7 @@ def _answer(
 
     ids = model.encode_prompt(prompt, request)
     rounds = model.run(ids, request)
+    _report_default(model, request)
     if trace:
         write_legend(sys.stdout)
     write_rounds(
@@ -78,6 +76,7 @@ def _chat(model: "Model", request: "Request", trace: bool, as_json: bool) -> Non
         note = f"{model.name} is a base model without a chat template: it continues your text"
         print(f"minispec: {note}", file=sys.stderr)
     chat = model.start_chat(request)
+    _report_default(model, request)
     print(f"minispec: {model.name}, {chat.method}; Ctrl-D ends the chat", file=sys.stderr)
     if trace:
         write_legend(sys.stdout)
@@ -89,6 +88,13 @@ def _chat(model: "Model", request: "Request", trace: bool, as_json: bool) -> Non
                 chat.stream(message), model.tokenizer, trace=trace, as_json=as_json,
                 started=started, details=_describe(model, request, len(prompt)),
             )  # fmt: skip
+
+
+def _report_default(model: "Model", request: "Request") -> None:
+    """One line on stderr where plain decoding was not asked for."""
+    if request.method is None and model.method_of(request).name == "autoregressive":
+        note = f"model {model.name} has no draft, so it decodes plainly"
+        print(f"minispec: {note}", file=sys.stderr)
 
 
 def _describe(model: "Model", request: "Request", prompt_tokens: int) -> dict[str, Any]:

@@ -94,9 +94,9 @@ def build_part(
     what the class or factory ``part`` returns.
 
     Parameters are filled by name: each one without a default gets the value of that name from
-    ``available`` (functions, called only if needed), and ``given`` values override defaults.
-    Raises ArgumentError for a parameter of another name, for a given value that no parameter
-    takes, and as ``check_part``.
+    ``available`` (functions, called only if needed), and ``given`` values override defaults. A
+    single parameter of another name gets the first value. Raises ArgumentError for any other
+    parameter, for a given value that no parameter takes, and as ``check_part``.
     """
     check_part(kind, part, label)
     if not callable(part):
@@ -127,19 +127,18 @@ def _arguments(
     for name in given:
         if name not in parameters and not anything:
             raise ArgumentError(f"{label} has no parameter {name!r}: leave it out")
-    arguments = dict(given)
-    for parameter in parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if parameter.name in given or parameter.default is not parameter.empty:
-            continue
-        if parameter.name not in available or parameter.kind is parameter.POSITIONAL_ONLY:
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p for p in parameters.values() if p.default is p.empty and p.kind not in variable]
+    needed = [p for p in needed if p.name not in given]
+    if len(needed) == 1 and needed[0].name not in available:
+        return {needed[0].name: next(iter(available.values()))(), **given}
+    for parameter in needed:
+        if parameter.name not in available:
             raise ArgumentError(
                 f"{label} asks for {parameter.name!r}: parameters without a default are filled by "
                 f"name, from {', '.join(available)}"
             )
-        arguments[parameter.name] = available[parameter.name]()
-    return arguments
+    return {parameter.name: available[parameter.name]() for parameter in needed} | dict(given)
 
 
 def find_verifier(verifier: str | Verifier) -> Verifier:

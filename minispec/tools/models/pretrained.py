@@ -58,7 +58,8 @@ def load(name: str, dtype: str = "float32", device: str = "cpu") -> Pretrained:
     elif name in SOURCES:
         path = model_path(name)
         if not path.exists():
-            raise FileError(f"model {name} is not downloaded yet: run `minispec fetch {name}`")
+            flag = " --accept-licence` to accept its terms" if SOURCES[name].terms else "`"
+            raise FileError(f"model {name} is not downloaded yet: run `minispec fetch {name}{flag}")
         target, tokenizer = gguf_file.load(path)
     elif Path(name).is_dir():
         target, tokenizer = hf_folder.load(Path(name))

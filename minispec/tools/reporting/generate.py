@@ -1,8 +1,7 @@
 """A prompt's rounds on the terminal as they are decoded: text, a trace, or one JSON object.
 
-A trace shows each token's fate in the colours of the explore page: accepted green, rejected red
-and struck out, replacement yellow, bonus blue. Without colours, marks take their place. Knows
-nothing of models.
+A trace shows each token's fate in the colours of the explore page, or with marks where output has
+no colours. Knows nothing of models.
 """
 
 import json
@@ -15,22 +14,15 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from minispec.tools.evaluation.measure import Figures, measure
+from minispec.tools.reporting.colours import ANSI_RESET, FATES
 from minispec.types import Round, Tokenizer
 
-# By fate: an ANSI style, and the marks before and after where there are no colours.
-_STYLES = {
-    "accepted": ("\x1b[32m", "", ""),
-    "rejected": ("\x1b[9;31m", "[-", "-]"),
-    "replacement": ("\x1b[4;33m", "[+", "+]"),
-    "bonus": ("\x1b[34m", "[*", "*]"),
-    "plain": ("", "", ""),
-}
-_RESET = "\x1b[0m"
+_MARKS = {"rejected": ("[-", "-]"), "recovered": ("[+", "+]"), "bonus": ("[*", "*]")}
 _MEANINGS = {
     "accepted": "accepted",
     "rejected": "rejected",
-    "replacement": "replacement of a rejected token",
-    "bonus": "bonus after a chain accepted whole",
+    "recovered": "recovered: sampled after a rejection",
+    "bonus": "bonus: sampled after an accepted chain",
 }
 
 
@@ -118,7 +110,7 @@ def trace_round(finished: Round, tokenizer: Tokenizer, colours: bool) -> str:
     accepted = len(finished.path)
     last = "plain"
     if finished.proposed:
-        last = "bonus" if accepted == len(finished.proposed) else "replacement"
+        last = "bonus" if accepted == len(finished.proposed) else "recovered"
     parts = (
         ("accepted", _text(finished.tokens[:accepted], tokenizer)),
         ("rejected", _text(finished.proposed[accepted:], tokenizer).replace("\n", "\\n")),
@@ -128,9 +120,10 @@ def trace_round(finished: Round, tokenizer: Tokenizer, colours: bool) -> str:
 
 
 def _style(fate: str, text: str, colours: bool) -> str:
-    colour, before, after = _STYLES[fate]
+    """Text in the colour of its fate, or between marks; plain decoding's as it is."""
     if colours:
-        return f"{colour}{text}{_RESET}" if colour else text
+        return f"{FATES[fate].ansi}{text}{ANSI_RESET}" if fate in FATES else text
+    before, after = _MARKS.get(fate, ("", ""))
     return f"{before}{text}{after}"
 
 
