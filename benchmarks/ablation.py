@@ -1,9 +1,9 @@
-"""Which part of learning while serving earns its place: each taken away, or changed, by itself.
+"""Which parts of online learning raise tau: each one removed, or changed, on its own.
 
     python -m benchmarks.ablation --model smollm2 --prompts law medicine --json FILE
 
-The same streams, replays and figures as in ``benchmarks.adaptation``. What concerns the adapters
-is tried without recall, whose gain would hide theirs.
+The same streams, replays and figures as in ``benchmarks.adaptation``. Variants of LoRA are run
+without retrieval, whose gain would hide theirs.
 """
 
 import argparse
@@ -11,24 +11,33 @@ import sys
 
 from tqdm import tqdm
 
-from benchmarks.adaptation import Bench, add_options, between, gain, ordered, settings
+from benchmarks.replay_bench import (
+    Pairs,
+    ReplayBench,
+    add_options,
+    describe_settings,
+    select_span,
+    shuffle,
+    tau_gain,
+)
 from minispec.errors import MinispecError
 from minispec.io.files import write_json
-from minispec.learning.learner import AdaptConfig, Aligner
+from minispec.learning.config import LearnerConfig
+from minispec.learning.learner import OnlineLearner
 from minispec.learning.lora import TARGETS
 from minispec.tools.data.streams import load_streams
 
 VARIANTS = {
-    "recall and LoRA": AdaptConfig(),
-    "recall alone": AdaptConfig(rate=0),
-    "LoRA alone": AdaptConfig(recall=False),
-    "without curriculum": AdaptConfig(recall=False, curriculum=False),
-    "without replay": AdaptConfig(recall=False, replay=False),
-    **{f"rank {rank}": AdaptConfig(recall=False, rank=rank) for rank in (2, 4, 16, 32)},
-    **{name: AdaptConfig(recall=False, objective=name) for name in ("kl", "reverse_kl", "tv")},
-    "all matrices": AdaptConfig(recall=False, targets=TARGETS),
-    "rate 0.002": AdaptConfig(recall=False, rate=2e-3),
-    "four times as often": AdaptConfig(recall=False, interval=32),
+    "recall and LoRA": LearnerConfig(),
+    "recall alone": LearnerConfig(learning_rate=0),
+    "LoRA alone": LearnerConfig(retrieval=False),
+    "without curriculum": LearnerConfig(retrieval=False, curriculum=False),
+    "without replay": LearnerConfig(retrieval=False, replay=False),
+    **{f"rank {rank}": LearnerConfig(retrieval=False, rank=rank) for rank in (2, 4, 16, 32)},
+    **{name: LearnerConfig(retrieval=False, loss=name) for name in ("kl", "reverse_kl", "tv")},
+    "all matrices": LearnerConfig(retrieval=False, targets=TARGETS),
+    "rate 0.002": LearnerConfig(retrieval=False, learning_rate=2e-3),
+    "four times as often": LearnerConfig(retrieval=False, update_interval=32),
 }
 
 
@@ -37,19 +46,19 @@ def main() -> int:
     add_options(parser)
     options = parser.parse_args()
     try:
-        bench = Bench(options)
-        streams = {stream.name: bench.recorded(stream) for stream in load_streams(options.prompts)}
+        bench = ReplayBench(options)
+        streams = {stream.name: bench.record(stream) for stream in load_streams(options.prompts)}
         table = {}
         for name, config in tqdm(VARIANTS.items(), desc="ablation"):
-            played = []
-            for domain, recordings in streams.items():
-                learner = Aligner(bench.draft, config, carry=True)
-                pairs = bench.pairs(ordered(recordings, options.seed), domain, learner)
-                played += between(pairs, options.tokens // 2, options.tokens)
-            table[name] = gain(played)
+            second_halves: Pairs = []
+            for domain, answers in streams.items():
+                learner = OnlineLearner(bench.draft, config, carry=True)
+                pairs = bench.replay_pairs(shuffle(answers, options.seed), domain, learner)
+                second_halves += select_span(pairs, options.tokens // 2, options.tokens)
+            table[name] = tau_gain(second_halves)
             print(name, table[name])
         if options.json:
-            write_json(options.json, {"tau_gain": table, **settings(options)})
+            write_json(options.json, {"tau_gain": table, **describe_settings(options)})
     except MinispecError as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2

@@ -1,1 +1,1 @@
-"""How a draft learns while it serves."""
+"""Online learning: a draft that adapts between rounds, while it serves."""

@@ -1,35 +1,37 @@
-"""The curriculum: easy positions first, harder ones as the draft gets better.
+"""Competence-based curriculum (Platanios et al., arXiv 1903.09848): easy positions first.
 
-Competence-based (after Platanios et al., arXiv 1903.09848): a position counts in full when its
-difficulty is within the draft's competence, and less the further it lies above; never nothing,
-since greedy verdicts know only right and wrong, and a draft that is always wrong must begin
-somewhere. Both cost nothing to know: the difficulty is what verification has just seen, and
-competence follows measured acceptance. Pure functions.
+A position has full weight in the loss while its difficulty is at most the draft's competence,
+and less weight the further its difficulty exceeds it. The weight never becomes zero for a draft
+of competence above zero: under greedy decoding the acceptance rate is nearly 0 or 1, and a draft
+that is always rejected still has to start learning. Difficulty and competence follow from the
+acceptance rates measured during verification, without further computation. Pure functions.
 """
 
 import torch
 from torch import Tensor
 
-_START = 0.3  # competence of a draft that is never accepted
-_FULL = 0.8  # the acceptance from which on everything counts
-_STEP = 0.9  # what each step of the draft's own running ahead leaves of ease
+_INITIAL_COMPETENCE = 0.3  # of a draft that is never accepted
+_FULL_ACCEPTANCE = 0.8  # the mean acceptance rate at which every position has full weight
+_DECAY = 0.9  # factor on the acceptance rate for each further draft step
 
 
-def difficulty(overlap: float, step: int) -> float:
-    """In [0, 1]: 0 for a position where the draft's law was the target's at the first step.
+def difficulty(acceptance_rate: float, step: int) -> float:
+    """1 - alpha * 0.9 ** step, in [0, 1].
 
-    ``overlap`` is sum min(p, q) there: 0 for a token that was not on the list, so long-tail
-    tokens are the hardest. Later steps are harder.
+    ``acceptance_rate`` is alpha = sum min(p, q) at the position: under greedy decoding 0 for a
+    token outside the shortlist, so long-tail tokens are the hardest. Later draft steps are harder.
     """
-    return 1 - overlap * _STEP**step
+    return 1 - acceptance_rate * _DECAY**step
 
 
-def competence(acceptance: float) -> float:
-    """In [0.3, 1], rising linearly with the mean overlap of the last rounds."""
-    return min(1.0, _START + (1 - _START) * acceptance / _FULL)
+def competence(mean_acceptance: float) -> float:
+    """In [0.3, 1], linear in the mean acceptance rate of the recent rounds up to 0.8."""
+    return min(
+        1.0, _INITIAL_COMPETENCE + (1 - _INITIAL_COMPETENCE) * mean_acceptance / _FULL_ACCEPTANCE
+    )
 
 
 def weights(difficulties: Tensor, competence: float) -> Tensor:
-    """Difficulties (N,) -> weights (N,): 1 where a position is within the competence, less by as
-    much as it lies above."""
+    """Difficulties (N,) -> loss weights (N,) float32: 1 up to the competence, then decreasing
+    linearly with the difficulty."""
     return (1 + competence - difficulties).clamp(0, 1).to(torch.float32)

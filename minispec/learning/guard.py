@@ -1,22 +1,25 @@
-"""The floor under whatever a draft learns: it is switched off where it hurts."""
+"""A guard that switches a learner off while it lowers the acceptance rate."""
 
 
-class Floor:
-    """The mean gain of late, and whether it has become a loss.
+class Guard:
+    """A threshold with hysteresis on the running mean of gains.
 
-    An exponential mean that forgets a difference after ``memory`` of them; after as many it
-    acts below ``-margin`` and lets go above 0.
+    A gain is the acceptance rate with the learner minus the one without it. ``gain`` is an
+    exponential moving average over about ``horizon`` gains. Once that many were recorded, the
+    guard becomes ``active`` when the average is below ``-margin``, and inactive again when it is 0
+    or above. While it is active the learner must not be used.
     """
 
-    def __init__(self, memory: int, margin: float) -> None:
-        self._memory, self._margin = memory, margin
-        self.gain, self._seen, self.acts = 0.0, 0, False
+    def __init__(self, horizon: int, margin: float) -> None:
+        self._horizon, self._margin = horizon, margin
+        self.gain, self.active = 0.0, False
+        self._num_recorded = 0
 
     def record(self, gain: float) -> bool:
-        """Takes the next gain; True if the floor begins to act with it."""
-        self._seen += 1
-        self.gain += (gain - self.gain) / min(self._seen, self._memory)
-        acted = self.acts
-        if self._seen >= self._memory:
-            self.acts = self.gain < (0 if acted else -self._margin)
-        return self.acts and not acted
+        """Add a gain to the average. True if this one makes the guard active."""
+        self._num_recorded += 1
+        self.gain += (gain - self.gain) / min(self._num_recorded, self._horizon)
+        was_active = self.active
+        if self._num_recorded >= self._horizon:
+            self.active = self.gain < (0 if was_active else -self._margin)
+        return self.active and not was_active

@@ -1,22 +1,24 @@
-"""What alignment makes small: the chance that verification rejects.
+"""The loss of online learning: the probability that verification rejects a draft token.
 
-With x drawn from q and accepted with probability min(1, p(x) / q(x)), the acceptance rate is
+With x drawn from q and accepted with probability min(1, p(x) / q(x)), the acceptance rate
+(Leviathan et al., arXiv 2211.17192) is
 
     alpha = sum_x q(x) min(1, p(x) / q(x)) = sum_x min(p(x), q(x)) = 1 - TV(p, q),
 
-so 1 - alpha is the loss to have. Its gradient by the logits z of q is
+so the loss to minimise is 1 - alpha. Its gradient with respect to the logits z of q is
 
-    d(1 - alpha) / dz_y = -q(y) ([q(y) < p(y)] - sum_x q(x) [q(x) < p(x)]),
+    d(1 - alpha) / dz_y = -q(y) ([q(y) < p(y)] - sum_x q(x) [q(x) < p(x)]).
 
-which is of the size of q where p lies: a draft that gives the target's tokens next to nothing
-learns next to nothing from it. The cross-entropy -sum_x p(x) log q(x), which is KL(p || q) up
-to a constant, pulls with p(y) - q(y) there. So the default is their mixture with the weight
-that they need each other at (our formulation):
+It vanishes with q(y): a draft that gives the target's tokens almost no probability learns almost
+nothing from it. The gradient of the cross-entropy -sum_x p(x) log q(x), which is KL(p || q) up
+to a constant, is q(y) - p(y) and does not vanish there. The default is a mixture in which the
+KL term has the weight 1 - alpha (our formulation):
 
-    loss = (1 - alpha) + (1 - alpha)* KL(p || q),       * : taken as a constant.
+    loss = (1 - alpha) + (1 - alpha)* KL(p || q),       * : detached, a constant.
 
-Laws come as their largest probabilities, and q over some ids only: all those that any law at
-hand names, and some others drawn at random, which stand for all the rest of the vocabulary.
+p is given by its top-k probabilities. q is a sampled softmax (Jean et al., arXiv 1412.2007): it
+is computed over the ids in the top-k of any p of the batch, and over some random ids that
+represent the rest of the vocabulary.
 """
 
 from collections.abc import Callable
@@ -25,61 +27,71 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+from minispec.types import Distribution
+
+# (log_q (N, K), probs (N, m), columns (N, m)) -> losses (N,).
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def overlap(logs: Tensor, probs: Tensor, places: Tensor) -> Tensor:
-    """alpha (N,) of laws whose largest probabilities are ``probs`` (N, m), at ``places`` (N, m)
-    of the ids that log q, ``logs`` (N, K), is known of."""
-    return torch.minimum(probs, logs.gather(1, places).exp()).sum(dim=1)
+def acceptance_rate(p: Distribution, q: Distribution) -> float:
+    """alpha = sum_x min(p(x), q(x)) of two distributions."""
+    in_p, in_q = p.common_indices(q)
+    return float(torch.minimum(p.probs[in_p], q.probs.to(p.probs)[in_q]).sum())
 
 
-def _kl(logs: Tensor, probs: Tensor, places: Tensor) -> Tensor:
-    known = logs.gather(1, places)
-    return (torch.special.xlogy(probs, probs) - probs * known).sum(dim=1)
+def acceptance_rates(log_q: Tensor, probs: Tensor, columns: Tensor) -> Tensor:
+    """alpha (N,) of N positions, from log q, ``log_q`` (N, K), and the top-k probabilities of p,
+    ``probs`` (N, m), whose ids stand in the ``columns`` (N, m) of ``log_q``."""
+    return torch.minimum(probs, log_q.gather(1, columns).exp()).sum(dim=1)
 
 
-def _reverse_kl(logs: Tensor, probs: Tensor, places: Tensor) -> Tensor:
-    rest = (1 - probs.sum(dim=1, keepdim=True)).clamp(min=1e-3) / logs.shape[1]
-    p = rest.expand_as(logs).scatter_add(1, places, probs)
-    return (logs.exp() * (logs - p.log())).sum(dim=1)
+def _kl(log_q: Tensor, probs: Tensor, columns: Tensor) -> Tensor:
+    log_q_of_p = log_q.gather(1, columns)  # (N, m)
+    return (torch.special.xlogy(probs, probs) - probs * log_q_of_p).sum(dim=1)
 
 
-def _tv(logs: Tensor, probs: Tensor, places: Tensor) -> Tensor:
-    return 1 - overlap(logs, probs, places)
+def _reverse_kl(log_q: Tensor, probs: Tensor, columns: Tensor) -> Tensor:
+    # The probability outside the top k is spread evenly over the K ids.
+    rest = (1 - probs.sum(dim=1, keepdim=True)).clamp(min=1e-3) / log_q.shape[1]  # (N, 1)
+    p = rest.expand_as(log_q).scatter_add(1, columns, probs)  # (N, K)
+    return (log_q.exp() * (log_q - p.log())).sum(dim=1)
 
 
-def _mixture(logs: Tensor, probs: Tensor, places: Tensor) -> Tensor:
-    rejected = _tv(logs, probs, places)
-    return rejected + rejected.detach() * _kl(logs, probs, places)
+def _tv(log_q: Tensor, probs: Tensor, columns: Tensor) -> Tensor:
+    return 1 - acceptance_rates(log_q, probs, columns)
 
 
-# By name: (logs (N, K), probs (N, m), places (N, m)) -> losses (N,).
-OBJECTIVES = {"kl": _kl, "reverse_kl": _reverse_kl, "tv": _tv, "mixture": _mixture}
+def _mixture(log_q: Tensor, probs: Tensor, columns: Tensor) -> Tensor:
+    rejection = _tv(log_q, probs, columns)
+    return rejection + rejection.detach() * _kl(log_q, probs, columns)
 
 
-def support(
-    distributions: Tensor, others: int, vocab_size: int, generator: torch.Generator
+LOSSES: dict[str, Loss] = {"kl": _kl, "reverse_kl": _reverse_kl, "tv": _tv, "mixture": _mixture}
+
+
+def sample_softmax_ids(
+    target_ids: Tensor, num_random_ids: int, vocab_size: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Ids (K,), sorted, that q is computed over, and what to add to their logits (K,).
+    """The ids (K,), sorted, of a sampled softmax, and the offsets of their logits (K,).
 
-    All of ``distributions``, and ``others`` more at random: these stand for every id that is not here,
-    so their logits are raised by the logarithm of how many each stands for.
+    All ``target_ids`` (..., m) are in it, and ``num_random_ids`` drawn at random with
+    replacement. These represent every id outside ``target_ids``, so their logits are raised by
+    log(n / s), where s distinct random ids represent n.
     """
-    named = distributions.unique()
-    drawn = torch.randint(vocab_size, (others,), generator=generator)
-    drawn = drawn[~torch.isin(drawn, named)].unique()
-    ids = torch.cat((named, drawn))
-    weight = max(vocab_size - len(named), 1) / max(len(drawn), 1)
-    raised = torch.zeros(len(ids))
-    raised[len(named) :] = torch.tensor(weight).log()
+    targets = target_ids.unique()
+    drawn = torch.randint(vocab_size, (num_random_ids,), generator=generator)
+    drawn = drawn[~torch.isin(drawn, targets)].unique()
+    ids = torch.cat((targets, drawn))  # (K,)
+    represented = max(vocab_size - len(targets), 1) / max(len(drawn), 1)
+    offsets = torch.zeros(len(ids))
+    offsets[len(targets) :] = torch.tensor(represented).log()
     order = ids.argsort()
-    return ids[order], raised[order]
+    return ids[order], offsets[order]
 
 
-def log_distribution(hidden: Tensor, rows: Tensor, raised: Tensor) -> Tensor:
-    """log q (N, K) of states (N, D) over the head's ``rows`` (K, D), their logits ``raised`` (K,),
-    in float32 or better."""
-    logits = F.linear(hidden, rows)
+def sampled_log_softmax(hidden: Tensor, head_rows: Tensor, offsets: Tensor) -> Tensor:
+    """log q (N, K) of hidden states (N, D) over ``head_rows`` (K, D) of the LM head, whose
+    logits are raised by ``offsets`` (K,), in float32 or better."""
+    logits = F.linear(hidden, head_rows)  # (N, K)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return torch.log_softmax(logits + raised, dim=-1)
+    return torch.log_softmax(logits + offsets, dim=-1)
