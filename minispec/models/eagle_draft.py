@@ -88,7 +88,7 @@ class EagleDraft(nn.Module):
     def run_layer(self, ids: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """The forward pass of the layer: ids (B, T), states (B, T, D) -> (B, T, D). ``attend`` is
         the attention, with the keys and values that the caller keeps of earlier positions."""
-        embedded = self.embedding_norm(self.embedding[ids])  # (B, T, D)
+        embedded = self.embedding_norm(self.embedding[ids.to(self.embedding.device)])  # (B, T, D)
         inputs = torch.cat((embedded, self.state_norm(states)), dim=-1)  # (B, T, 2 * D)
         attended = attend(inputs)  # (B, T, D)
         x = states + self.attention_post_norm(attended)
@@ -127,4 +127,4 @@ def build_draft(target: Transformer) -> EagleDraft:
     """A draft of this target with uninitialized weights, for a file to be loaded into."""
     embedding = target.embedding.weight.detach()
     draft = EagleDraft(target.config, embedding, PackedHead(target.head.weight))
-    return draft.to(embedding.dtype).eval()
+    return draft.to(embedding.device, embedding.dtype).eval()

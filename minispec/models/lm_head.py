@@ -32,7 +32,7 @@ class LinearHead:
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """(..., D), ids (K,) -> logits of those ids (..., K). Gathers the rows: K * D numbers are
         read, written and read again, three times the traffic of rows that lie side by side."""
-        return F.linear(hidden, self.weight[ids])
+        return F.linear(hidden, self.weight[ids.to(self.weight.device)])
 
     def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> the ids (T,) of the largest logits, ties to the lowest id, and these logits
@@ -69,6 +69,6 @@ class PackedHead(LinearHead):
         # here ensures that no other tensor can get the same identity.
         if ids is not self._ids:
             all_ids = len(ids) == self.vocab_size
-            self._packed = self.weight if all_ids else self.weight[ids]
+            self._packed = self.weight if all_ids else self.weight[ids.to(self.weight.device)]
             self._ids = ids
         return F.linear(hidden, self._packed)

@@ -67,8 +67,11 @@ class Rope:
 
     def cos_sin(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines (..., 1, head_dim) of positions (...); the 1 broadcasts over heads."""
+        device = positions.device
+        if device.type == "mps":  # which has no float64
+            positions = positions.cpu()
         angles = positions[..., None, None] * self._frequencies.to(positions.device).repeat(2)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
     def attention_metadata(self, cache: KVCache, new: int) -> AttentionMetadata:
         """The metadata of the next ``new`` positions of each sequence of the cache.

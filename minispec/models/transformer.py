@@ -285,6 +285,7 @@ class Transformer(nn.Module):
         local = (
             self.local_rope.attention_metadata(cache, new) if config.local_layers else everywhere
         )
+        ids = ids.to(self.embedding.weight.device)
         x = self.embedding(ids) * config.embedding_scale  # (B, T, D)
         outputs = []
         for index, layer in enumerate(self.layers):

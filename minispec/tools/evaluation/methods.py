@@ -198,7 +198,7 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
             "eos_ids": lambda: model.tokenizer.eos_ids,
             "ranking": lambda: _read_ranking(model, _RANKING),
             "clusters": lambda: _read_clusters(model),
-            "rows": lambda: model.reference.head.weight,
+            "rows": lambda: model.reference.head.weight.cpu(),
             "tokenizer": lambda: model.tokenizer,
             "model": lambda: model,
         }
@@ -217,7 +217,7 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
         return FRSpecShortlist(ids, budget, eos_ids)
     if method.name == "in_context":
         return InContextShortlist(ids, budget, eos_ids)
-    rows = model.reference.head.weight
+    rows = model.reference.head.weight.cpu()  # shortlists are on the CPU, as are distributions
     if method.name == "evospec":
         return EvoSpecShortlist(ids, budget, eos_ids, _read_clusters(model), rows)
     # A router leads to the clusters that it was trained for.
@@ -247,6 +247,8 @@ def build_learner(draft: Draft, *, carry: bool = False) -> tuple[OnlineLearner, 
     """A learner for a draft, and the draft to decode with; with ``carry`` it keeps what it learnt
     from one text to the next. Raises ArgumentError for a draft that cannot learn."""
     if isinstance(draft, EagleDraft):
+        if (device := draft.fusion.weight.device.type) != "cpu":
+            raise ArgumentError(f"+adapt needs a draft on the CPU, not on {device}: use --device cpu")
         learner = OnlineLearner(draft, carry=carry)
         return learner, learner.draft
     if isinstance(draft, LearnableDraft):
