@@ -16,3 +16,8 @@ def max_error(features: Features, expected: Features) -> float:
             return float("inf")
         worst = max(worst, float((a - b).abs().max())) if a.numel() else worst
     return worst
+
+
+def drop_positions(features: Features, count: int) -> Features:
+    """Features without those of the first ``count`` positions."""
+    return Features(features.hidden[count:], features.aux_hidden_states[count:])

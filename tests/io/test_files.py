@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read with suspicion."""
+"""Files are written completely or not at all, and checked when read."""
 
 import builtins
 import errno
@@ -45,7 +45,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def refused(action: Callable[[], object], *words: object) -> None:
+def assert_refused(action: Callable[[], object], *words: object) -> None:
     """The action raises FileError, in one line that has all of the words."""
     with pytest.raises(FileError) as caught:
         action()
@@ -54,7 +54,7 @@ def refused(action: Callable[[], object], *words: object) -> None:
     assert all(str(word) in message for word in words), message
 
 
-def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+def tensors_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(
         found[name].dtype == value.dtype and torch.equal(found[name], value)
         for name, value in expected.items()
@@ -64,17 +64,17 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 # ------------------------------------------------------------------ writing
 
 
-def test_what_is_written_is_read_again(file):
-    assert same(read_tensors(file), TENSORS)
-    assert same(read_tensors(file, SHAPES), TENSORS)
+def test_write_tensors_and_read_tensors_are_inverse(file):
+    assert tensors_equal(read_tensors(file), TENSORS)
+    assert tensors_equal(read_tensors(file, SHAPES), TENSORS)
     assert read_metadata(file) == {"model": "m"}
     part = TENSORS["a"].T  # not contiguous
     write_tensors(file, {"part": part}, {})
-    assert same(read_tensors(file, {"part": (3, 2)}), {"part": part})
+    assert tensors_equal(read_tensors(file, {"part": (3, 2)}), {"part": part})
     assert read_metadata(file) == {}
 
 
-def test_json_and_text_are_read_again(tmp_path):
+def test_write_json_and_write_text_are_read_back(tmp_path):
     value = {"name": "naïve", "numbers": [1, 2.5, None], "deep": {"er": True}}
     write_json(tmp_path / "new" / "folder" / "x.json", value)
     assert read_json(tmp_path / "new" / "folder" / "x.json") == value
@@ -85,7 +85,7 @@ def test_json_and_text_are_read_again(tmp_path):
     assert not (tmp_path / "nan.json").exists()
 
 
-def test_a_file_is_as_readable_as_others(tmp_path):
+def test_write_text_gives_the_usual_permissions(tmp_path):
     write_text(tmp_path / "ours", "")
     (tmp_path / "other").touch()
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "other")]
@@ -94,7 +94,7 @@ def test_a_file_is_as_readable_as_others(tmp_path):
 
 @pytest.mark.parametrize("old", [b"the old content", None])
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError, FileError, SystemExit])
-def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path, old, interruption):
+def test_write_aside_keeps_the_old_file_when_interrupted(tmp_path, old, interruption):
     path = tmp_path / "x"
     if old is not None:
         path.write_bytes(old)
@@ -105,7 +105,7 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path, old, int
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({"x": old} if old else {})
 
 
-def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
+def test_write_aside_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")
     with write_aside(path) as aside:
@@ -115,12 +115,12 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_two_writers_do_not_meet(tmp_path):
+def test_write_aside_separates_two_writers(tmp_path):
     path = tmp_path / "x"
     with write_aside(path) as first, write_aside(path) as second:
         first.write_text("first")
         second.write_text("second")
-    assert path.read_text() == "first"  # it was finished last
+    assert path.read_text() == "first"  # it was renamed last
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
@@ -132,19 +132,19 @@ WRITERS = [
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=["text", "json", "tensors"])
-def test_a_place_where_nothing_can_be_written_is_named(tmp_path, write):
+def test_writers_name_a_path_that_cannot_be_written(tmp_path, write):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "x"  # not even root can write below a file
-    refused(lambda: write(path), "cannot write", path)
+    assert_refused(lambda: write(path), "cannot write", path)
     (tmp_path / "folder").mkdir()
-    refused(lambda: write(tmp_path / "folder"), "cannot write", "folder")
-    refused(lambda: write(tmp_path / ("x" * 300)), "cannot write", "too long")
+    assert_refused(lambda: write(tmp_path / "folder"), "cannot write", "folder")
+    assert_refused(lambda: write(tmp_path / ("x" * 300)), "cannot write", "too long")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
     assert list((tmp_path / "folder").iterdir()) == []
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=["text", "json", "tensors"])
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, write):
+def test_writers_keep_the_old_file_when_the_disk_is_full(tmp_path, monkeypatch, write):
     path = tmp_path / "x"
     path.write_text("old")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -160,22 +160,20 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
 
     monkeypatch.setattr(Path, "write_text", write_text_partly)
     monkeypatch.setattr(files, "save_file", save_partly)
-    refused(lambda: write(path), "cannot write", path, "No space left on device")
+    assert_refused(lambda: write(path), "cannot write", path, "No space left on device")
     monkeypatch.undo()
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"x": "old"}
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=["text", "json", "tensors"])
-def test_a_write_that_the_system_really_refuses_leaves_the_old_file_and_nothing_else(
-    tmp_path, write
-):
+def test_writers_keep_the_old_file_when_the_system_refuses(tmp_path, write):
     resource = pytest.importorskip("resource")  # not on Windows
     path = tmp_path / "x"
     path.write_text("old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # no file may grow beyond it
     try:
-        refused(lambda: write(path), "cannot write", path, "File too large")
+        assert_refused(lambda: write(path), "cannot write", path, "File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"x": "old"}
@@ -186,24 +184,24 @@ def test_a_write_that_the_system_really_refuses_leaves_the_old_file_and_nothing_
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_a_truncated_file_is_refused(tmp_path_factory, data):
+def test_read_tensors_refuses_truncated_files(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "truncated.safetensors"
     write_tensors(path, TENSORS, {"model": "m"})
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    refused(lambda: read_tensors(path, SHAPES), path)
-    refused(lambda: read_metadata(path), path)
+    assert_refused(lambda: read_tensors(path, SHAPES), path)
+    assert_refused(lambda: read_metadata(path), path)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 255))
-def test_a_damaged_byte_is_refused_or_changes_a_number_and_nothing_else(
-    tmp_path_factory, place, change
+def test_read_tensors_refuses_a_damaged_byte_or_reads_one_changed_number(
+    tmp_path_factory, position, change
 ):
     path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
     write_tensors(path, TENSORS, {"model": "m"})
     content = bytearray(path.read_bytes())
-    content[place % len(content)] ^= change
+    content[position % len(content)] ^= change
     path.write_bytes(content)
     try:
         tensors = read_tensors(path, SHAPES)
@@ -224,17 +222,17 @@ def test_a_damaged_byte_is_refused_or_changes_a_number_and_nothing_else(
         struct.pack("<Q", 2) + b"{]",
     ],
 )
-def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
+def test_read_tensors_refuses_other_formats(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    refused(lambda: read_tensors(path), path, "not a safetensors file")
+    assert_refused(lambda: read_tensors(path), path, "not a safetensors file")
 
 
-def test_missing_files_are_named(tmp_path):
+def test_readers_name_missing_files(tmp_path):
     path = tmp_path / "x.safetensors"
     for read in (read_tensors, read_metadata, read_json):
-        refused(lambda read=read: read(path), path)
-        refused(lambda read=read: read(tmp_path), tmp_path)
+        assert_refused(lambda read=read: read(path), path)
+        assert_refused(lambda read=read: read(tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -247,44 +245,46 @@ def test_missing_files_are_named(tmp_path):
         ({}, ["3 unexpected tensors", "a"]),
     ],
 )
-def test_other_tensors_than_expected_are_refused(file, shapes, words):
-    refused(lambda: read_tensors(file, shapes), file, *words)
+def test_read_tensors_refuses_other_names_and_shapes(file, shapes, words):
+    assert_refused(lambda: read_tensors(file, shapes), file, *words)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("place", [0, 777, 4999])
-def test_a_number_that_is_none_is_found_wherever_it_is(bad, dtype, place):
+@pytest.mark.parametrize("position", [0, 777, 4999])
+def test_check_tensors_finds_nan_and_infinity_anywhere(bad, dtype, position):
     values = torch.randn(5000, dtype=torch.float64).to(dtype)
     check_tensors({"x": values}, {"x": (5000,)}, "it")
-    values[place] = bad
-    refused(lambda: check_tensors({"x": values}, {"x": (5000,)}, "it"), "it: x", "NaN or infinity")
+    values[position] = bad
+    assert_refused(
+        lambda: check_tensors({"x": values}, {"x": (5000,)}, "it"), "it: x", "NaN or infinity"
+    )
 
 
-def test_the_largest_numbers_and_empty_tensors_are_in_order():
+def test_check_tensors_accepts_the_largest_numbers_and_empty_tensors():
     largest = torch.finfo(torch.float32).max
     values = {"x": torch.full((9,), largest), "y": torch.full((9,), -largest), "z": torch.ones(0)}
     check_tensors(values, {"x": (9,), "y": (9,), "z": (0,)}, "it")
 
 
-def test_numbers_of_eight_bits_are_looked_at_too(tmp_path):
+def test_check_tensors_checks_eight_bit_numbers(tmp_path):
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"x": torch.ones(3).to(torch.float8_e4m3fn)}, {})
     assert read_tensors(path, {"x": (3,)})["x"].float().tolist() == [1, 1, 1]
     write_tensors(path, {"x": torch.tensor([1, float("nan")]).to(torch.float8_e4m3fn)}, {})
-    refused(lambda: read_tensors(path, {"x": (2,)}), path, "NaN")
+    assert_refused(lambda: read_tensors(path, {"x": (2,)}), path, "NaN")
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff\xfe", b"nonsense", b'{"a": 1}}', b"[" * 100_000]
 )
-def test_what_is_no_json_is_refused(tmp_path, content):
+def test_read_json_refuses_other_formats(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_bytes(content)
-    refused(lambda: read_json(path), path, "not a JSON file")
+    assert_refused(lambda: read_json(path), path, "not a JSON file")
 
 
-def test_json_is_readable_to_people(tmp_path):
+def test_write_json_indents(tmp_path):
     write_json(tmp_path / "x.json", {"a": [1, 2]})
     text = (tmp_path / "x.json").read_text()
     assert text.count("\n") > 3 and text.endswith("}\n") and json.loads(text) == {"a": [1, 2]}

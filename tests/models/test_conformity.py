@@ -1,4 +1,4 @@
-"""Our model is transformers' model: the same weights give the same logits and the same text."""
+"""The same weights give the same logits and the same text as in transformers."""
 
 import base64
 import io
@@ -42,7 +42,7 @@ LLAMA3 = {  # so tight that all three kinds of wavelength occur within a toy's c
 }
 
 
-def random_config(seed: int) -> LlamaConfig:
+def draw_config(seed: int) -> LlamaConfig:
     """A shape drawn at random; every third has Llama 3's rope scaling."""
     rng = random.Random(seed)
     num_key_value_heads, group = rng.choice([1, 2, 3]), rng.choice([1, 2, 3, 4])
@@ -63,8 +63,8 @@ def random_config(seed: int) -> LlamaConfig:
     )
 
 
-def plain_config() -> LlamaConfig:
-    """A shape without anything special."""
+def build_config() -> LlamaConfig:
+    """A plain shape."""
     return LlamaConfig(
         vocab_size=300,
         hidden_size=96,
@@ -76,12 +76,12 @@ def plain_config() -> LlamaConfig:
     )
 
 
-def saved(folder: Path, config: LlamaConfig, **options: Any) -> LlamaForCausalLM:
-    """A model with random weights, and in ``folder`` what transformers saves of it."""
+def save_model(folder: Path, config: LlamaConfig, **options: Any) -> LlamaForCausalLM:
+    """A model with random weights, which transformers saves to ``folder``."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     for name, weight in model.named_parameters():
-        if "norm" in name:  # all ones from the start, where an error would not show
+        if "norm" in name:  # initially all ones, which would hide an error
             weight.data.uniform_(0.5, 1.5)
     model.save_pretrained(folder, **options)
     write_byte_tokenizer(folder)
@@ -89,13 +89,13 @@ def saved(folder: Path, config: LlamaConfig, **options: Any) -> LlamaForCausalLM
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_logits_of_random_shapes_are_those_of_transformers(tmp_path, seed):
-    model = saved(tmp_path, random_config(seed))
+def test_load_gives_the_logits_of_transformers(tmp_path, seed):
+    model = save_model(tmp_path, draw_config(seed))
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
 
 
-def test_random_shapes_cover_what_matters():
-    configs = [random_config(seed) for seed in range(12)]
+def test_draw_config_covers_what_matters():
+    configs = [draw_config(seed) for seed in range(12)]
     assert {c.tie_word_embeddings for c in configs} == {True, False}
     assert {c.rope_parameters["rope_type"] for c in configs} == {"default", "llama3"}
     assert {c.num_attention_heads // c.num_key_value_heads for c in configs} >= {1, 2, 3, 4}
@@ -113,19 +113,19 @@ def test_random_shapes_cover_what_matters():
         {"rope_type": "default"},
     ],
 )
-def test_each_number_of_the_rope_matters(tmp_path, change):
-    config = random_config(0)
+def test_load_uses_each_number_of_the_rope(tmp_path, change):
+    config = draw_config(0)
     config.rope_parameters["rope_theta"] = 100.0
-    model = saved(tmp_path, config)
+    model = save_model(tmp_path, config)
     edit_config(tmp_path, lambda data: data["rope_parameters"].update(change))
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) > 1e-3
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_sharded_folder_is_the_same_model(tmp_path, tied):
-    config = random_config(3)
+def test_load_reads_sharded_folders(tmp_path, tied):
+    config = draw_config(3)
     config.tie_word_embeddings = tied
-    model = saved(tmp_path, config, max_shard_size="40KB")
+    model = save_model(tmp_path, config, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
     assert not (tmp_path / "model.safetensors").exists()
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
@@ -134,8 +134,8 @@ def test_a_sharded_folder_is_the_same_model(tmp_path, tied):
 
 
 @pytest.mark.parametrize("seed, key", [(0, "type"), (0, "rope_type"), (1, None)])
-def test_older_files_say_the_rope_in_other_words(tmp_path, seed, key):
-    model = saved(tmp_path, random_config(seed))
+def test_load_reads_the_rope_settings_of_older_files(tmp_path, seed, key):
+    model = save_model(tmp_path, draw_config(seed))
 
     def older(data: dict[str, Any]) -> None:
         rope = data.pop("rope_parameters")
@@ -148,8 +148,8 @@ def test_older_files_say_the_rope_in_other_words(tmp_path, seed, key):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_weights_of_any_precision_become_float32(tmp_path, dtype):
-    saved(tmp_path, random_config(1)).to(dtype).save_pretrained(tmp_path)
+def test_load_converts_weights_to_float32(tmp_path, dtype):
+    save_model(tmp_path, draw_config(1)).to(dtype).save_pretrained(tmp_path)
     model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     target, tokenizer = hf_folder.load(tmp_path)
     assert {weight.dtype for weight in target.parameters()} == {torch.float32}
@@ -157,10 +157,10 @@ def test_weights_of_any_precision_become_float32(tmp_path, dtype):
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
 
 
-def test_tensors_that_other_versions_left_in_the_file_are_passed_over(tmp_path):
-    config = random_config(1)
+def test_load_ignores_tensors_of_older_versions(tmp_path):
+    config = draw_config(1)
     config.tie_word_embeddings = True
-    model = saved(tmp_path, config)
+    model = save_model(tmp_path, config)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
@@ -168,10 +168,10 @@ def test_tensors_that_other_versions_left_in_the_file_are_passed_over(tmp_path):
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
 
 
-def test_taps_are_chosen_for_a_model_that_says_nothing_of_them(tmp_path):
-    config = random_config(1)
+def test_load_chooses_the_auxiliary_layers(tmp_path):
+    config = draw_config(1)
     config.num_hidden_layers = 10
-    saved(tmp_path, config)
+    save_model(tmp_path, config)
     assert hf_folder.load(tmp_path)[0].config.aux_hidden_state_layer_ids == (2, 4, 6)
 
 
@@ -202,8 +202,8 @@ def test_taps_are_chosen_for_a_model_that_says_nothing_of_them(tmp_path):
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_what_is_beyond_the_model_is_refused_by_name(tmp_path, change, words):
-    saved(tmp_path, plain_config())
+def test_load_refuses_unsupported_settings_by_name(tmp_path, change, words):
+    save_model(tmp_path, build_config())
     edit_config(tmp_path, lambda data: data.update(change))
     assert_refused(tmp_path, *words)
 
@@ -222,8 +222,8 @@ def test_what_is_beyond_the_model_is_refused_by_name(tmp_path, change, words):
         ("tokenizer.json", b"{}", "tokenizer.json"),
     ],
 )
-def test_missing_and_damaged_files_are_named(tmp_path, name, content, word):
-    saved(tmp_path, plain_config())
+def test_load_names_missing_and_damaged_files(tmp_path, name, content, word):
+    save_model(tmp_path, build_config())
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -241,15 +241,15 @@ def test_missing_and_damaged_files_are_named(tmp_path, name, content, word):
         ("model.norm.weight", torch.full((96,), float("nan")), "NaN"),
     ],
 )
-def test_tensors_that_do_not_belong_are_refused(tmp_path, name, value, word):
-    saved(tmp_path, plain_config())
+def test_load_refuses_unexpected_tensors(tmp_path, name, value, word):
+    save_model(tmp_path, build_config())
     tensors = load_file(tmp_path / "model.safetensors")
     save_file(tensors | {name: value}, tmp_path / "model.safetensors")
     assert_refused(tmp_path, word)
 
 
-def test_an_index_that_is_none_is_refused(tmp_path):
-    saved(tmp_path, plain_config(), max_shard_size="40KB")
+def test_load_refuses_a_damaged_index_of_shards(tmp_path):
+    save_model(tmp_path, build_config(), max_shard_size="40KB")
     (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {}}')
     assert_refused(tmp_path, "index")
 
@@ -257,7 +257,7 @@ def test_an_index_that_is_none_is_refused(tmp_path):
 # ------------------------------------------------------------------ tokenizers
 
 
-def sentencepiece_model() -> bytes:
+def train_sentencepiece() -> bytes:
     content = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["as it was in the beginning, so it is at the end"] * 9),
@@ -271,19 +271,19 @@ def sentencepiece_model() -> bytes:
     return content.getvalue()
 
 
-def llama3_model() -> bytes:
+def write_llama3_ranks() -> bytes:
     return b"\n".join(b"%s %d" % (base64.b64encode(bytes([i])), i) for i in range(256))
 
 
 @pytest.mark.parametrize(
     "content, kind",
-    [(sentencepiece_model, SentencePieceTokenizer), (llama3_model, TiktokenTokenizer)],
+    [(train_sentencepiece, SentencePieceTokenizer), (write_llama3_ranks, TiktokenTokenizer)],
 )
 @pytest.mark.parametrize("unreadable_json", [True, False])
-def test_a_tokenizer_model_serves_where_the_json_does_not(tmp_path, content, kind, unreadable_json):
-    config = plain_config()
+def test_load_falls_back_to_tokenizer_model(tmp_path, content, kind, unreadable_json):
+    config = build_config()
     config.vocab_size = 600
-    saved(tmp_path, config)
+    save_model(tmp_path, config)
     json_file = tmp_path / "tokenizer.json"
     if unreadable_json:  # as in Llama 2's folders
         data = json.loads(json_file.read_text())
@@ -297,8 +297,8 @@ def test_a_tokenizer_model_serves_where_the_json_does_not(tmp_path, content, kin
     assert tokenizer.decode(tokenizer.encode("in the end, naïve")) == "in the end, naïve"
 
 
-def test_the_first_refusal_is_told_where_no_tokenizer_can_be_read(tmp_path):
-    saved(tmp_path, plain_config())
+def test_load_reports_a_tokenizer_that_cannot_be_read(tmp_path):
+    save_model(tmp_path, build_config())
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.model").write_bytes(b"neither of the two")
     assert_refused(tmp_path, "tokenizer.model")
@@ -316,15 +316,15 @@ def oracle(smollm2: pretrained.Pretrained) -> LlamaForCausalLM:
     ).eval()
 
 
-def real_prompts(smollm2: pretrained.Pretrained) -> list[list[int]]:
+def load_prompts(smollm2: pretrained.Pretrained) -> list[list[int]]:
     """Two prompts of each domain, as chats."""
     domains = ("general", "code", "law", "medicine")
     texts = [text for domain in domains for text in corpus.load_prompts(domain)[:2]]
     return [smollm2.tokenizer.chat(text) for text in texts]
 
 
-def test_logits_of_the_real_target_are_those_of_transformers(smollm2, oracle):
-    prompts = real_prompts(smollm2)
+def test_smollm2_has_the_logits_of_transformers(smollm2, oracle):
+    prompts = load_prompts(smollm2)
     ids = torch.tensor([token for prompt in prompts[::3] for token in prompt])
     assert len(ids) > 100
     target = smollm2.target
@@ -335,13 +335,13 @@ def test_logits_of_the_real_target_are_those_of_transformers(smollm2, oracle):
 def check_greedy(
     ours: Sequence[int], theirs: Sequence[int], logits_at: Callable[[int], Tensor]
 ) -> None:
-    """Two greedy texts are the same, or first differ at a near tie of the plain logits, where
-    ours took the runner-up."""
-    for place, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+    """Two greedy texts are equal, or first differ at a near tie of the reference logits, where ours
+    took the runner-up."""
+    for position, (a, b) in enumerate(zip(ours, theirs, strict=False)):
         if a != b:
-            (top, second), ids = logits_at(place).topk(2)
-            assert top - second <= 1e-4 * max(1, abs(top)), f"no tie at {place}"
-            assert a == ids[1], f"{a} is not the runner-up at {place}"
+            (top, second), ids = logits_at(position).topk(2)
+            assert top - second <= 1e-4 * max(1, abs(top)), f"no tie at {position}"
+            assert a == ids[1], f"{a} is not the runner-up at {position}"
             return
     assert len(ours) == len(theirs)
 
@@ -350,13 +350,13 @@ def check_greedy(
     "ours, theirs, equal",
     [
         ([3, 1], [3, 1], True),
-        ([3, 2, 0], [3, 1, 5, 5], True),  # a near tie at place 1
-        ([3, 0], [3, 1], False),  # a near tie there, but of others
-        ([2, 1], [3, 1], False),  # no tie at place 0
+        ([3, 2, 0], [3, 1, 5, 5], True),  # a near tie at position 1
+        ([3, 0], [3, 1], False),  # a near tie there, but of other ids
+        ([2, 1], [3, 1], False),  # no tie at position 0
         ([3], [3, 1], False),
     ],
 )
-def test_the_comparison_of_greedy_texts_can_fail(ours, theirs, equal):
+def test_check_greedy_can_fail(ours, theirs, equal):
     logits = torch.tensor([[0.0, 1.0, 2.0, 9.0], [0.0, 7.0, 6.9999, 2.0]])
     if equal:
         check_greedy(ours, theirs, logits.__getitem__)
@@ -368,7 +368,7 @@ def test_the_comparison_of_greedy_texts_can_fail(ours, theirs, equal):
 def compare_greedy(
     smollm2: pretrained.Pretrained, oracle: LlamaForCausalLM, prompts: list[list[int]], new: int
 ) -> None:
-    """Decodes each prompt with the loop that people use, and with ``generate``."""
+    """Decode each prompt with our loop and with ``generate``."""
     stop = StopRule(new, smollm2.tokenizer.eos_ids)
     for prompt in prompts:
         rounds = autoregressive(
@@ -386,17 +386,17 @@ def compare_greedy(
         )[0].tolist()
         assert theirs[: len(prompt)] == prompt and len(theirs) > len(prompt)
 
-        def logits_at(place: int, text: list[int] = theirs, start: int = len(prompt)) -> Tensor:
+        def logits_at(position: int, text: list[int] = theirs, start: int = len(prompt)) -> Tensor:
             with torch.inference_mode():
-                return oracle(torch.tensor([text[: start + place]])).logits[0, -1]
+                return oracle(torch.tensor([text[: start + position]])).logits[0, -1]
 
         check_greedy(ours, theirs[len(prompt) :], logits_at)
 
 
-def test_greedy_text_of_the_real_target_is_that_of_transformers(smollm2, oracle):
-    compare_greedy(smollm2, oracle, real_prompts(smollm2)[::4], 32)
+def test_smollm2_gives_the_greedy_text_of_transformers(smollm2, oracle):
+    compare_greedy(smollm2, oracle, load_prompts(smollm2)[::4], 32)
 
 
 @pytest.mark.slow
-def test_long_greedy_text_of_the_real_target_is_that_of_transformers(smollm2, oracle):
-    compare_greedy(smollm2, oracle, real_prompts(smollm2), 128)
+def test_smollm2_gives_the_long_greedy_text_of_transformers(smollm2, oracle):
+    compare_greedy(smollm2, oracle, load_prompts(smollm2), 128)

@@ -1,4 +1,4 @@
-"""The draft's health, which exactness hides: its caches must be those of a fresh pass."""
+"""The draft's caches must be those of a fresh pass: exactness would hide any error in them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.types import Shortlist
 
-LISTS: dict[str, Callable[[], Shortlist]] = {
+SHORTLISTS: dict[str, Callable[[], Shortlist]] = {
     "full": lambda: FullShortlist(50),
     "static": lambda: FRSpecShortlist(torch.arange(49, -1, -1), 12, (0,)),
 }
@@ -31,19 +31,19 @@ LISTS: dict[str, Callable[[], Shortlist]] = {
     gamma=st.integers(1, 5),
     temperature=st.sampled_from([0.0, 1.0, 3.0]),
     seed=st.integers(0, 1000),
-    name=st.sampled_from(sorted(LISTS)),
+    name=st.sampled_from(sorted(SHORTLISTS)),
 )
-def test_after_any_round_both_caches_are_those_of_a_fresh_pass(
+def test_speculative_leaves_both_caches_as_after_a_fresh_pass(
     prompt: list[int], gamma: int, temperature: float, seed: int, name: str
 ) -> None:
     assert_caches_fresh(
-        prompt, LISTS[name](), gamma=gamma, sampling=Sampling(temperature),
+        prompt, SHORTLISTS[name](), gamma=gamma, sampling=Sampling(temperature),
         rng=SeededRandom(seed),
     )  # fmt: skip
 
 
-def test_a_cache_that_is_not_rebuilt_is_seen() -> None:
-    """The planted defect: the draft keeps the keys of its own guesses."""
+def test_caches_equal_detects_a_cache_that_was_not_rebuilt() -> None:
+    """The planted defect: the draft keeps the keys of its own states."""
     fresh = DRAFT.new_cache(8)
     ids = torch.tensor([1, 2, 3])
     aux_hidden_states = TARGET.step(ids, TARGET.new_cache(8)).aux_hidden_states
@@ -51,15 +51,15 @@ def test_a_cache_that_is_not_rebuilt_is_seen() -> None:
     DRAFT.step(ids, states, fresh)
     stale = DRAFT.new_cache(8)
     own = DRAFT.step(ids[:2], states[:2], stale)
-    DRAFT.step(ids[2:], own[1:], stale)  # its own state where the target's is known
+    DRAFT.step(ids[2:], own[1:], stale)  # its own state although the target's is known
     assert not caches_equal(stale, fresh)
 
 
 @given(cuts=st.lists(st.integers(1, 4), min_size=1, max_size=6))
-def test_any_chunking_gives_the_same_states(cuts: list[int]) -> None:
+def test_step_gives_the_same_states_for_any_chunks(cuts: list[int]) -> None:
     ids = torch.arange(sum(cuts)) * 7 % 50
     states = torch.sin(torch.arange(len(ids) * 24, dtype=torch.float64)).reshape(-1, 24)
-    whole = DRAFT.step(ids, states, DRAFT.new_cache(32))
+    at_once = DRAFT.step(ids, states, DRAFT.new_cache(32))
     cache, parts, start = DRAFT.new_cache(32), [], 0
     for cut in cuts:
         parts.append(
@@ -70,16 +70,16 @@ def test_any_chunking_gives_the_same_states(cuts: list[int]) -> None:
             )
         )
         start += cut
-    assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-10)
+    assert torch.allclose(torch.cat(parts), at_once, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("changes", [{}, GEMMA], ids=["Llama", "Gemma"])
-def test_an_untrained_draft_is_the_targets_last_layer_once_more(changes: dict[str, Any]) -> None:
+def test_init_from_target_repeats_the_last_layer(changes: dict[str, Any]) -> None:
     target = toy_transformer(**changes)
     draft = drafts.init_from_target(target).requires_grad_(False)
-    width, scale = target.config.hidden_size, target.config.embedding_scale
+    hidden_size, scale = target.config.hidden_size, target.config.embedding_scale
     for projection in (draft.attention.query, draft.attention.key, draft.attention.value):
-        toward_embedding = projection.weight[:, :width]
+        toward_embedding = projection.weight[:, :hidden_size]
         assert 0 < toward_embedding.abs().max() < 0.1
         toward_embedding.zero_()
     ids = torch.arange(6) * 7 % 50
@@ -87,7 +87,7 @@ def test_an_untrained_draft_is_the_targets_last_layer_once_more(changes: dict[st
     got = draft.apply_final_norm(draft.step(ids, draft.fuse(aux_hidden_states), draft.new_cache(6)))
     cache = target.new_cache(6)
     states, metadata = (
-        scale * aux_hidden_states[None, :, -width:],
+        scale * aux_hidden_states[None, :, -hidden_size:],
         target.rope.attention_metadata(cache, 6),
     )
     expected = target.norm(target.last_layer(states, metadata, cache, 2))[0]
@@ -95,7 +95,7 @@ def test_an_untrained_draft_is_the_targets_last_layer_once_more(changes: dict[st
     assert torch.allclose(got, expected, rtol=0, atol=1e-4 if changes else 1e-10)
 
 
-def test_what_a_draft_has_of_its_own() -> None:
+def test_draft_shares_the_targets_head_unless_asked() -> None:
     draft = drafts.init_from_target(TARGET)
     assert draft.version == 0 and draft.new_cache(5).keys.shape == (1, 1, 5, 2, 6)
     assert not [name for name, _ in draft.named_parameters() if "bias" in name]
@@ -107,7 +107,7 @@ def test_what_a_draft_has_of_its_own() -> None:
     assert draft_file.find_draft("another") is None
 
 
-def test_a_draft_is_kept_in_bfloat16_and_known_by_its_target(tmp_path: Path) -> None:
+def test_load_draft_reads_bfloat16_and_refuses_other_targets(tmp_path: Path) -> None:
     path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
     draft_file.save_draft(path, DRAFT, fingerprint)
     loaded = draft_file.load_draft(path, TARGET, fingerprint)
@@ -119,7 +119,7 @@ def test_a_draft_is_kept_in_bfloat16_and_known_by_its_target(tmp_path: Path) -> 
         draft_file.load_draft(path, TARGET, other)
 
 
-def test_a_draft_of_another_shape_is_refused(tmp_path: Path) -> None:
+def test_load_draft_refuses_other_shapes(tmp_path: Path) -> None:
     path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
     narrow = toy_transformer(intermediate_size=16)
     draft_file.save_draft(path, drafts.init_from_target(narrow), fingerprint)

@@ -1,4 +1,4 @@
-"""Gemma 3 is transformers' Gemma 3, reads any chunk alike, and is read from both kinds of file."""
+"""Gemma 3: as in transformers, the same for any chunks, and from both kinds of file."""
 
 import random
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from helpers.conformity import (
     relative_error,
     write_byte_tokenizer,
 )
-from helpers.features import max_error
+from helpers.features import drop_positions, max_error
 from helpers.tiny_model import gguf_writer
 from helpers.toys import GEMMA, toy_transformer
 from minispec.commit import StopRule
@@ -42,8 +42,8 @@ from minispec.types import Features
 MODEL = toy_transformer(**GEMMA)
 
 
-def random_config(seed: int) -> Gemma3TextConfig:
-    """A shape drawn at random; windows so small that they hide most of the text."""
+def draw_config(seed: int) -> Gemma3TextConfig:
+    """A shape drawn at random, with windows much smaller than the text."""
     rng = random.Random(seed)
     num_key_value_heads, group = rng.choice([1, 2, 3]), rng.choice([1, 2, 4])
     layers = rng.choice([1, 2, 7])
@@ -71,12 +71,12 @@ def random_config(seed: int) -> Gemma3TextConfig:
     )
 
 
-def saved(folder: Path, config: Gemma3TextConfig, **options: Any) -> Gemma3ForCausalLM:
-    """A model with random weights, and in ``folder`` what transformers saves of it."""
+def save_model(folder: Path, config: Gemma3TextConfig, **options: Any) -> Gemma3ForCausalLM:
+    """A model with random weights, which transformers saves to ``folder``."""
     torch.manual_seed(0)
     model = Gemma3ForCausalLM(config).eval()
     for name, weight in model.named_parameters():
-        if "norm" in name:  # all zeros from the start, where an error would not show
+        if "norm" in name:  # initially all zeros, which would hide an error
             weight.data.uniform_(-0.5, 0.5)
     model.save_pretrained(folder, **options)
     write_byte_tokenizer(folder)
@@ -84,13 +84,13 @@ def saved(folder: Path, config: Gemma3TextConfig, **options: Any) -> Gemma3ForCa
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_logits_of_random_shapes_are_those_of_transformers(tmp_path, seed):
-    model = saved(tmp_path, random_config(seed))
+def test_load_gives_the_logits_of_transformers(tmp_path, seed):
+    model = save_model(tmp_path, draw_config(seed))
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
 
 
-def test_random_shapes_cover_what_matters():
-    configs = [random_config(seed) for seed in range(16)]
+def test_draw_config_covers_what_matters():
+    configs = [draw_config(seed) for seed in range(16)]
     assert {c.tie_word_embeddings for c in configs} == {True, False}
     assert {kind for c in configs for kind in c.layer_types} == {
         "sliding_attention",
@@ -100,9 +100,9 @@ def test_random_shapes_cover_what_matters():
     assert any(c.query_pre_attn_scalar != c.head_dim for c in configs)
 
 
-def tight() -> Gemma3TextConfig:
-    """Seven layers, of which one is global, and a window of four."""
-    config = random_config(1)
+def build_config() -> Gemma3TextConfig:
+    """Seven layers, one of them global, and a window of four."""
+    config = draw_config(1)
     config.num_hidden_layers, config.sliding_window = 7, 4
     config.layer_types = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
     return config
@@ -119,17 +119,17 @@ def tight() -> Gemma3TextConfig:
     ],
     ids=lambda change: ",".join(change),
 )
-def test_each_setting_matters(tmp_path, change):
-    config = tight()
+def test_load_uses_each_setting(tmp_path, change):
+    config = build_config()
     config.rope_parameters["full_attention"]["rope_theta"] = 500.0
-    model = saved(tmp_path, config)
+    model = save_model(tmp_path, config)
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4
     edit_config(tmp_path, lambda data: data.update(change))
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) > 1e-3
 
 
-def test_older_files_say_ropes_and_layers_in_other_words(tmp_path):
-    model = saved(tmp_path, tight())
+def test_load_reads_the_settings_of_older_files(tmp_path):
+    model = save_model(tmp_path, build_config())
 
     def older(data: dict[str, Any]) -> None:
         ropes = data.pop("rope_parameters")
@@ -145,7 +145,7 @@ def test_older_files_say_ropes_and_layers_in_other_words(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"architectures": ["Gemma2ForCausalLM"]}, ["Gemma2ForCausalLM", "Gemma 3's"]),
+        ({"architectures": ["Gemma2ForCausalLM"]}, ["Gemma2ForCausalLM", "must be Llama or Gemma 3"]),
         ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping", "30.0"]),
         ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping"]),
         ({"use_bidirectional_attention": True}, ["use_bidirectional_attention"]),
@@ -158,20 +158,20 @@ def test_older_files_say_ropes_and_layers_in_other_words(tmp_path):
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_what_is_beyond_the_model_is_refused_by_name(tmp_path, change, words):
-    saved(tmp_path, tight())
+def test_load_refuses_unsupported_settings_by_name(tmp_path, change, words):
+    save_model(tmp_path, build_config())
     edit_config(tmp_path, lambda data: data.update(change))
     assert_refused(tmp_path, *words)
 
 
-def test_settings_without_sense_are_refused():
+def test_model_config_refuses_invalid_settings():
     with pytest.raises(ArgumentError, match="unknown activation 'relu'"):
         replace(MODEL.config, activation="relu")
     with pytest.raises(ArgumentError, match="window"):
         replace(MODEL.config, sliding_window=None)
 
 
-def test_only_a_gemma_is_said_to_be_more_than_a_llama():
+def test_beyond_llama_names_the_settings_of_gemma():
     assert toy_transformer().config.beyond_llama == ()
     assert set(MODEL.config.beyond_llama) == GEMMA.keys() - {"sliding_window"}
 
@@ -182,14 +182,14 @@ ids = st.integers(0, MODEL.config.vocab_size - 1)
 histories = st.lists(st.lists(ids, max_size=7) | st.integers(0, 20), min_size=1, max_size=8)
 
 
-def naive(tokens: list[int]) -> Features:
-    """One fresh pass, in which each token is read alone with just what its window shows: the
-    caches of local layers hold nothing else."""
+def run_naively(tokens: list[int]) -> Features:
+    """One fresh pass, token by token, in which the caches of local layers hold the window alone:
+    all other keys and values are NaN."""
     cache = MODEL.new_cache(64)
     parts = []
-    for place, token in enumerate(tokens):
+    for position, token in enumerate(tokens):
         for layer in MODEL.config.local_layers:
-            hidden = max(0, place + 1 - GEMMA["sliding_window"])
+            hidden = max(0, position + 1 - GEMMA["sliding_window"])
             cache.keys[layer - 1, :, :hidden] = float("nan")
             cache.values[layer - 1, :, :hidden] = float("nan")
         parts.append(MODEL.step(torch.tensor([token]), cache))
@@ -198,28 +198,27 @@ def naive(tokens: list[int]) -> Features:
 
 
 def check(history: list[list[int] | int]) -> None:
-    cache, held = MODEL.new_cache(64), []
+    """Every pass gives the features of a naive pass over all tokens."""
+    cache, tokens = MODEL.new_cache(64), []
     for event in history:
         if isinstance(event, int):
             cache.truncate(event)
-            held = held[:event]
+            tokens = tokens[:event]
         elif event:
             features = MODEL.step(torch.tensor(event), cache)
-            held = held + event
-            expected = naive(held)
-            start = len(held) - len(event)
-            expected = Features(expected.hidden[start:], expected.aux_hidden_states[start:])
-            assert torch.isfinite(expected.hidden).all(), "looks behind its window"
+            expected = drop_positions(run_naively(tokens + event), len(tokens))
+            tokens = tokens + event
+            assert torch.isfinite(expected.hidden).all(), "attends to positions before its window"
             assert max_error(features, expected) < 1e-10
 
 
 @settings(max_examples=60)
 @given(histories)
-def test_any_chunking_and_any_rollback_sees_just_the_window(history):
+def test_step_attends_to_the_window_for_any_chunks_and_rollbacks(history):
     check(history)
 
 
-def a_window_too_wide(self: Rope, cache: Any, new: int) -> Any:
+def widen_window(self: Rope, cache: Any, new: int) -> Any:
     window, self.window = self.window, self.window and self.window + 1
     try:
         return _metadata(self, cache, new)
@@ -227,7 +226,7 @@ def a_window_too_wide(self: Rope, cache: Any, new: int) -> Any:
         self.window = window
 
 
-def no_window_in_chunks(self: Rope, cache: Any, new: int) -> Any:
+def drop_window_in_chunks(self: Rope, cache: Any, new: int) -> Any:
     window, self.window = self.window, self.window if new == 1 else None
     try:
         return _metadata(self, cache, new)
@@ -238,41 +237,35 @@ def no_window_in_chunks(self: Rope, cache: Any, new: int) -> Any:
 _metadata = Rope.attention_metadata
 
 
-@pytest.mark.parametrize("defect", [a_window_too_wide, no_window_in_chunks])
-def test_a_planted_defect_is_found(monkeypatch, defect: Callable):
+@pytest.mark.parametrize("defect", [widen_window, drop_window_in_chunks])
+def test_check_finds_planted_defects(monkeypatch, defect: Callable):
     monkeypatch.setattr(Rope, "attention_metadata", defect)
     with pytest.raises(AssertionError):
         check([list(range(9)), 6, [1, 2, 3]])
 
 
-def test_rows_of_different_lengths_equal_each_row_alone():
+def test_forward_treats_each_sequence_of_a_batch_as_if_alone():
     cache = MODEL.new_cache(20, 3)
     pasts = [[1, 2], [3] * 9, []]
-    for row, past in enumerate(pasts):
-        alone = cache.sequence(row)
+    for index, past in enumerate(pasts):
+        alone = cache.sequence(index)
         MODEL(torch.tensor([past], dtype=torch.int64), alone)
-        cache.lengths[row] = alone.length
+        cache.lengths[index] = alone.length
     new = torch.arange(12).reshape(3, 4)
     parts = [MODEL(part, cache) for part in (new[:, :1], new[:, 1:])]
-    for row, past in enumerate(pasts):
-        expected = naive(past + new[row].tolist())
-        found = Features(
-            torch.cat([part.hidden[row] for part in parts]),
-            torch.cat([part.aux_hidden_states[row] for part in parts]),
+    for index, past in enumerate(pasts):
+        features = Features(
+            torch.cat([part.hidden[index] for part in parts]),
+            torch.cat([part.aux_hidden_states[index] for part in parts]),
         )
-        assert (
-            max_error(
-                found,
-                Features(expected.hidden[len(past) :], expected.aux_hidden_states[len(past) :]),
-            )
-            < 1e-10
-        )
+        expected = drop_positions(run_naively(past + new[index].tolist()), len(past))
+        assert max_error(features, expected) < 1e-10
 
 
 # ------------------------------------------------------------------ GGUF files
 
 
-def small_target(**changes: Any) -> Transformer:
+def build_target(**changes: Any) -> Transformer:
     sizes = dict(
         vocab_size=300, num_hidden_layers=7, aux_hidden_state_layer_ids=(1, 4, 7), sliding_window=4
     )
@@ -281,7 +274,7 @@ def small_target(**changes: Any) -> Transformer:
 
 
 def write_gguf(path: Path, model: Transformer, **fields: Any) -> None:
-    """Writes a model as llama.cpp's converter does: names, metadata, norms as 1 + w."""
+    """Write a model as llama.cpp's converter does: names, metadata, norms as 1 + w."""
     config = model.config
     fields = {"attention.sliding_window": config.sliding_window} | fields
     writer = gguf_writer(path, "gemma3", config, **fields)
@@ -297,7 +290,7 @@ def write_gguf(path: Path, model: Transformer, **fields: Any) -> None:
         getattr(writer, f"add_{key}_token_id")(value)
     writer.add_add_space_prefix(False)
     for name, weight in model.state_dict().items():
-        writer.add_tensor(file_name(name), np.ascontiguousarray(weight.numpy()))
+        writer.add_tensor(name_in_file(name), np.ascontiguousarray(weight.numpy()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -310,23 +303,24 @@ _FILE_NAMES = {
 }
 
 
-def file_name(name: str) -> str:
+def name_in_file(name: str) -> str:
+    """The GGUF name of a tensor of ours."""
     if name.startswith("layers."):
         _, index, part = name.removesuffix(".weight").split(".", 2)
         return f"blk.{index}.{_FILE_NAMES[part]}.weight"
     return f"{_FILE_NAMES[name.removesuffix('.weight')]}.weight"
 
 
-def logits(model: Transformer) -> Tensor:
+def compute_logits(model: Transformer) -> Tensor:
     ids = torch.arange(0, 250, 5)
     return model.head.logits(model.step(ids, model.new_cache(len(ids))).hidden)
 
 
-def test_a_gguf_file_is_the_model_that_was_written(tmp_path):
-    path, model = tmp_path / "x.gguf", small_target()
+def test_load_reads_back_a_gguf_file(tmp_path):
+    path, model = tmp_path / "x.gguf", build_target()
     write_gguf(path, model)
     loaded = pretrained.load(str(path))
-    assert torch.equal(logits(loaded.target), logits(model))
+    assert torch.equal(compute_logits(loaded.target), compute_logits(model))
     tokenizer = loaded.tokenizer
     assert (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.vocab_size) == (2, (1,), 300)
     for text in ("abc ab", "", " a  b\n\nc", "naïve ☃\x00"):
@@ -335,23 +329,25 @@ def test_a_gguf_file_is_the_model_that_was_written(tmp_path):
     assert names == [b"abc", b" ab", b"  ", b"\n\n", b"c"]
 
 
-def test_the_files_of_both_kinds_are_one_model(tmp_path):
-    """A folder's norms are w, a GGUF file's 1 + w; neither's rotary pairs are neighbours."""
-    config = tight()
+def test_folder_and_gguf_file_give_the_same_model(tmp_path):
+    """A folder has norms w, a GGUF file 1 + w; in both, rotary pairs lie head_dim / 2 apart."""
+    config = build_config()
     config.query_pre_attn_scalar = config.head_dim
     config.tie_word_embeddings = True
     config.rope_parameters["sliding_attention"]["rope_theta"] = 1e4
     config.vocab_size = 300
-    saved(tmp_path, config)
+    save_model(tmp_path, config)
     folder, _ = hf_folder.load(tmp_path)
     write_gguf(tmp_path / "x.gguf", folder)
-    assert torch.equal(logits(gguf_file.load(tmp_path / "x.gguf")[0]), logits(folder))
+    assert torch.equal(
+        compute_logits(gguf_file.load(tmp_path / "x.gguf")[0]), compute_logits(folder)
+    )
 
 
 # ------------------------------------------------------------------ backends and the head
 
 
-def test_a_backend_that_does_not_know_gemma_says_what_it_misses():
+def test_backend_names_the_settings_that_it_does_not_support():
     model = toy_transformer(**GEMMA).float()
     assert cpu.why_unsupported(model) is None
     reason = compiled.why_unsupported(model)
@@ -359,38 +355,38 @@ def test_a_backend_that_does_not_know_gemma_says_what_it_misses():
     assert compiled.why_unsupported(toy_transformer().float()) is None
 
 
-@pytest.mark.parametrize("shape", [Sampling(), Sampling(0.8, top_p=0.9)])
-def test_a_pass_takes_no_more_of_the_head_than_its_laws_need(shape):
-    """Never the prompt's rows; the laws hold no ids that the target rules out."""
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, top_p=0.9)])
+def test_speculative_computes_only_the_logits_it_needs(sampling):
+    """None for the prompt; target distributions omit the ids of probability zero."""
     model = toy_transformer(**GEMMA)
-    asked = []
+    positions = []
 
-    class Counted(LinearHead):
+    class CountingHead(LinearHead):
         def logits(self, hidden: Tensor) -> Tensor:
-            asked.append(len(hidden))
+            positions.append(len(hidden))
             return super().logits(hidden)
 
     class Target(Transformer):
-        head = property(lambda self: Counted(self.embedding.weight))
+        head = property(lambda self: CountingHead(self.embedding.weight))
 
     model.__class__ = Target
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        guesser = init_from_target(toy_transformer(**GEMMA)).requires_grad_(False)
+        draft = init_from_target(toy_transformer(**GEMMA)).requires_grad_(False)
     rounds = list(
         speculative(
             model,
-            guesser,
+            draft,
             FullShortlist(50),
             list(range(40)),
             gamma=4,
-            sampling=shape,
+            sampling=sampling,
             rng=SeededRandom(0),
             stop=StopRule(12),
             trace=True,
         )
     )
-    assert asked == [1 + len(finished.proposed) for finished in rounds]
+    assert positions == [1 + len(finished.proposed) for finished in rounds]
     for finished in rounds:
         assert finished.evidence is not None
         assert all(
@@ -399,14 +395,14 @@ def test_a_pass_takes_no_more_of_the_head_than_its_laws_need(shape):
         )
 
 
-def test_the_untrained_draft_is_the_last_layer_in_the_units_of_its_states():
-    """Fed by a tap of the layer before, and with its own embedding half silent, it computes
-    what the target's last layer does."""
+def test_init_from_target_repeats_the_last_layer_in_the_units_of_its_states():
+    """Given the output of the layer before, and with zero weights for the embedding, the draft
+    computes what the target's last layer does."""
     model = toy_transformer(**GEMMA | dict(local_layers=(1, 2)), aux_hidden_state_layer_ids=(1, 2))
-    guesser = init_from_target(model)
+    draft = init_from_target(model)
     for name in ("query", "key", "value"):
-        getattr(guesser.attention, name).weight.data[:, :24] = 0
+        getattr(draft.attention, name).weight.data[:, :24] = 0
     ids = torch.arange(12)
     features = model.step(ids, model.new_cache(12))
-    output = guesser.step(ids, guesser.fuse(features.aux_hidden_states), guesser.new_cache(12))
-    assert torch.allclose(guesser.apply_final_norm(output), features.hidden, atol=1e-4)
+    output = draft.step(ids, draft.fuse(features.aux_hidden_states), draft.new_cache(12))
+    assert torch.allclose(draft.apply_final_norm(output), features.hidden, atol=1e-4)

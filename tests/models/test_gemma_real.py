@@ -1,5 +1,5 @@
-"""Gemma-3-270M itself, where it is in the cache: too large, and bound by terms of its own, to be
-fetched for a test."""
+"""Gemma-3-270M itself, if it is in the cache: a test does not fetch it, since it is large and has
+terms of its own."""
 
 import gc
 
@@ -32,8 +32,8 @@ def gemma() -> Pretrained:
 
 @pytest.fixture(scope="module")
 def oracle(gemma: Pretrained):
-    """The tokenizer of transformers, whose reading of GGUF files forgets that runs of spaces are
-    pieces that users defined, which go before any merging."""
+    """The tokenizer of transformers. Its reader of GGUF files omits that runs of spaces are
+    user-defined pieces, which are matched before any merging."""
     path = known_models.model_path(NAME)
     oracle = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     runs = ["\u2581" * count for count in range(2, 32)]
@@ -41,7 +41,7 @@ def oracle(gemma: Pretrained):
     return oracle
 
 
-def test_ids_are_those_of_transformers_on_a_thousand_texts(gemma, oracle):
+def test_encode_gives_the_ids_of_transformers(gemma, oracle):
     tokenizer, texts = gemma.tokenizer, varied_texts(1000)
     assert isinstance(tokenizer, SentencePieceTokenizer)
     wrong = [
@@ -55,13 +55,13 @@ def test_ids_are_those_of_transformers_on_a_thousand_texts(gemma, oracle):
 
 @settings(max_examples=300)
 @given(text=whole_characters)
-def test_any_text_comes_back(gemma, text):
-    """What has no piece falls back on bytes. (U+2581 is the library's own sign for a space.)"""
+def test_decode_inverts_encode(gemma, text):
+    """Characters without a piece become bytes. (U+2581 is the library's sign for a space.)"""
     ids = gemma.tokenizer.encode(text)
     assert gemma.tokenizer.decode(ids) == text.replace("\u2581", " ")
 
 
-def test_it_is_the_model_that_was_expected_and_has_no_chat_template(gemma):
+def test_load_gives_the_expected_base_model(gemma):
     config, tokenizer = gemma.target.config, gemma.tokenizer
     assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (262_144, 640, 18)
     assert config.sliding_window == 512 and set(range(1, 19)) - {*config.local_layers} == {
@@ -77,7 +77,7 @@ def test_it_is_the_model_that_was_expected_and_has_no_chat_template(gemma):
         tokenizer.chat("hello")
 
 
-def greedy(gemma: Pretrained, text: str, new: int) -> str:
+def decode_greedily(gemma: Pretrained, text: str, new: int) -> str:
     ids = encode_prompt(gemma.tokenizer, text, raw=True)
     rounds = autoregressive(
         gemma.target, ids, sampling=Sampling(), rng=SeededRandom(0), stop=StopRule(new)
@@ -85,33 +85,33 @@ def greedy(gemma: Pretrained, text: str, new: int) -> str:
     return gemma.tokenizer.decode([token for finished in rounds for token in finished.tokens])
 
 
-def test_it_continues_sensibly(gemma):
+def test_generate_continues_sensibly(gemma):
     ids = torch.tensor(encode_prompt(gemma.tokenizer, "The capital of France is", raw=True))
     target = gemma.target
     logits = target.head.logits(target.step(ids, target.new_cache(len(ids))).hidden[-1])
     assert b" Paris" in [gemma.tokenizer.token_bytes(int(i)) for i in logits.topk(3).indices]
-    assert "France" in greedy(gemma, "The capital of France is", 16)
-    counted = greedy(gemma, "One, two, three, four, five, six,", 12)
+    assert "France" in decode_greedily(gemma, "The capital of France is", 16)
+    counted = decode_greedily(gemma, "One, two, three, four, five, six,", 12)
     assert counted.startswith(" seven, eight, nine, ten")
 
 
-def test_logits_are_those_of_transformers_beyond_the_window(gemma):
-    """Read in chunks by us and at once by transformers; the models are in memory in turn."""
+def test_step_gives_the_logits_of_transformers_beyond_the_window(gemma):
+    """Ours in chunks, theirs at once; one model is in memory at a time."""
     text = "\n\n".join(
         text for domain in corpus.DOMAINS for text in corpus.load_prompts(domain, True)
     )
     ids = torch.tensor(encode_prompt(gemma.tokenizer, text, raw=True)[:700])
     assert len(ids) == 700 > gemma.target.config.sliding_window
-    places = torch.tensor([*range(0, 700, 50), 511, 512, 513, 514, 699])
+    positions = torch.tensor([*range(0, 700, 50), 511, 512, 513, 514, 699])
     cache = gemma.target.new_cache(700)
     parts = [gemma.target.step(part, cache).hidden for part in ids.split([500, 30, 1, 5, 164])]
-    logits = gemma.target.head.logits(torch.cat(parts)[places])
+    logits = gemma.target.head.logits(torch.cat(parts)[positions])
     gc.collect()
     path = known_models.model_path(NAME)
     theirs = Gemma3ForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     ).eval()
     with torch.inference_mode():
-        expected = theirs.lm_head(theirs.model(ids[None]).last_hidden_state[0, places])
+        expected = theirs.lm_head(theirs.model(ids[None]).last_hidden_state[0, positions])
     errors = (logits - expected).abs().amax(-1) / expected.abs().amax(-1)
     assert float(errors.max()) < 1e-4

@@ -1,8 +1,8 @@
-"""The target gives the same features however its input is cut, grouped or taken back.
+"""The target gives the same features however its input is chunked, batched or rolled back.
 
-That is the shape of everything speculative decoding asks of it: a verify pass is a chunk, a
-rejected draft is a rollback, and prompts of different lengths share a batch. Each property is
-also run against models with a planted defect, which it has to find.
+Speculative decoding needs exactly that: a verify pass is a chunk, a rejected draft is a rollback,
+and prompts of different lengths share a batch. Each property is also checked on models with a
+planted defect, which it must find.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers.features import max_error
+from helpers.features import drop_positions, max_error
 from helpers.toys import TOY, toy_transformer
 from minispec.errors import ArgumentError, ContextError
 from minispec.models.kv_cache import KVCache
@@ -26,65 +26,62 @@ MODEL = toy_transformer()
 
 ids = st.integers(0, TOY.vocab_size - 1)
 chunks = st.lists(ids, max_size=7)
-# What may happen to a cache: tokens are read, or all but some of them are forgotten.
+# What happens to a cache: a list of tokens is processed; a number is a rollback to that length.
 histories = st.lists(chunks | st.integers(0, 20), min_size=1, max_size=8)
-rows = st.lists(st.tuples(st.lists(ids, max_size=9), st.lists(ids, min_size=4, max_size=4)))
+batches = st.lists(st.tuples(st.lists(ids, max_size=9), st.lists(ids, min_size=4, max_size=4)))
 
 
-def fresh(tokens: Sequence[int]) -> Features:
-    """One pass over all tokens with an empty cache: what everything else is measured by."""
+def run_fresh(tokens: Sequence[int]) -> Features:
+    """One pass over all tokens with an empty cache: the reference for all checks."""
     return MODEL.step(torch.tensor(tokens, dtype=torch.int64), MODEL.new_cache(64))
 
 
 def check_history(history: Sequence[Sequence[int] | int]) -> None:
-    """Reads and forgets by turns; every pass gives what a fresh pass over all tokens gives."""
-    cache, held = MODEL.new_cache(64), []
+    """After any chunks and rollbacks, a pass gives the features of a fresh pass over all tokens."""
+    cache, tokens = MODEL.new_cache(64), []
     for event in history:
         if isinstance(event, int):
             cache.truncate(event)
-            held = held[:event]
+            tokens = tokens[:event]
         else:
             features = MODEL.step(torch.tensor(event, dtype=torch.int64), cache)
-            held = held + event
-            expected = fresh(held)
-            start = len(held) - len(event)
-            expected = Features(expected.hidden[start:], expected.aux_hidden_states[start:])
+            expected = drop_positions(run_fresh(tokens + event), len(tokens))
+            tokens = tokens + event
             assert max_error(features, expected) < 1e-10
-        assert cache.length == len(held)
+        assert cache.length == len(tokens)
 
 
-def check_rows(contents: Sequence[tuple[list[int], list[int]]]) -> None:
-    """Rows with pasts of different lengths read chunks together, each as if it were alone."""
+def check_batch(contents: Sequence[tuple[list[int], list[int]]]) -> None:
+    """Sequences of different lengths process chunks in a batch, each as if it were alone."""
     if not contents:
         return
     cache = MODEL.new_cache(20, len(contents))
-    for row, (past, _) in enumerate(contents):
-        alone = cache.sequence(row)
+    for index, (past, _) in enumerate(contents):
+        alone = cache.sequence(index)
         MODEL(torch.tensor([past], dtype=torch.int64), alone)
-        cache.lengths[row] = alone.length
-    together = torch.tensor([new for _, new in contents])  # (B, 4)
-    parts = [MODEL(part, cache) for part in (together[:, :1], together[:, 1:])]
-    for row, (past, new) in enumerate(contents):
-        expected = fresh(past + new)
-        expected = Features(expected.hidden[len(past) :], expected.aux_hidden_states[len(past) :])
+        cache.lengths[index] = alone.length
+    batch = torch.tensor([new for _, new in contents])  # (B, 4)
+    parts = [MODEL(part, cache) for part in (batch[:, :1], batch[:, 1:])]
+    for index, (past, new) in enumerate(contents):
         features = Features(
-            torch.cat([part.hidden[row] for part in parts]),
-            torch.cat([part.aux_hidden_states[row] for part in parts]),
+            torch.cat([part.hidden[index] for part in parts]),
+            torch.cat([part.aux_hidden_states[index] for part in parts]),
         )
+        expected = drop_positions(run_fresh(past + new), len(past))
         assert max_error(features, expected) < 1e-10
     assert cache.lengths == [len(past) + len(new) for past, new in contents]
 
 
 @settings(max_examples=200, deadline=None)
 @given(histories)
-def test_any_chunking_and_any_rollback_gives_the_features_of_a_fresh_pass(history):
+def test_step_gives_the_features_of_a_fresh_pass_for_any_chunks_and_rollbacks(history):
     check_history(history)
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows.filter(len))
-def test_rows_of_different_lengths_equal_each_row_alone(contents):
-    check_rows(contents)
+@given(batches.filter(len))
+def test_forward_treats_each_sequence_of_a_batch_as_if_alone(contents):
+    check_batch(contents)
 
 
 # ------------------------------------------------------------------ planted defects
@@ -92,14 +89,14 @@ def test_rows_of_different_lengths_equal_each_row_alone(contents):
 _metadata = Rope.attention_metadata
 
 
-def looks_ahead(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
-    """Each token of a chunk sees the whole chunk."""
+def attend_ahead(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
+    """Each token of a chunk attends to the whole chunk."""
     metadata = _metadata(self, cache, new)
     return replace(metadata, mask=None)
 
 
-def misses_itself(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
-    """The mask ends one place too early, but for the first position."""
+def attend_to_others_only(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
+    """The mask ends one position too early, except for the first position."""
     metadata = _metadata(self, cache, new)
     if metadata.mask is None:
         return replace(metadata, mask=None)
@@ -108,15 +105,15 @@ def misses_itself(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
     return replace(metadata, mask=(keys < queries) | (keys == 0))
 
 
-def starts_again(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
-    """Each chunk is turned as if it stood at the beginning."""
+def rotate_from_zero(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
+    """Each chunk is rotated as if it were the first."""
     metadata = _metadata(self, cache, new)
     cos, sin = self.cos_sin(torch.arange(new)[None], cache.keys.dtype)
     return replace(metadata, cos=cos, sin=sin)
 
 
-def sees_the_longest_row(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
-    """Short rows look at what the longest row's length lets them see."""
+def mask_by_longest(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
+    """Short sequences have the mask of the longest one."""
     metadata = _metadata(self, cache, new)
     end = metadata.key_slice.stop
     last = torch.arange(end - new, end).repeat_interleave(self.group)
@@ -124,33 +121,33 @@ def sees_the_longest_row(self: Rope, cache: KVCache, new: int) -> AttentionMetad
     return replace(metadata, mask=mask.expand(len(cache.lengths), 1, -1, -1))
 
 
-def writes_at_the_longest_row(
+def write_after_longest(
     self: KVCache, layer: int, positions: Tensor, keys: Tensor, values: Tensor
 ) -> None:
-    """Keys of short rows land behind a gap."""
+    """Keys of short sequences are written after a gap."""
     longest = max(self.lengths)
     self.keys[layer, :, longest : longest + positions.shape[1]] = keys
     self.values[layer, :, longest : longest + positions.shape[1]] = values
 
 
-def never_forgets(self: KVCache, length: int) -> None:
-    """A rollback without effect."""
+def ignore_rollback(self: KVCache, length: int) -> None:
+    """Truncation has no effect."""
 
 
 DEFECTS: list[tuple[Callable[..., None], st.SearchStrategy, type, str, Callable]] = [
-    (check_history, histories, Rope, "attention_metadata", looks_ahead),
-    (check_history, histories, Rope, "attention_metadata", misses_itself),
-    (check_history, histories, Rope, "attention_metadata", starts_again),
-    (check_history, histories, KVCache, "truncate", never_forgets),
-    (check_rows, rows, Rope, "attention_metadata", sees_the_longest_row),
-    (check_rows, rows, KVCache, "write", writes_at_the_longest_row),
+    (check_history, histories, Rope, "attention_metadata", attend_ahead),
+    (check_history, histories, Rope, "attention_metadata", attend_to_others_only),
+    (check_history, histories, Rope, "attention_metadata", rotate_from_zero),
+    (check_history, histories, KVCache, "truncate", ignore_rollback),
+    (check_batch, batches, Rope, "attention_metadata", mask_by_longest),
+    (check_batch, batches, KVCache, "write", write_after_longest),
 ]
 
 
 @pytest.mark.parametrize(
-    "check, inputs, place, name, defect", DEFECTS, ids=[case[-1].__name__ for case in DEFECTS]
+    "check, inputs, owner, name, defect", DEFECTS, ids=[case[-1].__name__ for case in DEFECTS]
 )
-def test_a_planted_defect_is_found(monkeypatch, check, inputs, place, name, defect):
+def test_checks_find_planted_defects(monkeypatch, check, inputs, owner, name, defect):
     @settings(
         max_examples=200, deadline=None, database=None, derandomize=True, phases=[Phase.generate]
     )
@@ -158,7 +155,7 @@ def test_a_planted_defect_is_found(monkeypatch, check, inputs, place, name, defe
     def run(value: object) -> None:
         check(value)
 
-    monkeypatch.setattr(place, name, defect)
+    monkeypatch.setattr(owner, name, defect)
     with pytest.raises(AssertionError):
         run()
 
@@ -167,38 +164,38 @@ def test_a_planted_defect_is_found(monkeypatch, check, inputs, place, name, defe
 
 
 @pytest.mark.parametrize(
-    "capacity, lengths, room",
+    "capacity, lengths, left",
     [
         (10, [4], 6),
-        (100, [4], 60),  # the cache has room, but the model's context ends
+        (100, [4], 60),  # the cache could take more, but the model's context ends
         (10, [1, 4, 0], 6),
     ],
 )
-def test_overflow_is_refused_before_anything_changes(capacity, lengths, room):
+def test_forward_refuses_overflow_before_anything_changes(capacity, lengths, left):
     cache = MODEL.new_cache(capacity, len(lengths))
     ids = torch.arange(len(lengths) * 4).reshape(-1, 4)
     MODEL(ids, cache)
     cache.lengths = list(lengths)
     keys, values = cache.keys.clone(), cache.values.clone()
     with pytest.raises(ContextError, match=f"cache of 10|context of {TOY.context_limit}"):
-        MODEL(ids[:, :1].expand(-1, room + 1), cache)
+        MODEL(ids[:, :1].expand(-1, left + 1), cache)
     assert torch.equal(cache.keys, keys) and torch.equal(cache.values, values)
     assert cache.lengths == lengths
-    MODEL(ids[:, :1].expand(-1, room), cache)  # one less is right
-    assert cache.lengths == [length + room for length in lengths]
+    MODEL(ids[:, :1].expand(-1, left), cache)  # one less fits
+    assert cache.lengths == [length + left for length in lengths]
 
 
-def test_forgetting_more_than_is_held_changes_nothing():
+def test_truncate_keeps_sequences_that_are_shorter():
     cache = MODEL.new_cache(10, 2)
     cache.lengths = [2, 5]
     cache.truncate(4)
     assert cache.lengths == [2, 4]
 
 
-# ------------------------------------------------------------------ taps, head, configuration
+# ------------------------------------------------------------------ outputs, head, configuration
 
 
-def test_taps_are_the_outputs_of_their_layers_side_by_side():
+def test_step_concatenates_the_outputs_of_the_auxiliary_layers():
     model = toy_transformer(aux_hidden_state_layer_ids=(1, 3))
     outputs = []
     for layer in model.layers:
@@ -210,20 +207,19 @@ def test_taps_are_the_outputs_of_their_layers_side_by_side():
     assert bare.aux_hidden_states.shape == (5, 0) and torch.equal(bare.hidden, features.hidden)
 
 
-def test_the_head_is_the_embedding_only_where_they_are_tied():
+def test_head_is_the_embedding_only_if_they_are_tied():
     assert MODEL.head.weight.data_ptr() == MODEL.embedding.weight.data_ptr()
     untied = toy_transformer(tie_word_embeddings=False)
     assert untied.head.weight.data_ptr() == untied.output.weight.data_ptr()
     assert not torch.equal(untied.head.weight, untied.embedding.weight)
 
 
-def test_default_taps_are_layers_of_the_model_from_low_to_high():
+def test_default_aux_layer_ids_are_ascending_layers_of_the_model():
     for layers in range(1, 81):
-        aux_hidden_states = default_aux_layer_ids(layers)
-        assert aux_hidden_states[0] >= 1 and aux_hidden_states[-1] <= layers, layers
-        assert list(aux_hidden_states) == sorted(set(aux_hidden_states)) and len(
-            aux_hidden_states
-        ) == min(3, layers), layers
+        layer_ids = default_aux_layer_ids(layers)
+        assert layer_ids[0] >= 1 and layer_ids[-1] <= layers, layers
+        assert list(layer_ids) == sorted(set(layer_ids)), layers
+        assert len(layer_ids) == min(3, layers), layers
     assert default_aux_layer_ids(30) == (2, 14, 26)
     assert default_aux_layer_ids(16) == (2, 7, 12)
 
@@ -244,7 +240,7 @@ def test_default_taps_are_layers_of_the_model_from_low_to_high():
         ({"context_limit": "64"}, "context_limit '64' must be"),
     ],
 )
-def test_impossible_shapes_are_refused_by_name(changes, problem):
+def test_model_config_refuses_impossible_shapes_by_name(changes, problem):
     values = {name: getattr(TOY, name) for name in ModelConfig.__dataclass_fields__}
     with pytest.raises(ArgumentError, match=problem):
         ModelConfig(**values | changes)
