@@ -1,4 +1,4 @@
-"""What several test files share: the real target, and toys of the same make."""
+"""Fixtures of all tests: the real target, a tiny model in a folder, a browser."""
 
 import os
 import shutil
@@ -13,11 +13,11 @@ import torch
 from hypothesis import settings
 
 if not torch.cuda.is_available():
-    # CUDA kernels then run in Numba's simulator. It is chosen when Numba is first imported, so
-    # before any test file is; compiled CPU code does not mind.
+    # CUDA kernels then run in Numba's simulator, which is selected when Numba is first imported.
+    # Compiled CPU code is not affected.
     os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
-    # There each CUDA thread is a thread of Python, and a barrier waits for all of them to have
-    # had their turn: shorter turns make it several times as fast.
+    # Each CUDA thread is then a Python thread, and a barrier waits until all of them have run:
+    # shorter switch intervals make it several times as fast.
     sys.setswitchinterval(0.0005)
 
 from helpers import tiny_model
@@ -28,10 +28,10 @@ from minispec.tools.models import backend, known_models, pretrained
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# Toys are so small that a second thread would mostly be waited for, and on a busy machine long.
+# Toy models are so small that a second thread costs more time than it saves.
 torch.set_num_threads(1)
 
-# How long an example takes says more about the machine than about the code.
+# No deadline: the time of an example depends on the machine more than on the code.
 settings.register_profile("minispec", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "minispec"))
 
@@ -39,47 +39,48 @@ BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome", "chrome", "c
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _calibrations_of_tests_are_not_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _redirect_backend_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Measurements of the test run do not enter the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     backend.cache_folder = lambda: folder  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A whole model in a folder, with a draft and rankings."""
+    """A complete model in a folder, with a draft and rankings."""
     return tiny_model.make(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> pretrained.Pretrained:
-    """The real target in float32, fetched if it is not here yet."""
+    """The real target in float32, fetched if necessary."""
     try:
         known_models.fetch("smollm2")
     except FetchError as error:
         if os.environ.get("CI"):
-            raise  # there, tests that did not run must not look like tests that passed
+            raise  # in CI a skipped test must not look like a passed one
         pytest.skip(f"needs the real model: {error}")
     return pretrained.load("smollm2")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    """The system's Chromium, or the one that Playwright may have brought along."""
+    """The system's Chromium, or Playwright's own."""
     from playwright.sync_api import Error, sync_playwright
 
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:
-        root = hasattr(os, "getuid") and os.getuid() == 0  # for whom Chromium has no sandbox
+        root = hasattr(os, "getuid") and os.getuid() == 0  # Chromium has no sandbox for root
         try:
-            found = playwright.chromium.launch(
+            chromium = playwright.chromium.launch(
                 executable_path=path, args=["--no-sandbox"] if root else []
             )
         except Error as error:
             if path:
-                raise  # there is one, and it does not start: that is no reason to skip
+                raise  # an installed browser that does not start is an error
             pytest.skip(f"no browser: install chromium ({str(error).splitlines()[0]})")
-        yield found
-        found.close()
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
@@ -91,14 +92,14 @@ def show(browser: "Browser") -> Iterator[Callable[..., Any]]:
     def open_file(path: Path, **options: Any) -> Any:
         tab = browser.new_page(**{"viewport": {"width": 1400, "height": 1000}} | options)
         tabs.append(tab)
-        seen = SimpleNamespace(tab=tab, errors=[], requests=[])
-        tab.on("console", lambda m: m.type in ("error", "warning") and seen.errors.append(m.text))
-        tab.on("pageerror", lambda error: seen.errors.append(str(error)))
-        tab.on("dialog", lambda dialog: (seen.errors.append(dialog.message), dialog.dismiss()))
-        tab.on("request", lambda request: seen.requests.append(request.url))
+        result = SimpleNamespace(tab=tab, errors=[], requests=[])
+        tab.on("console", lambda m: m.type in ("error", "warning") and result.errors.append(m.text))
+        tab.on("pageerror", lambda error: result.errors.append(str(error)))
+        tab.on("dialog", lambda dialog: (result.errors.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda request: result.requests.append(request.url))
         tab.goto(path.as_uri())
         tab.wait_for_timeout(300)
-        return seen
+        return result
 
     yield open_file
     for tab in tabs:

@@ -40,10 +40,14 @@ SELECTION = {
         "shortlists/test_shortlists.py",
     ],
     "shortlists/microspec": _SHORTLIST,
-    "shortlists/dynaspec": _SHORTLIST,
-    "shortlists/semantic": _SHORTLIST,
-    "shortlists/statistical": _SHORTLIST,
-    "shortlists/evospec": _SHORTLIST,
+    "shortlists/dynaspec": ["shortlists/test_dynaspec.py", *_SHORTLIST],
+    "shortlists/kmeans": ["shortlists/test_kmeans.py", *_SHORTLIST],
+    "shortlists/semantic": ["shortlists/test_semantic.py", *_SHORTLIST],
+    "shortlists/statistical": ["shortlists/test_statistical.py", *_SHORTLIST],
+    "shortlists/evospec": ["shortlists/test_evospec.py", *_SHORTLIST],
+    "io/index_file": [
+        "io/test_index_file.py", "shortlists/test_dynaspec.py", "shortlists/test_shortlists.py",
+    ],
     "models/kv_cache": [*_CACHES, "tools/test_batched_decode.py"],
     "models/eagle_draft": [*_CACHES, "exactness/test_health.py", "tools/test_train_draft.py"],
 }  # fmt: skip
