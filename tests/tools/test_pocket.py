@@ -177,7 +177,7 @@ def test_what_is_shipped_belongs_together(pair: tuple[Pretrained, eagle_draft.Ea
         path = ranking.find_shipped_ranking("pocket", name)
         assert path is not None
         assert len(ranking.read_ranking(path, model.tokenizer.fingerprint, size)) == size
-    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = (folder.parent / "README.md").read_text(encoding="utf-8")
     last = read_json(folder / "training.json")["log"][-1]
     guesser = read_json(folder.parent / "draft.json")["log"][-1]
     assert f"{last['held_out']:.2f}" in card and f"{guesser['tau']:.2f}" in card
