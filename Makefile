@@ -52,11 +52,11 @@ slow: $(DEV)  ## run the slow tests
 
 bench: $(BENCH)  ## run the benchmarks
 	$(PY) -m pytest benchmarks --benchmark-only
-	$(PY) benchmarks/bench_plain.py --backend reference
-	$(PY) benchmarks/bench_plain.py --backend cpu
-	$(PY) -m benchmarks.head --json build/head.json
-	$(PY) -m benchmarks.bench_scaling --json build/scaling.json
-	$(PY) benchmarks/bench_block.py
+	$(PY) -m benchmarks plain --backend reference
+	$(PY) -m benchmarks plain --backend cpu
+	$(PY) -m benchmarks head --json build/head.json
+	$(PY) -m benchmarks scaling --json build/scaling.json
+	$(PY) -m benchmarks block
 
 # Gemma is left out where it has not been fetched: see `minispec fetch --help`.
 measure: $(INSTALLED)  ## measure the figures of README again, into build/measure: half an hour
@@ -73,7 +73,7 @@ measure: $(INSTALLED)  ## measure the figures of README again, into build/measur
 	@echo "python docs/readme_figures.py build/measure   # writes them into README.md"
 
 bench-gpu: $(BENCH)  ## run the benchmarks of the CUDA kernels, where there is a GPU
-	$(PY) -m benchmarks.bench_gpu
+	$(PY) -m benchmarks gpu
 
 # As JSON into CERTIFICATE, with EXAMPLES drawn for each property.
 exactness: $(DEV)  ## enumerate every branch of every verifier and shortlist, and certify exactness
@@ -83,7 +83,7 @@ mutants: $(DEV)  ## change the code in every small way, and see the tests detect
 	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/mutants.py
 
 adaptation: $(BENCH)  ## what a draft that learns while it serves gains, and costs
-	$(PY) -m benchmarks.adaptation --quick --json build/adaptation.json
+	$(PY) -m benchmarks adaptation --quick --json build/adaptation.json
 
 # A model with terms of its own has to be there already: see `minispec fetch --help`.
 draft: $(INSTALLED)  ## train a draft for MODEL (smollm2) on TOKENS tokens, into build/draft/

@@ -1,11 +1,11 @@
-"""What a draft step pays for its LM head: all rows, a packed list, a gathered list.
+"""The LM head of a draft step: all rows, a packed shortlist, a gathered shortlist.
 
 Physics: one hidden state times K rows of D float32 numbers reads K * D * 4 bytes and does two
-operations on each number, far fewer than a processor could: memory bandwidth is the bound, so
-time should follow K. All sides compute the same kind of logits from the same weights; the
-lists change between calls in the gathered case, as an evolving list would.
+operations on each number, far fewer than a processor can: memory bandwidth is the bound, so the
+time should be proportional to K. All sides compute logits from the same weights; in the gathered
+case the shortlist changes between calls, as an evolving one does.
 
-Run: make bench
+    pytest benchmarks --benchmark-only
 """
 
 import numpy as np
@@ -16,58 +16,58 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fastpath.cpu.head import CpuHead
 from minispec.models.lm_head import LinearHead, PackedHead
 
-V, D = 49_152, 576  # SmolLM2-135M's
-WEIGHT = torch.randn(V, D, generator=torch.Generator().manual_seed(0))
-HIDDEN = torch.randn(D, generator=torch.Generator().manual_seed(1))
+VOCAB_SIZE, HIDDEN_SIZE = 49_152, 576  # of SmolLM2-135M
+WEIGHT = torch.randn(VOCAB_SIZE, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
+HIDDEN = torch.randn(HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def some_ids(size: int, seed: int) -> torch.Tensor:
+def draw_ids(size: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(V, generator=generator)[:size].sort().values
+    return torch.randperm(VOCAB_SIZE, generator=generator)[:size].sort().values
 
 
 @pytest.mark.benchmark(group="head")
 def bench_full(benchmark: BenchmarkFixture) -> None:
     head = LinearHead(WEIGHT)
-    benchmark(head.full, HIDDEN)
+    benchmark(head.logits, HIDDEN)
 
 
 @pytest.mark.benchmark(group="head")
 @pytest.mark.parametrize("size", [12_288, 4_096, 1_536])
 def bench_packed(benchmark: BenchmarkFixture, size: int) -> None:
-    head, ids = PackedHead(WEIGHT), some_ids(size, 0)
+    head, ids = PackedHead(WEIGHT), draw_ids(size, 0)
     head.logits_of(HIDDEN, ids)
-    benchmark(head.rows, HIDDEN, ids)
+    benchmark(head.logits_of, HIDDEN, ids)
 
 
 @pytest.mark.benchmark(group="head")
 @pytest.mark.parametrize("size", [12_288, 4_096, 1_536])
 def bench_gathered(benchmark: BenchmarkFixture, size: int) -> None:
     head = LinearHead(WEIGHT)
-    lists = iter([some_ids(size, seed) for seed in range(32)] * 10_000)
+    shortlists = iter([draw_ids(size, seed) for seed in range(32)] * 10_000)
     benchmark.pedantic(
         lambda ids: head.logits_of(HIDDEN, ids),
-        setup=lambda: ((next(lists),), {}),
+        setup=lambda: ((next(shortlists),), {}),
         rounds=200,
         warmup_rounds=10,
     )
 
 
-@pytest.mark.benchmark(group="the best eight and the law's sum, over the vocabulary")
+@pytest.mark.benchmark(group="top-8 and log-sum-exp over the vocabulary")
 @pytest.mark.parametrize("states", [1, 5])
-@pytest.mark.parametrize("way", ["torch", "ours, then torch", "ours, on the way"])
-def bench_scores(benchmark: BenchmarkFixture, states: int, way: str) -> None:
-    """Whether looking on the way is worth it, and what torch takes for all of it."""
-    theirs, ours = LinearHead(WEIGHT), CpuHead(WEIGHT.numpy(), np.ones(V, np.float32))
-    head = theirs if way == "torch" else ours
+@pytest.mark.parametrize("method", ["torch", "logits, then torch", "fused"])
+def bench_scores(benchmark: BenchmarkFixture, states: int, method: str) -> None:
+    """Ranking fused with the product, after the product, and all of it in torch."""
+    cpu_head = CpuHead(WEIGHT.numpy(), np.ones(VOCAB_SIZE, np.float32))
+    head = LinearHead(WEIGHT) if method == "torch" else cpu_head
     hidden = HIDDEN.expand(states, -1).contiguous()
 
-    def afterwards() -> tuple[torch.Tensor, torch.Tensor]:
+    def rank_afterwards() -> tuple[torch.Tensor, torch.Tensor]:
         logits = head.logits(hidden)
         return logits.topk(8).indices, logits.logsumexp(-1)
 
-    def on_the_way() -> tuple[torch.Tensor, torch.Tensor]:
-        found = ours.scores(hidden, top=8)
-        return found.places, found.log_sum_exp()
+    def rank_fused() -> tuple[torch.Tensor, torch.Tensor]:
+        scores = cpu_head.scores(hidden, top=8)
+        return scores.top_indices, scores.log_sum_exp()
 
-    benchmark(on_the_way if way == "ours, on the way" else afterwards)
+    benchmark(rank_fused if method == "fused" else rank_afterwards)

@@ -1,0 +1,41 @@
+"""Runs a benchmark by name.
+
+python -m benchmarks                    # lists the benchmarks
+python -m benchmarks NAME [options]     # runs one
+python -m benchmarks NAME --help        # lists its options
+"""
+
+import importlib
+import sys
+
+BENCHMARKS = {
+    "plain": "plain decoding against Hugging Face transformers",
+    "head": "layouts of the LM head's rows on the CPU, as fractions of memory bandwidth",
+    "scaling": "a draft step as the vocabulary and the context grow",
+    "block": "block verification against token-by-token verification",
+    "gpu": "LM heads and whole rounds on a GPU",
+    "adaptation": "what a draft that learns while it decodes gains and costs",
+    "ablation": "the parts of online learning, each removed or changed alone",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Lists the benchmarks, or imports and runs one. Returns the exit status."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m benchmarks NAME [options]\n\nbenchmarks:")
+        for name, description in BENCHMARKS.items():
+            print(f"  {name:<12}{description}")
+        print("\nThe micro-benchmarks of LM heads run under pytest: pytest benchmarks")
+        return 0
+    name, *options = arguments
+    if name not in BENCHMARKS:
+        message = f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}"
+        print(f"benchmarks: {message}", file=sys.stderr)
+        return 2
+    # The programs parse sys.argv, and argparse takes their name from it.
+    sys.argv = [f"python -m benchmarks {name}", *options]
+    return importlib.import_module(f"benchmarks.{name}").main() or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
