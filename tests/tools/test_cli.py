@@ -81,6 +81,20 @@ def returns_none():
 """
 
 
+OWN_PARTS = """
+import os
+from pathlib import Path
+from minispec.io import draft_file
+from minispec.verify import verify
+
+def make_draft(model):
+    return draft_file.load_draft(Path(os.environ["DRAFT"]), model.reference, model.fingerprint)
+
+def check(proposal, target_distributions, rng):
+    return verify(proposal, target_distributions, rng)
+"""
+
+
 @pytest.fixture(scope="module")
 def bad(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of damaged, foreign and misplaced files."""
@@ -434,6 +448,97 @@ def test_main_accepts_the_cases_without_their_fault(
         assert main.main(fill(line, tiny, bad, tmp_path)) == 0
         out, error = capsys.readouterr()
         assert json.loads(out)["tokens"] == 3 and error == ""
+
+
+def test_main_runs_parts_of_the_current_folder(tiny: Tiny, tmp_path: Path) -> None:
+    """As the console script: its own folder, not the current one, is on the path."""
+    (tmp_path / "own_parts.py").write_text(PARTS + OWN_PARTS)
+    code = "import sys; sys.path = [p for p in sys.path if p]; sys.dont_write_bytecode = True\n"
+    code += "from minispec.tools.cli.main import main; sys.exit(main())"
+    options = ["--model", str(tiny.folder), "--max-new-tokens", "20", "--json", "--threads", "1"]
+    options += ["--draft", "own_parts:make_draft", "--verifier", "own_parts:check"]
+    command = program("generate", "The wind", *options, "--method", "own_parts:Even", code=code)
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "DRAFT": str(tiny.draft_path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )  # fmt: skip
+    assert done.stderr == ""
+    answer = json.loads(done.stdout)
+    assert (answer["method"], answer["verifier"]) == ("own_parts:Even", "own_parts:check")
+    assert answer["tokens"] == 20 > answer["target_passes"] and answer["budget"] is None
+    rule = StopRule(20)
+    prompt = tiny.model.tokenizer.chat("The wind")
+    plain = autoregressive(
+        tiny.model.target, prompt, sampling=Sampling(), rng=SeededRandom(0), stop=rule
+    )
+    assert answer["ids"] == list(measure(plain).tokens)
+
+
+def test_compare_and_explore_take_a_shortlist_of_ones_own(
+    tiny: Tiny,
+    bad: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(str(bad / "parts"))
+    options = "TINY --methods full,my_parts:Even --max-new-tokens 4"
+    line = f"compare {OUT} --prompts BAD/good.txt {options}"
+    assert main.main(fill(line, tiny, bad, tmp_path)) == 0
+    rows = read_json(tmp_path / "out" / "report.json")["results"]
+    assert {row["method"] for row in rows} == {"full", "my_parts:Even"}
+    assert main.main(fill(f"explore hi {PAGE} {options}", tiny, bad, tmp_path)) == 0
+    assert "my_parts:Even" in (tmp_path / "x.html").read_text("utf-8")
+
+
+def test_explore_creates_only_the_folder_of_its_default(
+    tiny: Tiny,
+    bad: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = "explore hi TINY --methods full --max-new-tokens 2"
+    for expected in ("minispec: creating folder build\n", ""):
+        assert main.main(fill(line, tiny, bad, tmp_path)) == 0
+        out, error = capsys.readouterr()
+        assert (out, error) == ("wrote build/explore.html\n", expected)
+
+
+def test_explore_defaults_to_the_methods_that_the_model_has(
+    tiny: Tiny, bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, expected in (("TINY", ["full"]), (f"--model {tiny.folder}", ["autoregressive"])):
+        line = f"explore hi {PAGE} {model} --max-new-tokens 2"
+        assert main.main(fill(line, tiny, bad, tmp_path)) == 0
+        page = (tmp_path / "x.html").read_text("utf-8")
+        data = page.split('id="data">')[1].split("</script>")[0]
+        assert [run["method"] for run in json.loads(data)["runs"]] == expected
+    capsys.readouterr()
+
+
+def test_doctor_measures_everything_anew(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([[5.0, 6.0], [1.0, 2.0]])
+    monkeypatch.setattr(backend, "NAMES", ("reference",))
+    monkeypatch.setattr(backend, "_time_passes", lambda model, name: next(times))
+    for expected in ("5.0 ms a pass over 1 position, 6.0 ms", "1.0 ms a pass over 1 position"):
+        assert main.main(["doctor", "--model", str(tiny.folder)]) == 0
+        out = capsys.readouterr().out
+        assert "GB/s" in out and f"reference: {expected}" in out
+        assert "auto takes reference" in out and "measured now" in out
+
+
+def test_generate_names_the_flag_that_fetch_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(artifacts, "user_cache_path", lambda name: tmp_path / name)
+    error = refused(capsys, ["generate", "hi", "--model", "gemma3-270m"])
+    assert "`minispec fetch gemma3-270m --accept-licence`" in error
+    assert "`minispec fetch smollm2`" in refused(capsys, ["generate", "hi"])
 
 
 class Malicious:

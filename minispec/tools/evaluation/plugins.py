@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minispec.errors import ArgumentError, MinispecError
@@ -69,18 +69,27 @@ def name_of(part: Any) -> str:
 
 def check_part(kind: str, part: Any, label: str) -> None:
     """Raises ArgumentError for what cannot be a part of this kind: a class without the methods of
-    the protocol, or an object that lacks a member of it. What a function returns is checked by
-    ``build_part``."""
-    protocol, members = _PROTOCOLS[kind]
-    if isinstance(part, type):  # attributes may be set on construction
-        members = tuple(m for m in members if inspect.isfunction(getattr(protocol, m, None)))
-    missing = [member for member in members if not hasattr(part, member)]
+    the protocol, or an object that lacks a member of it and cannot be called as a factory."""
+    missing = _missing_members(kind, part)
     if missing and (isinstance(part, type) or not callable(part)):
-        what = "" if isinstance(part, type) else f" ({type(part).__name__})"
-        raise ArgumentError(
-            f"{label}{what} is not a {kind}: it has no {', '.join(missing)} "
-            f"(see minispec.types.{protocol.__name__})"
-        )
+        raise _not_a(kind, part, label, missing)
+
+
+def _missing_members(kind: str, part: Any) -> list[str]:
+    """The members of the protocol that a part lacks; of a class, the methods: its attributes may be
+    set on construction."""
+    protocol, members = _PROTOCOLS[kind]
+    if isinstance(part, type):
+        members = tuple(m for m in members if inspect.isfunction(getattr(protocol, m, None)))
+    return [member for member in members if not hasattr(part, member)]
+
+
+def _not_a(kind: str, part: Any, label: str, missing: Sequence[str]) -> ArgumentError:
+    what = "" if isinstance(part, type) else f" ({type(part).__name__})"
+    return ArgumentError(
+        f"{label}{what} is not a {kind}: it has no {', '.join(missing)} "
+        f"(see minispec.types.{_PROTOCOLS[kind][0].__name__})"
+    )
 
 
 def build_part(
@@ -99,14 +108,13 @@ def build_part(
     parameter, for a given value that no parameter takes, and as ``check_part``.
     """
     check_part(kind, part, label)
-    if not callable(part):
+    if not isinstance(part, type) and not _missing_members(kind, part):
         for name in given:
             raise ArgumentError(f"{label} is an instance and takes no {name}: leave it out")
         return part
     built = part(**_arguments(part, available, given, label))
-    if callable(built):
-        raise ArgumentError(f"{label} returned a function, not a {kind}")
-    check_part(kind, built, label)
+    if missing := _missing_members(kind, built):
+        raise _not_a(kind, built, f"what {label} returned", missing)
     return built
 
 
