@@ -70,7 +70,7 @@ def build_streams(prompts: Prompts | None, base: bool) -> list[Stream]:
     named = prompts if isinstance(prompts, Mapping) else {"prompts": prompts}
     streams = [Stream(name, tuple(texts)) for name, texts in named.items()]
     if not streams or not all(stream.prompts for stream in streams):
-        raise ArgumentError("there are no prompts to compare on: give one or more texts")
+        raise ArgumentError("no prompts to compare on: give one or more texts")
     return streams
 
 

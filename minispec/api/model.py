@@ -279,7 +279,7 @@ class Model:
         """The method of a request: the one it names, or the best that the model has. Raises
         ArgumentError."""
         method = request.method or default_method(self.pretrained, self.draft is not None)
-        return method.adapted() if request.adapt and not method.adapt else method
+        return method.with_learning() if request.adapt and not method.adapt else method
 
     def _build_decoder(self, request: Request) -> Decoder:
         return build_decoder(

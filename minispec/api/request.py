@@ -71,7 +71,7 @@ def build_request(
     method = None if shortlist is None else Method.of(shortlist)
     if method is not None:
         method.ranking_for(None)  # a single prompt has no domain that could be left out
-        method = method.adapted() if adapt and not method.adapt else method
+        method = method.with_learning() if adapt and not method.adapt else method
     check_gamma(gamma)
     check_seed(seed)
     find_verifier(verifier)

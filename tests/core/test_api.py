@@ -36,7 +36,7 @@ def model(tiny: Tiny) -> Model:
 
 
 @pytest.fixture
-def ranked(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def shipped_rankings(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model's rankings stand in for shipped ones."""
     monkeypatch.setattr(ranking, "find_shipped_ranking", lambda model, name: tiny.ranking(name))
 
@@ -150,7 +150,7 @@ def test_generate_checks_its_options(model: Model) -> None:
             model.chat(**options)
 
 
-def test_generate_lets_the_draft_learn(model: Model, ranked: None) -> None:
+def test_generate_lets_the_draft_learn(model: Model, shipped_rankings: None) -> None:
     options: dict[str, Any] = {"max_new_tokens": 200, "ignore_eos": True}
     out = model.generate(PROMPT, shortlist="frspec@100", adapt=True, **options)
     spelled = model.generate(PROMPT, shortlist="frspec@100+adapt", **options)
@@ -186,7 +186,7 @@ def test_generate_takes_a_shortlist_of_ones_own(model: Model, shortlist: Any, na
 
 
 def test_generate_fills_the_parameters_of_a_shortlist_by_name(
-    model: Model, tiny: Tiny, ranked: None
+    model: Model, tiny: Tiny, shipped_rankings: None
 ) -> None:
     seen: dict[str, Any] = {}
 
@@ -335,7 +335,9 @@ def test_chat_refuses_to_outgrow_the_context(model: Model) -> None:
 # ------------------------------------------------------------------ compare and certify
 
 
-def test_compare_sets_methods_side_by_side(model: Model, ranked: None, tmp_path: Path) -> None:
+def test_compare_sets_methods_side_by_side(
+    model: Model, shipped_rankings: None, tmp_path: Path
+) -> None:
     methods = ["autoregressive", "frspec@0.25", Even]
     found = minispec.compare(
         model, methods, prompts=[PROMPT, "The court"], gamma=2, max_new_tokens=6

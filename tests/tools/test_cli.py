@@ -1,4 +1,4 @@
-"""The command line: bad input gets one line on stderr, and no file is left behind.
+"""The command line: bad input gets one line on stderr, and no file is left.
 
 Most cases run in this process, through the function that the console script calls; those about
 signals, pipes, terminals and the interpreter's exit run as a separate program.
@@ -178,7 +178,7 @@ def one_line(error: str) -> str:
     return error
 
 
-def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
+def run_refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
     """Runs a command that must refuse its input; returns its error line."""
     capsys.readouterr()
     code = main.main(arguments)
@@ -432,7 +432,7 @@ def test_main_refuses_bad_input_in_one_line(
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.syspath_prepend(str(bad / "parts"))
     before = files(tiny.folder.parent, bad, tmp_path)
-    error = refused(capsys, fill(line, tiny, bad, tmp_path))
+    error = run_refused(capsys, fill(line, tiny, bad, tmp_path))
     for word in CASES[line]:
         assert word.replace("BAD", str(bad)).replace("TMP", str(tmp_path)) in error
     assert files(tiny.folder.parent, bad, tmp_path) == before
@@ -536,9 +536,9 @@ def test_generate_names_the_flag_that_fetch_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(artifacts, "user_cache_path", lambda name: tmp_path / name)
-    error = refused(capsys, ["generate", "hi", "--model", "gemma3-270m"])
+    error = run_refused(capsys, ["generate", "hi", "--model", "gemma3-270m"])
     assert "`minispec fetch gemma3-270m --accept-licence`" in error
-    assert "`minispec fetch smollm2`" in refused(capsys, ["generate", "hi"])
+    assert "`minispec fetch smollm2`" in run_refused(capsys, ["generate", "hi"])
 
 
 class Malicious:
@@ -551,17 +551,17 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
-def pickled(value: object) -> bytes:
+def pickle_bytes(value: object) -> bytes:
     return pickle.dumps(value, protocol=2)
 
 
-def zipped(value: object) -> bytes:
+def zip_bytes(value: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("write", [pickled, zipped])
+@pytest.mark.parametrize("write", [pickle_bytes, zip_bytes])
 def test_read_token_map_refuses_code_and_does_not_run_it(
     write: Callable[[object], bytes],
     tiny: Tiny,
@@ -572,7 +572,7 @@ def test_read_token_map_refuses_code_and_does_not_run_it(
     path, proof = tmp_path / "map.pt", tmp_path / "proof"
     path.write_bytes(write([1, 2, Malicious(proof)]))
     line = f"generate hi TINY --method frspec@2:{path}"
-    assert "not a token map" in refused(capsys, fill(line, tiny, bad, tmp_path))
+    assert "not a token map" in run_refused(capsys, fill(line, tiny, bad, tmp_path))
     assert not proof.exists()
     # Unrestricted loading would have run it.
     with suppress(RuntimeError):  # torch expects more entries in a pickle
@@ -601,7 +601,7 @@ def test_rank_leaves_no_file_on_a_full_disk(
     out = tmp_path / name
     arguments = ["rank", "--model", str(bad / "elsewhere"), "--text", str(bad / "good.txt")]
     with full_disk(100):
-        error = refused(capsys, [*arguments, "--out", str(out)])
+        error = run_refused(capsys, [*arguments, "--out", str(out)])
     assert f"cannot write {out}" in error
     assert files(tmp_path) == set()
     assert main.main([*arguments, "--out", str(out)]) == 0
@@ -644,7 +644,7 @@ def test_rank_leaves_no_file_if_renaming_fails(
 
     arguments = ["rank", "--model", str(bad / "elsewhere"), "--text", str(bad / "good.txt")]
     monkeypatch.setattr(os, "replace", fails)
-    error = refused(capsys, [*arguments, "--out", str(tmp_path / "x.pt")])
+    error = run_refused(capsys, [*arguments, "--out", str(tmp_path / "x.pt")])
     assert "No space left on device" in error
     assert files(tmp_path) == set()
 
@@ -762,10 +762,10 @@ def test_compare_exits_with_130_on_ctrl_c(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(*arguments: object) -> None:
+    def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "measure", interrupted)
+    monkeypatch.setattr(compare, "measure", interrupt)
     line = f"compare {OUT} TINY --prompts BAD/good.txt --methods full"
     assert main.main(fill(line, tiny, bad, tmp_path)) == 130
     assert capsys.readouterr() == ("", "minispec: interrupted\n")
@@ -835,12 +835,12 @@ def test_train_draft_keeps_whole_files_on_ctrl_c(tiny: Tiny, tmp_path: Path) -> 
 def test_train_draft_exits_with_130_on_ctrl_c_while_writing_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*arguments: object, **options: object) -> Iterator[Path]:
+    def interrupt(*arguments: object, **options: object) -> Iterator[Path]:
         raise KeyboardInterrupt
         yield tmp_path
 
     monkeypatch.setattr(recipe.known_models, "fetch", lambda name: tmp_path)
-    monkeypatch.setattr(recipe.distill, "write_shards", interrupted)
+    monkeypatch.setattr(recipe.distill, "write_shards", interrupt)
     assert main.main(["train", "draft", "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr() == ("", "minispec: interrupted\n")
     assert files(tmp_path) == set()

@@ -54,13 +54,13 @@ def ask(tiny: Tiny) -> Ask:
     return run
 
 
-def asked(ask: Ask, *options: str) -> dict:
+def ask_json(ask: Ask, *options: str) -> dict:
     out, error = ask("--json", *options)
     assert error == "" and out.endswith("}\n") and out.count("\n") == 1
     return json.loads(out)
 
 
-def spelled(tiny: Tiny) -> list[str]:
+def method_names(tiny: Tiny) -> list[str]:
     frspec = [f"frspec@{budget}:{tiny.ranking('mix')}" for budget in (1, 100, 0.5, 1.0)]
     return ["autoregressive", "full", *frspec]
 
@@ -69,7 +69,7 @@ def spelled(tiny: Tiny) -> list[str]:
 
 
 def test_generate_gives_the_same_greedy_text_with_all_methods(tiny: Tiny, ask: Ask) -> None:
-    answers = [asked(ask, "--method", name) for name in spelled(tiny)]
+    answers = [ask_json(ask, "--method", name) for name in method_names(tiny)]
     assert len(answers[0]["ids"]) == 40 and len(set(answers[0]["ids"])) > 10
     for answer in answers:
         assert (answer["ids"], answer["text"]) == (answers[0]["ids"], answers[0]["text"])
@@ -80,21 +80,21 @@ def test_generate_gives_the_same_greedy_text_with_all_methods(tiny: Tiny, ask: A
 
 def test_generate_runs_in_the_chosen_dtype(ask: Ask) -> None:
     for dtype in ("float32", "bfloat16"):
-        answer = asked(ask, "--method", "full", "--dtype", dtype)
+        answer = ask_json(ask, "--method", "full", "--dtype", dtype)
         assert (answer["dtype"], answer["tokens"]) == (dtype, 40)
 
 
 @pytest.mark.parametrize("gamma", ["1", "2", "16"])
 def test_generate_gives_the_same_text_at_every_gamma(ask: Ask, gamma: str) -> None:
-    plain = asked(ask, "--method", "autoregressive")
-    answer = asked(ask, "--method", "full", "--gamma", gamma)
+    plain = ask_json(ask, "--method", "autoregressive")
+    answer = ask_json(ask, "--method", "full", "--gamma", gamma)
     assert answer["ids"] == plain["ids"]
     assert len(answer["accepted_by_position"]) == int(gamma)
 
 
 def test_generate_writes_text_to_stdout_and_figures_to_stderr(ask: Ask) -> None:
     out, error = ask("--method", "full")
-    answer = asked(ask, "--method", "full")
+    answer = ask_json(ask, "--method", "full")
     assert out == answer["text"] + "\n"
     assert error.count("\n") == 1
     figures = re.fullmatch(
@@ -118,7 +118,7 @@ class Pieces(io.StringIO):
         self.seen.append(self.getvalue())
 
 
-def decoded(tiny: Tiny, method: str, rule: StopRule = RULE, seed: int = 0) -> list[Round]:
+def decode(tiny: Tiny, method: str, rule: StopRule = RULE, seed: int = 0) -> list[Round]:
     run = methods.build_decoder(
         Method.parse(method), tiny.model, tiny.draft, None,
         gamma=4, sampling=Sampling(1.0), stop=rule,
@@ -128,7 +128,7 @@ def decoded(tiny: Tiny, method: str, rule: StopRule = RULE, seed: int = 0) -> li
 
 @pytest.mark.parametrize("name", ["autoregressive", "full"])
 def test_write_rounds_flushes_the_text_of_each_round(tiny: Tiny, name: str) -> None:
-    rounds, out = decoded(tiny, name), Pieces()
+    rounds, out = decode(tiny, name), Pieces()
     write_rounds(
         rounds, tiny.model.tokenizer, trace=False, as_json=False, details={},
         started=0.0, out=out, err=io.StringIO(),
@@ -154,15 +154,17 @@ def test_generate_reports_what_a_learning_draft_did(tiny: Tiny, ask: Ask) -> Non
     """The tokens are those of the frozen draft: greedy output depends on the target alone."""
     method = f"frspec@100:{tiny.ranking('mix')}"
     options = ("--ignore-eos", "--max-new-tokens", "200", "--backend", "reference")
-    frozen = asked(ask, "--method", method, *options)
-    ours = asked(ask, "--method", method, *options, "--adapt")
+    frozen = ask_json(ask, "--method", method, *options)
+    ours = ask_json(ask, "--method", method, *options, "--adapt")
     assert ours["method"] == f"{method}+adapt" and ours["ids"] == frozen["ids"]
     assert ours["learning"]["changed"] >= 1 and ours["learning"]["positions"] >= 64
 
 
 def test_generate_json_is_one_object_with_the_stated_keys(tiny: Tiny, ask: Ask) -> None:
     method = f"frspec@100:{tiny.ranking('mix')}"
-    answer = asked(ask, "--method", method, "--gamma", "3", "--seed", "7", "--temperature", "0.8")
+    answer = ask_json(
+        ask, "--method", method, "--gamma", "3", "--seed", "7", "--temperature", "0.8"
+    )
     assert answer.keys() == KEYS
     assert answer["method"] == method and answer["model"] == str(tiny.folder)
     assert (answer["gamma"], answer["budget"], answer["seed"]) == (3, 100, 7)
@@ -177,7 +179,7 @@ def test_generate_json_is_one_object_with_the_stated_keys(tiny: Tiny, ask: Ask) 
 
 
 def test_generate_speed_excludes_prefill(ask: Ask) -> None:
-    answer = asked(ask, "--method", "full")
+    answer = ask_json(ask, "--method", "full")
     decoding = sum(answer["seconds"].values()) - answer["seconds"]["prefill"]
     assert answer["tokens_per_second"] == pytest.approx(answer["tokens"] / decoding)
     assert answer["seconds_to_first_token"] > answer["seconds"]["prefill"] > 0
@@ -186,21 +188,21 @@ def test_generate_speed_excludes_prefill(ask: Ask) -> None:
 def test_generate_uses_the_chosen_verifier(ask: Ask) -> None:
     """With the same seed the two verifiers draw different tokens; greedily they agree."""
     drawn = ["--method", "full", "--temperature", "2", "--gamma", "4"]
-    by = {v: asked(ask, *drawn, "--verifier", v) for v in ("token", "block")}
+    by = {v: ask_json(ask, *drawn, "--verifier", v) for v in ("token", "block")}
     assert {v: answer["verifier"] for v, answer in by.items()} == {v: v for v in by}
-    assert asked(ask, *drawn)["ids"] == by["token"]["ids"] != by["block"]["ids"]
-    greedy = [asked(ask, "--method", "full", "--verifier", v)["ids"] for v in by]
+    assert ask_json(ask, *drawn)["ids"] == by["token"]["ids"] != by["block"]["ids"]
+    greedy = [ask_json(ask, "--method", "full", "--verifier", v)["ids"] for v in by]
     assert greedy[0] == greedy[1]
 
 
 def test_generate_json_has_no_gamma_or_budget_for_plain_decoding(ask: Ask) -> None:
-    answer = asked(ask, "--method", "autoregressive", "--gamma", "3")
+    answer = ask_json(ask, "--method", "autoregressive", "--gamma", "3")
     assert answer["gamma"] is answer["budget"] is answer["verifier"] is None
     assert answer["accepted_by_position"] == [] and answer["tau"] == 1
 
 
 def test_generate_with_no_new_tokens(ask: Ask) -> None:
-    answer = asked(ask, "--method", "full", "--max-new-tokens", "0")
+    answer = ask_json(ask, "--method", "full", "--max-new-tokens", "0")
     assert (answer["text"], answer["ids"], answer["stop"]) == ("", [], "length")
     assert (answer["tau"], answer["tokens_per_second"]) == (0, 0)
     assert answer["seconds_to_first_token"] is None
@@ -227,15 +229,15 @@ def fates(text: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+def colour_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal with colours, whatever the environment of the tests."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
-def drafted(tiny: Tiny) -> list[Round]:
+def rounds_with_drafts(tiny: Tiny) -> list[Round]:
     """Rounds with a proposal, of several seeds, so that every fate occurs."""
-    rounds = [finished for seed in range(8) for finished in decoded(tiny, "full", seed=seed)]
+    rounds = [finished for seed in range(8) for finished in decode(tiny, "full", seed=seed)]
     return [finished for finished in rounds if finished.proposed]
 
 
@@ -255,8 +257,8 @@ def text_of(tiny: Tiny, rounds: Sequence[Round]) -> str:
     return "".join(each.decode(errors="replace") for each in data)
 
 
-def test_write_rounds_traces_every_fate_in_its_colour(tiny: Tiny, coloured: None) -> None:
-    rounds = drafted(tiny)
+def test_write_rounds_traces_every_fate_in_its_colour(tiny: Tiny, colour_terminal: None) -> None:
+    rounds = rounds_with_drafts(tiny)
     out = trace(tiny, rounds, Terminal())
     assert out.endswith("\n")
     shown = fates(out[:-1])
@@ -268,12 +270,12 @@ def test_write_rounds_traces_every_fate_in_its_colour(tiny: Tiny, coloured: None
 
 @pytest.mark.parametrize("reason", ["pipe", "NO_COLOR", "TERM"])
 def test_write_rounds_marks_fates_without_colours(
-    tiny: Tiny, coloured: None, monkeypatch: pytest.MonkeyPatch, reason: str
+    tiny: Tiny, colour_terminal: None, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     if reason != "pipe":
         monkeypatch.setenv(reason, "dumb")
     out = io.StringIO() if reason == "pipe" else Terminal()
-    rounds = drafted(tiny)
+    rounds = rounds_with_drafts(tiny)
     shown = trace(tiny, rounds, out)
     assert "\x1b" not in shown
     assert {mark for mark, _ in MARKED.findall(shown)} == {"-", "+", "*"}
@@ -281,12 +283,12 @@ def test_write_rounds_marks_fates_without_colours(
     assert kept == text_of(tiny, rounds) + "\n"
 
 
-def test_write_rounds_leaves_plain_decoding_uncoloured(tiny: Tiny, coloured: None) -> None:
-    rounds = decoded(tiny, "autoregressive")
+def test_write_rounds_leaves_plain_decoding_uncoloured(tiny: Tiny, colour_terminal: None) -> None:
+    rounds = decode(tiny, "autoregressive")
     assert trace(tiny, rounds, Terminal()) == text_of(tiny, rounds) + "\n"
 
 
-def test_write_legend_names_every_fate_in_its_colour(coloured: None) -> None:
+def test_write_legend_names_every_fate_in_its_colour(colour_terminal: None) -> None:
     out, pipe = Terminal(), io.StringIO()
     write_legend(out)
     assert [fate for fate, _ in fates(out.getvalue().strip().replace("m, ", "m"))] == [*FATES]
@@ -304,7 +306,7 @@ def test_generate_writes_the_legend_before_the_trace(ask: Ask) -> None:
 
 def test_trace_round_splits_each_round_by_fate(tiny: Tiny) -> None:
     tokenizer = tiny.model.tokenizer
-    rounds = decoded(tiny, "full")
+    rounds = decode(tiny, "full")
     assert {0, 1} < {len(finished.path) for finished in rounds}
 
     def text(tokens: Sequence[int]) -> str:
@@ -343,11 +345,11 @@ def test_trace_round_keeps_the_spaces_of_a_sentencepiece_model() -> None:
 
 @pytest.mark.parametrize("name", ["autoregressive", "full"])
 def test_generate_ends_the_text_before_a_stop_string(ask: Ask, name: str) -> None:
-    whole = asked(ask, "--method", name)["text"]
+    whole = ask_json(ask, "--method", name)["text"]
     # Three characters from the middle, across token boundaries too, at their first occurrence.
     marks = [whole[start : start + 3] for start in range(8, 30)]
     for mark in marks:
-        answer = asked(ask, "--method", name, "--stop", "never", "--stop", mark)
+        answer = ask_json(ask, "--method", name, "--stop", "never", "--stop", mark)
         assert answer["stop"] == "stop_string"
         assert answer["text"] == whole[: whole.index(mark)]
         out, _ = ask("--method", name, "--stop", mark)
@@ -357,18 +359,18 @@ def test_generate_ends_the_text_before_a_stop_string(ask: Ask, name: str) -> Non
 def test_generate_answer_is_fixed_by_the_seed(ask: Ask) -> None:
     for name in ("autoregressive", "full"):
         options = ["--method", name, "--temperature", "1", "--seed"]
-        answers = [asked(ask, *options, seed)["ids"] for seed in ("3", "3", "4")]
+        answers = [ask_json(ask, *options, seed)["ids"] for seed in ("3", "3", "4")]
         assert answers[0] == answers[1] != answers[2]
 
 
 def test_generate_stops_at_eos_unless_ignored(tiny: Tiny, ask: Ask) -> None:
     # At this temperature the distribution is almost uniform over the 320 ids: it soon draws EOS.
     options = ["--method", "full", "--temperature", "30", "--max-new-tokens", "1500"]
-    answer = asked(ask, *options)
+    answer = ask_json(ask, *options)
     ends = tiny.model.tokenizer.eos_ids
     assert answer["stop"] == "eos" and answer["tokens"] < 1500
     assert answer["ids"][-1] in ends and not set(answer["ids"][:-1]) & set(ends)
-    longer = asked(ask, *options, "--ignore-eos")
+    longer = ask_json(ask, *options, "--ignore-eos")
     assert (longer["stop"], longer["tokens"]) == ("length", 1500)
     assert longer["ids"][: answer["tokens"]] == answer["ids"]
     assert set(longer["ids"]) & set(ends)
@@ -383,7 +385,7 @@ def test_generate_stops_at_the_end_of_the_context(ask: Ask) -> None:
 
 
 def test_generate_raw_uses_no_chat_template(tiny: Tiny, ask: Ask) -> None:
-    raw, chat = (asked(ask, "--method", "full", *option) for option in (["--raw"], []))
+    raw, chat = (ask_json(ask, "--method", "full", *option) for option in (["--raw"], []))
     assert raw["prompt_tokens"] == len(tiny.model.tokenizer.encode(PROMPT))
     assert chat["prompt_tokens"] == len(tiny.model.tokenizer.chat(PROMPT))
     assert raw["ids"] != chat["ids"]
@@ -397,7 +399,7 @@ def test_generate_reports_plain_decoding_without_a_draft(tiny: Tiny, ask: Ask) -
     assert json.loads(out)["method"] == "autoregressive"
     assert error.count("\n") == 1 and f"model {tiny.folder} has no draft" in error
     # Asked for, it needs no remark.
-    asked(ask, "--method", "autoregressive")
+    ask_json(ask, "--method", "autoregressive")
 
 
 def test_generate_ignores_files_beside_a_model_folder(tmp_path: Path) -> None:
@@ -411,16 +413,16 @@ def test_generate_ignores_files_beside_a_model_folder(tmp_path: Path) -> None:
 
 
 def test_generate_defaults_to_full_with_a_draft_alone(tiny: Tiny, ask: Ask) -> None:
-    assert asked(ask, "--draft", str(tiny.draft_path))["method"] == "full"
+    assert ask_json(ask, "--draft", str(tiny.draft_path))["method"] == "full"
 
 
 def test_generate_takes_a_budget_or_ranking_for_frspec(tiny: Tiny, ask: Ask) -> None:
     mix, given = str(tiny.ranking("mix")), ["--draft", str(tiny.draft_path)]
-    answer = asked(ask, "--ranking", mix, *given)
+    answer = ask_json(ask, "--ranking", mix, *given)
     assert (answer["method"], answer["budget"]) == (f"frspec:{mix}", 80)
-    answer = asked(ask, "--ranking", mix, "--budget", "7", *given)
+    answer = ask_json(ask, "--ranking", mix, "--budget", "7", *given)
     assert (answer["method"], answer["budget"]) == (f"frspec@7:{mix}", 7)
-    answer = asked(ask, "--method", f"frspec:{mix}", "--budget", "0.5")
+    answer = ask_json(ask, "--method", f"frspec:{mix}", "--budget", "0.5")
     assert (answer["method"], answer["budget"]) == (f"frspec@0.5:{mix}", 160)
 
 
@@ -436,17 +438,17 @@ def test_generate_defaults_to_the_best_method_that_the_model_has(
     monkeypatch.setattr(ranking, "find_shipped_ranking", lambda model, name: tiny.ranking(name))
     monkeypatch.setattr(methods, "find_artifact", lambda model, name: index)
     monkeypatch.setattr(index_file, "find_artifact", lambda model, name: index)
-    answer = asked(ask, "--model", "smollm2")
+    answer = ask_json(ask, "--model", "smollm2")
     assert (answer["model"], answer["method"], answer["budget"]) == ("smollm2", "evospec", 10)
     assert answer["tau"] > 1
-    assert asked(ask, "--model", "smollm2", "--adapt")["method"] == "evospec+adapt"
+    assert ask_json(ask, "--model", "smollm2", "--adapt")["method"] == "evospec+adapt"
     # Without an index, without rankings too, and without a draft.
     monkeypatch.setattr(methods, "find_artifact", lambda model, name: None)
-    answer = asked(ask, "--model", "smollm2")
+    answer = ask_json(ask, "--model", "smollm2")
     assert (answer["method"], answer["budget"]) == ("frspec", 80)
-    assert asked(ask, "--model", "smollm2", "--index", str(index))["method"] == "evospec"
+    assert ask_json(ask, "--model", "smollm2", "--index", str(index))["method"] == "evospec"
     monkeypatch.setattr(ranking, "find_shipped_ranking", lambda model, name: None)
-    assert asked(ask, "--model", "smollm2")["method"] == "full"
+    assert ask_json(ask, "--model", "smollm2")["method"] == "full"
     monkeypatch.setattr(draft_file, "find_draft", lambda model: None)
     assert json.loads(ask("--json", "--model", "smollm2")[0])["method"] == "autoregressive"
 

@@ -81,7 +81,7 @@ class Method:
         """Reads ``NAME[@BUDGET][:RANKING][+adapt]`` or ``MODULE:CLASS[@BUDGET][+adapt]``, and
         imports the latter. Raises ArgumentError."""
         if text.endswith("+adapt"):
-            return replace(Method.parse(text.removesuffix("+adapt")).adapted(), spelled=text)
+            return replace(Method.parse(text.removesuffix("+adapt")).with_learning(), spelled=text)
         head, colon, ranking_name = text.partition(":")
         name, at, budget = head.partition("@")
         if name not in NAMES:
@@ -108,7 +108,7 @@ class Method:
         plugins.check_part("shortlist", method, name)
         return Method(f"{name} (own)" if name in NAMES else name, part=method)
 
-    def adapted(self) -> "Method":
+    def with_learning(self) -> "Method":
         """The same method with a draft that learns. Raises ArgumentError for plain decoding."""
         if self.name == "autoregressive":
             raise ArgumentError("method autoregressive has no draft that could learn: drop +adapt")
@@ -123,9 +123,8 @@ class Method:
         """The budget as a number of ids, None without one. Raises ArgumentError."""
         if self.budget is None:
             return None
-        ids = self.budget
-        if isinstance(ids, float):
-            ids = round(ids * vocab_size)
+        is_share = isinstance(self.budget, float)
+        ids = round(self.budget * vocab_size) if is_share else int(self.budget)
         if not 1 <= ids <= vocab_size:
             raise ArgumentError(
                 f"budget {self.budget} of {self} must be 1 to {vocab_size} ids, "
@@ -248,7 +247,7 @@ def build_learner(draft: Draft, *, carry: bool = False) -> tuple[OnlineLearner, 
     from one text to the next. Raises ArgumentError for a draft that cannot learn."""
     if isinstance(draft, EagleDraft):
         if (device := draft.fusion.weight.device.type) != "cpu":
-            raise ArgumentError(f"+adapt needs a draft on the CPU, not on {device}: use --device cpu")
+            raise ArgumentError(f"+adapt needs the draft on the CPU, not {device}: use --device cpu")
         learner = OnlineLearner(draft, carry=carry)
         return learner, learner.draft
     if isinstance(draft, LearnableDraft):
