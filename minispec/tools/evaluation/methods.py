@@ -246,8 +246,8 @@ def build_learner(draft: Draft, *, carry: bool = False) -> tuple[OnlineLearner, 
     """A learner for a draft, and the draft to decode with; with ``carry`` it keeps what it learnt
     from one text to the next. Raises ArgumentError for a draft that cannot learn."""
     if isinstance(draft, EagleDraft):
-        if (device := draft.fusion.weight.device.type) != "cpu":
-            raise ArgumentError(f"+adapt needs the draft on the CPU, not {device}: use --device cpu")
+        if (at := draft.fusion.weight.device.type) != "cpu":
+            raise ArgumentError(f"+adapt needs a draft on the CPU, not on {at}: use --device cpu")
         learner = OnlineLearner(draft, carry=carry)
         return learner, learner.draft
     if isinstance(draft, LearnableDraft):
