@@ -1,4 +1,4 @@
-"""minispec: exact speculative decoding with an evolving draft vocabulary, in plain PyTorch.
+"""Exact speculative decoding with an evolving draft vocabulary, in plain PyTorch.
 
     import minispec
 

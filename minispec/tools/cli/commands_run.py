@@ -3,7 +3,6 @@ machine: fetch, compare, explore, doctor. Bad options raise errors of ``minispec
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,6 @@ from minispec.tools.cli.prepare import (
 
 if TYPE_CHECKING:
     from minispec.api.model import Model
-    from minispec.tools.evaluation.compare import Settings
     from minispec.tools.evaluation.methods import Method
 
 
@@ -38,16 +36,26 @@ def fetch(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Compares methods, and writes the report's files."""
-    from minispec.api.comparison import run_comparison
+    from minispec.api.comparison import build_settings, run_comparison
+    from minispec.sampling import Sampling
     from minispec.tools.data import streams
     from minispec.tools.models import known_models
     from minispec.tools.reporting import report
 
     methods = parse_methods(options.methods)
-    gammas = tuple(parse_integer(text, "gamma") for text in options.gamma.split(","))
-    settings = _build_settings(options, methods, gammas)
-    settings = replace(settings, switch=options.switch, study=options.study)
     base = known_models.is_base(options.model)
+    settings = build_settings(
+        methods,
+        gammas=tuple(parse_integer(text, "gamma") for text in options.gamma.split(",")),
+        sampling=Sampling(options.temperature, options.top_k, options.top_p),
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        ignore_eos=options.ignore_eos,
+        verifier=options.verifier,
+        raw=options.raw or base,
+        switch=options.switch,
+        study=options.study,
+    )
     prompts = streams.load_streams(options.prompts, options.limit, base)
     for method in methods:
         for stream in prompts:
@@ -55,9 +63,13 @@ def compare(options: argparse.Namespace) -> None:
     if options.switch:
         streams.build_conversations(prompts, options.seed)  # refuses a single stream
     check_writable(options.out)
-    model = _load(options, methods, plain_allowed=not options.study, measure_backends=True)
-    settings = replace(settings, threads=_threads())
-    comparison = run_comparison(model, prompts, settings)
+    model = load_model(
+        options.model, draft=options.draft, index=options.index, dtype=options.dtype,
+        backend=options.backend, device=options.device, threads=options.threads,
+        plain=all(method.name == "autoregressive" for method in methods) and not options.study,
+        learns=any(method.adapt for method in methods), measure_backends=True,
+    )  # fmt: skip
+    comparison = run_comparison(model, prompts, replace(settings, threads=_threads()))
     texts = report.format_samples(comparison.report)
     switches = "\n".join(report.format_switches(comparison.report))
     print("\n\n".join(filter(None, (texts, str(comparison), switches))))
@@ -67,17 +79,34 @@ def compare(options: argparse.Namespace) -> None:
 
 def explore(options: argparse.Namespace) -> None:
     """Writes a page that shows every round of a prompt. Raises ArgumentError, FileError."""
+    from minispec.api.comparison import build_settings
+    from minispec.sampling import Sampling
     from minispec.tools.evaluation.methods import Method
+    from minispec.tools.models import known_models
     from minispec.tools.reporting import explore as page
 
     check_prompt(options.prompt)
     check_out(options.out, ".html")
     methods = parse_methods(options.methods) if options.methods else []
-    settings = _build_settings(options, methods or [Method("full")], (options.gamma,))
+    settings = build_settings(
+        methods or [Method("full")],  # until the model is there to choose for
+        gammas=(options.gamma,),
+        sampling=Sampling(options.temperature, options.top_k, options.top_p),
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        ignore_eos=options.ignore_eos,
+        verifier=options.verifier,
+        raw=options.raw or known_models.is_base(options.model),
+    )
     for method in methods:
         method.ranking_for(None)  # a single prompt has no domain that could be left out
     check_folder(options.out, EXPLORE_OUT)
-    model = _load(options, methods, plain_allowed=bool(methods))
+    model = load_model(
+        options.model, draft=options.draft, index=options.index, dtype=options.dtype,
+        backend=options.backend, device=options.device, threads=options.threads,
+        plain=bool(methods) and all(method.name == "autoregressive" for method in methods),
+        learns=any(method.adapt for method in methods),
+    )  # fmt: skip
     chosen = tuple(methods or _choose_methods(model))
     settings = replace(settings, methods=chosen, threads=_threads())
     found = page.explore(model.pretrained, model.draft, options.prompt, settings)
@@ -97,38 +126,6 @@ def _choose_methods(model: "Model") -> list["Method"]:
     if best.name == "autoregressive":
         return [best]
     return speculative[: 1 + [method.name for method in speculative].index(best.name)]
-
-
-def _build_settings(
-    options: argparse.Namespace, methods: Sequence["Method"], gammas: tuple[int, ...]
-) -> "Settings":
-    """The settings of methods that decode the same prompts. Raises ArgumentError."""
-    from minispec.api.comparison import build_settings
-    from minispec.sampling import Sampling
-    from minispec.tools.models import known_models
-
-    return build_settings(
-        methods, gammas=gammas,
-        sampling=Sampling(options.temperature, options.top_k, options.top_p),
-        max_new_tokens=options.max_new_tokens, seed=options.seed, ignore_eos=options.ignore_eos,
-        verifier=options.verifier, raw=options.raw or known_models.is_base(options.model),
-    )  # fmt: skip
-
-
-def _load(
-    options: argparse.Namespace,
-    methods: Sequence["Method"],
-    *,
-    plain_allowed: bool,
-    measure_backends: bool = False,
-) -> "Model":
-    """The model that these methods decode with; without its draft if none of them needs it."""
-    plain = plain_allowed and all(method.name == "autoregressive" for method in methods)
-    return load_model(
-        options.model, draft=options.draft, index=options.index, dtype=options.dtype,
-        backend=options.backend, device=options.device, threads=options.threads, plain=plain,
-        learns=any(method.adapt for method in methods), measure_backends=measure_backends,
-    )  # fmt: skip
 
 
 def _threads() -> int:
