@@ -35,8 +35,8 @@ def load_draft(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
     exported = str(target.config.aux_hidden_state_layer_ids)
     if trained_on != exported:
         raise FingerprintError(
-            f"{path} was trained on hidden states of layers {trained_on.strip('()')}, "
-            f"but this model exports {exported.strip('()')}"
+            f"{path} was trained on hidden states of layers {trained_on.strip('(),')}, "
+            f"but this model exports {exported.strip('(),')}"
         )
     draft = build_draft(target)
     shapes = {name: tuple(value.shape) for name, value in draft.state_dict().items()}

@@ -143,12 +143,11 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
-        self.query = nn.Linear(input_size, config.num_attention_heads * config.head_dim, bias=False)
+        query_size = config.num_attention_heads * config.head_dim
+        self.query = nn.Linear(input_size, query_size, bias=False)
         self.key = nn.Linear(input_size, key_size, bias=False)
         self.value = nn.Linear(input_size, key_size, bias=False)
-        self.output = nn.Linear(
-            config.num_attention_heads * config.head_dim, config.hidden_size, bias=False
-        )
+        self.output = nn.Linear(query_size, config.hidden_size, bias=False)
         self.query_norm = config.build_norm(config.head_dim, config.query_key_norm)
         self.key_norm = config.build_norm(config.head_dim, config.query_key_norm)
         self.scale = config.attention_scale
@@ -245,9 +244,8 @@ class Transformer(nn.Module):
     @property
     def head(self) -> LinearHead:
         """The LM head: the rows of the embedding if the two are tied."""
-        return LinearHead(
-            (self.embedding if self.config.tie_word_embeddings else self.output).weight
-        )
+        tied = self.config.tie_word_embeddings
+        return LinearHead((self.embedding if tied else self.output).weight)
 
     @property
     def last_layer(self) -> Layer:
@@ -264,15 +262,8 @@ class Transformer(nn.Module):
     def new_cache(self, capacity: int, batch_size: int = 1) -> KVCache:
         """An empty cache for ``batch_size`` sequences of at most ``capacity`` positions each."""
         config, weight = self.config, self.embedding.weight
-        return KVCache(
-            config.num_hidden_layers,
-            batch_size,
-            capacity,
-            config.num_key_value_heads,
-            config.head_dim,
-            weight.dtype,
-            weight.device,
-        )
+        sizes = (batch_size, capacity, config.num_key_value_heads, config.head_dim)
+        return KVCache(config.num_hidden_layers, *sizes, weight.dtype, weight.device)
 
     def forward(self, ids: Tensor, cache: KVCache) -> Features:
         """ids (B, T), appended to what the cache holds -> hidden (B, T, D), auxiliary hidden states
@@ -281,15 +272,13 @@ class Transformer(nn.Module):
         Raises ContextError, before anything changes, if they exceed the cache or the context.
         """
         config, new = self.config, ids.shape[1]
-        everywhere = self.rope.attention_metadata(cache, new)
-        local = (
-            self.local_rope.attention_metadata(cache, new) if config.local_layers else everywhere
-        )
+        metadata = self.rope.attention_metadata(cache, new)
+        local = self.local_rope.attention_metadata(cache, new) if config.local_layers else metadata
         ids = ids.to(self.embedding.weight.device)
         x = self.embedding(ids) * config.embedding_scale  # (B, T, D)
         outputs = []
         for index, layer in enumerate(self.layers):
-            x = layer(x, local if index + 1 in config.local_layers else everywhere, cache, index)
+            x = layer(x, local if index + 1 in config.local_layers else metadata, cache, index)
             if index + 1 in config.aux_hidden_state_layer_ids:
                 outputs.append(x / config.embedding_scale)  # in the units of the embeddings
         cache.advance(new)

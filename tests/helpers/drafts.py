@@ -31,15 +31,15 @@ DRAFT = toy_draft(TARGET)
 
 
 def record_caches(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[KVCache]:
-    """A list to which every cache is appended that ``model.new_cache`` returns from now on."""
+    """Patch the model to record its new caches; returns the list that will hold them."""
     made: list[KVCache] = []
     original = model.new_cache
 
-    def recorded(*arguments: Any) -> KVCache:
+    def record(*arguments: Any) -> KVCache:
         made.append(original(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(model, "new_cache", recorded)
+    monkeypatch.setattr(model, "new_cache", record)
     return made
 
 

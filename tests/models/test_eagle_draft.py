@@ -125,3 +125,11 @@ def test_load_draft_refuses_other_shapes(tmp_path: Path) -> None:
     draft_file.save_draft(path, drafts.init_from_target(narrow), fingerprint)
     with pytest.raises(FileError, match="has shape"):
         draft_file.load_draft(path, TARGET, fingerprint)
+
+
+def test_load_draft_refuses_a_model_with_other_auxiliary_layers(tmp_path: Path) -> None:
+    path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
+    draft_file.save_draft(path, DRAFT, fingerprint)
+    other = toy_transformer(aux_hidden_state_layer_ids=(3,))
+    with pytest.raises(FingerprintError, match="of layers 1, 2, 3, but this model exports 3$"):
+        draft_file.load_draft(path, other, fingerprint)
