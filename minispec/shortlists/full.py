@@ -1,4 +1,4 @@
-"""The whole vocabulary, unpruned: what EAGLE-3 itself drafts from."""
+"""The whole vocabulary, without pruning: the baseline that shortlists are compared with."""
 
 import torch
 from torch import Tensor

@@ -18,7 +18,7 @@ TOY = ModelConfig(
     context_limit=64,
     aux_hidden_state_layer_ids=(1, 2, 3),
 )
-# What a Gemma has beyond a Llama, with a window that hides most of a text.
+# The settings of a Gemma beyond those of a Llama, with a window much shorter than the texts.
 GEMMA: dict[str, Any] = dict(
     activation="gelu_tanh",
     embedding_scale=24**0.5,
@@ -31,11 +31,11 @@ GEMMA: dict[str, Any] = dict(
 
 
 def toy_transformer(seed: int = 0, **changes: object) -> Transformer:
-    """A tiny target with random weights, in float64: what should be equal is so to 1e-10."""
+    """A tiny target with random weights, in float64, so that equal results agree to 1e-10."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Transformer(replace(TOY, **changes)).double().eval().requires_grad_(False)
         for name, weight in model.named_parameters():
-            if "norm" in name:  # all ones from the start, where an error would not show
+            if "norm" in name:  # initially all ones, which would hide an error
                 weight.uniform_(0.5, 1.5)
     return model
