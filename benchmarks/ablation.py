@@ -1,6 +1,6 @@
 """Which parts of online learning raise tau: each one removed, or changed, on its own.
 
-    python -m benchmarks.ablation --model smollm2 --prompts law medicine --json FILE
+    python -m benchmarks ablation --model smollm2 --prompts law medicine --json FILE
 
 The same streams, replays and figures as in ``benchmarks.adaptation``. Variants of LoRA are run
 without retrieval, whose gain would hide theirs.

@@ -1,6 +1,6 @@
 """Does online learning raise the acceptance of a draft, and what does it cost?
 
-    python -m benchmarks.adaptation --model smollm2 --prompts law medicine --json FILE --quick
+    python -m benchmarks adaptation --model smollm2 --prompts law medicine --json FILE --quick
 
 The prompts of each domain form one stream of greedy answers, which are recorded and replayed (see
 ``benchmarks.replay_bench``). Speed is measured with the target itself. All figures compare drafts

@@ -143,7 +143,7 @@ class ReplayBuffer:
         return sum(tensor.nbytes for tensor in self.tensors())
 
     def tensors(self) -> list[Tensor]:
-        """All tensors of the buffer."""
+        """All tensors of the buffer, (R, ...) each."""
         return [getattr(self.entries, name) for name in self.entries.__dataclass_fields__]
 
     def add(

@@ -61,7 +61,7 @@ class FullDistributionBuffer(ReplayBuffer):
         windows[destination] = windows[source]
 
     def tensors(self) -> list[Tensor]:
-        """All tensors of the buffer."""
+        """All tensors of the buffer, (R, ...) each."""
         return [*super().tensors(), self.distributions]
 
 

@@ -27,11 +27,11 @@ SELECTION = {
     "sampling": ["core/test_sampling.py", *_DISTRIBUTION, _SOURCE],
     "propose": [
         "core/test_verify.py", "shortlists/test_shortlists.py", *_LOOP, *_DISTRIBUTION,
-        "learning/test_learner.py",
+        "learning/test_learner.py", "learning/test_lora.py",
     ],
     "decode": [
         *_LOOP, "core/test_verify.py", "shortlists/test_shortlists.py", *_DISTRIBUTION, _SOURCE,
-        "learning/test_learner.py",
+        "learning/test_learner.py", "learning/test_lora.py",
     ],
     "commit": ["core/test_decode.py", *_DISTRIBUTION],
     "shortlists/full": ["core/test_decode.py", *_SHORTLIST],
