@@ -98,7 +98,10 @@ class Trial:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("files", nargs="*", default=list(SELECTION), help=", ".join(SELECTION))
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants.json")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "mutants.json",
+        help="JSON file to write (default: build/mutants.json)",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel processes")
     parser.add_argument(
         "--resume", action="store_true", help="skip mutants that --out records as killed"
