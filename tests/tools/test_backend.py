@@ -1,17 +1,20 @@
-"""Backends by name: what is chosen, what is refused, and that all say the same."""
+"""Backends: which one is chosen, which are refused, and that all emit the same tokens."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.tiny_model import Tiny
+from helpers.toys import toy_transformer
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError
+from minispec.models import eagle_draft
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.cli import main
-from minispec.tools.evaluation.methods import Method, build_decoder
+from minispec.tools.evaluation.methods import Method, build_decoder, build_learner
 from minispec.tools.models import backend
 
 
@@ -21,7 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "minispec" / "calibration.json"
 
 
-def said(model, draft, method: str, temperature: float) -> list[int]:
+def decode_tokens(model, draft, method: str, temperature: float) -> list[int]:
     run = build_decoder(
         Method.parse(method), model, draft, None, gamma=3, sampling=Sampling(temperature),
         stop=StopRule(24),
@@ -31,65 +34,89 @@ def said(model, draft, method: str, temperature: float) -> list[int]:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("method", ["autoregressive", "full", "full+adapt"])
-def test_every_backend_says_the_same(tiny: Tiny, method: str, temperature: float) -> None:
+def test_place_on_backend_keeps_the_tokens(tiny: Tiny, method: str, temperature: float) -> None:
     model, draft = backend.place_on_backend(tiny.model, tiny.draft, "reference")
     assert (model, draft) == (tiny.model, tiny.draft)
-    fast, runner = backend.place_on_backend(tiny.model, tiny.draft, "cpu")
+    fast, fast_draft = backend.place_on_backend(tiny.model, tiny.draft, "cpu")
     assert (fast.backend, fast.reference) == ("cpu", tiny.model.reference)
     assert type(fast.target) is not type(model.target)
-    expected = said(model, draft, method, temperature)
-    assert said(fast, runner, method, temperature) == expected
+    expected = decode_tokens(model, draft, method, temperature)
+    assert decode_tokens(fast, fast_draft, method, temperature) == expected
 
 
-def test_auto_measures_once_and_keeps_what_it_found(
+def test_choose_backend_measures_once_and_caches_the_choice(
     tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = torch.get_num_threads()
-    verdict = backend.choose_backend(tiny.model)
+    choice = backend.choose_backend(tiny.model)
     assert torch.get_num_threads() == threads
-    figures = verdict["milliseconds"]
+    figures = choice["milliseconds"]
     assert {"reference", "cpu"} <= figures.keys() and "compiled" not in figures
-    assert verdict["backend"] == min(figures, key=lambda name: sum(figures[name]))
-    assert [*json.loads(cache.read_text()).values()] == [verdict]
+    assert choice["backend"] == min(figures, key=lambda name: sum(figures[name]))
+    assert [*json.loads(cache.read_text()).values()] == [choice]
     monkeypatch.setattr(backend, "_time_passes", lambda *_: pytest.fail("measured again"))
-    assert backend.choose_backend(tiny.model) == verdict
-    assert backend.place_on_backend(tiny.model, None, "auto")[0].backend == verdict["backend"]
+    assert backend.choose_backend(tiny.model) == choice
+    assert backend.place_on_backend(tiny.model, None, "auto")[0].backend == choice["backend"]
 
 
-def test_a_draft_that_learns_is_placed_where_it_can(
+def test_place_on_backend_puts_a_learning_draft_on_a_learning_backend(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = {"cuda": [0.1, 0.1], "reference": [2.0, 2.0], "cpu": [1.0, 2.0]}
     found = {"backend": "cuda", "milliseconds": figures}
     monkeypatch.setattr(backend, "choose_backend", lambda model: found)
-    placed, draft = backend.place_on_backend(tiny.model, tiny.draft, "auto", learns=True)
-    assert placed.backend == "cpu"
-    assert said(placed, draft, "full+adapt", 0.0) == said(placed, draft, "full", 0.0)
+    on_backend, draft = backend.place_on_backend(tiny.model, tiny.draft, "auto", learns=True)
+    assert on_backend.backend == "cpu"
+    assert decode_tokens(on_backend, draft, "full+adapt", 0.0) == decode_tokens(
+        on_backend, draft, "full", 0.0
+    )
 
 
-def test_a_draft_that_cannot_learn_says_where_it_could(tiny: Tiny) -> None:
+def test_build_learner_names_the_backends_that_learn(tiny: Tiny) -> None:
     compiled, draft = backend.place_on_backend(tiny.model, tiny.draft, "compiled")
-    with pytest.raises(ArgumentError, match=r"\+adapt: a draft learns on --backend reference or"):
-        said(compiled, draft, "full+adapt", 0.0)
+    with pytest.raises(
+        ArgumentError, match=r"\+adapt needs an EAGLE draft on backend reference or cpu"
+    ):
+        decode_tokens(compiled, draft, "full+adapt", 0.0)
 
 
 @pytest.mark.parametrize("damaged", ["{", "[1]", ""])
-def test_a_damaged_calibration_is_made_anew(tiny: Tiny, cache: Path, damaged: str) -> None:
+def test_choose_backend_replaces_a_damaged_calibration(
+    tiny: Tiny, cache: Path, damaged: str
+) -> None:
     cache.parent.mkdir()
     cache.write_text(damaged)
     assert backend.choose_backend(tiny.model)["backend"] in backend.NAMES
     assert isinstance(json.loads(cache.read_text()), dict)
 
 
-def test_what_cannot_run_is_refused_by_name(tiny: Tiny) -> None:
-    with pytest.raises(ArgumentError, match="unknown backend 'warp': choose from auto, reference, cpu"):
+def test_place_on_backend_refuses_unknown_and_unavailable_backends(tiny: Tiny) -> None:
+    with pytest.raises(
+        ArgumentError, match="unknown backend 'warp': choose from auto, reference, cpu"
+    ):
         backend.place_on_backend(tiny.model, None, "warp")
     if not torch.cuda.is_available():
         with pytest.raises(ArgumentError, match=r"cuda cannot run .* no CUDA device"):
             backend.place_on_backend(tiny.model, None, "cuda")
 
 
-def test_doctor_says_what_there_is_and_warms_up(
+def test_place_on_backend_keeps_a_model_on_another_device_on_the_reference(tiny: Tiny) -> None:
+    model = replace(tiny.model, device="cuda")
+    for name in ("reference", "auto"):
+        assert backend.place_on_backend(model, tiny.draft, name) == (model, tiny.draft)
+    with pytest.raises(
+        ArgumentError, match="backend cpu starts from weights on the CPU, not on dev"
+    ):
+        backend.place_on_backend(model, tiny.draft, "cpu")
+
+
+def test_build_learner_refuses_a_draft_on_another_device() -> None:
+    draft = eagle_draft.build_draft(toy_transformer().to("meta"))
+    with pytest.raises(ArgumentError, match=r"\+adapt needs a draft on the CPU, not on meta"):
+        build_learner(draft)
+
+
+def test_doctor_shows_backends_and_warms_up(
     tiny: Tiny, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--model", str(tiny.folder), "--draft", str(tiny.draft_path), "--warm"]
@@ -98,4 +125,4 @@ def test_doctor_says_what_there_is_and_warms_up(
     assert "GB/s" in lines[0]
     assert [line.split(":")[0] for line in lines[1:5]] == [*backend.NAMES]
     assert lines[5].startswith("auto takes ")
-    assert lines[6] == "warmed up: nothing is left to compile"
+    assert lines[6:] == ["all of it was measured now", "warmed up: nothing is left to compile"]

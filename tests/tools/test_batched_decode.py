@@ -1,4 +1,4 @@
-"""A row of a batch writes what it would write alone, whatever its neighbours do."""
+"""Batched decoding: each row emits what decoding its prompt alone emits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ samplings = st.sampled_from(
 
 @dataclass(frozen=True)
 class Job:
-    """What to write: prompts, each with its sampling and seed, and in how many rows."""
+    """A batch: prompts, each with its sampling and seed, and the number of rows."""
 
     prompts: list[list[int]]
     samplings: list[Sampling]
@@ -48,12 +48,12 @@ class Job:
             "eos_ids": EOS,
             "keep_features": True,
         }
-        randoms = [SeededRandom(seed) for seed in range(len(self.prompts))]
-        written = list(
-            decode_batch(MODEL, self.prompts, self.samplings, randoms, **options | changes)
+        rngs = [SeededRandom(seed) for seed in range(len(self.prompts))]
+        completions = list(
+            decode_batch(MODEL, self.prompts, self.samplings, rngs, **options | changes)
         )
-        assert sorted(each.index for each in written) == list(range(len(self.prompts)))
-        return {each.index: each for each in written}
+        assert sorted(each.index for each in completions) == list(range(len(self.prompts)))
+        return {each.index: each for each in completions}
 
 
 @st.composite
@@ -69,8 +69,8 @@ def jobs(draw: st.DrawFn) -> Job:
     )
 
 
-def alone(prompt: Sequence[int], sampling: Sampling, seed: int, new: int) -> tuple[int, ...]:
-    """The plain loop: one prompt, one token at a time."""
+def decode_alone(prompt: Sequence[int], sampling: Sampling, seed: int, new: int) -> tuple[int, ...]:
+    """Plain decoding: one prompt, one token at a time."""
     cache, rng = MODEL.new_cache(len(prompt) + new), SeededRandom(seed)
     tokens: list[int] = []
     step = list(prompt)
@@ -83,16 +83,16 @@ def alone(prompt: Sequence[int], sampling: Sampling, seed: int, new: int) -> tup
 
 
 def check(job: Job) -> None:
-    """Tokens are those of the plain loop, features those of one pass over the whole."""
-    for index, written in job.run().items():
+    """Tokens equal those of plain decoding, features those of one pass over all of them."""
+    for index, completion in job.run().items():
         prompt, sampling = job.prompts[index], job.samplings[index]
-        assert written.tokens == alone(prompt, sampling, index, job.max_new_tokens)
-        read = torch.tensor([*prompt, *written.tokens[:-1]])
+        assert completion.tokens == decode_alone(prompt, sampling, index, job.max_new_tokens)
+        read = torch.tensor([*prompt, *completion.tokens[:-1]])
         expected = MODEL.step(read, MODEL.new_cache(len(read)))
-        assert written.features is not None
+        assert completion.features is not None
         for ours, theirs in (
-            (written.features.hidden, expected.hidden),
-            (written.features.aux_hidden_states, expected.aux_hidden_states),
+            (completion.features.hidden, expected.hidden),
+            (completion.features.aux_hidden_states, expected.aux_hidden_states),
         ):
             assert ours.shape == theirs.shape
             assert float((ours - theirs).abs().max()) < 1e-10
@@ -100,40 +100,40 @@ def check(job: Job) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(jobs())
-def test_each_row_equals_the_prompt_decoded_alone(job):
+def test_decode_batch_equals_decoding_each_prompt_alone(job):
     check(job)
 
 
 def ragged_job(rows: int) -> Job:
-    """Twelve prompts of 3 to 14 tokens behind a shared beginning; most answers end early."""
+    """Twelve prompts of 3 to 14 tokens with a shared prefix; most completions end early."""
     prompts = [[5, 6, 8] + [(3 * i + j) % 50 for j in range(i)] for i in range(12)]
     return Job(prompts, [Sampling(temperature=8.0)] * 12, rows, 20)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 12, 100])
-def test_rows_are_refilled_as_they_end(rows):
+def test_decode_batch_refills_rows_that_ended(rows):
     job = ragged_job(rows)
     check(job)
-    written = job.run()
-    lengths = {len(each.tokens) for each in written.values()}
-    ended = [each for each in written.values() if each.tokens[-1] in EOS]
-    # The case is what it says: rows end at many different steps, most of them with EOS.
+    completions = job.run()
+    lengths = {len(each.tokens) for each in completions.values()}
+    ended = [each for each in completions.values() if each.tokens[-1] in EOS]
+    # The job covers its case: rows end at many different steps, most of them with EOS.
     assert len(lengths) > 4 and len(ended) > 5 and max(lengths) > 10
 
 
-def test_an_answer_ends_with_the_first_eos_and_at_the_limit():
-    for written in ragged_job(3).run(max_new_tokens=5).values():
-        assert not set(written.tokens[:-1]) & set(EOS)
-        assert written.tokens[-1] in EOS or len(written.tokens) == 5
+def test_decode_batch_ends_at_eos_or_the_token_limit():
+    for completion in ragged_job(3).run(max_new_tokens=5).values():
+        assert not set(completion.tokens[:-1]) & set(EOS)
+        assert completion.tokens[-1] in EOS or len(completion.tokens) == 5
 
 
-def test_the_order_is_that_of_completion():
+def test_decode_batch_yields_in_order_of_completion():
     job = ragged_job(12)
     order = list(job.run().values())
     assert [len(each.tokens) for each in order] == sorted(len(each.tokens) for each in order)
 
 
-def test_features_are_kept_only_on_request():
+def test_decode_batch_keeps_features_only_if_asked():
     kept, bare = ragged_job(3).run(), ragged_job(3).run(keep_features=False)
     assert all(each.features is None for each in bare.values())
     assert {i: each.tokens for i, each in bare.items()} == {
@@ -141,7 +141,7 @@ def test_features_are_kept_only_on_request():
     }
 
 
-def test_a_seed_fixes_a_row_and_seeds_differ():
+def test_decode_batch_depends_on_each_rows_seed_only():
     job = Job([[1, 2, 3]] * 8, [Sampling(temperature=8.0)] * 8, 3, 12)
     first, again = job.run(), job.run(rows=8)
     assert [first[i].tokens for i in range(8)] == [again[i].tokens for i in range(8)]
@@ -151,30 +151,30 @@ def test_a_seed_fixes_a_row_and_seeds_differ():
 # ------------------------------------------------------------------ planted defects
 
 
-def test_a_prefix_that_is_not_shared_is_found(monkeypatch):
+def test_property_detects_a_prefix_that_is_not_shared(monkeypatch):
     shared = module._shared_prefix
 
-    def one_too_many(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    def include_one_more(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
         known = len(shared(prompts))
         return list(prompts[0][: min(known + 1, min(map(len, prompts)) - 1)])
 
-    monkeypatch.setattr(module, "_shared_prefix", one_too_many)
-    assert found_by_the_property()
+    monkeypatch.setattr(module, "_shared_prefix", include_one_more)
+    assert does_the_property_fail()
 
 
-def test_a_row_that_loses_its_prompt_is_found(monkeypatch):
-    row = KVCache.row
+def test_property_detects_a_row_without_its_prompt(monkeypatch):
+    sequence = KVCache.sequence
 
-    def copied(self: KVCache, index: int) -> KVCache:
-        view = row(self, index)
-        view.values = view.values.clone()  # what is written there, the batch never sees
+    def copy_sequence(self: KVCache, index: int) -> KVCache:
+        view = sequence(self, index)
+        view.values = view.values.clone()  # the batch does not see what is written there
         return view
 
-    monkeypatch.setattr(KVCache, "row", copied)
-    assert found_by_the_property()
+    monkeypatch.setattr(KVCache, "sequence", copy_sequence)
+    assert does_the_property_fail()
 
 
-def found_by_the_property() -> bool:
+def does_the_property_fail() -> bool:
     @settings(
         max_examples=100, deadline=None, database=None, derandomize=True, phases=[Phase.generate]
     )
@@ -192,7 +192,7 @@ def found_by_the_property() -> bool:
 # ------------------------------------------------------------------ what is refused
 
 
-def test_no_prompts_and_no_tokens_write_nothing():
+def test_decode_batch_of_nothing_yields_nothing():
     options = {"rows": 2, "eos_ids": EOS}
     assert list(decode_batch(MODEL, [], [], [], max_new_tokens=4, **options)) == []
     one = [[1, 2]], [Sampling()], [SeededRandom(0)]
@@ -209,16 +209,16 @@ def test_no_prompts_and_no_tokens_write_nothing():
         ([[1], [2] * 60], {"max_new_tokens": 5}, ContextError, "65 .* 64"),
     ],
 )
-def test_what_cannot_be_decoded_is_refused_before_anything_is(
+def test_decode_batch_refuses_bad_arguments_before_decoding(
     monkeypatch, prompts, changes, kind, problem
 ):
-    monkeypatch.setattr(type(MODEL), "forward", lambda *_: pytest.fail("something was decoded"))
+    monkeypatch.setattr(type(MODEL), "forward", lambda *_: pytest.fail("it decoded something"))
     options: dict[str, Any] = {"rows": 2, "max_new_tokens": 4, "eos_ids": EOS} | changes
-    randoms = [SeededRandom(0), SeededRandom(1)]
+    rngs = [SeededRandom(0), SeededRandom(1)]
     with pytest.raises(kind, match=problem):
-        list(decode_batch(MODEL, prompts, [Sampling()] * 2, randoms, **options))
+        list(decode_batch(MODEL, prompts, [Sampling()] * 2, rngs, **options))
 
 
-def test_a_prompt_that_just_fits_is_decoded():
+def test_decode_batch_accepts_a_prompt_that_just_fits():
     job = Job([[2] * 60, [1]], [Sampling(temperature=5.0)] * 2, 2, 4)
     check(job)

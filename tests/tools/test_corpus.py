@@ -1,4 +1,4 @@
-"""The corpus: what it yields, what it refuses, and that evaluation prompts stay apart."""
+"""The corpus: its documents, its errors, and that evaluation prompts stay out of training data."""
 
 import functools
 import importlib.util
@@ -25,36 +25,36 @@ INSTALLED = [
 
 
 @functools.cache
-def _sample(domain: str) -> list[str]:
+def _sample_documents(domain: str) -> list[str]:
     return list(corpus.load_documents(domain, LIMIT))
 
 
 @pytest.mark.parametrize("domain", INSTALLED)
-def test_documents_are_many_and_distinct(domain: str) -> None:
-    assert 100_000 <= sum(len(text.encode()) for text in _sample(domain)) <= LIMIT
+def test_load_documents_yields_many_distinct_texts(domain: str) -> None:
+    assert 100_000 <= sum(len(text.encode()) for text in _sample_documents(domain)) <= LIMIT
     words = [
         "".join(c if c.isalpha() else " " for c in text.casefold()).split()
-        for text in _sample(domain)
+        for text in _sample_documents(domain)
     ]
     assert len(set(map(tuple, words))) == len(words) >= 3
-    assert all(text and "\0" not in text and "\r" not in text for text in _sample(domain))
+    assert all(text and "\0" not in text and "\r" not in text for text in _sample_documents(domain))
 
 
 @pytest.mark.parametrize("domain", INSTALLED)
-def test_documents_come_in_one_order_and_only_the_last_is_cut(domain: str) -> None:
+def test_load_documents_has_a_fixed_order_and_cuts_only_the_last(domain: str) -> None:
     small = list(corpus.load_documents(domain, 150_000))
     assert 149_990 <= sum(len(text.encode()) for text in small) <= 150_000
-    assert small[:-1] == _sample(domain)[: len(small) - 1]
-    assert _sample(domain)[len(small) - 1].startswith(small[-1])
+    assert small[:-1] == _sample_documents(domain)[: len(small) - 1]
+    assert _sample_documents(domain)[len(small) - 1].startswith(small[-1])
 
 
 @pytest.mark.parametrize("domain", INSTALLED)
-def test_no_document_repeats_an_evaluation_prompt(domain: str) -> None:
-    guard = corpus.OverlapGuard(_evaluation())
-    assert not [run for text in _sample(domain) if (run := guard.find_shared_run(text))]
+def test_load_documents_shares_no_run_with_evaluation_prompts(domain: str) -> None:
+    guard = corpus.OverlapGuard(_load_all_prompts())
+    assert not [run for text in _sample_documents(domain) if (run := guard.find_shared_run(text))]
 
 
-def test_copies_other_encodings_and_long_files(
+def test_load_documents_skips_copies_and_other_encodings_and_cuts_long_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {
@@ -76,7 +76,9 @@ def test_copies_other_encodings_and_long_files(
     assert len(long) == corpus.MAX_CHARACTERS - 1  # the newline at the end is stripped
 
 
-def test_a_limit_never_cuts_a_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_documents_limit_never_splits_a_character(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.py").write_text("é" * 100, encoding="utf-8")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(metadata, "distributions", lambda: iter(()))
@@ -85,7 +87,7 @@ def test_a_limit_never_cuts_a_character(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(corpus.load_documents("code", 200)) == ["é" * 100]
 
 
-def test_reading_imports_nothing_that_it_reads() -> None:
+def test_load_documents_imports_none_of_its_sources() -> None:
     before = set(sys.modules)
     for domain in ("general", "code", "law"):
         list(corpus.load_documents(domain, 50_000))
@@ -93,10 +95,10 @@ def test_reading_imports_nothing_that_it_reads() -> None:
     assert not {name for name in set(sys.modules) - before if name.split(".")[0] not in library}
 
 
-def test_a_manual_page_becomes_prose(tmp_path: Path) -> None:
+def test_without_roff_turns_a_manual_page_into_prose(tmp_path: Path) -> None:
     page = "\n".join(
         [
-            '.\\" a comment that nobody should read in the end',
+            '.\\" a comment that should not be in the result',
             ".SH NAME",
             "peel \\- take the skin off every kind of fruit",
             ".PP",
@@ -117,7 +119,7 @@ def test_a_manual_page_becomes_prose(tmp_path: Path) -> None:
     )
 
 
-def test_licence_headers_and_other_languages_are_left_out(
+def test_licences_drops_headers_and_other_languages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = {
@@ -130,7 +132,9 @@ def test_licence_headers_and_other_languages_are_left_out(
         (tmp_path / name).write_text(text, encoding="utf-8")
     files = [(f"made-up/{name}", tmp_path / name) for name in texts]
     monkeypatch.setattr(corpus, "_package_files", lambda: iter(files))
-    found = {name: read().strip() for name, read in corpus._licences() if name.startswith("made-up/")}
+    found = {
+        name: read().strip() for name, read in corpus._licences() if name.startswith("made-up/")
+    }
     assert found == {
         "made-up/mit-like.LICENSE": "Do with it whatever you like.",
         "made-up/libre.LICENSE": "",
@@ -138,28 +142,30 @@ def test_licence_headers_and_other_languages_are_left_out(
     }
 
 
-def test_our_own_distribution_is_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    def made_up(name: str) -> types.SimpleNamespace:
+def test_distributions_leaves_out_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_distribution(name: str) -> types.SimpleNamespace:
         return types.SimpleNamespace(metadata={"Name": name})
 
-    both = [made_up("minispec"), made_up("other")]
+    both = [make_distribution("minispec"), make_distribution("other")]
     monkeypatch.setattr(metadata, "distributions", lambda: iter(both))
     assert [found.metadata["Name"] for found in corpus._distributions()] == ["other"]
 
 
-def test_an_unknown_domain_is_refused_with_the_known_ones() -> None:
+def test_corpus_refuses_an_unknown_domain_and_names_the_known_ones() -> None:
     for function in (corpus.load_documents, corpus.load_prompts, corpus.load_openers):
         with pytest.raises(ArgumentError, match=r"'poetry'.*general, code, law, medicine"):
             function("poetry")
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_an_impossible_limit_is_refused(limit: int) -> None:
+def test_load_documents_refuses_an_impossible_limit(limit: int) -> None:
     with pytest.raises(ArgumentError, match=f"limit_bytes {limit} must be 1 or above"):
         corpus.load_documents("code", limit)
 
 
-def test_a_missing_package_is_named_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_documents_names_a_missing_package_at_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(metadata, "distributions", lambda: iter(()))
     with pytest.raises(FileError, match="pip install simple-icd-10-cm") as caught:
         corpus.load_documents("medicine")
@@ -169,19 +175,19 @@ def test_a_missing_package_is_named_at_the_call(monkeypatch: pytest.MonkeyPatch)
 # -- prompts --
 
 
-def _evaluation() -> list[str]:
+def _load_all_prompts() -> list[str]:
     """For models of both kinds."""
     kinds = itertools.product((False, True), corpus.DOMAINS)
     return [prompt for base, domain in kinds for prompt in corpus.load_prompts(domain, base)]
 
 
-def _openers() -> list[str]:
+def _load_all_openers() -> list[str]:
     kinds = itertools.product((False, True), corpus.DOMAINS)
     return [opener for base, domain in kinds for opener in corpus.load_openers(domain, base)]
 
 
 @pytest.mark.parametrize("domain", corpus.DOMAINS)
-def test_prompts_and_openers_are_many_and_of_fitting_length(domain: str) -> None:
+def test_prompts_and_openers_have_fitting_numbers_and_lengths(domain: str) -> None:
     assert len(corpus.load_prompts(domain)) >= 24
     assert len(corpus.load_openers(domain)) >= 100
     assert all(8 <= len(prompt.split()) <= 60 for prompt in corpus.load_prompts(domain))
@@ -192,7 +198,7 @@ def test_prompts_and_openers_are_many_and_of_fitting_length(domain: str) -> None
 
 
 @pytest.mark.parametrize("domain", corpus.DOMAINS)
-def test_texts_for_base_models_are_many_and_break_off(domain: str) -> None:
+def test_prompts_for_base_models_are_many_and_unfinished(domain: str) -> None:
     texts, openers = corpus.load_prompts(domain, base=True), corpus.load_openers(domain, base=True)
     assert len(texts) >= 24 and len(openers) >= 60
     assert all(8 <= len(text.split()) <= 60 for text in texts)
@@ -203,37 +209,40 @@ def test_texts_for_base_models_are_many_and_break_off(domain: str) -> None:
         assert not [text for text in texts + openers if text[-1] in ".?!"]
 
 
-def test_all_prompts_and_openers_differ() -> None:
-    lines = [line.casefold() for line in _evaluation() + _openers()]
+def test_prompts_and_openers_are_distinct() -> None:
+    lines = [line.casefold() for line in _load_all_prompts() + _load_all_openers()]
     assert len(set(lines)) == len(lines)
 
 
-def test_no_two_evaluation_prompts_share_a_run() -> None:
-    for one, other in itertools.combinations(_evaluation(), 2):
+def test_prompts_share_no_run_with_each_other() -> None:
+    for one, other in itertools.combinations(_load_all_prompts(), 2):
         assert corpus.OverlapGuard([one]).find_shared_run(other) is None
 
 
-def test_openers_share_no_run_with_evaluation_prompts_and_begin_none() -> None:
-    guard = corpus.OverlapGuard(_evaluation())
-    beginnings = [prompt.casefold() + " " for prompt in _evaluation()]
-    for opener in _openers():
+def test_openers_share_no_run_with_prompts_and_start_none() -> None:
+    guard = corpus.OverlapGuard(_load_all_prompts())
+    beginnings = [prompt.casefold() + " " for prompt in _load_all_prompts()]
+    for opener in _load_all_openers():
         assert guard.find_shared_run(opener) is None
         assert not any(text.startswith(opener.casefold() + " ") for text in beginnings)
 
 
-def test_the_guard_finds_every_planted_run_and_no_shorter_one() -> None:
-    guard = corpus.OverlapGuard(_evaluation())
-    for prompt in _evaluation():
+def test_overlap_guard_finds_every_planted_run_and_no_shorter_one() -> None:
+    guard = corpus.OverlapGuard(_load_all_prompts())
+    for prompt in _load_all_prompts():
         words = prompt.casefold().replace("'", "")
         plain = "".join(c if c.isalnum() else " " for c in words).split()
         assert len(plain) >= corpus.RUN
         for start in range(len(plain) - corpus.RUN + 1):
             run = plain[start : start + corpus.RUN]
             assert guard.find_shared_run(f"Zzz -- {' '.join(run).upper()}! Zzz") == " ".join(run)
-            assert guard.find_shared_run(f"zzz {' '.join(run[1:])} zzz {' '.join(run[:-1])} zzz") is None
+            assert (
+                guard.find_shared_run(f"zzz {' '.join(run[1:])} zzz {' '.join(run[:-1])} zzz")
+                is None
+            )
 
 
-def test_the_guard_ignores_case_punctuation_and_spacing() -> None:
+def test_overlap_guard_ignores_case_punctuation_and_spacing() -> None:
     guard = corpus.OverlapGuard(["Don't run: the old dog sleeps under the well-worn table."])
     copy = "so DON\u2019T  run the old\tdog \u2013 sleeps\nunder, the chair"
     assert guard.find_shared_run(copy) == "dont run the old dog sleeps under the"
@@ -243,7 +252,7 @@ def test_the_guard_ignores_case_punctuation_and_spacing() -> None:
     )
 
 
-def test_the_guard_with_short_prompts() -> None:
+def test_overlap_guard_with_short_prompts() -> None:
     guard = corpus.OverlapGuard(["Who are you?", "", "?!"])
     assert guard.find_shared_run("who are you") == "who are you"
     assert guard.find_shared_run("Who are you and where do you come from tonight?") is None
@@ -251,7 +260,7 @@ def test_the_guard_with_short_prompts() -> None:
     assert guard.find_shared_run("...") is None
 
 
-def test_read_prompts(tmp_path: Path) -> None:
+def test_read_prompts_skips_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffWhat is tea?\r\n\r\n   \n  Où est la gare ?  \n".encode())
     assert corpus.read_prompts(path) == ["What is tea?", "Où est la gare ?"]
@@ -268,7 +277,7 @@ def test_read_prompts(tmp_path: Path) -> None:
         ("text".encode("utf-16"), "prompts.txt is not UTF-8 text: see line 1"),
     ],
 )
-def test_prompt_files_that_are_refused(tmp_path: Path, data: bytes | None, message: str) -> None:
+def test_read_prompts_refuses_bad_files(tmp_path: Path, data: bytes | None, message: str) -> None:
     path = tmp_path / "prompts.txt"
     if data is not None:
         path.write_bytes(data)
@@ -277,6 +286,6 @@ def test_prompt_files_that_are_refused(tmp_path: Path, data: bytes | None, messa
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_is_no_prompt_file(tmp_path: Path) -> None:
+def test_read_prompts_refuses_a_folder(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot read the prompts in"):
         corpus.read_prompts(tmp_path)

@@ -1,4 +1,4 @@
-"""Text that the target writes: the same from the same seed, and nothing of the evaluation."""
+"""Text that the target generates: the same for the same seed, without evaluation prompts."""
 
 import shutil
 import subprocess
@@ -17,17 +17,19 @@ from minispec.tools.data.batches import ShardDataset
 from minispec.tools.training import recipe
 
 
-def test_messages_begin_with_openers_and_repeat_nothing(tiny: tiny_model.Tiny) -> None:
+def test_generate_messages_continues_openers_without_duplicates(tiny: tiny_model.Tiny) -> None:
     model = tiny.model
     texts = distill.generate_messages(model.target, model.tokenizer, "law", 20, "seed")
     assert len(set(texts)) == 20
     assert all(text.startswith(tuple(corpus.load_openers("law"))) for text in texts)
     assert texts == distill.generate_messages(model.target, model.tokenizer, "law", 20, "seed")
-    assert texts != distill.generate_messages(model.target, model.tokenizer, "law", 20, "other seed")
+    assert texts != distill.generate_messages(
+        model.target, model.tokenizer, "law", 20, "other seed"
+    )
 
 
-def test_a_base_model_goes_on_with_texts(tiny: tiny_model.Tiny) -> None:
-    """No chat template is asked for, and no beginning holds the end of its text."""
+def test_generate_messages_of_a_base_model_continues_texts(tiny: tiny_model.Tiny) -> None:
+    """It needs no chat template, and no message contains the end of its text."""
     model = tiny.model
     texts = distill.generate_messages(model.target, model.tokenizer, "code", 20, "seed", base=True)
     assert len(set(texts)) == 20
@@ -35,10 +37,10 @@ def test_a_base_model_goes_on_with_texts(tiny: tiny_model.Tiny) -> None:
     assert any("\n" in text for text in texts)
 
 
-def test_a_message_that_repeats_the_evaluation_is_thrown_away(
+def test_generate_messages_drops_evaluation_prompts(
     tiny: tiny_model.Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With evaluation prompts among the openers, none of them comes through."""
+    """With evaluation prompts among the openers, no message starts with one."""
     model, evaluation = tiny.model, corpus.load_prompts("law")
     clean = "When does a"
     monkeypatch.setattr(corpus, "load_openers", lambda domain, base: [*evaluation, clean])
@@ -46,11 +48,11 @@ def test_a_message_that_repeats_the_evaluation_is_thrown_away(
     assert len(texts) == 5 and all(text.startswith(clean) for text in texts)
 
 
-def test_shards_are_a_function_of_domain_number_and_seed(
+def test_write_shards_depends_on_domain_number_and_seed(
     tiny: tiny_model.Tiny, tmp_path: Path
 ) -> None:
-    """Written in other processes, read back in the order of their sequences; a second call
-    finds them done, and a missing one is made again to the last bit."""
+    """Other processes write them; a second call keeps existing shards and writes a missing one
+    again, bit for bit."""
     arguments = (str(tiny.folder), ["code", "general"], 900, 7, 2, 6)
     paths = list(distill.write_shards(tmp_path, *arguments))
     names = [path.name for path in paths]
@@ -64,26 +66,26 @@ def test_shards_are_a_function_of_domain_number_and_seed(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_what_is_stored_is_what_the_target_computes(tiny: tiny_model.Tiny, tmp_path: Path) -> None:
+def test_write_shards_stores_the_targets_features(tiny: tiny_model.Tiny, tmp_path: Path) -> None:
     (path, *_) = distill.write_shards(tmp_path, str(tiny.folder), ["law"], 1, 0, 1, 6)
     target = tiny.model.target
-    material = ShardDataset([path])
-    for index in range(len(material)):
-        sequence = material.read_sequence(index)
+    dataset = ShardDataset([path])
+    for index in range(len(dataset)):
+        sequence = dataset.read_sequence(index)
         read = sequence.tokens[:-1]
         fresh = target.step(read, target.new_cache(len(read)))
         for stored, exact in (
             (sequence.hidden, fresh.hidden),
             (sequence.aux_hidden_states, fresh.aux_hidden_states),
         ):
-            # Written by a bfloat16 target, so up to that rounding, which a shift is far above.
+            # Equal up to the rounding of a bfloat16 target; a shift by a position is far above it.
             error = (stored[:-1].float() - exact).norm() / exact.norm()
             assert error < 0.05
             assert (stored[1:-1].float() - exact[:-1]).norm() / exact.norm() > 0.2
             assert not stored[-1].any()
 
 
-def test_the_recipe_makes_a_draft_and_its_log(
+def test_make_draft_writes_a_draft_and_its_log(
     tiny: tiny_model.Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distill, "write_shards", partial(distill.write_shards, shard_prompts=6))
@@ -93,7 +95,7 @@ def test_the_recipe_makes_a_draft_and_its_log(
     draft = load_draft(path, tiny.model.target, tiny.model.fingerprint)
     assert draft.fusion.weight.shape == (tiny_model.HIDDEN_SIZE, 3 * tiny_model.HIDDEN_SIZE)
 
-    # At next to no rate, a run that goes on from this draft stays where it is.
+    # With a learning rate near zero, a run that starts from this draft does not change it.
     (tmp_path / "second").mkdir()
     for shard in tmp_path.glob("law-*"):
         shutil.copy(shard, tmp_path / "second")
@@ -104,10 +106,8 @@ def test_the_recipe_makes_a_draft_and_its_log(
     assert all(torch.allclose(weights[name], first_weights[name]) for name in weights)
 
 
-def test_a_writer_that_is_killed_leaves_no_process_behind(
-    tiny: tiny_model.Tiny, tmp_path: Path
-) -> None:
-    """Its processes share its standard output, which ends when the last of them has."""
+def test_write_shards_leaves_no_process_when_killed(tiny: tiny_model.Tiny, tmp_path: Path) -> None:
+    """Its processes share its standard output, which closes when the last of them ends."""
     code = (
         "import sys; from pathlib import Path; from minispec.tools.data import distill\n"
         "if __name__ == '__main__':\n"

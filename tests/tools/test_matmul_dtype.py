@@ -1,4 +1,4 @@
-"""The dtype in which this machine multiplies sooner."""
+"""The dtype in which this machine multiplies matrices faster."""
 
 import timeit
 
@@ -7,8 +7,8 @@ import torch
 from minispec.tools.models import matmul_dtype
 
 
-def test_the_other_dtype_is_no_faster() -> None:
-    """At another shape than it was chosen by; where both take about as long, either will do."""
+def test_fastest_dtype_is_not_slower_than_the_other() -> None:
+    """Measured at another shape than the choice; if both take about as long, either is right."""
     states, weight = torch.randn(128, 1024), torch.randn(768, 1024)
 
     def seconds(dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""The pocket pair: made from nothing by a recipe that may be interrupted, and shipped whole."""
+"""The pocket pair: the recipe that makes it, also if interrupted, and the pair that ships."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -27,8 +27,9 @@ from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.training import pocket
 
 SMALL = replace(
-    pocket.SHAPE, vocab_size=700, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-    intermediate_size=24, aux_hidden_state_layer_ids=default_aux_layer_ids(3),
+    pocket.SHAPE, vocab_size=700, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=8, intermediate_size=24,
+    aux_hidden_state_layer_ids=default_aux_layer_ids(3),
 )  # fmt: skip
 
 
@@ -40,8 +41,8 @@ CONFIG = pocket.TargetConfig(tokens=4000, report=1000, windows=2, length=64)
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole recipe in seconds: little text, of this project, for a small target."""
+def small_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe in seconds: little text, this file's, and a small target."""
     words = Path(__file__).read_text(encoding="utf-8")
 
     def documents(domain: str, limit: int) -> Iterable[str]:
@@ -53,7 +54,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill, "write_shards", partial(distill.write_shards, shard_prompts=3))
 
 
-def test_the_recipe_makes_all_that_a_model_has(small: None, tmp_path: Path) -> None:
+def test_make_writes_all_artifacts(small_recipe: None, tmp_path: Path) -> None:
     made = pocket.make(tmp_path, tokens=8192, draft_tokens=1200, epochs=1.0, seed=0)
     model = pretrained.load(str(made / "model"))
     size = model.tokenizer.vocab_size
@@ -67,11 +68,13 @@ def test_the_recipe_makes_all_that_a_model_has(small: None, tmp_path: Path) -> N
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_text_comes_back_and_none_of_it_is_for_evaluation(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_prepare_text_round_trips_and_drops_evaluation_prompts(
+    small_recipe: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inner, prompt = corpus.load_documents, corpus.load_prompts("law", base=True)[0]
-    monkeypatch.setattr(corpus, "load_documents", lambda *a: [*inner(*a), f"Told: {prompt}, no less"])
+    monkeypatch.setattr(
+        corpus, "load_documents", lambda *a: [*inner(*a), f"Read {prompt}, no less"]
+    )
     text = pocket._prepare_text(tmp_path / "text.safetensors", tmp_path / "tokenizer.model")
     assert text.keys() == {"train", "held_out"}
     tokenizer = SentencePieceTokenizer(tmp_path / "tokenizer.model")
@@ -79,14 +82,14 @@ def test_the_text_comes_back_and_none_of_it_is_for_evaluation(
     for domain in corpus.DOMAINS:
         assert all(document in found for document in inner(domain, 1))
     assert prompt not in found
-    # 180 documents, of which every fortieth is held out, each between its two marks.
+    # 180 documents, each between BOS and EOS; every fortieth is held out.
     assert [int((ids == tokenizer.bos_id).sum()) for ids in text.values()] == [175, 5]
     odd = " two  spaces\n\n\tand \u00fcber \U0001f600\x07"
     assert tokenizer.decode(tokenizer.encode(odd)) == odd
 
 
-def test_what_is_trained_is_what_decodes() -> None:
-    """Cross-entropy of a whole text is that of the laws that decoding has, token by token."""
+def test_cross_entropy_is_that_of_the_decoding_pass() -> None:
+    """The training loss of a text equals the cross-entropy of the distributions in decoding."""
     target = pocket.init_target(0).double()
     ids = torch.randint(8192, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -94,10 +97,10 @@ def test_what_is_trained_is_what_decodes() -> None:
         logits = target.head.logits(features.hidden)
         wanted = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         found = pocket.cross_entropy(target, ids)
-    assert float(found) == pytest.approx(float(wanted), abs=1e-5)  # decided in float32
+    assert float(found) == pytest.approx(float(wanted), abs=1e-5)  # computed in float32
 
 
-def test_a_target_that_was_killed_goes_on_to_the_same(tmp_path: Path) -> None:
+def test_target_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     def run(config: pocket.TargetConfig = CONFIG) -> pocket._TargetRun:
         return pocket._TargetRun(pocket.init_target(0), TEXT, config)
 
@@ -116,7 +119,7 @@ def test_a_target_that_was_killed_goes_on_to_the_same(tmp_path: Path) -> None:
         next(run().train(tmp_path / "cut", {"shape": (1, 3)}, lambda seen: None))
 
 
-def test_every_window_is_read_once_before_any_is_read_again() -> None:
+def test_shuffle_windows_covers_the_text_before_repeating() -> None:
     windows = 2999 // 64 - 1
     updates = list(islice(pocket._shuffle_windows(3000, CONFIG), windows // 2))
     starts = sorted(start for update in updates for start in update)
@@ -126,33 +129,35 @@ def test_every_window_is_read_once_before_any_is_read_again() -> None:
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[Pretrained, eagle_draft.EagleDraft]:
-    model = pretrained.load("pocket", "float64")  # where no two ids are likeliest alike
+    model = pretrained.load("pocket", "float64")  # so that no two logits tie for the largest
     path = draft_file.find_draft("pocket")
     assert path is not None
     return model, draft_file.load_draft(path, model.reference, model.fingerprint)
 
 
-def decoded(pair: tuple[Pretrained, eagle_draft.EagleDraft], method: str, prompt: str) -> Figures:
-    model, guesser = pair
+def decode_prompt(
+    pair: tuple[Pretrained, eagle_draft.EagleDraft], method: str, prompt: str
+) -> Figures:
+    model, draft = pair
     ids = encode_prompt(model.tokenizer, prompt, raw=True)
     run = build_decoder(
-        Method.parse(method), model, guesser, None, gamma=4, sampling=Sampling(),
+        Method.parse(method), model, draft, None, gamma=4, sampling=Sampling(),
         stop=StopRule(48, model.tokenizer.eos_ids),
     )  # fmt: skip
     return measure(run(ids, SeededRandom(0)))
 
 
-def test_the_pair_speaks_exactly_and_its_draft_is_of_use(
+def test_pocket_pair_is_exact_and_its_draft_helps(
     pair: tuple[Pretrained, eagle_draft.EagleDraft],
 ) -> None:
-    """Greedily, over prompts of all domains: the words of plain decoding, id for id, in passes
-    that keep more than the target's own token."""
+    """Greedy, over prompts of all domains: the ids of plain decoding, with more than 1.5 tokens
+    per target pass."""
     taus = []
     for domain in corpus.DOMAINS:
         for prompt in corpus.load_prompts(domain, base=True)[:3]:
-            plain = decoded(pair, "autoregressive", prompt)
+            plain = decode_prompt(pair, "autoregressive", prompt)
             for method in ("full", "frspec@0.25", "evospec@256"):
-                other = decoded(pair, method, prompt)
+                other = decode_prompt(pair, method, prompt)
                 assert other.tokens == plain.tokens
                 taus.append(other.tau)
             text = pair[0].tokenizer.decode(plain.tokens)
@@ -160,15 +165,17 @@ def test_the_pair_speaks_exactly_and_its_draft_is_of_use(
     assert sum(taus) / len(taus) > 1.5
 
 
-def test_it_has_learned_what_follows_what(pair: tuple[Pretrained, eagle_draft.EagleDraft]) -> None:
-    """On text that it never saw, this file's: 8192 ids alike would be 9 nats a token."""
+def test_pocket_target_predicts_unseen_text(
+    pair: tuple[Pretrained, eagle_draft.EagleDraft],
+) -> None:
+    """On text that it was not trained on, this file's: a uniform guess is 9 nats per token."""
     model, _ = pair
     ids = torch.tensor([model.tokenizer.encode(Path(__file__).read_text("utf-8"))[:513]])
     with torch.no_grad():
         assert float(pocket.cross_entropy(model.reference, ids)) < 5.5
 
 
-def test_what_is_shipped_belongs_together(pair: tuple[Pretrained, eagle_draft.EagleDraft]) -> None:
+def test_pocket_artifacts_belong_together(pair: tuple[Pretrained, eagle_draft.EagleDraft]) -> None:
     model, _ = pair
     folder, size = known_models.model_path("pocket"), model.tokenizer.vocab_size
     index = index_file.find_index("pocket", None)
@@ -179,8 +186,8 @@ def test_what_is_shipped_belongs_together(pair: tuple[Pretrained, eagle_draft.Ea
         assert len(ranking.read_ranking(path, model.tokenizer.fingerprint, size)) == size
     card = (folder.parent / "README.md").read_text(encoding="utf-8")
     last = read_json(folder / "training.json")["log"][-1]
-    guesser = read_json(folder.parent / "draft.json")["log"][-1]
-    assert f"{last['held_out']:.2f}" in card and f"{guesser['tau']:.2f}" in card
+    draft = read_json(folder.parent / "draft.json")["log"][-1]
+    assert f"{last['held_out']:.2f}" in card and f"{draft['tau']:.2f}" in card
     for heading in ("Data", "Training", "Figures", "Limits"):
         assert f"## {heading}" in card
     assert all(
@@ -198,10 +205,10 @@ def test_what_is_shipped_belongs_together(pair: tuple[Pretrained, eagle_draft.Ea
         "index build --model pocket --clusters 16 --out OUT/i.safetensors",
         "explore --model pocket The --max-new-tokens 8 --out OUT/x.html",
         "doctor --model pocket",
-        "compare --model pocket --prompts law --limit 1 --max-new-tokens 8 --out OUT",
+        "compare --model pocket --prompts code --limit 1 --max-new-tokens 8 --out OUT",
     ],
 )
-def test_every_command_works_on_it(
+def test_every_command_runs_on_the_pocket_pair(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = command.replace("FILE", __file__).replace("OUT", str(tmp_path)).split()

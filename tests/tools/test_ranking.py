@@ -1,4 +1,4 @@
-"""Rankings, the files that carry them, the lists that are cut from them, and methods by name."""
+"""Rankings, their files, the shortlists that are cut from them, and methods by name."""
 
 import random
 import tempfile
@@ -20,20 +20,20 @@ from minispec.tools.data import ranking
 from minispec.tools.evaluation.methods import Method, build_shortlist, check_gamma
 from minispec.types import Context, Shortlist
 
-ANY_PLACE = Context((1, 2), torch.zeros(4), 0)
+CONTEXT = Context((1, 2), torch.zeros(4), 0)
 
 
 # ------------------------------------------------------------------ the order
 
 
-def test_counts_are_those_of_the_texts() -> None:
+def test_count_ids_counts_texts() -> None:
     counts = ranking.count_ids([[1, 1, 3], [], [3, 1]], 5)
     assert counts.dtype == torch.int64
     assert counts.tolist() == [0, 3, 0, 2, 0]
     assert ranking.count_ids([], 3).tolist() == [0, 0, 0]
 
 
-def test_the_frequent_come_first_and_of_equals_the_lower_id() -> None:
+def test_rank_ids_breaks_ties_by_the_lower_id() -> None:
     assert ranking.rank_ids(torch.tensor([2, 5, 2, 0, 5, 0])).tolist() == [1, 4, 0, 2, 3, 5]
     draws = random.Random(0)
     for size in (1, 2, 50, 5000):
@@ -43,17 +43,17 @@ def test_the_frequent_come_first_and_of_equals_the_lower_id() -> None:
         assert ranking.rank_ids(torch.tensor(counts, dtype=torch.float64)).tolist() == expected
 
 
-def test_each_source_weighs_the_same_however_long_it_is() -> None:
+def test_mean_frequencies_weighs_sources_equally() -> None:
     short, long = torch.tensor([0, 1, 3]), torch.tensor([6_000, 2_000, 0])
     assert ranking.mean_frequencies([short, long]).tolist() == [0.375, 0.25, 0.375]
-    # Added up instead, the long one would have decided alone.
+    # If counts were summed instead, the long source would decide alone.
     assert ranking.rank_ids(ranking.mean_frequencies([short, long])).tolist() == [0, 2, 1]
     assert ranking.rank_ids(short + long).tolist() == [0, 1, 2]
     assert torch.equal(ranking.mean_frequencies([long]), ranking.mean_frequencies([long * 7, long]))
     assert ranking.mean_frequencies([torch.zeros(2), torch.tensor([1, 1])]).tolist() == [0.25, 0.25]
 
 
-def test_rank_counts_text_from_the_command_line(tiny: Tiny, tmp_path: Path) -> None:
+def test_rank_command_counts_cuts_and_converts(tiny: Tiny, tmp_path: Path) -> None:
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     first.write_text("the the the and" * 50)
     second.write_text("zzzz")
@@ -63,7 +63,7 @@ def test_rank_counts_text_from_the_command_line(tiny: Tiny, tmp_path: Path) -> N
     tokenizer = tiny.model.tokenizer
     ids = ranking.read_ranking(out, tokenizer.fingerprint, tokenizer.vocab_size)
     assert sorted(ids.tolist()) == list(range(tokenizer.vocab_size))
-    # Of the one text all is z, of the other no more than a half is anything.
+    # One text is all z; in the other no token has more than half of the text.
     assert [tokenizer.token_bytes(i) for i in ids[:2].tolist()] == [b"z", b" the"]
     shares = ranking.mean_frequencies(
         [
@@ -75,7 +75,7 @@ def test_rank_counts_text_from_the_command_line(tiny: Tiny, tmp_path: Path) -> N
     assert read_metadata(out)["texts"] == "a.txt b.txt"
     assert main.main([*command, "--budget", "9", "--out", str(short)]) == 0
     kept = torch.load(short, weights_only=True)
-    assert torch.equal(kept[:7], ids[:7])  # and the two that end an answer, seldom as they are
+    assert torch.equal(kept[:7], ids[:7])  # and the two EOS ids, rare as they are
     assert set(kept[7:].tolist()) == set(tokenizer.eos_ids)
     for budget in (1, 2, 5, 9):
         converted = ["rank", "--model", str(tiny.folder), "--ranking", str(out)]
@@ -89,8 +89,8 @@ def test_rank_counts_text_from_the_command_line(tiny: Tiny, tmp_path: Path) -> N
     ("budget", "expected"),
     [(1, [7]), (2, [7, 9]), (3, [4, 7, 9]), (4, [4, 7, 2, 9]), (5, [4, 7, 2, 5, 9])],
 )
-def test_a_cut_keeps_the_order_and_the_ends(budget: int, expected: list[int]) -> None:
-    """Of two ends one is frequent, one is not ranked at all; none is lost at any budget."""
+def test_truncate_ranking_keeps_the_order_and_eos_ids(budget: int, expected: list[int]) -> None:
+    """One EOS id is frequent, one is not ranked at all; neither is lost at any budget."""
     ids = truncate_ranking(torch.tensor([4, 7, 2, 5, 3]), budget, (7, 9))
     assert ids.tolist() == expected
 
@@ -98,7 +98,7 @@ def test_a_cut_keeps_the_order_and_the_ends(budget: int, expected: list[int]) ->
 # ------------------------------------------------------------------ the files
 
 
-def test_a_ranking_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_read_ranking_restores_what_was_written(tmp_path: Path) -> None:
     path, ids = tmp_path / "x.safetensors", torch.tensor([3, 0, 4, 1, 2])
     ranking.write_ranking(path, ids, "fingerprint", {"domains": "law"})
     read = ranking.read_ranking(path, "fingerprint", 5)
@@ -108,7 +108,7 @@ def test_a_ranking_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 @given(st.permutations(range(7)), st.integers(1, 7))
-def test_a_ranking_comes_back_whole_or_cut(order: list[int], count: int) -> None:
+def test_read_ranking_restores_complete_and_cut_rankings(order: list[int], count: int) -> None:
     ids = torch.tensor(order[:count])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.safetensors"
@@ -117,14 +117,14 @@ def test_a_ranking_comes_back_whole_or_cut(order: list[int], count: int) -> None
 
 
 @pytest.mark.parametrize("unseen", ["two", "-1", "3"])
-def test_a_wrong_number_of_unseen_ids_is_refused(tmp_path: Path, unseen: str) -> None:
+def test_read_ranking_refuses_a_wrong_number_of_unseen_ids(tmp_path: Path, unseen: str) -> None:
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"ids": torch.tensor([3, 0, 4])}, {"tokenizer": "t", "unseen": unseen})
     with pytest.raises(FileError, match="unseen ids: with its 3 ranked ids there can be at most 2"):
         ranking.read_ranking(path, "t", 5)
 
 
-def test_a_ranking_of_another_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+def test_read_ranking_refuses_another_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     ranking.write_ranking(path, torch.arange(5), "a" * 64, {})
     with pytest.raises(FingerprintError) as error:
@@ -148,7 +148,7 @@ def test_a_ranking_of_another_tokenizer_is_refused_by_name(tmp_path: Path) -> No
         ([1 + 1j], "does not hold ids: expected one or more integers"),
     ],
 )
-def test_what_is_no_list_of_ids_is_refused(tmp_path: Path, ids: list, reason: str) -> None:
+def test_rankings_and_token_maps_refuse_bad_ids(tmp_path: Path, ids: list, reason: str) -> None:
     tensor, path = torch.tensor(ids), tmp_path / "x.safetensors"
     write_tensors(path, {"ids": tensor}, {"tokenizer": "t"})
     torch.save(tensor, tmp_path / "tensor.pt")
@@ -178,7 +178,7 @@ def test_what_is_no_list_of_ids_is_refused(tmp_path: Path, ids: list, reason: st
     ],
     ids=str,
 )
-def test_a_token_map_of_anything_else_is_refused(tmp_path: Path, value: object) -> None:
+def test_read_token_map_refuses_other_values(tmp_path: Path, value: object) -> None:
     path = tmp_path / "x.pt"
     torch.save(value, path)
     with pytest.raises(FileError, match="ids"):
@@ -186,17 +186,17 @@ def test_a_token_map_of_anything_else_is_refused(tmp_path: Path, value: object) 
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
-def test_a_token_map_is_read_as_a_tensor_or_a_list(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_read_token_map_reads_a_tensor_or_python_ints(tmp_path: Path, dtype: torch.dtype) -> None:
     path = tmp_path / "x.pt"
     for value in (torch.tensor([4, 0, 2], dtype=dtype), [4, 0, 2]):
         torch.save(value, path)
         ids = ranking.read_token_map(path, 5)
         assert ids.tolist() == [4, 0, 2] and ids.dtype == torch.int64
-        # Where a ranking is wanted, the file's name says what it is; it has no fingerprint.
+        # read_ranking reads token maps by their suffix; they have no fingerprint.
         assert torch.equal(ranking.read_ranking(path, "any", 5), ids)
 
 
-def test_a_token_map_is_written_as_sglang_reads_it(tmp_path: Path) -> None:
+def test_write_token_map_writes_what_sglang_reads(tmp_path: Path) -> None:
     path = tmp_path / "new" / "x.pt"
     ranking.write_token_map(path, torch.tensor([4, 0, 2], dtype=torch.int32))
     value = torch.load(path, weights_only=True)
@@ -206,7 +206,7 @@ def test_a_token_map_is_written_as_sglang_reads_it(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["x.pt"]
 
 
-def test_any_damage_to_a_token_map_is_one_kind_of_error(tmp_path: Path) -> None:
+def test_read_token_map_raises_file_error_for_any_damage(tmp_path: Path) -> None:
     path, draws = tmp_path / "x.pt", random.Random(0)
     ranking.write_token_map(path, torch.arange(50))
     whole = path.read_bytes()
@@ -232,7 +232,7 @@ def test_any_damage_to_a_token_map_is_one_kind_of_error(tmp_path: Path) -> None:
         ranking.read_token_map(path, 50)
 
 
-def test_only_names_lead_to_shipped_rankings(tmp_path: Path) -> None:
+def test_find_shipped_ranking_accepts_names_only(tmp_path: Path) -> None:
     ranking.write_ranking(tmp_path / "general.safetensors", torch.arange(5), "t", {})
     assert ranking.find_shipped_ranking(str(tmp_path), "general") is None
     assert ranking.find_shipped_ranking("smollm2", "nosuch") is None
@@ -240,82 +240,84 @@ def test_only_names_lead_to_shipped_rankings(tmp_path: Path) -> None:
     assert ranking.find_shipped_ranking("nosuch", "general") is None
 
 
-# ------------------------------------------------------------------ the lists
+# ------------------------------------------------------------------ the shortlists
 
 
-def selected(shortlist: Shortlist) -> list[int]:
-    ids = shortlist.select(ANY_PLACE)
+def select_ids(shortlist: Shortlist) -> list[int]:
+    ids = shortlist.select(CONTEXT)
     assert ids.dtype == torch.int64
-    assert torch.equal(shortlist.select(ANY_PLACE), ids)
+    assert torch.equal(shortlist.select(CONTEXT), ids)
     return ids.tolist()
 
 
-def test_a_list_is_the_beginning_of_its_ranking_sorted_and_with_the_ends() -> None:
+def test_frspec_is_the_sorted_prefix_of_its_ranking_with_eos_ids() -> None:
     ids = torch.tensor([7, 3, 9, 0, 5, 1, 8, 2, 6, 4])
-    assert selected(FRSpecShortlist(ids, 4, ())) == [0, 3, 7, 9]
-    # The ends take the place of the least frequent, so that the budget holds.
-    assert selected(FRSpecShortlist(ids, 4, (6,))) == [3, 6, 7, 9]
-    assert selected(FRSpecShortlist(ids, 4, (6, 4))) == [3, 4, 6, 7]
-    assert selected(FRSpecShortlist(ids, 4, (9,))) == [0, 3, 7, 9]  # it was in already
-    assert selected(FRSpecShortlist(ids, 10, (9, 4))) == list(range(10))
-    assert selected(FRSpecShortlist(ids, 1, ())) == [7]
-    assert selected(FRSpecShortlist(ids, 1, (6, 4))) == [6]
+    assert select_ids(FRSpecShortlist(ids, 4, ())) == [0, 3, 7, 9]
+    # EOS ids replace the least frequent ids, so that the budget holds.
+    assert select_ids(FRSpecShortlist(ids, 4, (6,))) == [3, 6, 7, 9]
+    assert select_ids(FRSpecShortlist(ids, 4, (6, 4))) == [3, 4, 6, 7]
+    assert select_ids(FRSpecShortlist(ids, 4, (9,))) == [0, 3, 7, 9]  # it was selected already
+    assert select_ids(FRSpecShortlist(ids, 10, (9, 4))) == list(range(10))
+    assert select_ids(FRSpecShortlist(ids, 1, ())) == [7]
+    assert select_ids(FRSpecShortlist(ids, 1, (6, 4))) == [6]
 
 
-def test_a_list_keeps_its_contract_for_any_ranking_and_budget() -> None:
+def test_frspec_keeps_its_contract_for_any_ranking_and_budget() -> None:
     for seed in range(100):
         draws = random.Random(seed)
         size = draws.randrange(1, 60)
         ids = torch.tensor(draws.sample(range(size), size))
         budget, ends = draws.randrange(1, size + 1), draws.sample(range(size), min(size, 3))
-        got = selected(FRSpecShortlist(ids, budget, tuple(ends)))
+        got = select_ids(FRSpecShortlist(ids, budget, tuple(ends)))
         assert len(got) == budget and got == sorted(set(got))
         assert set(ends[:budget]) <= set(got) <= set(range(size))
-        # Beside the ends, nothing on it is rarer than anything left out.
+        # Except for EOS ids, no selected id is rarer than one that is left out.
         order = {token: place for place, token in enumerate(ids.tolist())}
         places = [order[token] for token in got if token not in ends]
         left = [order[token] for token in range(size) if token not in got]
         assert max(places, default=-1) < min(left, default=size)
 
 
-def test_a_budget_is_a_number_or_a_share(tiny: Tiny) -> None:
+def test_build_shortlist_takes_a_number_or_a_share_as_budget(tiny: Tiny) -> None:
     file = tiny.ranking("mix")
     ends = set(tiny.model.tokenizer.eos_ids)
     assert len(ends) == 2
     for text, budget in [("1", 1), ("2", 2), ("100", 100), ("320", 320), ("0.5", 160),
                          ("0.25", 80), ("1.0", 320), ("1e-2", 3)]:  # fmt: skip
         method = Method.parse(f"frspec@{text}:{file}")
-        chosen = build_shortlist(method, tiny.model, None)
-        assert method.ids(320) == budget == chosen.budget == len(selected(chosen))
-        assert ends <= set(selected(chosen)) or budget == 1
-    assert set(selected(build_shortlist(Method.parse(f"frspec@1:{file}"), tiny.model, None))) < ends
-    assert len(selected(build_shortlist(Method.parse(f"frspec:{file}"), tiny.model, None))) == 80
+        built = build_shortlist(method, tiny.model, None)
+        assert method.ids(320) == budget == built.budget == len(select_ids(built))
+        assert ends <= set(select_ids(built)) or budget == 1
+    assert (
+        set(select_ids(build_shortlist(Method.parse(f"frspec@1:{file}"), tiny.model, None))) < ends
+    )
+    assert len(select_ids(build_shortlist(Method.parse(f"frspec:{file}"), tiny.model, None))) == 80
 
 
-def test_lists_of_methods(tiny: Tiny, tmp_path: Path) -> None:
+def test_build_shortlist_reads_full_and_token_maps(tiny: Tiny, tmp_path: Path) -> None:
     full = build_shortlist(Method.parse("full"), tiny.model, None)
-    assert isinstance(full, FullShortlist) and selected(full) == list(range(320))
+    assert isinstance(full, FullShortlist) and select_ids(full) == list(range(320))
     ids = ranking.read_ranking(tiny.ranking("mix"), tiny.model.tokenizer.fingerprint, 320)
     ranking.write_token_map(tmp_path / "map.pt", ids[:50])
     mapped = build_shortlist(Method.parse(f"frspec@50:{tmp_path / 'map.pt'}"), tiny.model, None)
-    assert set(selected(mapped)) - set(tiny.model.tokenizer.eos_ids) <= set(ids[:50].tolist())
+    assert set(select_ids(mapped)) - set(tiny.model.tokenizer.eos_ids) <= set(ids[:50].tolist())
     with pytest.raises(ArgumentError, match=r"51.*more than the 50 ids"):
         build_shortlist(Method.parse(f"frspec@51:{tmp_path / 'map.pt'}"), tiny.model, None)
     with pytest.raises(ArgumentError, match=r"no ranking 'mix'.*general, mix"):
         build_shortlist(Method.parse("frspec:mix"), tiny.model, None)
 
 
-def test_shipped_rankings_go_by_name(
+def test_build_shortlist_finds_shipped_rankings_by_name(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def by_file(name: str) -> list[int]:
+    def select_by_file(name: str) -> list[int]:
         method = Method.parse(f"frspec@40:{tiny.ranking(name)}")
-        return selected(build_shortlist(method, tiny.model, None))
+        return select_ids(build_shortlist(method, tiny.model, None))
 
-    lists = {name: by_file(name) for name in ranking.NAMES}
-    assert len(set(map(tuple, lists.values()))) == 6
+    shortlists = {name: select_by_file(name) for name in ranking.NAMES}
+    assert len(set(map(tuple, shortlists.values()))) == 6
     monkeypatch.setattr(ranking, "find_shipped_ranking", lambda model, name: tiny.ranking(name))
-    # Also where the folder at hand has a file of that name.
+    # Even if the current folder has a file of that name.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mix").write_text("something else")
     for text, domain, name in [
@@ -325,8 +327,8 @@ def test_shipped_rankings_go_by_name(
         ("frspec@40:without-own", "law", "without-law"),
         ("frspec@40:without-own", "general", "without-general"),
     ]:
-        chosen = build_shortlist(Method.parse(text), tiny.model, domain)
-        assert selected(chosen) == lists[name]
+        built = build_shortlist(Method.parse(text), tiny.model, domain)
+        assert select_ids(built) == shortlists[name]
     for domain in (None, "cooking", "switch"):
         with pytest.raises(ArgumentError, match="without-own"):
             build_shortlist(Method.parse("frspec@40:without-own"), tiny.model, domain)
@@ -353,16 +355,16 @@ def test_shipped_rankings_go_by_name(
         ("frspec@9:/tmp/a@b:c.pt", ("frspec", 9, "/tmp/a@b:c.pt")),
     ],
 )
-def test_methods_that_are_understood(text: str, expected: tuple) -> None:
+def test_method_parse_accepts(text: str, expected: tuple) -> None:
     method = Method.parse(text)
     assert (method.name, method.budget, method.ranking) == expected
     assert type(method.budget) is type(expected[1])
-    assert str(method) == text  # a report spells it as it was asked for
-    # One that was put together in a program can be spelled too.
+    assert str(method) == text  # reports use the given spelling
+    # A method built in a program has a spelling too.
     assert Method.parse(str(Method(*expected))) == method == Method(*expected)
 
 
-def test_two_spellings_are_one_method() -> None:
+def test_method_equality_ignores_spelling() -> None:
     same = [Method.parse(t) for t in ("frspec", "frspec@0.25", "frspec@0.250", "frspec:general")]
     assert len(set(same)) == 1
     assert len({*same, Method.parse("frspec@0.5"), Method.parse("frspec:mix")}) == 3
@@ -380,31 +382,31 @@ def test_two_spellings_are_one_method() -> None:
         ("autoregressive@", "takes neither"),
         ("frspec:", "no ranking"),
         ("frspec@0.5:", "no ranking"),
-        ("frspec@", "budget '' is no number"),
-        ("frspec@many", "'many' is no number"),
-        ("frspec@0.5@7", "'0.5@7' is no number"),
+        ("frspec@", "budget '' is not a number"),
+        ("frspec@many", "'many' is not a number"),
+        ("frspec@0.5@7", "'0.5@7' is not a number"),
         ("frspec@0", "budget 0"),
         ("frspec@-1", "budget -1"),
         ("frspec@0.0", "budget 0.0"),
         ("frspec@-0.5", "budget -0.5"),
         ("frspec@1.01", "budget 1.01"),
-        ("frspec@nan", "'nan' is no number"),
+        ("frspec@nan", "'nan' is not a number"),
         ("frspec@1e999", "budget 1e999"),
     ],
 )
-def test_methods_that_are_refused(text: str, reason: str) -> None:
+def test_method_parse_refuses(text: str, reason: str) -> None:
     with pytest.raises(ArgumentError, match=reason):
         Method.parse(text)
 
 
 @pytest.mark.parametrize(("text", "size"), [("frspec@11", 10), ("frspec@0.04", 10)])
-def test_budgets_that_the_vocabulary_refuses(text: str, size: int) -> None:
+def test_method_ids_refuses_budgets_outside_the_vocabulary(text: str, size: int) -> None:
     with pytest.raises(ArgumentError, match="must be 1 to 10 ids"):
         Method.parse(text).ids(size)
     assert Method.parse(text).ids(100) in (4, 11)
 
 
-def test_gamma_has_bounds() -> None:
+def test_check_gamma_refuses_values_out_of_range() -> None:
     for gamma in (1, 16):
         check_gamma(gamma)
     for gamma in (-1, 0, 17):

@@ -1,4 +1,4 @@
-"""Training: what is trained is what is used, and a run that was killed goes on to the same."""
+"""Training: it unrolls what decoding does, and a killed run resumes to the same weights."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.data.batched_decode import decode_batch
-from minispec.tools.data.batches import ShardDataset, make_batch, is_greedy
+from minispec.tools.data.batches import ShardDataset, is_greedy, make_batch
 from minispec.tools.data.distill import Shard
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.training import train_draft
@@ -26,7 +26,7 @@ PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 3], [11, 12], [13, 2]]
 TARGET = toy_transformer().float()
 
 
-def fresh_draft(target: Transformer, noise: float = 0.0) -> EagleDraft:
+def init_draft(target: Transformer, noise: float = 0.0) -> EagleDraft:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         draft = drafts.init_from_target(target)
@@ -36,8 +36,8 @@ def fresh_draft(target: Transformer, noise: float = 0.0) -> EagleDraft:
     return draft
 
 
-def written(target: Transformer, temperature: float) -> list[Shard]:
-    """What a target writes after the prompts, with its features in full precision."""
+def generate_shards(target: Transformer, temperature: float) -> list[Shard]:
+    """What a target generates after the prompts, with its features in full precision."""
     shards = []
     for row in decode_batch(
         target,
@@ -67,9 +67,9 @@ def written(target: Transformer, temperature: float) -> list[Shard]:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> ShardDataset:
-    """The same, end to end in one file."""
-    shards = written(TARGET, temperature=1.0)
+def dataset(tmp_path: Path) -> ShardDataset:
+    """The same sequences, concatenated in one file."""
+    shards = generate_shards(TARGET, temperature=1.0)
     starts = torch.tensor([0, *(len(s.tokens) for s in shards[:-1])]).cumsum(0)
     path = tmp_path / "toy-0000.safetensors"
     write_tensors(
@@ -87,12 +87,12 @@ def corpus(tmp_path: Path) -> ShardDataset:
     return ShardDataset([path])
 
 
-def test_each_unrolled_step_is_what_drafting_computes() -> None:
-    """Step j at place t equals the state of a chain that read the target's taps up to
-    t - (j - 1) and its own states from there on, through the draft's real cache."""
+def test_unroll_computes_what_drafting_computes() -> None:
+    """Step j at position t equals the state of a chain that read the target's auxiliary hidden
+    states up to t - (j - 1) and its own states from there on, through the draft's real cache."""
     target = toy_transformer()
-    draft = fresh_draft(target, noise=0.1)
-    (sequence, *_) = written(target, temperature=1.0)
+    draft = init_draft(target, noise=0.1)
+    (sequence, *_) = generate_shards(target, temperature=1.0)
     ids, aux_hidden_states = sequence.tokens[1:], sequence.aux_hidden_states
     batch = make_batch([sequence], torch.float64)
     with torch.inference_mode():
@@ -101,19 +101,19 @@ def test_each_unrolled_step_is_what_drafting_computes() -> None:
         cache = draft.new_cache(40)
         state = draft.step(ids[:start], draft.fuse(aux_hidden_states[:start]), cache)[-1]
         for j in range(4):
-            place = start - 1 + j
+            position = start - 1 + j
             assert torch.allclose(
-                draft.apply_final_norm(state), steps[j][place], rtol=0, atol=1e-10
+                draft.apply_final_norm(state), steps[j][position], rtol=0, atol=1e-10
             )
             state = draft.step(ids[start + j : start + j + 1], state[None], cache)[0]
 
 
-def test_replayed_tau_is_the_real_loops() -> None:
+def test_replay_tau_equals_the_decoding_loops() -> None:
     target = toy_transformer()
-    draft = fresh_draft(target).double().requires_grad_(False)
+    draft = init_draft(target).double().requires_grad_(False)
     taus = []
     for shard, prompt in zip(
-        sorted(written(target, temperature=0.0), key=lambda s: int(s.tokens[0])),
+        sorted(generate_shards(target, temperature=0.0), key=lambda s: int(s.tokens[0])),
         PROMPTS,
         strict=True,
     ):
@@ -130,70 +130,74 @@ def test_replayed_tau_is_the_real_loops() -> None:
     assert all(replayed == pytest.approx(real) for replayed, real in taus)
 
 
-def test_training_lowers_the_loss_and_raises_agreement(corpus: ShardDataset, tmp_path: Path) -> None:
-    draft = fresh_draft(TARGET)
-    held_out = [corpus.read_sequence(index) for index in range(3)]
+def test_train_lowers_the_loss_and_raises_tau(dataset: ShardDataset, tmp_path: Path) -> None:
+    draft = init_draft(TARGET)
+    held_out = [dataset.read_sequence(index) for index in range(3)]
     config = TrainConfig(tokens=2500, steps=3, common_ids=40, random_ids=5, report=500)
-    lines = list(train_draft.train(draft, corpus, held_out, config, tmp_path, "toy"))
+    lines = list(train_draft.train(draft, dataset, held_out, config, tmp_path, "toy"))
     assert lines[-1]["tokens"] >= 2500
     for key in ("loss_1", "loss_2", "loss_3"):
         assert lines[-1][key] < lines[0][key] - 0.2
     assert lines[-1]["tau"] > lines[0]["tau"]
 
 
-def test_a_killed_run_goes_on_bit_for_bit(corpus: ShardDataset, tmp_path: Path) -> None:
+def test_train_resumes_bit_for_bit(dataset: ShardDataset, tmp_path: Path) -> None:
     config = TrainConfig(tokens=900, steps=2, common_ids=40, random_ids=5, report=200)
-    whole = fresh_draft(TARGET)
+    whole = init_draft(TARGET)
     expected = list(
-        train_draft.train(whole, corpus, [corpus.read_sequence(0)], config, tmp_path / "whole", "toy")
+        train_draft.train(
+            whole, dataset, [dataset.read_sequence(0)], config, tmp_path / "whole", "toy"
+        )
     )
-    # Killed after the second line; what is started next knows only the folder.
+    # Killed after the second log line; the next run has nothing but the folder.
     killed = train_draft.train(
-        fresh_draft(TARGET), corpus, [corpus.read_sequence(0)], config, tmp_path / "cut", "toy"
+        init_draft(TARGET), dataset, [dataset.read_sequence(0)], config, tmp_path / "cut", "toy"
     )
     first = [next(killed), next(killed)]
     killed.close()  # type: ignore[attr-defined]
-    resumed = fresh_draft(TARGET, noise=1.0)
+    resumed = init_draft(TARGET, noise=1.0)
     rest = list(
-        train_draft.train(resumed, corpus, [corpus.read_sequence(0)], config, tmp_path / "cut", "toy")
+        train_draft.train(
+            resumed, dataset, [dataset.read_sequence(0)], config, tmp_path / "cut", "toy"
+        )
     )
 
-    def figures(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    def drop_seconds(lines: list[dict[str, float]]) -> list[dict[str, float]]:
         return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
-    assert figures(first + rest) == figures(expected) and len(rest) >= 2
+    assert drop_seconds(first + rest) == drop_seconds(expected) and len(rest) >= 2
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
-def test_another_runs_folder_is_refused(corpus: ShardDataset, tmp_path: Path) -> None:
+def test_train_refuses_the_folder_of_another_run(dataset: ShardDataset, tmp_path: Path) -> None:
     config = TrainConfig(tokens=100, steps=1, common_ids=40, random_ids=5, report=50)
     list(
         train_draft.train(
-            fresh_draft(TARGET), corpus, [corpus.read_sequence(0)], config, tmp_path, "toy"
+            init_draft(TARGET), dataset, [dataset.read_sequence(0)], config, tmp_path, "toy"
         )
     )
     other = TrainConfig(tokens=100, steps=1, common_ids=40, random_ids=5, report=50, seed=1)
     with pytest.raises(ArgumentError, match="another training run"):
         list(
             train_draft.train(
-                fresh_draft(TARGET), corpus, [corpus.read_sequence(0)], other, tmp_path, "toy"
+                init_draft(TARGET), dataset, [dataset.read_sequence(0)], other, tmp_path, "toy"
             )
         )
 
 
-def test_sequences_held_out_are_not_trained_on(corpus: ShardDataset) -> None:
-    before = len(corpus)
-    taken = corpus.hold_out(3)
-    left = [tuple(corpus.read_sequence(i).tokens.tolist()) for i in range(len(corpus))]
+def test_hold_out_removes_sequences_from_the_dataset(dataset: ShardDataset) -> None:
+    before = len(dataset)
+    taken = dataset.hold_out(3)
+    left = [tuple(dataset.read_sequence(i).tokens.tolist()) for i in range(len(dataset))]
     assert len(taken) + len(left) == before and len(taken) == 2
     assert not {tuple(s.tokens.tolist()) for s in taken} & set(left)
 
 
-def test_greedy_text_is_told_from_sampled_text() -> None:
-    greedy = written(TARGET, temperature=0.0)
-    # An answer of a token or two can be the greedy one by chance.
-    sampled = [s for s in written(TARGET, temperature=20.0) if s.ends - s.answers > 4]
+def test_is_greedy_separates_greedy_from_sampled_text() -> None:
+    greedy = generate_shards(TARGET, temperature=0.0)
+    # A sampled answer of one or two tokens can be greedy by chance.
+    sampled = [s for s in generate_shards(TARGET, temperature=20.0) if s.ends - s.answers > 4]
     assert len(sampled) > 2
     assert all(is_greedy(s, TARGET.head) for s in greedy)
     assert not any(is_greedy(s, TARGET.head) for s in sampled)

@@ -115,7 +115,9 @@ def read_token_map(path: Path, vocab_size: int) -> Tensor:
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception:  # the bytes are untrusted, and torch raises many kinds of errors for bad ones
-        raise FileError(f"{path} is not a token map: expected a list of ids or a tensor of ids") from None
+        raise FileError(
+            f"{path} is not a token map: expected a list of ids or a tensor of ids"
+        ) from None
     return _check_ids(value, vocab_size, path)
 
 

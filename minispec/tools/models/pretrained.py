@@ -12,8 +12,7 @@ import torch
 from minispec.errors import ArgumentError, FileError
 from minispec.models.int8 import round_rows
 from minispec.models.transformer import Transformer
-from minispec.tools.models import gguf_file, hf_folder
-from minispec.tools.models.known_models import POCKET, SOURCES, model_path
+from minispec.tools.models import gguf_file, hf_folder, known_models
 from minispec.types import Target, Tokenizer
 
 DTYPES = ("float64", "float32", "bfloat16", "int8")
@@ -53,22 +52,24 @@ def load(name: str, dtype: str = "float32", device: str = "cpu") -> Pretrained:
         raise ArgumentError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     check_device(device, dtype)
     tokenizer: Tokenizer
-    if name == POCKET:
-        target, tokenizer = hf_folder.load(model_path(name))
-    elif name in SOURCES:
-        path = model_path(name)
+    if name == known_models.POCKET:
+        target, tokenizer = hf_folder.load(known_models.model_path(name))
+    elif name in known_models.SOURCES:
+        path = known_models.model_path(name)
         if not path.exists():
-            flag = " --accept-licence` to accept its terms" if SOURCES[name].terms else "`"
-            raise FileError(f"model {name} is not downloaded yet: run `minispec fetch {name}{flag}")
+            command = f"minispec fetch {name}"
+            if known_models.SOURCES[name].terms:
+                command += " --accept-licence"
+            raise FileError(f"model {name} is not downloaded yet: run `{command}`")
         target, tokenizer = gguf_file.load(path)
     elif Path(name).is_dir():
         target, tokenizer = hf_folder.load(Path(name))
     elif Path(name).is_file():
         target, tokenizer = gguf_file.load(Path(name))
     else:
+        names = ", ".join((known_models.POCKET, *known_models.SOURCES))
         raise ArgumentError(
-            f"unknown model {name!r}: give {', '.join((POCKET, *SOURCES))}, a .gguf file or a "
-            "folder of safetensors"
+            f"unknown model {name!r}: give {names}, a .gguf file or a folder of safetensors"
         )
     fingerprint = target.head.fingerprint()
     target = _convert(target, dtype).to(device)
