@@ -25,7 +25,7 @@ from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.reporting import explore
-from minispec.types import Context, Round
+from minispec.types import BaseShortlist, Context, Round
 
 Show = Callable[..., Any]
 PROMPT = 'The sea 🌈 </script><script>alert("loud")</script><!-- <b>bold</b> &amp;'
@@ -44,8 +44,8 @@ def model(tiny: Tiny) -> Pretrained:
 def settings(tiny: Tiny, *names: str, gamma: int = 2, **changes: Any) -> Settings:
     """At this temperature some tokens are accepted, some rejected, and some chains complete."""
     spelled = (name.replace("RANKING", str(tiny.ranking("general"))) for name in names)
-    found = Settings(tuple(map(Method.parse, spelled)), (gamma,), Sampling(4.0), LENGTH, SEED)
-    return replace(found, **changes)
+    chosen = Settings(tuple(map(Method.parse, spelled)), (gamma,), Sampling(4.0), LENGTH, SEED)
+    return replace(chosen, **changes)
 
 
 NAMES = (
@@ -54,14 +54,14 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def found(tiny: Tiny, model: Pretrained) -> dict[str, Any]:
+def page_data(tiny: Tiny, model: Pretrained) -> dict[str, Any]:
     return explore.explore(model, tiny.draft, PROMPT, settings(tiny, *NAMES))
 
 
 @pytest.fixture(scope="module")
-def path(found: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def path(page_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "explore.html"
-    explore.write(found, path)
+    explore.write(page_data, path)
     return path
 
 
@@ -94,10 +94,10 @@ def list_fates(run: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("number", range(len(NAMES)), ids=[n.partition("@")[0] for n in NAMES])
 def test_explore_records_the_decoded_rounds(
-    tiny: Tiny, model: Pretrained, found: dict[str, Any], number: int
+    tiny: Tiny, model: Pretrained, page_data: dict[str, Any], number: int
 ) -> None:
     """Tokens, distributions and residuals equal those of a decoder without recording."""
-    run, rounds = found["runs"][number], decode(tiny, model, NAMES[number])
+    run, rounds = page_data["runs"][number], decode(tiny, model, NAMES[number])
     assert len(run["rounds"]) == len(rounds) == run["target_passes"]
     residuals = 0
     for recorded, finished in zip(run["rounds"], rounds, strict=True):
@@ -143,9 +143,9 @@ def test_explore_records_the_decoded_rounds(
     assert recorded_text == run["text"] == model.tokenizer.decode(tokens)
 
 
-def test_explore_records_the_acceptance_decisions(found: dict[str, Any]) -> None:
+def test_explore_records_the_acceptance_decisions(page_data: dict[str, Any]) -> None:
     accepted = rejected = 0
-    for run in found["runs"]:
+    for run in page_data["runs"]:
         for finished in run["rounds"]:
             kept, drafted = finished["kept"], finished["drafted"]
             assert len(finished["decisions"]) == min(len(drafted), kept + 1)
@@ -174,14 +174,15 @@ def test_explore_records_block_decisions_from_the_longest_prefix(
 
 
 def test_explore_records_the_part_of_each_id(
-    tiny: Tiny, model: Pretrained, found: dict[str, Any]
+    tiny: Tiny, model: Pretrained, page_data: dict[str, Any]
 ) -> None:
     size = model.target.head.vocab_size
     evolving = methods.build_shortlist(settings(tiny, NAMES[3]).methods[0], model, None)
-    core = {*evolving.explain(Context((5,), torch.zeros(32), 0))["core"].tolist()}  # type: ignore[attr-defined]
+    assert isinstance(evolving, BaseShortlist)
+    core = {*evolving.explain(Context((5,), torch.zeros(32), 0))["core"].tolist()}
     text = encode_prompt(model.tokenizer, PROMPT, False)
     seen = set()
-    for finished in found["runs"][3]["rounds"]:
+    for finished in page_data["runs"][3]["rounds"]:
         assert (
             sum(count for _, count, _ in finished["parts"]) == (finished["sizes"] or [0])[0] <= 90
         )
@@ -199,13 +200,13 @@ def test_explore_records_the_part_of_each_id(
         text += [token for token, _ in finished["tokens"]]
     assert {"core", "recency", "semantic", "successor", "outside"} <= seen
     # A shortlist without parts is one part; plain decoding has no shortlist.
-    assert {row[4] for r in found["runs"][1]["rounds"] for p in r["positions"] for row in p} == {
+    assert {row[4] for r in page_data["runs"][1]["rounds"] for p in r["positions"] for row in p} == {
         "shortlist", None,
     }  # fmt: skip
-    assert {row[4] for r in found["runs"][0]["rounds"] for p in r["positions"] for row in p} == {
-        None
-    }
-    assert all(0 <= token < size for token in found["texts"])
+    assert {
+        row[4] for r in page_data["runs"][0]["rounds"] for p in r["positions"] for row in p
+    } == {None}
+    assert all(0 <= token < size for token in page_data["texts"])
 
 
 def test_explore_records_nothing_after_a_stop(tiny: Tiny, model: Pretrained) -> None:
@@ -253,25 +254,25 @@ def test_explore_checks_its_input_before_decoding(
 # ------------------------------------------------------------------ the page
 
 
-def test_page_escapes_the_prompt(path: Path, found: dict[str, Any], show: Show) -> None:
+def test_page_escapes_the_prompt(path: Path, page_data: dict[str, Any], show: Show) -> None:
     template = resources.files("minispec").joinpath("data/explore.html").read_text("utf-8")
     page = path.read_text("utf-8")
     assert page.count("<") == template.count("<")  # no further tag or comment
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert data and json.loads(data[1])["prompt"] == PROMPT
-    assert any("\\x" in text for text in found["texts"].values())  # bytes of half a character
+    assert any("\\x" in text for text in page_data["texts"].values())  # bytes of half a character
     seen = show(path)
     assert seen.tab.locator("#prompt").text_content() == PROMPT
     assert seen.errors == [] and seen.requests == [path.as_uri()]
-    assert seen.tab.title() == f"minispec: {found['model']}, round by round"
+    assert seen.tab.title() == f"minispec: {page_data['model']}, round by round"
 
 
 def test_page_colours_text_by_fate_and_origin(
-    path: Path, found: dict[str, Any], show: Show
+    path: Path, page_data: dict[str, Any], show: Show
 ) -> None:
     tab = show(path).tab
-    assert tab.locator("h2").all_inner_texts() == [run["method"] for run in found["runs"]]
-    for number, run in enumerate(found["runs"]):
+    assert tab.locator("h2").all_inner_texts() == [run["method"] for run in page_data["runs"]]
+    for number, run in enumerate(page_data["runs"]):
         tokens = tab.locator(".text").nth(number).locator(".token:not(.rejected)")
         kinds = [name.split() for name in tokens.evaluate_all("all => all.map(t => t.className)")]
         assert [kind[1] for kind in kinds] == list_fates(run)
@@ -287,16 +288,20 @@ def test_page_colours_text_by_fate_and_origin(
     colours = "all => new Set(all.map(t => getComputedStyle(t).backgroundColor)).size"
     tab.evaluate("show(last)")
     evolving = tab.locator(".text").nth(3).locator(".token:not(.rejected)")
-    assert evolving.evaluate_all(colours) == len({*list_fates(found["runs"][3])} - {"plain"}) + 1
+    assert (
+        evolving.evaluate_all(colours) == len({*list_fates(page_data["runs"][3])} - {"plain"}) + 1
+    )
     tab.get_by_label("origin").check()
     assert evolving.evaluate_all(colours) >= 5
     assert "successor" in tab.locator("#legend").inner_text()
 
 
-def test_page_works_with_the_keyboard_alone(path: Path, found: dict[str, Any], show: Show) -> None:
+def test_page_works_with_the_keyboard_alone(
+    path: Path, page_data: dict[str, Any], show: Show
+) -> None:
     seen = show(path)
     tab = seen.tab
-    last = max(len(run["rounds"]) for run in found["runs"])
+    last = max(len(run["rounds"]) for run in page_data["runs"])
     where = tab.locator("#where")
     assert where.inner_text() == f"Round 1 of {last}"
     tab.keyboard.press("ArrowRight")
@@ -337,11 +342,13 @@ def test_page_works_with_the_keyboard_alone(path: Path, found: dict[str, Any], s
     assert seen.errors == []
 
 
-def test_page_shows_the_data_of_each_round(path: Path, found: dict[str, Any], show: Show) -> None:
+def test_page_shows_the_data_of_each_round(
+    path: Path, page_data: dict[str, Any], show: Show
+) -> None:
     """The tables of every round, and the choice of a position by keys."""
     seen = show(path)
     tab, number = seen.tab, 3
-    run = found["runs"][number]
+    run = page_data["runs"][number]
     section = tab.locator("section").nth(number)
     for at, finished in enumerate(run["rounds"], 1):
         tab.evaluate(f"show({at})")
@@ -372,7 +379,7 @@ def test_page_shows_the_data_of_each_round(path: Path, found: dict[str, Any], sh
     assert seen.errors == []
 
 
-def test_page_goes_to_the_clicked_round(path: Path, found: dict[str, Any], show: Show) -> None:
+def test_page_goes_to_the_clicked_round(path: Path, page_data: dict[str, Any], show: Show) -> None:
     tab = show(path).tab
     tab.locator(".text").nth(1).locator("span[data-round='4']").click(position={"x": 2, "y": 5})
     assert tab.locator("#where").inner_text().startswith("Round 4 of")
@@ -435,9 +442,9 @@ def test_page_of_two_hundred_tokens_is_small_and_opens_fast(
     tiny: Tiny, model: Pretrained, show: Show, tmp_path: Path
 ) -> None:
     chosen = settings(tiny, *NAMES[1:4], gamma=16, max_new_tokens=200, ignore_eos=True)
-    found = explore.explore(model, tiny.draft, PROMPT, chosen)
-    assert all(run["tokens"] == 200 for run in found["runs"])
-    explore.write(found, tmp_path / "long.html")
+    page_data = explore.explore(model, tiny.draft, PROMPT, chosen)
+    assert all(run["tokens"] == 200 for run in page_data["runs"])
+    explore.write(page_data, tmp_path / "long.html")
     assert (tmp_path / "long.html").stat().st_size < 2e6
     script = "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
     load_times = (show(tmp_path / "long.html").tab.evaluate(script) for _ in range(5))
@@ -461,10 +468,10 @@ def test_explore_command_writes_the_page(
     assert [each.name for each in out.parent.iterdir()] == ["page.html"]
 
 
-def test_write_leaves_no_partial_page(found: dict[str, Any], tmp_path: Path) -> None:
+def test_write_leaves_no_partial_page(page_data: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot write"):
-        explore.write(found, tmp_path / "file" / "page.html")
+        explore.write(page_data, tmp_path / "file" / "page.html")
     with pytest.raises(ValueError, match="JSON"):
-        explore.write(found | {"seed": float("nan")}, tmp_path / "page.html")
+        explore.write(page_data | {"seed": float("nan")}, tmp_path / "page.html")
     assert [each.name for each in tmp_path.iterdir()] == ["file"]

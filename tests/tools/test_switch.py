@@ -224,7 +224,7 @@ def test_switch_is_a_separate_stream_outside_of_all(tiny: Tiny) -> None:
     lines = report.format_switches(found)
     assert [line.split(",")[0] for line in lines] == ["full", "frspec@80"]
     assert "1.00 [1.00, 1.00] of full's tau in the 32 tokens after 6 switches" in lines[0]
-    assert lines[0].endswith("95% regained after 0")
+    assert lines[0].endswith("95% reached after 0 tokens")
     assert report.format_switches({"results": without}) == []
     assert [sample["stream"] for sample in found["samples"]] == ["law", "code", "sea"]
 

@@ -57,10 +57,10 @@ def format_switches(report: Mapping[str, Any]) -> list[str]:
             curve = row["switch_curve"]
             first = next((w["ratio_to_full"] for w in ratio_windows(row) if w["start"] == 0), None)
             after = curve["regained_after"]
-            regained = "not regained" if after is None else f"regained after {after}"
+            reached = "not reached" if after is None else f"reached after {after} tokens"
             lines.append(
                 f"{row['method']}, gamma {row['gamma']}: {format_ratio(first)} of full's tau in "
-                f"the {curve['window']} tokens after {curve['switches']} switches, 95% {regained}"
+                f"the {curve['window']} tokens after {curve['switches']} switches, 95% {reached}"
             )
     return lines
 
