@@ -36,16 +36,19 @@ class Chat:
     def send(self, text: str) -> Output:
         """The answer to the next message. Raises TextError, and ContextError for a conversation
         that has filled the model's context."""
-        delays: list[float] = []
-        rounds = time_first(self.stream(text), time.perf_counter(), delays)
+        started, delays = time.perf_counter(), list[float]()
         prompt = self.build_prompt(text)
-        return Output.of(measure(rounds, prompt), self.method, delays[0] if delays else None)
+        figures = measure(time_first(self._run(prompt), started, delays), prompt)
+        return Output.of(figures, self.method, delays[0] if delays else None)
 
     def stream(self, text: str) -> Iterator[Round]:
         """The rounds of the answer to the next message, as they are decoded. Whatever has been
         yielded belongs to the conversation, also if the iteration is abandoned. Raises as
         ``send``."""
-        prompt = self.build_prompt(text)
+        return self._run(self.build_prompt(text))
+
+    def _run(self, prompt: Sequence[int]) -> Iterator[Round]:
+        """The rounds of a prompt, checked now and decoded when they are asked for."""
         rounds = self._decode(prompt, self._rng, continued=bool(self.token_ids))
         return self._follow(rounds, prompt)
 

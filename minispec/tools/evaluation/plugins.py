@@ -2,8 +2,7 @@
 
 ``MODULE:NAME`` is imported from the current folder or from what is installed. A class or factory
 is then called with the values that its parameters name (see ``build_part``), and what it returns
-is checked against the protocol of its kind. Knows nothing of the built-in
-methods.
+is checked against the protocol of its kind. Knows nothing of the built-in methods.
 """
 
 import importlib
