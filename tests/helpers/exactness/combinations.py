@@ -3,7 +3,6 @@
 A new part joins the certificate by one line here or in ``shortlists.py``.
 """
 
-import importlib
 from collections.abc import Callable
 
 import numpy as np
@@ -49,11 +48,11 @@ def build_cpu_head(weight: torch.Tensor) -> Head:
 
 
 def build_cuda_head(weight: torch.Tensor) -> Head:
-    backend, rows, device = map(
-        importlib.import_module,
-        ("fastpath.cuda.backend", "fastpath.cuda.head", "fastpath.cuda.device"),
-    )
-    head: Head = backend.DeviceHead(rows.DeviceRows(weight.float().to(device.home())))
+    from fastpath.cuda.backend import DeviceHead
+    from fastpath.cuda.device import get_device
+    from fastpath.cuda.head import DeviceRows
+
+    head: Head = DeviceHead(DeviceRows(weight.float().to(get_device())))
     return head
 
 
