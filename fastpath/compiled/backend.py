@@ -96,7 +96,7 @@ class Graphs:
             return self._run(
                 *inputs, build_window(positions, cache.cos, cache.sin, self._group, end), cached
             )
-        shape = rows, cache.span
+        shape = rows, cache.size
         arguments: tuple[Any, ...] = (positions, cache.cos, cache.sin, cached, *inputs)
         if shape in self._compiled:
             return self._compiled[shape](*arguments)

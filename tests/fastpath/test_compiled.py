@@ -1,4 +1,4 @@
-"""Compiled steps are the reference's, compile once for each shape, and see a draft that learns."""
+"""Compiled passes equal the reference, compile once for each shape, and follow draft training."""
 
 import os
 import re
@@ -29,91 +29,91 @@ from minispec.types import Context, Round
 
 
 @pytest.fixture
-def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are captured as ever, and run as they were captured: what an inductor would make
-    of them takes a minute. Breaks and recompilations are the same."""
-    compile = torch.compile
+def eager_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are captured as usual but executed eagerly: compiling them takes a minute. Graph
+    breaks and recompilations are the same."""
+    torch_compile = torch.compile
 
-    def without_inductor(run: Any, **rest: Any) -> Any:
-        return compile(run, backend="eager", **rest)
+    def compile_eagerly(run: Any, **options: Any) -> Any:
+        return torch_compile(run, backend="eager", **options)
 
-    monkeypatch.setattr(torch, "compile", without_inductor)
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
 
 
 @pytest.fixture(autouse=True)
-def forgetful() -> Iterator[None]:
+def reset_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     counters.clear()
     yield
 
 
-def toy_draft(target: Transformer) -> EagleDraft:
+def build_toy_draft(target: Transformer) -> EagleDraft:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return init_from_target(target).requires_grad_(False)
 
 
-def tokens(count: int, seed: int = 0) -> Tensor:
+def draw_tokens(count: int, seed: int = 0) -> Tensor:
     return torch.randint(50, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def check_steps(target: Transformer, draft: EagleDraft) -> None:
-    """Chunks of many lengths, rollbacks included, give the reference's features and states."""
-    ours, guesser = compiled.target(target), compiled.draft(draft)
-    caches = [model.new_cache(60) for model in (target, ours, draft, guesser)]
+def assert_steps_equal(target: Transformer, draft: EagleDraft) -> None:
+    """Chunks of many lengths, with rollbacks, give the reference's features and states."""
+    ours, our_draft = compiled.build_target(target), compiled.build_draft(draft)
+    caches = [model.new_cache(60) for model in (target, ours, draft, our_draft)]
     width = target.config.hidden_size
     for new, keep in ((20, 20), (1, 21), (5, 23), (3, 26), (8, 30), (17, 31), (1, 32), (2, 34)):
-        ids = tokens(new, keep)
+        ids = draw_tokens(new, keep)
         a, b = target.step(ids, caches[0]), ours.step(ids, caches[1])
         assert torch.allclose(a.hidden, b.hidden, atol=1e-10)
         assert torch.allclose(a.aux_hidden_states, b.aux_hidden_states, atol=1e-10)
         assert b.hidden.shape == (new, width) and b.hidden.dtype == torch.float64
         states = draft.fuse(a.aux_hidden_states)
-        assert torch.allclose(states, guesser.fuse(b.aux_hidden_states), atol=1e-10)
-        c, d = draft.step(ids, states, caches[2]), guesser.step(ids, states, caches[3])
+        assert torch.allclose(states, our_draft.fuse(b.aux_hidden_states), atol=1e-10)
+        c, d = draft.step(ids, states, caches[2]), our_draft.step(ids, states, caches[3])
         assert torch.allclose(c, d, atol=1e-10)
-        assert torch.allclose(draft.apply_final_norm(c), guesser.apply_final_norm(d), atol=1e-10)
+        assert torch.allclose(draft.apply_final_norm(c), our_draft.apply_final_norm(d), atol=1e-10)
         for cache in caches:
             cache.truncate(keep)
         assert {cache.length for cache in caches} == {keep}
 
 
-def test_steps_are_those_of_the_reference(traced_only):
+def test_steps_equal_reference(eager_graphs):
     target = toy_transformer()
-    check_steps(target, toy_draft(target))
+    assert_steps_equal(target, build_toy_draft(target))
 
 
 @pytest.mark.slow
-def test_steps_are_those_of_the_reference_compiled():
+def test_compiled_steps_equal_reference():
     target = toy_transformer()
-    check_steps(target, toy_draft(target))
+    assert_steps_equal(target, build_toy_draft(target))
 
 
-def test_padding_that_could_be_seen_would_be_seen(traced_only, monkeypatch):
-    """The padding rows stand behind the real ones; a mask that lets them in must fail."""
-    window = static.window
+def test_assert_steps_equal_detects_visible_padding(eager_graphs, monkeypatch):
+    """Padding rows come after the real ones; a mask that includes them must fail."""
+    build_window = static.build_window
 
-    def planted(*arguments: Any) -> static.Window:
-        at = window(*arguments)
-        everywhere = torch.ones_like(at.mask)
-        return static.Window(at.positions, at.cos, at.sin, everywhere, at.span)
+    def build_open_window(*arguments: Any) -> static.Window:
+        at = build_window(*arguments)
+        all_true = torch.ones_like(at.mask)
+        return static.Window(at.positions, at.cos, at.sin, all_true, at.size)
 
-    monkeypatch.setattr(compiled, "window", planted)
+    monkeypatch.setattr(compiled, "build_window", build_open_window)
     target = toy_transformer()
     with pytest.raises(AssertionError):
-        check_steps(target, toy_draft(target))
+        assert_steps_equal(target, build_toy_draft(target))
 
 
-class Restless:
-    """Another list at every step: another size, another tensor."""
+class ChangingShortlist:
+    """Other ids at every step, of another number, as a new tensor."""
 
-    name, budget, per_round = "restless", 40, False
+    name, budget, per_round = "changing", 40, False
 
     def __init__(self) -> None:
-        self.lists = 0
+        self.num_selected = 0
 
     def select(self, context: Context) -> Tensor:
-        self.lists += 1
+        self.num_selected += 1
         size = 1 + len(context.tokens) % 40
         generator = torch.Generator().manual_seed(len(context.tokens))
         return torch.randperm(50, generator=generator)[:size].sort().values
@@ -122,213 +122,221 @@ class Restless:
     def reset(self) -> None: ...
 
 
-def long_run(stop: int) -> tuple[int, int]:
-    """Decodes a few tokens to warm up, then ``stop`` in a context as long, with another list at
-    every step; returns how many lists there were and how many graphs came after the warm-up."""
-    target = toy_transformer(num_hidden_layers=1, aux_hidden_state_layer_ids=(1,), hidden_size=8, num_attention_heads=2, num_key_value_heads=1, head_dim=4,
-                             context_limit=2200).float()  # fmt: skip
-    ours, guesser = compiled.target(target), compiled.draft(toy_draft(target))
-    shortlist = Restless()
+def count_recompilations(max_new_tokens: int) -> tuple[int, int]:
+    """Decodes a few tokens to warm up, then ``max_new_tokens`` with other ids at every step.
+    Returns the numbers of shortlists and of graphs compiled after the warm-up."""
+    target = toy_transformer(
+        num_hidden_layers=1, aux_hidden_state_layer_ids=(1,), hidden_size=8,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4, context_limit=2200,
+    ).float()  # fmt: skip
+    ours, our_draft = compiled.build_target(target), compiled.build_draft(build_toy_draft(target))
+    shortlist = ChangingShortlist()
 
     def run(count: int) -> int:
-        # A cache as large in both runs, since its size is a shape.
+        # The cache has the same size in both runs, since it is part of the shape.
         rounds = decode.speculative(
-            ours, guesser, shortlist, [1, 2, 3], gamma=4, sampling=Sampling(1.0),
-            rng=SeededRandom(0), stop=StopRule(stop),
+            ours, our_draft, shortlist, [1, 2, 3], gamma=4, sampling=Sampling(1.0),
+            rng=SeededRandom(0), stop=StopRule(max_new_tokens),
         )  # fmt: skip
-        made = 0
+        num_tokens = 0
         for finished in rounds:
-            made += len(finished.tokens)
-            if made >= count:
+            num_tokens += len(finished.tokens)
+            if num_tokens >= count:
                 break
-        return made
+        return num_tokens
 
     run(20)
-    # The end of an answer has shorter chains, down to a single token, which are padded.
-    before, shortlist.lists = counters["stats"]["unique_graphs"], 0
+    # Near the limit chains get shorter, down to one token; they are padded.
+    before, shortlist.num_selected = counters["stats"]["unique_graphs"], 0
     assert before >= 2
     with dynamo.patch(error_on_recompile=True):
-        assert run(stop) == stop
-    return shortlist.lists, counters["stats"]["unique_graphs"] - before
+        assert run(max_new_tokens) == max_new_tokens
+    return shortlist.num_selected, counters["stats"]["unique_graphs"] - before
 
 
-def test_nothing_compiles_again_over_many_tokens_and_lists(traced_only):
-    lists, graphs = long_run(300)
-    assert lists >= 200
-    # The last token of an answer is read alone, as no other is in this run: one graph.
+def test_decoding_does_not_recompile_for_new_positions_and_shortlists(eager_graphs):
+    shortlists, graphs = count_recompilations(300)
+    assert shortlists >= 200
+    # Only the last token is processed alone in this run: one graph.
     assert graphs <= 1
     assert not counters["graph_break"]
 
 
 @pytest.mark.slow
-def test_nothing_compiles_again_over_2000_tokens_and_more_lists():
-    lists, graphs = long_run(2000)
-    assert lists >= 200
+def test_decoding_2000_tokens_does_not_recompile():
+    shortlists, graphs = count_recompilations(2000)
+    assert shortlists >= 200
     assert graphs <= 1
     assert not counters["graph_break"]
 
 
-def test_a_recompilation_would_be_seen():
+def test_error_on_recompile_detects_recompilation():
     step = torch.compile(lambda x, n: x * n, backend="eager", dynamic=False)
     step(torch.ones(2), 3)
     with dynamo.patch(error_on_recompile=True), pytest.raises(Exception, match=r"[Rr]ecompil"):
         step(torch.ones(3), 4)
 
 
-def check_learning(ours: Any, draft: EagleDraft) -> None:
-    """The compiled draft speaks as its weights now say, not as they once did."""
+def assert_follows_training(ours: Any, draft: EagleDraft) -> None:
+    """The compiled draft uses its current weights, not those of its first pass."""
     dtype = draft.fusion.weight.dtype
     states = torch.randn(5, draft.config.hidden_size, dtype=dtype)
-    tolerance, said = 1e-10 if dtype == torch.float64 else 1e-4, []
+    tolerance, outputs = 1e-10 if dtype == torch.float64 else 1e-4, []
     for _ in range(2):
         cache = ours.new_cache(20)
-        reference = draft.step(tokens(5), states, draft.new_cache(20))
-        said.append(ours.step(tokens(5), states, cache))
-        assert torch.allclose(said[-1], reference, atol=tolerance)
+        reference = draft.step(draw_tokens(5), states, draft.new_cache(20))
+        outputs.append(ours.step(draw_tokens(5), states, cache))
+        assert torch.allclose(outputs[-1], reference, atol=tolerance)
         with torch.no_grad():
             for weight in draft.parameters():
                 weight.mul_(1.5)
-    assert (said[0] - said[1]).abs().max() > 0.1
+    assert (outputs[0] - outputs[1]).abs().max() > 0.1
 
 
-def test_a_draft_that_learns_speaks_otherwise(traced_only):
-    draft = toy_draft(toy_transformer())
-    check_learning(compiled.draft(draft), draft)
+def test_draft_follows_training(eager_graphs):
+    draft = build_toy_draft(toy_transformer())
+    assert_follows_training(compiled.build_draft(draft), draft)
 
 
 @pytest.mark.slow
-def test_a_draft_that_learns_speaks_otherwise_compiled():
-    draft = toy_draft(toy_transformer().float())
-    ours = compiled.draft(draft)
-    check_learning(ours, draft)
+def test_compiled_draft_follows_training():
+    draft = build_toy_draft(toy_transformer().float())
+    ours = compiled.build_draft(draft)
+    assert_follows_training(ours, draft)
     assert ours._run._compiled
 
 
 @pytest.mark.slow
-def test_frozen_it_would_go_on_as_before():
-    """In float32, whose weights are laid out anew: others stay where they were, and are seen."""
-    draft = toy_draft(toy_transformer().float())
-    ours = compiled.draft(draft)
-    ours._run._frozen = True  # its weights are then constants of the graph
+def test_assert_follows_training_detects_frozen_weights():
+    """In float32, whose frozen weights are copied into another layout; others are not copied."""
+    draft = build_toy_draft(toy_transformer().float())
+    ours = compiled.build_draft(draft)
+    ours._run._frozen = True  # the weights become constants of the graph
     with pytest.raises(AssertionError):
-        check_learning(ours, draft)
+        assert_follows_training(ours, draft)
     assert ours._run._compiled
 
 
-def test_without_a_compiler_it_runs_eagerly_and_says_so_once(monkeypatch):
-    def failing(*_: Any, **__: Any) -> Any:
+def test_compiler_failure_falls_back_to_eager_and_warns_once(monkeypatch):
+    def fail(*_: Any, **__: Any) -> Any:
         raise torch._dynamo.exc.BackendCompilerFailed(
             lambda: None, RuntimeError("No working C++ compiler found\nand more"), None
         )
 
-    monkeypatch.setattr(compiled, "_alone", lambda run: failing)
+    monkeypatch.setattr(compiled, "_compile_separately", lambda run: fail)
     model = toy_transformer()
-    ours = compiled.target(model)
+    ours = compiled.build_target(model)
     a, b = model.new_cache(30), ours.new_cache(30)
-    with pytest.warns(RuntimeWarning, match=r"^the target's .* without torch\.compile: ") as said:
+    message = r"^new shapes of the target run without torch\.compile: "
+    with pytest.warns(RuntimeWarning, match=message) as caught:
         for new in (1, 5, 3, 1):
-            ids = tokens(new)
+            ids = draw_tokens(new)
             hidden = ours.step(ids, b).hidden
             assert torch.allclose(hidden, model.step(ids, a).hidden, atol=1e-10)
-    assert len(said) == 1
-    assert "\n" not in str(said[0].message) and "C++" in str(said[0].message)
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message) and "C++" in str(caught[0].message)
 
 
-MISSING = """
+MISSING_COMPILER = """
 import warnings, torch
 from helpers.toys import toy_transformer
 from fastpath.compiled import backend as compiled
-model = toy_transformer(layers=1, tap_layers=(1,))
-ours = compiled.target(model)
-with warnings.catch_warnings(record=True) as said:
+model = toy_transformer(num_hidden_layers=1, aux_hidden_state_layer_ids=(1,))
+ours = compiled.build_target(model)
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", RuntimeWarning)
     hidden = ours.step(torch.arange(3), ours.new_cache(5)).hidden
 assert torch.allclose(hidden, model.step(torch.arange(3), model.new_cache(5)).hidden)
-print(*(str(w.message) for w in said if w.category is RuntimeWarning), sep="\\n")
+print(*(str(w.message) for w in caught if w.category is RuntimeWarning), sep="\\n")
 """
 
 
 @pytest.mark.slow
-def test_a_missing_compiler_is_such_a_failure(tmp_path):
+def test_missing_compiler_falls_back_to_eager(tmp_path):
     root = Path(__file__).parent.parent.parent
     changes = {
         "CXX": str(tmp_path / "none"),
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
         "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", MISSING], env=os.environ | changes, capture_output=True, text=True
+    result = subprocess.run(
+        [sys.executable, "-c", MISSING_COMPILER],
+        env=os.environ | changes,
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stdout.splitlines()
     assert "without torch.compile" in line
 
 
-def test_an_error_that_is_no_compiler_s_is_not_swallowed(monkeypatch):
-    def failing(*_: Any, **__: Any) -> Any:
+def test_other_errors_are_raised(monkeypatch):
+    def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(compiled, "_alone", lambda run: failing)
-    ours = compiled.target(toy_transformer())
+    monkeypatch.setattr(compiled, "_compile_separately", lambda run: fail)
+    ours = compiled.build_target(toy_transformer())
     with pytest.raises(ZeroDivisionError):
-        ours.step(tokens(1), ours.new_cache(5))
+        ours.step(draw_tokens(1), ours.new_cache(5))
 
 
-def test_the_budget_ends_compiling(traced_only):
-    ours = compiled.target(toy_transformer(), budget=1e-9)
+def test_graphs_stop_compiling_after_budget(eager_graphs):
+    ours = compiled.build_target(toy_transformer(), budget=1e-9)
     cache = ours.new_cache(30)
-    ours.step(tokens(1), cache)  # nothing is spent yet: compiled
+    ours.step(draw_tokens(1), cache)  # the budget is not used up yet: compiled
     assert len(ours._run._compiled) == 1
     with pytest.warns(RuntimeWarning, match=re.escape("for compiling")):
-        ours.step(tokens(5), cache)
+        ours.step(draw_tokens(5), cache)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ours.step(tokens(5), cache)  # said once
+        ours.step(draw_tokens(5), cache)  # warned once
     assert len(ours._run._compiled) == 1
 
 
 @pytest.mark.slow
-def test_compiling_stays_within_the_budget():
-    """A toy of three layers takes seconds with warm caches, a minute without; the budget is for
-    thirty layers."""
+def test_compilation_takes_less_than_budget():
+    """Three layers take seconds with warm caches and a minute without; the budget is for thirty."""
     target = toy_transformer()
-    ours = compiled.target(target)
+    ours = compiled.build_target(target)
     cache = ours.new_cache(30)
     for new in (1, 5):
-        ours.step(tokens(new), cache)
+        ours.step(draw_tokens(new), cache)
     assert 0 < ours._run.seconds < compiled.BUDGET
 
 
-def test_what_does_not_fit_is_refused_before_anything_changes(traced_only):
-    ours = compiled.target(toy_transformer())
+def test_step_beyond_capacity_raises_and_changes_nothing(eager_graphs):
+    ours = compiled.build_target(toy_transformer())
     cache = ours.new_cache(4)
-    ours.step(tokens(3), cache)
-    was = [keys.clone() for keys in cache.keys]
+    ours.step(draw_tokens(3), cache)
+    before = [keys.clone() for keys in cache.keys]
     with pytest.raises(ContextError, match="cache of 4"):
-        ours.step(tokens(2), cache)
+        ours.step(draw_tokens(2), cache)
     with pytest.raises(ContextError, match="context of 64"):
-        ours.step(tokens(65), ours.new_cache(70))
+        ours.step(draw_tokens(65), ours.new_cache(70))
     assert cache.length == 3
-    assert all(torch.equal(a, b) for a, b in zip(was, cache.keys, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, cache.keys, strict=True))
 
 
-def test_the_last_positions_of_the_context_can_be_read(traced_only):
+def test_step_reaches_last_position_of_context(eager_graphs):
     target = toy_transformer()
-    ours = compiled.target(target)
+    ours = compiled.build_target(target)
     a, b = target.new_cache(64), ours.new_cache(64)
     for new in (60, 2, 2):
-        hidden = ours.step(tokens(new), b).hidden
-        assert torch.allclose(hidden, target.step(tokens(new), a).hidden, atol=1e-10)
+        hidden = ours.step(draw_tokens(new), b).hidden
+        assert torch.allclose(hidden, target.step(draw_tokens(new), a).hidden, atol=1e-10)
 
 
-def test_decoding_is_that_of_the_reference(traced_only):
+def test_decoding_equals_reference(eager_graphs):
     target = toy_transformer()
-    draft = toy_draft(target)
-    sides = (target, draft), (compiled.target(target), compiled.draft(draft).with_own_head())
+    draft = build_toy_draft(target)
+    sides = (
+        (target, draft),
+        (compiled.build_target(target), compiled.build_draft(draft).with_own_head()),
+    )
 
-    def run(model: Any, guesser: Any) -> list[tuple[int, ...]]:
+    def run(model: Any, draft: Any) -> list[tuple[int, ...]]:
         rounds = decode.speculative(
-            model, guesser, FullShortlist(50), [1, 2, 3], gamma=4, sampling=Sampling(1.0),
+            model, draft, FullShortlist(50), [1, 2, 3], gamma=4, sampling=Sampling(1.0),
             rng=SeededRandom(3), stop=StopRule(30),
         )  # fmt: skip
         return [finished.tokens for finished in rounds]
