@@ -5,7 +5,7 @@ positions and on one older window. Two safeguards: a step that is not finite is 
 compares the acceptance rate of the adapted draft with that of the frozen one, and resets the
 adapters when they are harmful.
 
-How much is learnt depends on the number of tokens, not on time, so a seed reproduces a run.
+The number of steps depends on emitted tokens, not on time, so a seed reproduces a run.
 """
 
 import torch
@@ -101,7 +101,7 @@ class LoraLearner:
         self, log_q: Tensor, frozen_log_q: Tensor, probs: Tensor, columns: Tensor
     ) -> bool:
         """Whether the guard becomes active. It compares acceptance rates at the newest positions,
-        from which nothing was learnt yet."""
+        which were not trained on yet."""
         new = slice(0, self._config.window_size)
         rates = acceptance_rates(log_q[new], probs[new], columns[new])  # (W,)
         frozen_rates = acceptance_rates(frozen_log_q, probs[new], columns[new])  # (W,)

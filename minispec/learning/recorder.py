@@ -2,7 +2,7 @@
 
 The draft processes a position before the target's distribution of the next token there is known
 (``on_prefill``). Verification computes that distribution, and ``record`` stores both together.
-Also keeps the mean acceptance rate. Knows nothing of how positions are learnt from.
+Also keeps the mean acceptance rate. Knows nothing of training or retrieval.
 """
 
 import math
@@ -77,7 +77,7 @@ class PositionRecorder:
         return {"refused_verdicts": refused}
 
     def discard(self) -> None:
-        """Drop the pending positions of a round that must not be learnt from."""
+        """Drop the pending positions of a round whose evidence must not be used."""
         del self._pending[:-1]
 
     def _take_revealed(self, finished: Round) -> tuple[list[_Position], int]:
@@ -97,7 +97,7 @@ class PositionRecorder:
 
 def is_consistent(finished: Round) -> bool:
     """Whether each emitted token has a positive probability under its target distribution. If
-    not, e.g. because of a NaN, the round's evidence is wrong and must not be learnt from."""
+    not, e.g. because of a NaN, the round's evidence is wrong and must not be used."""
     assert finished.evidence is not None  # always present for learners
     pairs = zip(finished.evidence.target_distributions, finished.tokens, strict=True)
     return all(float(p.probability(token)) > 0 for p, token in pairs)
