@@ -31,7 +31,7 @@ DRAFT = toy_draft(TARGET)
 
 
 def record_caches(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[KVCache]:
-    """Patch the model to record its new caches; returns the list that will hold them."""
+    """Patch the model to append each new cache to the returned list."""
     made: list[KVCache] = []
     original = model.new_cache
 
