@@ -49,7 +49,7 @@ def build_target(model: Transformer) -> "CpuTarget":
     """A reference target on this backend, with as many threads as torch has.
 
     torch is left with one thread: its pool would otherwise spin on the processors that Numba's
-    threads use. A second target keeps the number of threads of the first.
+    threads use. A second target uses as many threads as the first.
     """
     global _threads_taken
     if not _threads_taken or torch.get_num_threads() > 1:
@@ -87,10 +87,8 @@ class CpuTarget:
         )
         self._settings = _layer_settings(model.config)
         count = model.config.num_hidden_layers
-        self._local = np.isin(np.arange(1, count + 1), model.config.local_layers)
-        self._aux_hidden_states = np.array(
-            sorted(model.config.aux_hidden_state_layer_ids), np.int64
-        )
+        self._local_layers = np.isin(np.arange(1, count + 1), model.config.local_layers)
+        self._aux_layer_ids = np.array(sorted(model.config.aux_hidden_state_layer_ids), np.int64)
         tables = [_rope_tables(rope, model.config) for rope in (model.rope, model.local_rope)]
         self._cos, self._sin = (np.stack(kinds) for kinds in zip(*tables, strict=True))
         self.rows = model.head.weight  # (V, D)
@@ -111,8 +109,8 @@ class CpuTarget:
         scale = self._config.embedding_scale
         hidden, aux_hidden_states = run_target(
             (self.embedding[ids].float() * scale).numpy(), *self._stacks, self._norms,
-            self._settings, self._local, self._cos[:, start:end], self._sin[:, start:end],
-            cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], start, self._aux_hidden_states,
+            self._settings, self._local_layers, self._cos[:, start:end], self._sin[:, start:end],
+            cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], start, self._aux_layer_ids,
             self.threads,
         )  # fmt: skip
         cache.advance(len(ids))
