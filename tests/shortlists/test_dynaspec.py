@@ -12,6 +12,7 @@ from minispec.io.files import write_tensors
 from minispec.io.index_file import read_index
 from minispec.shortlists.dynaspec import RoutedShortlist, Router
 from minispec.tools.cli import main
+from minispec.tools.data.distill import AUX_KEY
 from minispec.tools.evaluation.methods import Method, build_shortlist
 from minispec.types import Context
 
@@ -43,7 +44,7 @@ def test_train_router_routes_to_the_clusters_of_following_tokens(
         {
             "tokens": tokens,
             "hidden": torch.zeros(len(steps), hidden_size, dtype=torch.bfloat16),
-            "aux_hidden_states": aux_hidden_states.bfloat16(),
+            AUX_KEY: aux_hidden_states.bfloat16(),
             "starts": steps[::length],
             "answers": steps[::length] + 4,
             "ends": steps[::length] + length,

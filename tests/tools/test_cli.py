@@ -33,6 +33,7 @@ from minispec.models import eagle_draft
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
+from minispec.tools.data.distill import AUX_KEY
 from minispec.tools.evaluation import compare
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.models import backend, known_models, pretrained
@@ -774,7 +775,7 @@ def test_compare_exits_with_130_on_ctrl_c(
 
 def write_shard(path: Path, model: Pretrained, sequences: int = 6, tokens: int = 24) -> None:
     """Text written by the tiny target, in the format of ``distill``."""
-    parts: dict[str, list[torch.Tensor]] = {"tokens": [], "hidden": [], "aux_hidden_states": []}
+    parts: dict[str, list[torch.Tensor]] = {"tokens": [], "hidden": [], AUX_KEY: []}
     ends = [0]
     for number in range(sequences):
         prompt = model.tokenizer.encode(f"The wind {number}")
@@ -786,7 +787,7 @@ def write_shard(path: Path, model: Pretrained, sequences: int = 6, tokens: int =
         features = model.target.step(ids, model.target.new_cache(len(ids)))
         parts["tokens"].append(ids)
         parts["hidden"].append(features.hidden)
-        parts["aux_hidden_states"].append(features.aux_hidden_states)
+        parts[AUX_KEY].append(features.aux_hidden_states)
         ends.append(ends[-1] + len(ids))
     places = {"starts": ends[:-1], "answers": [end - tokens for end in ends[1:]], "ends": ends[1:]}
     tensors = {name: torch.cat(values) for name, values in parts.items()}

@@ -17,7 +17,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.data.batched_decode import decode_batch
 from minispec.tools.data.batches import ShardDataset, is_greedy, make_batch
-from minispec.tools.data.distill import Shard
+from minispec.tools.data.distill import AUX_KEY, Shard
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.training import train_draft
 from minispec.tools.training.train_draft import TrainConfig
@@ -77,7 +77,7 @@ def dataset(tmp_path: Path) -> ShardDataset:
         {
             "tokens": torch.cat([s.tokens for s in shards]),
             "hidden": torch.cat([s.hidden for s in shards]).bfloat16(),
-            "aux_hidden_states": torch.cat([s.aux_hidden_states for s in shards]).bfloat16(),
+            AUX_KEY: torch.cat([s.aux_hidden_states for s in shards]).bfloat16(),
             "starts": starts,
             "answers": starts + torch.cat([s.answers for s in shards]),
             "ends": starts + torch.cat([s.ends for s in shards]),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minispec.io.files import open_safetensors
 from minispec.models.lm_head import LinearHead
-from minispec.tools.data.distill import Shard
+from minispec.tools.data.distill import AUX_KEY, Shard
 
 
 class ShardDataset:
@@ -43,12 +43,11 @@ class ShardDataset:
     def read_sequence(self, index: int) -> Shard:
         """Reads one sequence, as a shard of its own."""
         shard, start, answer, end = self._spans[index]
-        tensors = {
-            name: self._files[shard].get_slice(name)[start:end]
-            for name in ("tokens", "hidden", "aux_hidden_states")
-        }
+        tokens, hidden, aux_hidden_states = (
+            self._files[shard].get_slice(name)[start:end] for name in ("tokens", "hidden", AUX_KEY)
+        )
         offsets = [torch.tensor([position - start]) for position in (start, answer, end)]
-        return Shard(**tensors, starts=offsets[0], answers=offsets[1], ends=offsets[2])
+        return Shard(tokens, hidden, aux_hidden_states, *offsets)
 
     def answer_length(self, index: int) -> int:
         """The number of tokens in the answer of a sequence."""

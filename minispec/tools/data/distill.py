@@ -37,6 +37,7 @@ from minispec.tools.data.batched_decode import decode_batch
 from minispec.tools.models import matmul_dtype, pretrained
 from minispec.types import Tokenizer
 
+AUX_KEY = "taps"  # the name of the auxiliary hidden states in shard files
 _ROWS = 96  # batch size
 _MESSAGE_TOKENS = 40
 _MESSAGE = Sampling(temperature=1.0, top_p=0.95)
@@ -236,7 +237,7 @@ def _write_shard(
         {
             "tokens": torch.cat(tokens),
             "hidden": torch.cat(hidden),
-            "aux_hidden_states": torch.cat(aux_hidden_states),
+            AUX_KEY: torch.cat(aux_hidden_states),
             "starts": starts,
             "answers": starts + answers,
             "ends": starts + ends,
