@@ -1,6 +1,6 @@
 """Writes ``docs/api/``: the reference, one page a room, each module in reading order.
 
-    python docs/reference_pages.py
+python docs/reference_pages.py
 """
 
 import runpy
@@ -20,7 +20,10 @@ PAGES = {
     "text": ("minispec.text", "Text and token ids."),
     "files": ("minispec.io", "What is read from files and written to them."),
     "tools-models": ("minispec.tools.models", "Getting models, and choosing a backend."),
-    "tools-data": ("minispec.tools.data", "Text, prompts, rankings, and text that a target writes."),
+    "tools-data": (
+        "minispec.tools.data",
+        "Text, prompts, rankings, and text that a target writes.",
+    ),
     "tools-training": ("minispec.tools.training", "Training drafts, routers and the pocket pair."),
     "tools-evaluation": ("minispec.tools.evaluation", "Methods by name, measured side by side."),
     "tools-reporting": ("minispec.tools.reporting", "Tables, pictures and pages."),

@@ -1,13 +1,14 @@
 """The book tells the truth: its blocks run and print what it says, its commands, names and files
 exist, its links lead somewhere, and what is generated is up to date.
 
-Python blocks of a page run in their order in one namespace. A ``text`` block right behind one is
+Python blocks of a page run in their order in one namespace. A ``text`` block right after one is
 what that block prints, to the letter.
 """
 
 import ast
 import contextlib
 import io
+import pkgutil
 import re
 import runpy
 import shlex
@@ -19,6 +20,7 @@ from urllib.parse import unquote
 import pytest
 import torch
 
+import minispec
 from minispec.errors import FetchError
 from minispec.tools.cli.arguments import parse
 
@@ -45,14 +47,14 @@ class Block:
     text: str
 
 
-def blocks(text: str) -> list[Block]:
+def find_blocks(text: str) -> list[Block]:
     """All fenced blocks; a ``text`` block that follows a Python block at once is an "output"."""
     found: list[Block] = []
     end = 0
     for match in _BLOCK.finditer(text):
         language = match[1]
-        behind = found and found[-1].language == "python" and not text[end : match.start()].strip()
-        if language == "text" and behind:
+        follows = found and found[-1].language == "python" and not text[end : match.start()].strip()
+        if language == "text" and follows:
             language = "output"
         line = text.count("\n", 0, match.start(2)) + 1
         found.append(Block(language, line, match[2]))
@@ -62,7 +64,7 @@ def blocks(text: str) -> list[Block]:
 
 def run(page: str, text: str) -> None:
     """Runs a page's Python blocks, and compares what they print where the page says what."""
-    found = blocks(text)
+    found = find_blocks(text)
     names: dict[str, object] = {"__name__": "__main__"}
     for number, block in enumerate(found):
         if block.language != "python":
@@ -80,18 +82,16 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def with_python() -> Iterator[object]:
+def list_pages() -> Iterator[object]:
     for page in (README, *PAGES):
-        if any(block.language == "python" for block in blocks(page.read_text("utf-8"))):
+        if any(block.language == "python" for block in find_blocks(page.read_text("utf-8"))):
             marks = [pytest.mark.slow] if name_of(page) in SLOW else []
             yield pytest.param(page, id=name_of(page), marks=marks)
 
 
-@pytest.mark.parametrize("page", list(with_python()))
-def test_the_blocks_of_a_page_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # nothing that an example writes stays behind
+@pytest.mark.parametrize("page", list(list_pages()))
+def test_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # nothing that an example writes is left in the checkout
     with torch.random.fork_rng():
         try:
             run(name_of(page), page.read_text("utf-8"))
@@ -99,7 +99,7 @@ def test_the_blocks_of_a_page_run(
             pytest.skip(f"needs the real model: {error}")
 
 
-def test_a_block_that_prints_something_else_is_caught() -> None:
+def test_run_refuses_a_block_that_prints_something_else() -> None:
     page = "```python\nprint(1 + 1)\n```\n\n```text\n{}\n```\n"
     run("page", page.format(2))
     with pytest.raises(AssertionError):
@@ -111,8 +111,8 @@ def test_a_block_that_prints_something_else_is_caught() -> None:
 # --- what the pages name ------------------------------------------------------------------------
 
 
-def commands(page: Path) -> list[str]:
-    """Commands on lines of their own, in indented blocks or in fenced ones that are no Python."""
+def find_commands(page: Path) -> list[str]:
+    """Commands on lines of their own, in indented blocks or in fenced ones of other languages."""
     found, fence = [], None
     for line in page.read_text("utf-8").replace("\\\n", " ").splitlines():
         if line.startswith("```"):
@@ -125,12 +125,14 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
-def test_commands_can_be_typed(page: Path) -> None:
-    """Options are those that the command line knows, targets are the Makefile's, and what
-    Python is to run is there. That README's commands end well, ``test_shipped`` proves."""
+def test_commands_of_a_page_exist(page: Path) -> None:
+    """The command line knows the options, the Makefile the targets, and the files that Python runs
+    exist. That README's commands succeed is tested in ``tests/tools/test_artifacts.py``."""
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    for command in commands(page):
+    for command in find_commands(page):
         words = shlex.split(command)
+        if words == ["minispec", "--help"]:
+            continue  # argparse prints it and exits
         if words[0] == "minispec":
             assert parse(words[1:])
         elif words[0] == "make":
@@ -138,27 +140,28 @@ def test_commands_can_be_typed(page: Path) -> None:
             assert all(re.search(rf"^{t}:.*##", makefile, re.MULTILINE) for t in targets), command
         elif words[1] == "-m":
             module = ROOT / words[2].replace(".", "/")
-            assert module.with_suffix(".py").is_file() or words[2] == "http.server", command
+            known = module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
+            assert known or words[2] == "http.server", command
         else:
             assert (ROOT / words[1]).is_file(), command
 
 
-def test_commands_are_found() -> None:
-    assert "make demo" in commands(README)
-    assert any(c.startswith("minispec compare") for c in commands(DOCS / "measurements.md"))
+def test_find_commands_reads_pages() -> None:
+    assert "make demo" in find_commands(README)
+    assert any(c.startswith("minispec compare") for c in find_commands(DOCS / "measurements.md"))
 
 
 _SPAN = re.compile(r"`((?:minispec|fastpath|tests|benchmarks|docs)/[\w./-]+\.\w+)(?::([\w.]+))?`")
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
-def test_files_and_functions_named_exist(page: Path) -> None:
+def test_files_and_functions_of_a_page_exist(page: Path) -> None:
     for path, name in _SPAN.findall(page.read_text("utf-8")):
         assert (ROOT / path).is_file(), f"{name_of(page)} names {path}"
-        assert not name or name in defined(ROOT / path), f"{name_of(page)} names {path}:{name}"
+        assert not name or name in list_names(ROOT / path), f"{name_of(page)} names {path}:{name}"
 
 
-def defined(path: Path) -> set[str]:
+def list_names(path: Path) -> set[str]:
     """Names of a module's functions, classes and methods (``Class.method``)."""
     kinds = ast.FunctionDef | ast.ClassDef
     found = {}
@@ -173,7 +176,7 @@ def defined(path: Path) -> set[str]:
 # --- links --------------------------------------------------------------------------------------
 
 
-def anchors(page: Path) -> set[str]:
+def find_anchors(page: Path) -> set[str]:
     """What the headings of a page are called in links to them."""
     text = _BLOCK.sub("", page.read_text("utf-8"))
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
@@ -182,7 +185,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_of_a_page_exist(page: Path) -> None:
     text = _BLOCK.sub("", page.read_text("utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?:", target):
@@ -190,10 +193,10 @@ def test_links_lead_somewhere(page: Path) -> None:
         path, _, anchor = unquote(target).partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{name_of(page)} links to {target}"
-        assert not anchor or anchor in anchors(file), f"{name_of(page)} links to {target}"
+        assert not anchor or anchor in find_anchors(file), f"{name_of(page)} links to {target}"
 
 
-def test_every_page_is_in_the_book() -> None:
+def test_navigation_holds_every_page() -> None:
     nav = (ROOT / "mkdocs.yml").read_text("utf-8")
     assert [p for p in PAGES if p.relative_to(DOCS).as_posix() not in nav] == []
 
@@ -205,7 +208,7 @@ _ROW = re.compile(
 )
 
 
-def equations(text: str) -> list[tuple[str, str, str]]:
+def find_equations(text: str) -> list[tuple[str, str, str]]:
     """File, function and source of each row."""
     return _ROW.findall(text)
 
@@ -215,7 +218,7 @@ def sources(*packages: str) -> list[Path]:
     return [path for name in packages for path in (ROOT / name).rglob("*.py")]
 
 
-def said_at(path: Path, name: str) -> str:
+def read_docstrings(path: Path, name: str) -> str:
     """The docstrings of a file, of a name in it, and of its class."""
     tree: ast.Module | ast.ClassDef = ast.parse(path.read_text("utf-8"))
     said = [ast.get_docstring(tree) or ""]
@@ -226,25 +229,25 @@ def said_at(path: Path, name: str) -> str:
     return " ".join(" ".join(said).split())
 
 
-def unfounded(rows: list[tuple[str, str, str]]) -> list[str]:
+def find_unfounded(rows: list[tuple[str, str, str]]) -> list[str]:
     """What does not hold of rows: no such function, or a source that the function does not name."""
     wrong = []
     for path, name, source in rows:
-        if not (ROOT / path).is_file() or name not in defined(ROOT / path):
+        if not (ROOT / path).is_file() or name not in list_names(ROOT / path):
             wrong.append(f"{path}:{name} is not there")
-        elif source not in ("", "ours") and source not in said_at(ROOT / path, name):
+        elif source not in ("", "ours") and source not in read_docstrings(ROOT / path, name):
             wrong.append(f"{path}:{name} does not name {source}")
     return wrong
 
 
-def test_equations_lead_to_functions_that_name_their_source() -> None:
+def test_equations_name_functions_that_cite_the_source() -> None:
     text = (DOCS / "equations.md").read_text("utf-8")
-    rows = equations(text)
+    rows = find_equations(text)
     assert len(rows) == text.count("| `minispec/") > 40  # no row is overlooked
-    assert unfounded(rows) == []
+    assert find_unfounded(rows) == []
 
 
-def test_every_paper_that_the_source_cites_has_an_equation() -> None:
+def test_equations_hold_every_cited_paper() -> None:
     text = (DOCS / "equations.md").read_text("utf-8")
     for path in sources("minispec"):
         plain = " ".join(path.read_text("utf-8").split())
@@ -252,20 +255,20 @@ def test_every_paper_that_the_source_cites_has_an_equation() -> None:
             assert paper in text, f"{path} cites arXiv {paper}"
 
 
-def test_an_unfounded_equation_is_caught() -> None:
-    assert unfounded([("minispec/verify.py", "verify", "arXiv 2211.17192")]) == []
+def test_find_unfounded_sees_wrong_rows() -> None:
+    assert find_unfounded([("minispec/verify.py", "verify", "arXiv 2211.17192")]) == []
     wrong = [
         ("minispec/nowhere.py", "verify", ""),
         ("minispec/verify.py", "nothing", ""),
         ("minispec/verify.py", "verify", "arXiv 0000.00000"),
     ]
-    assert len(unfounded(wrong)) == 3
+    assert len(find_unfounded(wrong)) == 3
 
 
 # --- figures, generated pages, and what stands at the root --------------------------------------
 
 
-def test_figures_quoted_beside_the_papers_claims_are_the_measured_ones() -> None:
+def test_paper_page_quotes_measured_figures() -> None:
     measured = (DOCS / "measurements.md").read_text("utf-8")
     paper = (DOCS / "paper.md").read_text("utf-8")
     quoted = re.findall(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", paper)
@@ -273,8 +276,8 @@ def test_figures_quoted_beside_the_papers_claims_are_the_measured_ones() -> None
     assert [figure for figure in quoted if figure not in measured] == []
 
 
-def test_the_reading_order_is_true() -> None:
-    """It names all files in the river's order; of its minutes each may be off by one."""
+def test_reading_order_is_current() -> None:
+    """It names all files in reading order; each of its minutes may be off by one."""
     written, wanted = (
         re.findall(r"^\| (\d+) \| `([\w/.]+)`", text, re.MULTILINE)
         for text in ((DOCS / "reading-order.md").read_text("utf-8"), reading_order())
@@ -286,26 +289,36 @@ def test_the_reading_order_is_true() -> None:
     assert len(wanted) > 60
 
 
-def test_the_reading_order_holds_every_module() -> None:
+def test_reading_order_holds_every_module() -> None:
     files = {ROOT / file for _, file in re.findall(r"\| (\d+) \| `(.+?)`", reading_order())}
     ours = set(sources("minispec", "fastpath"))
     assert {p for p in ours - files if p.name != "__init__.py"} == set()
 
 
-def test_the_figures_of_readme_are_the_measured_ones() -> None:
+def test_readme_shows_measured_figures() -> None:
     text = README.read_text("utf-8")
     fresh = readme_figures["fill_in"](text, readme_figures["RESULTS"])
     assert fresh == text, "run `python docs/readme_figures.py`"
     assert text.count("| `evospec@1536` |") == 1
 
 
-def test_the_version_is_the_same_everywhere() -> None:
+def test_upgrading_names_what_exists() -> None:
+    text = (DOCS / "upgrading.md").read_text("utf-8")
+    rows = [line for line in text.split("### Names")[1].splitlines() if line.startswith("| `")]
+    names = [n for row in rows for n in re.findall(r"`(minispec\.[\w.]+)`", row.split(" | ")[1])]
+    assert len(names) > 25
+    for name in names:
+        assert pkgutil.resolve_name(name), name
+
+
+def test_version_is_the_same_everywhere() -> None:
     version = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text("utf-8"), re.MULTILINE)
     assert version
     assert f"\nversion: {version[1]}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert minispec.__version__ == version[1]
 
 
-def test_the_reference_is_written_anew() -> None:
+def test_reference_is_current() -> None:
     """One page a room, with every module of ``minispec``."""
     pages = reference_pages["write_pages"]()
     written = {p.name: p.read_text("utf-8") for p in (DOCS / "api").glob("*.md")}
@@ -315,16 +328,16 @@ def test_the_reference_is_written_anew() -> None:
     assert sorted(shown) == sorted(name for name in names if not name.endswith("__init__"))
 
 
-def description(figure: Path) -> str:
+def read_description(figure: Path) -> str:
     """What a figure says it was drawn from."""
     [found] = re.findall(r"drawn from data (\w+)", figure.read_text("utf-8"))
     return found
 
 
 @pytest.mark.parametrize("name", figures["DRAWN"])
-def test_figures_are_drawn_from_the_data_at_hand(name: str, tmp_path: Path) -> None:
+def test_figures_are_drawn_from_current_data(name: str, tmp_path: Path) -> None:
     committed = DOCS / "figures" / f"{name}.svg"
     assert committed.stat().st_size < 100_000
     figures["DRAWN"][name](tmp_path)
     advice = f"run `python docs/figures.py {name}`"
-    assert description(tmp_path / f"{name}.svg") == description(committed), advice
+    assert read_description(tmp_path / f"{name}.svg") == read_description(committed), advice

@@ -48,7 +48,7 @@ class Name:
         return f"{self.module}:{owner}{self.node.name}"
 
 
-def public(module: str, source: str) -> Iterator[Name]:
+def find_public(module: str, source: str) -> Iterator[Name]:
     for node in ast.parse(source).body:
         if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
             yield Name(module, node, source=source)
@@ -60,16 +60,16 @@ def public(module: str, source: str) -> Iterator[Name]:
                         yield Name(module, inner, node, source)
 
 
-def doc(node: Function | ast.ClassDef | None) -> str:
+def read_doc(node: Function | ast.ClassDef | None) -> str:
     return (ast.get_docstring(node) or "") if node else ""
 
 
-def methods(node: ast.ClassDef) -> dict[str, Function]:
+def list_methods(node: ast.ClassDef) -> dict[str, Function]:
     return {n.name: n for n in node.body if isinstance(n, Function)}
 
 
 @cache
-def protocols() -> tuple[ast.ClassDef, ...]:
+def list_protocols() -> tuple[ast.ClassDef, ...]:
     tree = ast.parse((ROOT / "minispec" / "types.py").read_text("utf-8"))
     return tuple(
         node
@@ -79,29 +79,29 @@ def protocols() -> tuple[ast.ClassDef, ...]:
     )
 
 
-def promised(name: Name) -> str:
-    """What a protocol or base class of ``types.py`` says of a method: of a class that has all of its
-    methods, or inherits from it."""
+def read_protocol(name: Name) -> str:
+    """What a protocol or base class of ``types.py`` says of a method, for a class that has all of
+    its methods or inherits from it."""
     if name.owner is None:
         return ""
-    own = methods(name.owner).keys()
+    own = list_methods(name.owner).keys()
     bases = {ast.unparse(base) for base in name.owner.bases}
     fitting = (
-        methods(p)
-        for p in protocols()
+        list_methods(p)
+        for p in list_protocols()
         # A property may be an attribute that is set on construction.
-        if p.name in bases or {n for n, m in methods(p).items() if not m.decorator_list} <= own
+        if p.name in bases or {n for n, m in list_methods(p).items() if not m.decorator_list} <= own
     )
-    return " ".join(doc(p[name.node.name]) for p in fitting if name.node.name in p)
+    return " ".join(read_doc(p[name.node.name]) for p in fitting if name.node.name in p)
 
 
-def words(name: Name) -> str:
+def collect_words(name: Name) -> str:
     """All that is said of a name, by itself, its class, or a protocol."""
-    said = [doc(name.node), promised(name)]
+    said = [read_doc(name.node), read_protocol(name)]
     if isinstance(name.node, ast.ClassDef):
-        said.append(doc(methods(name.node).get("__init__")))
+        said.append(read_doc(list_methods(name.node).get("__init__")))
     else:
-        said.append(doc(name.owner))
+        said.append(read_doc(name.owner))
     for node in (name.node, name.owner):
         if isinstance(node, ast.ClassDef):  # comments beside its fields
             lines = name.source.splitlines()
@@ -110,9 +110,13 @@ def words(name: Name) -> str:
     return "\n".join(said)
 
 
-def undocumented(name: Name) -> list[str]:
+def check_presence(name: Name) -> list[str]:
     is_init = name.node.name == "__init__"
-    return [] if doc(name.node) or promised(name) or (is_init and doc(name.owner)) else ["no doc"]
+    return (
+        []
+        if read_doc(name.node) or read_protocol(name) or (is_init and read_doc(name.owner))
+        else ["no doc"]
+    )
 
 
 def is_tensor(annotation: ast.expr | None) -> bool:
@@ -120,7 +124,7 @@ def is_tensor(annotation: ast.expr | None) -> bool:
     return bool(_TENSOR.search(text)) and not _NAMED.search(text)
 
 
-def tensors(node: Function | ast.ClassDef) -> int:
+def count_tensors(node: Function | ast.ClassDef) -> int:
     """How many tensors a function takes and returns, or a dataclass holds."""
     if isinstance(node, ast.ClassDef):
         return sum(is_tensor(n.annotation) for n in node.body if isinstance(n, ast.AnnAssign))
@@ -128,13 +132,15 @@ def tensors(node: Function | ast.ClassDef) -> int:
     return sum(is_tensor(a.annotation) for a in arguments) + is_tensor(node.returns)
 
 
-def shapeless(name: Name) -> list[str]:
-    said = words(name)
-    wanted, found = tensors(name.node), len(_SHAPE.findall(said)) + len(_TWO.findall(said))
+def check_shapes(name: Name) -> list[str]:
+    said = collect_words(name)
+    wanted, found = count_tensors(name.node), len(_SHAPE.findall(said)) + len(_TWO.findall(said))
     return [f"{found} shapes for {wanted} tensors"] if found < wanted else []
 
 
-def raised(node: ast.AST, module: dict[str, Function], seen: frozenset[str] = frozenset()) -> set:
+def find_raised(
+    node: ast.AST, module: dict[str, Function], seen: frozenset[str] = frozenset()
+) -> set:
     """Our errors that leave a function, raised in itself or in private functions of its module."""
     found = set()
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
@@ -142,39 +148,39 @@ def raised(node: ast.AST, module: dict[str, Function], seen: frozenset[str] = fr
     if isinstance(node, ast.Call):
         called = ast.unparse(node.func).removeprefix("self.")
         if called.startswith("_") and called in module and called not in seen:
-            found |= raised(module[called], module, seen | {called})
+            found |= find_raised(module[called], module, seen | {called})
     for inner in ast.iter_child_nodes(node):
-        found |= raised(inner, module, seen)
+        found |= find_raised(inner, module, seen)
     if isinstance(node, ast.Try):
         caught = " ".join(ast.unparse(handler.type) for handler in node.handlers if handler.type)
-        inside = set().union(*(raised(line, module, seen) for line in node.body))
+        inside = set().union(*(find_raised(line, module, seen) for line in node.body))
         others = [*node.handlers, *node.orelse, *node.finalbody]
-        outside = set().union(*(raised(each, module, seen) for each in others))
+        outside = set().union(*(find_raised(each, module, seen) for each in others))
         found = outside | {e for e in inside if e not in caught and "MinispecError" not in caught}
     return found & ERRORS
 
 
-def silent(name: Name) -> list[str]:
+def check_errors(name: Name) -> list[str]:
     """Errors that are raised and not named."""
     tree = ast.parse(name.source)
     functions = {n.name: n for n in ast.walk(tree) if isinstance(n, Function)}
     if isinstance(name.node, ast.ClassDef):
-        checks = [methods(name.node).get(n) for n in ("__init__", "__post_init__")]
-        found = set().union(*(raised(c, functions) for c in checks if c))
+        checks = [list_methods(name.node).get(n) for n in ("__init__", "__post_init__")]
+        found = set().union(*(find_raised(c, functions) for c in checks if c))
     else:
-        found = raised(name.node, functions)
-    said = words(name)
+        found = find_raised(name.node, functions)
+    said = collect_words(name)
     # "Raises as ``load``", "arguments and errors as ``verify``": what those say counts as well.
     for other in re.findall(r"[Aa]s ``(?:\w+\.)?(\w+)``", said):
-        said += doc(functions.get(other))
+        said += read_doc(functions.get(other))
     return [f"raises {error} in silence" for error in sorted(found) if error not in said]
 
 
-def complaints(module: str, source: str) -> list[str]:
+def find_complaints(module: str, source: str) -> list[str]:
     return [
         f"{name}: {complaint}"
-        for name in public(module, source)
-        for complaint in (*undocumented(name), *shapeless(name), *silent(name))
+        for name in find_public(module, source)
+        for complaint in (*check_presence(name), *check_shapes(name), *check_errors(name))
     ]
 
 
@@ -182,10 +188,10 @@ MODULES = sorted((ROOT / "minispec").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_public_names_say_what_they_are(path: Path) -> None:
+def test_public_names_are_documented(path: Path) -> None:
     source = path.read_text("utf-8")
     assert ast.get_docstring(ast.parse(source))
-    assert complaints(path.relative_to(ROOT).as_posix(), source) == []
+    assert find_complaints(path.relative_to(ROOT).as_posix(), source) == []
 
 
 @pytest.mark.parametrize(
@@ -202,16 +208,16 @@ def test_public_names_say_what_they_are(path: Path) -> None:
         ),
     ],
 )
-def test_what_is_missing_is_seen(source: str, complaint: str) -> None:
-    assert complaints("m", source) == [complaint]
+def test_find_complaints_sees_what_is_missing(source: str, complaint: str) -> None:
+    assert find_complaints("m", source) == [complaint]
 
 
-def test_what_is_said_is_heard() -> None:
+def test_find_complaints_accepts_what_is_there() -> None:
     for source in (
         "def f(x: Tensor) -> Tensor:\n '(..., D) -> (T,). Raises FileError.'\n raise FileError('')",
         "def f():\n 'Raises as ``g``.'\n raise FileError('')\ndef g():\n 'Raises FileError.'",
-        "class S:\n 'A list.'\n def select(self, c): ...\n def observe(self, r): ...\n"
+        "class S:\n 'A shortlist.'\n def select(self, c): ...\n def observe(self, r): ...\n"
         " def reset(self): ...",
         "class C:\n 'Is.'\n x: Tensor  # (B, T)",
     ):
-        assert complaints("m", source) == []
+        assert find_complaints("m", source) == []

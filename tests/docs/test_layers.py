@@ -1,4 +1,4 @@
-"""The design is one river: a module imports only what lies upstream of it.
+"""Imports lead in one direction: a module imports only what stands before it in the reading order.
 
 Imports are read from the source, so that those inside functions, those for type checkers only
 and those by name count as well as those that run when a module is loaded.
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("minispec", "fastpath")
 
 # The one reading order, room by room: the idea first, the plumbing last. A module imports only
-# modules that stand before it. README and docs/reading-order.md print this list.
+# modules that stand before it. README and docs/reading-order.md print it.
 ROOMS = {
     "The story": [
         "minispec.errors", "minispec.types", "minispec.verify", "minispec.sampling",
@@ -108,7 +108,7 @@ def module_name(path: str) -> str:
     return ".".join(Path(path).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported(path: str, source: str, known: set[str]) -> Iterator[tuple[int, str]]:
+def find_imports(path: str, source: str, known: set[str]) -> Iterator[tuple[int, str]]:
     """The line and name of each module of ours that a file imports, in whatever way."""
     found: list[tuple[int, str]] = []
     for node in ast.walk(ast.parse(source, path)):
@@ -130,13 +130,13 @@ def imported(path: str, source: str, known: set[str]) -> Iterator[tuple[int, str
     return ((line, name) for line, name in found if name.split(".")[0] in PACKAGES)
 
 
-def violations(sources: Mapping[str, str]) -> list[str]:
+def find_violations(sources: Mapping[str, str]) -> list[str]:
     """What flows uphill or sideways in these files (source by path), a line for each."""
     depth = {name: place for place, name in enumerate(ORDER)}
     known = {module_name(path) for path in sources}
     wrong = [f"{name} is not in the reading order" for name in sorted(known - depth.keys())]
     for path, source in sources.items():
-        for line, other in imported(path, source, known):
+        for line, other in find_imports(path, source, known):
             above = depth.get(other, len(ORDER)) < depth.get(module_name(path), -1)
             if not above:
                 wrong.append(f"{path}:{line} imports {other}, which does not stand before it")
@@ -149,7 +149,7 @@ def sources() -> dict[str, str]:
     return {file.relative_to(ROOT).as_posix(): file.read_text("utf-8") for file in files}
 
 
-def test_the_method_can_be_read_in_an_afternoon(sources: dict[str, str]) -> None:
+def test_method_stays_small(sources: dict[str, str]) -> None:
     figures = runpy.run_path(str(ROOT / "docs" / "readme_figures.py"))
     assert figures["count_lines"]('"""Says."""\n\n# Why.\nx = """\na"""  # two lines\n') == 2
     assert ROOT / "minispec" / "decode.py" in figures["list_method"]()
@@ -158,17 +158,17 @@ def test_the_method_can_be_read_in_an_afternoon(sources: dict[str, str]) -> None
     assert [path for path, source in sources.items() if len(source.splitlines()) > 300] == []
 
 
-def test_every_module_stands_once_in_the_river() -> None:
+def test_order_holds_each_module_once() -> None:
     assert len(ORDER) == len(set(ORDER))
 
 
-def test_imports_only_go_up_the_river(sources: dict[str, str]) -> None:
+def test_imports_follow_the_reading_order(sources: dict[str, str]) -> None:
     assert {"minispec/types.py", "minispec/decode.py", "fastpath/__init__.py"} <= sources.keys()
     # The reader of imports sees ours at all, else it would find nothing wrong in any file.
     known = {module_name(path) for path in sources}
-    read = imported("minispec/decode.py", sources["minispec/decode.py"], known)
+    read = find_imports("minispec/decode.py", sources["minispec/decode.py"], known)
     assert {"minispec.types", "minispec.verify"} <= {name for _, name in read}
-    assert violations(sources) == []
+    assert find_violations(sources) == []
 
 
 @pytest.mark.parametrize(
@@ -209,14 +209,14 @@ def test_imports_only_go_up_the_river(sources: dict[str, str]) -> None:
         ),
     ],
 )
-def test_an_import_against_the_stream_is_caught(
+def test_find_violations_sees_an_import_backwards(
     sources: dict[str, str], path: str, line: str, culprit: str
 ) -> None:
     planted = {**sources, path: sources.get(path, "") + "\n" + line + "\n"}
-    assert [message.split(",")[0].split()[-1] for message in violations(planted)] == [culprit]
+    assert [message.split(",")[0].split()[-1] for message in find_violations(planted)] == [culprit]
 
 
-def test_an_import_with_the_stream_is_allowed(sources: dict[str, str]) -> None:
+def test_find_violations_allows_an_import_forwards(sources: dict[str, str]) -> None:
     for path, line in [
         ("minispec/shortlists/frspec.py", "from . import full"),
         ("minispec/shortlists/frspec.py", "from ..types import Round\nimport os.path, torch.nn"),
@@ -224,28 +224,28 @@ def test_an_import_with_the_stream_is_allowed(sources: dict[str, str]) -> None:
         ("fastpath/__init__.py", "from minispec.models import lm_head, rope"),
     ]:
         planted = {**sources, path: sources.get(path, "") + "\n" + line + "\n"}
-        assert violations(planted) == []
+        assert find_violations(planted) == []
 
 
-def test_a_module_without_a_place_is_caught(sources: dict[str, str]) -> None:
+def test_find_violations_sees_a_module_outside_the_order(sources: dict[str, str]) -> None:
     planted = {**sources, "minispec/nowhere.py": "import minispec.errors\n"}
-    assert "minispec.nowhere is not in the reading order" in violations(planted)
+    assert "minispec.nowhere is not in the reading order" in find_violations(planted)
 
 
-def tool_imports(sources: Mapping[str, str]) -> dict[str, set[str]]:
+def find_tool_imports(sources: Mapping[str, str]) -> dict[str, set[str]]:
     """For each sub-package of the tools, the other ones that it imports."""
     folder, known = "minispec/tools/", {module_name(path) for path in sources}
     found: dict[str, set[str]] = {}
     for path, source in sources.items():
         if path.startswith(folder) and path.count("/") > 2:
             own = path.split("/")[2]
-            names = [name.split(".") for _, name in imported(path, source, known)]
+            names = [name.split(".") for _, name in find_imports(path, source, known)]
             others = {parts[2] for parts in names if parts[:2] == ["minispec", "tools"]}
             found.setdefault(own, set()).update(others - {own})
     return found
 
 
-def levels(imports: Mapping[str, set[str]]) -> list[set[str]]:
+def sort_levels(imports: Mapping[str, set[str]]) -> list[set[str]]:
     """Sub-packages level by level: each imports only from levels before its own. Raises ValueError
     where some import each other in a circle."""
     found: list[set[str]] = []
@@ -257,12 +257,12 @@ def levels(imports: Mapping[str, set[str]]) -> list[set[str]]:
 
 
 def test_tools_are_few_packages_that_import_in_one_direction(sources: dict[str, str]) -> None:
-    imports = tool_imports(sources)
+    imports = find_tool_imports(sources)
     assert {"models", "data", "training", "evaluation", "reporting", "cli"} <= imports.keys()
     assert imports["models"] == set() and "models" in imports["data"]  # imports are seen at all
-    assert len(imports) <= 8 and len(levels(imports)) <= 6
+    assert len(imports) <= 8 and len(sort_levels(imports)) <= 6
     for planted in ("minispec.tools.evaluation.methods", "minispec.tools.data.corpus"):
         path = "minispec/tools/models/backend.py"
         circle = {**sources, path: f"{sources[path]}\nimport {planted}\n"}
         with pytest.raises(ValueError, match="import each other"):
-            levels(tool_imports(circle))
+            sort_levels(find_tool_imports(circle))

@@ -129,7 +129,7 @@ def test_console_script_of_the_installed_wheel(installed: Path, tmp_path: Path) 
     where = {"PYTHONPATH": str(installed)}
     code = "import minispec; print(minispec.__file__)"
     assert run(sys.executable, "-c", code, cwd=tmp_path, **where).startswith(str(installed))
-    code = "from minispec.tools.data import corpus; print(len(corpus.prompts('law')))"
+    code = "from minispec.tools.data import corpus; print(len(corpus.load_prompts('law')))"
     assert int(run(sys.executable, "-c", code, cwd=tmp_path, **where)) >= 24
 
     script = installed / "bin" / "minispec"

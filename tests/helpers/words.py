@@ -158,7 +158,7 @@ def find_in_python(path: str, source: str) -> Iterator[Find]:
                 for word, instead in find_in_prose(line):
                     yield Find(path, token.start[0] + offset, word, instead, line)
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and is_participle(node) and not is_property(node):
+        if isinstance(node, ast.FunctionDef) and is_participle(node) and not is_value(node):
             yield Find(path, node.lineno, "participle", "a verb", f"def {node.name}")
 
 
@@ -173,9 +173,10 @@ def is_participle(node: ast.FunctionDef) -> bool:
     )
 
 
-def is_property(node: ast.FunctionDef) -> bool:
-    """Whether a function is read as an attribute."""
-    return any("property" in ast.unparse(d) for d in node.decorator_list)
+def is_value(node: ast.FunctionDef) -> bool:
+    """Whether a function is read as a value: a property, or a fixture of pytest."""
+    decorators = " ".join(map(ast.unparse, node.decorator_list))
+    return "property" in decorators or "fixture" in decorators
 
 
 def find_in_page(path: str, text: str) -> Iterator[Find]:
