@@ -13,8 +13,9 @@ part fills the rest: it shrinks where the others grow.
 By default one shortlist serves a whole round. A shortlist per draft step is as good with fewer
 clusters, but its head rows are gathered, and its centroids read, at each step.
 
-From the paper, of which only the abstract was available, come the four parts. How each is built
-and how they share the budget is ours.
+The idea of a static core with retrieved ids is the paper's. In v1 it has a core of 32,000 ids, an
+HNSW index of the head's rows, an offline bigram graph, the target's own top 10, and a buffer of 256
+ids under ARC. These four parts, how each is built and how they share the budget, are ours.
 """
 
 import numpy as np

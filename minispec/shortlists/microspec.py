@@ -1,9 +1,10 @@
 """MicroSpec's in-context draft vocabulary (arXiv 2605.26444): text repeats its own tokens.
 
-The paper's: a shortlist of fewer than 3,000 ids, rebuilt from the context at each step; nothing is
-trained. Ours, since only the abstract was available: the distinct ids of the whole context, the
-latest first, filled up to the budget with the most frequent ids of a ranking. How the paper
-gathers head rows on a GPU is left to a backend.
+The paper's (v1): the prompt's ids, the target's three likeliest ids at every prompt position and at
+verified ones, and all drafted ids; the last 3,072 of that stream, one shortlist a round; nothing is
+trained. Ours: the distinct ids of the whole context, the latest first, filled up to the budget with
+the most frequent ids of a ranking, at each step. How the paper gathers head rows on a GPU is left
+to a backend.
 """
 
 import numpy as np
