@@ -50,7 +50,7 @@ RULES = (
         rf"({_DOMAINS})[\"'`,]*,? ?(and |or )?[\"'`]*law\b"
         rf"|\blaw[\"'`,]*,? (and |or )?[\"'`]*({_DOMAINS})"
         r"|Zipf's law|[\"'`|]law[\"'`|]|\blaw-|-law\b|\| law|in law\b|law\.txt|Pile of Law"
-        r"|\bto law\b|\blaw \[?\d|\blaw (tokens|prompts|texts?)\b|\blaw$",
+        r"|\bto law\b|prompts law|domains law|\blaw \[?\d|\blaw (tokens|prompts|texts?)\b|\blaw$",
     ),
     Rule(
         "list", "shortlist", "(?<!inverted )lists",

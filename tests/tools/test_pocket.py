@@ -205,7 +205,7 @@ def test_pocket_artifacts_belong_together(pair: tuple[Pretrained, eagle_draft.Ea
         "index build --model pocket --clusters 16 --out OUT/i.safetensors",
         "explore --model pocket The --max-new-tokens 8 --out OUT/x.html",
         "doctor --model pocket",
-        "compare --model pocket --prompts code --limit 1 --max-new-tokens 8 --out OUT",
+        "compare --model pocket --prompts law --limit 1 --max-new-tokens 8 --out OUT",
     ],
 )
 def test_every_command_runs_on_the_pocket_pair(
