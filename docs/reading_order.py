@@ -1,4 +1,4 @@
-"""Writes ``docs/reading-order.md``: the files in the order to read them, with the minutes they take.
+"""Writes ``docs/reading-order.md``: the files in reading order, with the minutes they take.
 
     python docs/reading_order.py
 
@@ -18,13 +18,13 @@ SKIM = 40  # of the tools, which one skims
 _HEADER = """\
 # The reading order
 
-One order, from the idea to the plumbing: each file uses only files above it, and a test proves that.
-Minutes are those of a first reading, at {pace} lines a minute; the tools are counted as skimmed, at
-{skim}. `docs/reading_order.py` writes this page.
+One order, from the idea to the plumbing: each file uses only files above it, and a test proves
+that. Minutes are those of a first reading, at {pace} lines a minute; the tools are counted as
+skimmed, at {skim}. `docs/reading_order.py` writes this page.
 
-If you read nothing else, read **the story**, in {minutes} minutes: after it you know what a round is
-and why its output is exact. Before it, [one file of 150 lines](one_file.py) shows the whole method
-on toys.
+If you read nothing else, read **the story**, in {minutes} minutes: after it you know what a round
+is and why its output is exact. Before it, [one file of 150 lines](one_file.py) shows the whole
+method on toys.
 
 """
 

@@ -2,8 +2,8 @@
 
     python docs/readme_figures.py [FOLDER]
 
-FOLDER holds ``smollm2-float32.json`` and ``gemma3-270m-bfloat16.json``, which ``make measure`` writes
-into ``build/measure``; without it the tables show ``benchmarks/results``.
+FOLDER holds ``smollm2-float32.json`` and ``gemma3-270m-bfloat16.json``, which ``make measure``
+writes into ``build/measure``; without it the tables show ``benchmarks/results``.
 """
 
 import ast
@@ -31,7 +31,7 @@ _HEADER = (
 )
 
 
-# What is not the method itself: models, files, text, proofs, tools, rivals and the Python interface.
+# What is not the method itself: models, files, text, proofs, tools and rivals.
 ASIDE = (
     "models/", "io/", "text/", "certificate/", "tools/", "shortlists/microspec.py",
     "shortlists/dynaspec.py", "__main__.py",

@@ -33,9 +33,10 @@ PAGES = {
 _INDEX = """\
 # Reference
 
-Every public name of `minispec`, from its docstring, in [reading order](../reading-order.md). Shapes
-stand in parentheses: `T` positions, `V` vocabulary, `K` shortlist, `D` hidden size, `B` batch. Ids are
-`int64`. A method without words of its own does what its protocol in [`minispec.types`](story.md) says.
+Every public name of `minispec`, from its docstring, in [reading order](../reading-order.md).
+Shapes stand in parentheses: `T` positions, `V` vocabulary, `K` shortlist, `D` hidden size, `B`
+batch. Ids are `int64`. A method without a docstring does what its protocol in
+[`minispec.types`](story.md) says.
 
 | page | |
 | --- | --- |
@@ -50,7 +51,7 @@ def title(page: str) -> str:
 
 def find_page(module: str) -> str:
     """The page that a module stands on."""
-    if module == "minispec.__main__":
+    if module in ("minispec.__main__", "minispec.tools.extras"):
         return "command-line"
     return next(page for page, (start, _) in PAGES.items() if is_in(module, start))
 

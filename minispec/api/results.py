@@ -10,6 +10,7 @@ from typing import Any
 
 from minispec.errors import ArgumentError
 from minispec.tools.evaluation.measure import Figures
+from minispec.tools.extras import check_extra
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,14 @@ class Comparison:
         raise ArgumentError(f"method {method!r} was not compared: choose from {', '.join(names)}")
 
     def __str__(self) -> str:
-        from minispec.tools.reporting import report
+        from minispec.tools.reporting.table import format_table
 
-        return report.format_table(self.report)
+        return format_table(self.report)
 
     def save(self, folder: str | Path) -> None:
         """Writes ``report.json``, ``report.png`` and ``report.html`` into a folder, created if it
-        is missing. Raises FileError."""
+        is missing. Raises FileError, and ArgumentError without the extra ``report``."""
+        check_extra("report", "matplotlib", "bokeh")
         from minispec.tools.reporting import page, report
 
         report.write(self.report, Path(folder))

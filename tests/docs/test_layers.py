@@ -65,7 +65,7 @@ ROOMS = {
         "fastpath.cuda.verify", "fastpath.cuda.backend", "fastpath.cuda.device_round",
     ],
     "Tools": [
-        "minispec.tools",
+        "minispec.tools", "minispec.tools.extras",
         "minispec.tools.models", "minispec.tools.models.tokenizer_files",
         "minispec.tools.models.gguf_file", "minispec.tools.models.hf_folder",
         "minispec.tools.models.known_models", "minispec.tools.models.pretrained",
@@ -88,7 +88,8 @@ ROOMS = {
         "minispec.tools.evaluation.compare",
         "minispec.tools.reporting", "minispec.tools.reporting.colours",
         "minispec.tools.reporting.generate",
-        "minispec.tools.reporting.report", "minispec.tools.reporting.page",
+        "minispec.tools.reporting.table", "minispec.tools.reporting.report",
+        "minispec.tools.reporting.page",
         "minispec.tools.reporting.explore",
     ],
     "Front door": [

@@ -131,5 +131,5 @@ def test_load_draft_refuses_a_model_with_other_auxiliary_layers(tmp_path: Path) 
     path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
     draft_file.save_draft(path, DRAFT, fingerprint)
     other = toy_transformer(aux_hidden_state_layer_ids=(3,))
-    with pytest.raises(FingerprintError, match="of layers 1, 2, 3, but this model exports 3$"):
+    with pytest.raises(FingerprintError, match=r"of layers 1, 2, 3, but this model exports 3$"):
         draft_file.load_draft(path, other, fingerprint)

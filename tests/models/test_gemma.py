@@ -145,7 +145,10 @@ def test_load_reads_the_settings_of_older_files(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"architectures": ["Gemma2ForCausalLM"]}, ["Gemma2ForCausalLM", "must be Llama or Gemma 3"]),
+        (
+            {"architectures": ["Gemma2ForCausalLM"]},
+            ["Gemma2ForCausalLM", "must be Llama or Gemma 3"],
+        ),
         ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping", "30.0"]),
         ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping"]),
         ({"use_bidirectional_attention": True}, ["use_bidirectional_attention"]),

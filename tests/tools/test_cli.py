@@ -26,11 +26,12 @@ from helpers import tiny_model
 from helpers.tiny_model import Tiny
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
-from minispec.errors import FetchError
+from minispec.errors import ArgumentError, FetchError
 from minispec.io import artifacts, draft_file
 from minispec.io.files import read_json, read_tensors
 from minispec.models import eagle_draft
 from minispec.sampling import Sampling, SeededRandom
+from minispec.tools import extras
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
 from minispec.tools.data.distill import AUX_KEY
@@ -799,6 +800,7 @@ TRAINING = """
 import sys
 from pathlib import Path
 import torch
+from minispec.tools import extras
 from minispec.tools.cli import main
 from minispec.tools.data import distill
 from minispec.tools.models import known_models, pretrained
@@ -845,3 +847,10 @@ def test_train_draft_exits_with_130_on_ctrl_c_while_writing_text(
     assert main.main(["train", "draft", "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr() == ("", "minispec: interrupted\n")
     assert files(tmp_path) == set()
+
+
+def test_compare_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda module: None if module == "bokeh" else module)
+    with pytest.raises(ArgumentError, match=r"bokeh not installed.*minispec-decoding\[report\]"):
+        extras.check_extra("report", "matplotlib", "bokeh")
+    assert main.main(["compare", "--model", "pocket"]) == 2

@@ -34,7 +34,7 @@ from minispec.tools.data.streams import Stream
 from minispec.tools.evaluation import compare, methods
 from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.methods import Method
-from minispec.tools.reporting import report
+from minispec.tools.reporting import report, table
 from minispec.types import BaseShortlist, Context, Round
 
 METHODS = ("autoregressive", "full", "frspec@40", "frspec@0.25", "frspec@0.5:mix")
@@ -195,7 +195,7 @@ def test_compare_refuses_an_unknown_verifier(tiny: Tiny) -> None:
 
 
 def test_report_table_and_files(several: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = report.format_table(several.report).splitlines()
+    lines = table.format_table(several.report).splitlines()
     assert len(lines) == 1 + len(several.report["results"])
     assert lines[0].split()[:3] == ["method", "stream", "gamma"]
     for line, row in zip(lines[1:], several.report["results"], strict=True):
@@ -211,10 +211,10 @@ def test_report_table_and_files(several: Any, capsys: pytest.CaptureFixture[str]
 def test_format_table_shows_violations(several: Any) -> None:
     row = select_rows(several.report)[0]
     counts = {"checked": 9, "identical": 6, "near_ties": 2, "violations": 1}
-    shown = report.format_table(several.report | {"results": [row | {"lossless": counts}]})
+    shown = table.format_table(several.report | {"results": [row | {"lossless": counts}]})
     assert shown.splitlines()[1].endswith("6/9 +2 near ties 1 VIOLATIONS")
     del row["lossless"]
-    assert report.format_table(several.report | {"results": [row]}).splitlines()[1].endswith("-")
+    assert table.format_table(several.report | {"results": [row]}).splitlines()[1].endswith("-")
 
 
 def test_report_write_escapes_dollars_in_names(several: Any, tmp_path: Path) -> None:

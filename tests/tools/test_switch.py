@@ -34,7 +34,7 @@ from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.measure import Figures, measure
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.evaluation.study import Text
-from minispec.tools.reporting import report
+from minispec.tools.reporting import table
 
 SCHEMA = json.loads(resources.files("minispec").joinpath("data/report.schema.json").read_text())
 V = 320
@@ -221,11 +221,11 @@ def test_switch_is_a_separate_stream_outside_of_all(tiny: Tiny) -> None:
         assert row["ratio_to_autoregressive"] and row["ratio_to_frspec"]
         if method == "full":
             assert row["switch_curve"]["regained_after"] == 0
-    lines = report.format_switches(found)
+    lines = table.format_switches(found)
     assert [line.split(",")[0] for line in lines] == ["full", "frspec@80"]
     assert "1.00 [1.00, 1.00] of full's tau in the 32 tokens after 6 switches" in lines[0]
     assert lines[0].endswith("95% reached after 0 tokens")
-    assert report.format_switches({"results": without}) == []
+    assert table.format_switches({"results": without}) == []
     assert [sample["stream"] for sample in found["samples"]] == ["law", "code", "sea"]
 
 

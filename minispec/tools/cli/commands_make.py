@@ -5,6 +5,7 @@ import math
 
 from minispec.errors import ArgumentError, FileError
 from minispec.tools.cli.prepare import check_out, check_writable, load_model
+from minispec.tools.extras import check_extra
 
 
 def rank(options: argparse.Namespace) -> None:
@@ -96,6 +97,7 @@ def train_draft(options: argparse.Namespace) -> None:
 
 def train_pocket(options: argparse.Namespace) -> None:
     """Trains the pocket pair from scratch. Raises ArgumentError, FileError."""
+    check_extra("train", "matplotlib")
     from minispec.api.model import set_threads
     from minispec.tools.training import pocket
 

@@ -17,6 +17,7 @@ from minispec.tools.cli.prepare import (
     parse_integer,
     parse_methods,
 )
+from minispec.tools.extras import check_extra
 
 if TYPE_CHECKING:
     from minispec.api.model import Model
@@ -40,8 +41,9 @@ def compare(options: argparse.Namespace) -> None:
     from minispec.sampling import Sampling
     from minispec.tools.data import streams
     from minispec.tools.models import known_models
-    from minispec.tools.reporting import report
+    from minispec.tools.reporting import table
 
+    check_extra("report", "matplotlib", "bokeh")
     methods = parse_methods(options.methods)
     base = known_models.is_base(options.model)
     settings = build_settings(
@@ -70,8 +72,8 @@ def compare(options: argparse.Namespace) -> None:
         learns=any(method.adapt for method in methods), measure_backends=True,
     )  # fmt: skip
     comparison = run_comparison(model, prompts, replace(settings, threads=_threads()))
-    texts = report.format_samples(comparison.report)
-    switches = "\n".join(report.format_switches(comparison.report))
+    texts = table.format_samples(comparison.report)
+    switches = "\n".join(table.format_switches(comparison.report))
     print("\n\n".join(filter(None, (texts, str(comparison), switches))))
     comparison.save(options.out)
     print(f"wrote report.json, report.png and report.html into {options.out}")

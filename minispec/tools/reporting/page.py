@@ -20,7 +20,7 @@ from bokeh.resources import Resources
 
 from minispec.io.files import write_aside
 from minispec.tools.reporting.colours import PHASE_COLOURS, PHASES
-from minispec.tools.reporting.report import (
+from minispec.tools.reporting.table import (
     format_lossless,
     format_ratio,
     format_switches,

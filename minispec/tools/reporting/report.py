@@ -1,89 +1,14 @@
-"""A comparison's report as a table for the terminal, a picture, and JSON for programs."""
+"""A comparison's report as a picture, and as JSON for programs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from minispec.io.files import write_aside, write_json
 from minispec.tools.reporting.colours import PHASE_COLOURS, PHASES
-
-Row = Mapping[str, Any]
-
-
-def format_table(report: Mapping[str, Any]) -> str:
-    """The report as aligned text, one line for each method and stream."""
-    lines = [["method", "stream", "gamma", "tau", "tokens/s", "vs plain", "vs FR-Spec", "lossless"]]
-    for row in report["results"]:
-        lines.append(
-            [
-                row["method"] + (" (best)" if row["best"] else ""),
-                row["stream"],
-                str(row["gamma"] or "-"),
-                f"{row['tau']:.2f}",
-                f"{row['tokens_per_second']:.1f}",
-                format_ratio(row["ratio_to_autoregressive"]),
-                format_ratio(row["ratio_to_frspec"]),
-                format_lossless(row.get("lossless")),
-            ]
-        )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
-def format_samples(report: Mapping[str, Any]) -> str:
-    """One prompt of each stream with its answers; equal answers are printed once."""
-    parts = []
-    for sample in report["samples"]:
-        methods_by_answer: dict[str, list[str]] = {}
-        for method, answer in sample["answers"].items():
-            methods_by_answer.setdefault(answer, []).append(method)
-        parts.append(f"[{sample['stream']}] {sample['prompt']}")
-        for answer, methods in methods_by_answer.items():
-            parts.append(f"  {', '.join(methods)}:\n{indent(answer, '    ')}")
-    return "\n".join(parts)
-
-
-def format_switches(report: Mapping[str, Any]) -> list[str]:
-    """A line for each method whose tau around the switches of topic can be compared with full's."""
-    lines = []
-    for row in report["results"]:
-        if ratio_windows(row) and not row["best"]:
-            curve = row["switch_curve"]
-            first = next((w["ratio_to_full"] for w in ratio_windows(row) if w["start"] == 0), None)
-            after = curve["regained_after"]
-            reached = "not reached" if after is None else f"reached after {after} tokens"
-            lines.append(
-                f"{row['method']}, gamma {row['gamma']}: {format_ratio(first)} of full's tau in "
-                f"the {curve['window']} tokens after {curve['switches']} switches, 95% {reached}"
-            )
-    return lines
-
-
-def format_lossless(lossless: Mapping[str, int] | None) -> str:
-    """The audit in a few words: outputs identical to plain decoding's, and the exceptions."""
-    if lossless is None:
-        return "-"
-    return (
-        f"{lossless['identical']}/{lossless['checked']}"
-        + (f" +{lossless['near_ties']} near ties" if lossless["near_ties"] else "")
-        + (f" {lossless['violations']} VIOLATIONS" if lossless["violations"] else "")
-    )
-
-
-def format_ratio(ratio: Mapping[str, float] | None) -> str:
-    """A ratio and its 95% interval."""
-    return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "-"
-
-
-def ratio_windows(row: Row) -> list[Mapping[str, Any]]:
-    """The windows around a switch that have a ratio to full."""
-    return [w for w in row.get("switch_curve", {"windows": ()})["windows"] if w["ratio_to_full"]]
+from minispec.tools.reporting.table import Row, ratio_windows
 
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
