@@ -30,11 +30,17 @@ BENCH := $(VENV)/.minispec-bench
 DOCS := $(VENV)/.minispec-docs
 endif
 
+# With a PYTHON of one's own, what a target needs may be missing: say what to install.
+need = @$(PY) -c 'import $(1)' 2>/dev/null || { \
+	echo "make $@: $(PY) has no $(1): install minispec there with its extra [$(2)]" >&2; \
+	exit 2; }
+
 # Runs from this folder, so that it also serves an environment without an installed minispec.
 MINISPEC = $(PY) -m minispec
 
 # MODEL=pocket is here already, and needs no network.
 demo: $(INSTALLED)  ## see MODEL decode plainly, and speculate over all, few and evolving ids
+	$(call need,bokeh,report)
 	$(MINISPEC) fetch $(MODEL)
 	$(MINISPEC) doctor --model $(MODEL) --warm
 	$(MINISPEC) compare --model $(MODEL) --prompts general code law medicine --limit 3 \
@@ -43,14 +49,17 @@ demo: $(INSTALLED)  ## see MODEL decode plainly, and speculate over all, few and
 # Two processes, a file each at a time. Threads that wait for others of their process sleep, since
 # those wait in turn for a processor that the other process has.
 test: $(DEV)  ## run the tests, but for the slow ones
+	$(call need,pytest,dev)
 	OMP_WAIT_POLICY=passive $(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(DEV)  ## run the slow tests
+	$(call need,pytest,dev)
 	@echo '$(PY) -m pytest -m slow'; $(PY) -m pytest -m slow; code=$$?; \
 	if [ $$code -eq 5 ]; then echo "make slow: no test is marked slow, so none was run"; exit 0; fi; \
 	exit $$code
 
 bench: $(BENCH)  ## run the benchmarks
+	$(call need,pytest_benchmark,bench)
 	$(PY) -m pytest benchmarks --benchmark-only
 	$(PY) -m benchmarks plain --backend reference
 	$(PY) -m benchmarks plain --backend cpu
@@ -60,6 +69,7 @@ bench: $(BENCH)  ## run the benchmarks
 
 # Gemma is left out where it has not been fetched: see `minispec fetch --help`.
 measure: $(INSTALLED)  ## measure the figures of README again, into build/measure: half an hour
+	$(call need,bokeh,report)
 	$(MINISPEC) fetch smollm2
 	$(MINISPEC) compare --backend cpu --limit 8 --switch --max-new-tokens 128 --out build/measure/smollm2 \
 		--methods autoregressive,full,frspec@0.25,evospec@1536,evospec@512
@@ -77,9 +87,11 @@ bench-gpu: $(BENCH)  ## run the benchmarks of the CUDA kernels, where there is a
 
 # As JSON into CERTIFICATE, with EXAMPLES drawn for each property.
 exactness: $(DEV)  ## enumerate every branch of every verifier and shortlist, and certify exactness
+	$(call need,hypothesis,dev)
 	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/certificate.py --examples $(EXAMPLES) $(CERTIFICATE)
 
 mutants: $(DEV)  ## change the code in every small way, and see the tests detect it
+	$(call need,hypothesis,dev)
 	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/mutants.py
 
 adaptation: $(BENCH)  ## what a draft that learns while it serves gains, and costs
@@ -92,6 +104,7 @@ draft: $(INSTALLED)  ## train a draft for MODEL (smollm2) on TOKENS tokens, into
 
 # The theme tells of its maker's plans whenever it is loaded: NO_MKDOCS_2_WARNING silences it.
 docs: $(DOCS)  ## build the book into build/book, to be opened without a network
+	$(call need,mkdocs,docs)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "open build/book/index.html"
 
@@ -102,10 +115,12 @@ pocket: $(DEV)  ## train the pocket pair from nothing, into build/pocket
 	$(MINISPEC) train pocket --out build/pocket
 
 notebook: $(DOCS)  ## make a notebook of the walkthrough, in build/
+	$(call need,jupytext,docs)
 	@mkdir -p build
 	$(PY) -m jupytext --from py:percent --to notebook --output build/walkthrough.ipynb docs/walkthrough.py
 
 lint: $(DEV)  ## check style, format and types
+	$(call need,ruff,dev)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy

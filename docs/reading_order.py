@@ -51,6 +51,27 @@ def minutes(path: Path, pace: int = LINES_A_MINUTE) -> int:
     return max(1, round(len(lines) / pace))
 
 
+def list_rooms() -> dict[str, list[Path]]:
+    """The files of each room, in reading order."""
+    return {
+        title: [path_of(name) for name in names if path_of(name).name != "__init__.py"]
+        for title, names in read_rooms().items()
+    }
+
+
+def pace_of(title: str) -> int:
+    """Lines a minute in a room."""
+    return SKIM if title == "Tools" else LINES_A_MINUTE
+
+
+def count_minutes() -> dict[str, int]:
+    """The minutes of each room, in reading order."""
+    return {
+        title: sum(minutes(path, pace_of(title)) for path in paths)
+        for title, paths in list_rooms().items()
+    }
+
+
 def idea(path: Path) -> str:
     """The first sentence of a module's docstring."""
     words = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
@@ -60,18 +81,11 @@ def idea(path: Path) -> str:
 
 def page() -> str:
     """The whole page."""
-    rooms = {
-        title: [path_of(name) for name in names if path_of(name).name != "__init__.py"]
-        for title, names in read_rooms().items()
-    }
-    story = next(iter(rooms.values()))
-    text = _HEADER.format(
-        pace=LINES_A_MINUTE, skim=SKIM, minutes=sum(minutes(path) for path in story)
-    )
-    for title, paths in rooms.items():
-        pace = SKIM if title == "Tools" else LINES_A_MINUTE
-        total = sum(minutes(path, pace) for path in paths)
-        text += f"## {title}\n\n{len(paths)} files, {total} minutes.\n\n"
+    totals = count_minutes()
+    text = _HEADER.format(pace=LINES_A_MINUTE, skim=SKIM, minutes=next(iter(totals.values())))
+    for title, paths in list_rooms().items():
+        pace = pace_of(title)
+        text += f"## {title}\n\n{len(paths)} files, {totals[title]} minutes.\n\n"
         text += "| minutes | file | idea |\n| --- | --- | --- |\n"
         for path in paths:
             name = path.relative_to(ROOT).as_posix()

@@ -10,6 +10,7 @@ import ast
 import io
 import json
 import re
+import runpy
 import sys
 import tokenize
 from pathlib import Path
@@ -70,6 +71,13 @@ def count_method() -> int:
     return sum(count_lines(path.read_text("utf-8")) for path in list_method())
 
 
+def format_order() -> str:
+    """The rooms in reading order, with the minutes of a first reading."""
+    reading_order = runpy.run_path(str(ROOT / "docs" / "reading_order.py"))
+    rooms = reading_order["count_minutes"]().items()
+    return "; ".join(f"{title.lower()} {minutes}" for title, minutes in rooms) + ".\n"
+
+
 def format_ratio(ratio: dict[str, float]) -> str:
     """A ratio with its 95% interval."""
     return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
@@ -103,9 +111,10 @@ def fill_in(text: str, folder: Path) -> str:
         "The method itself, without models, files, text, proofs, tools and rivals, is fewer than "
         f"{-(-count_method() // 100) * 100:,} lines of code.\n"
     )
-    return re.sub(
-        r"(<!-- size -->\n).*?(<!-- end -->)", lambda m: m[1] + size + m[2], text, flags=re.DOTALL
-    )
+    for name, line in {"size": size, "order": format_order()}.items():
+        marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(marks, lambda m: m[1] + line + m[2], text, flags=re.DOTALL)  # noqa: B023
+    return text
 
 
 if __name__ == "__main__":
