@@ -1,4 +1,4 @@
-"""Writes the figures of README.md: its tables, and the size of the method.
+"""Writes the figures of README.md: its tables, its picture, and the size of the method.
 
     python docs/readme_figures.py [FOLDER]
 
@@ -11,7 +11,9 @@ import io
 import json
 import re
 import runpy
+import shutil
 import sys
+import tempfile
 import tokenize
 from pathlib import Path
 
@@ -117,6 +119,19 @@ def fill_in(text: str, folder: Path) -> str:
     return text
 
 
+def draw_picture(folder: Path) -> None:
+    """``docs/report.png``: the first table's methods over all prompts."""
+    from minispec.tools.reporting import report
+
+    name, methods = next(iter(TABLES.items()))
+    shown = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    rows = [r for r in shown["results"] if r["method"] in methods and r["stream"] == "all"]
+    with tempfile.TemporaryDirectory() as made:
+        report.write(shown | {"results": rows}, Path(made))
+        shutil.copyfile(Path(made) / "report.png", ROOT / "docs" / "report.png")
+
+
 if __name__ == "__main__":
     source = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
     README.write_text(fill_in(README.read_text("utf-8"), source), encoding="utf-8")
+    draw_picture(source)
