@@ -50,7 +50,7 @@ ROOMS = {
     ],
     "Text": ["minispec.text", "minispec.text.vocabulary", "minispec.text.tokenizer"],
     "Files": [
-        "minispec.io", "minispec.io.files", "minispec.io.artifacts", "minispec.io.model_state",
+        "minispec.io", "minispec.io.schema", "minispec.io.files", "minispec.io.artifacts", "minispec.io.model_state",
         "minispec.io.draft_file", "minispec.io.index_file", "minispec.io.statistical_state",
         "minispec.io.adapter_file",
     ],

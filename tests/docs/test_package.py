@@ -117,7 +117,7 @@ def test_metadata(installed: Path) -> None:
     requirements = [*map(Requirement, found.requires or ())]
     core = {wants.name for wants in requirements if not wants.marker}
     assert core == {
-        "torch", "numpy", "numba", "safetensors", "gguf", "tiktoken", "sentencepiece",
+        "torch", "numpy", "numba", "msgspec", "safetensors", "gguf", "tiktoken", "sentencepiece",
         "platformdirs", "tqdm",
     }  # fmt: skip
     [torch] = [wants for wants in requirements if wants.name == "torch"]
