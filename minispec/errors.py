@@ -1,7 +1,7 @@
-"""Errors caused by the input, one class for each kind.
+"""Errors and warnings caused by the input, one class for each kind.
 
 Every message is one line: what was wrong, and what would be right. The command line prints it
-and exits with code 2. Knows nothing of the rest of the package.
+and, for an error, exits with code 2. Knows nothing of the rest of the package.
 """
 
 
@@ -36,3 +36,7 @@ class ShortlistError(MinispecError):
 
 class FetchError(MinispecError):
     """A download that did not complete."""
+
+
+class FileWarning(UserWarning):
+    """A file whose parts disagree, or that lacks a fact: it is read, and the message says how."""

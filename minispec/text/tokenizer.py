@@ -10,7 +10,7 @@ a turn.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import sentencepiece
 import tiktoken
 
-from minispec.errors import TextError
+from minispec.errors import ArgumentError, TextError
 from minispec.stream_decoder import StreamDecoder
 from minispec.text.vocabulary import Vocabulary, convert_to_file_error
 from minispec.types import Tokenizer
@@ -79,6 +79,22 @@ class _TableTokenizer:
             data = special[i].encode() if i in special else data
             digest.update(b"%d %d %d:" % (i, i in special, len(data)) + data)
         self.fingerprint = digest.hexdigest()
+
+    def add_eos_ids(self, ids: Iterable[int]) -> None:
+        """Add ids that end an answer by a source outside the tokenizer's own files."""
+        self.eos_ids = tuple(dict.fromkeys([*self.eos_ids, *ids]))
+
+    def drop_ids(self, size: int) -> None:
+        """Drop the ids from ``size`` on: the model has no rows for them. Raises ArgumentError if
+        text becomes one of them."""
+        lost = range(size, self.vocab_size)
+        used = [i for i in lost if self._bytes[i] or i in (self.bos_id, *self._added.values())]
+        if used:
+            raise ArgumentError(f"text becomes id {used[0]}, the model has {size} rows")
+        self.vocab_size -= len(lost)
+        self._bytes = self._bytes[: self.vocab_size]
+        self.special_tokens = {n: i for n, i in self.special_tokens.items() if i not in lost}
+        self.eos_ids = tuple(i for i in self.eos_ids if i not in lost)
 
     def _encode_text(self, text: str, start: int) -> list[int]:
         """Encode a text without token names, from character ``start`` of the input on."""

@@ -10,10 +10,12 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from minispec.errors import ArgumentError, MinispecError
+from minispec.errors import ArgumentError, FileWarning, MinispecError
 from minispec.tools.cli import arguments as command_line
 from minispec.tools.cli import commands_generate, commands_make, commands_run
 
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a question mark is better than no answer
+    warnings.formatwarning = _format_warning
     try:
         options = command_line.parse(arguments)
         options.started = started
@@ -76,6 +79,18 @@ def _discard_stdout() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_format_other_warning = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **line: Any
+) -> str:
+    """A warning about the input is one line without the place in the source that gave it."""
+    if issubclass(category, FileWarning):
+        return f"minispec: warning: {' '.join(str(message).split())}\n"
+    return _format_other_warning(message, category, *place, **line)
 
 
 def _refuse(message: str) -> int:
