@@ -31,7 +31,7 @@ from minispec.types import (
     Target,
     Tokenizer,
 )
-from minispec.verify import Verdict, Verifier, verify
+from minispec.verify import Verdict, Verifier, check_verdict, verify
 
 MAX_GAMMA = 16
 _PREFILL_CHUNK = 512  # positions per pass: the attention mask of a whole prompt would be large
@@ -161,7 +161,9 @@ def _decode(
         watch.lap("target")
 
         # 3) Verify: accept a prefix; the next token comes from a residual or from the last p.
-        verdict = verifier(proposal, distributions, rng)
+        verdict = check_verdict(
+            verifier(proposal, distributions, rng), proposal, target.head.vocab_size
+        )
         watch.lap("verify")
 
         # 4) Commit: emit the accepted tokens and the next one, up to a stop.

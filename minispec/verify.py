@@ -43,6 +43,8 @@ class Verdict:
     target's distribution after the last accepted token (the *bonus token*). ``acceptance``: for
     each examined token, in the proposal's order, its acceptance probability: by ``verify`` given
     that all earlier ones were accepted, by ``verify_block`` given only which tokens they are.
+    Tokens and indices are Python ints: anything else, a tensor or a numpy integer too, raises
+    ArgumentError on construction.
     """
 
     path: tuple[int, ...]
@@ -50,8 +52,32 @@ class Verdict:
     next_distribution: Distribution
     acceptance: tuple[Any, ...]
 
+    def __post_init__(self) -> None:
+        for name, number in (("next_token", self.next_token), *(("path", i) for i in self.path)):
+            if type(number) is not int:
+                raise ArgumentError(
+                    f"a Verdict has a {type(number).__name__} in {name}, expected an int: "
+                    "convert it with int(...)"
+                )
+
 
 Verifier = Callable[[Proposal, Sequence[Distribution], RandomSource], Verdict]
+
+
+def check_verdict(verdict: Any, proposal: Proposal, vocab_size: int) -> Verdict:
+    """The result of a verifier of a chain. Raises ArgumentError if it is not a Verdict, if its
+    path is not a beginning of the chain, or if its token is outside the vocabulary."""
+    if not isinstance(verdict, Verdict):
+        raise ArgumentError(f"a verifier returned a {type(verdict).__name__}, expected a Verdict")
+    path, token = tuple(verdict.path), verdict.next_token
+    if path != tuple(range(len(path))) or len(path) > len(proposal):
+        raise ArgumentError(
+            f"a verifier accepted the indices {list(path)}, expected 0, 1, ... without a gap, "
+            f"below {len(proposal)}"
+        )
+    if not 0 <= token < vocab_size:
+        raise ArgumentError(f"a verifier emitted token {token}, outside 0..{vocab_size - 1}")
+    return verdict
 
 
 def verify(

@@ -6,6 +6,7 @@ leaf, replaying the decisions that lead to it, and yields each result with its p
 sum is the exact distribution of the output, free of sampling error. Knows nothing of models.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from fractions import Fraction
@@ -16,43 +17,68 @@ import numpy as np
 from minispec.errors import ArgumentError
 from minispec.types import Distribution
 
+_ROUNDING = 1e-4  # of probabilities that are floats; a softmax in float32 is 1e-6 off at most
+
 
 class BranchingSource:
     """A random source that follows a script of decisions, then takes the first possible branch.
 
     ``probability``: the product of the probabilities of all decisions made. ``alternatives``: the
-    branches that were possible at each decision, from which the next script is built. Raises
-    ArgumentError if a scripted branch has probability 0: the program then differs from the run
-    that the script was recorded on.
+    branches that were possible at each decision, from which the next script is built, and
+    ``probabilities`` of all branches there. Raises ArgumentError for probabilities that are
+    negative or do not sum to one, and if a decision of the script differs from ``recorded``, its
+    probabilities in the run that the script comes from.
     """
 
-    def __init__(self, script: Sequence[int]) -> None:
-        self._script = list(script)
+    def __init__(self, script: Sequence[int], recorded: Sequence[Sequence[Any]] = ()) -> None:
+        self._script, self._recorded = list(script), recorded
         self.decisions: list[int] = []
         self.alternatives: list[list[int]] = []
+        self.probabilities: list[list[Any]] = []
         self.probability: Any = 1
 
     def bernoulli(self, probability: Any) -> bool:
+        if not 0 <= probability <= 1:
+            raise ArgumentError(
+                f"rng.bernoulli was given probability {probability}: it must lie in [0, 1]"
+            )
+        if not isinstance(probability, Fraction | int):
+            probability = float(probability)
         return bool(self._decide([1 - probability, probability]))
 
     def choose(self, probs: Any) -> int:
-        return self._decide(probs.tolist() if hasattr(probs, "tolist") else list(probs))
+        numbers = probs.tolist() if hasattr(probs, "tolist") else list(probs)
+        exact = [p if isinstance(p, Fraction | int) else float(p) for p in numbers]
+        floats = [float(p) for p in exact]  # sums of fractions are slow
+        if not abs(sum(floats) - 1) < _ROUNDING or min(floats) < 0:
+            raise ArgumentError(
+                f"rng.choose was given probabilities that sum to {sum(exact)}, the smallest of "
+                f"them {min(exact)}: clip them at 0 and normalise them"
+            )
+        return self._decide(exact)
 
     def _decide(self, probs: list[Any]) -> int:
         """The branch (index into ``probs``) that the script names, else the first possible."""
-        exact = [p if isinstance(p, Fraction | int) else float(p) for p in probs]
-        possible = [branch for branch, p in enumerate(exact) if p > 0]
+        possible = [branch for branch, p in enumerate(probs) if p > 0]
         depth = len(self.decisions)
         branch = self._script[depth] if depth < len(self._script) else possible[0]
-        if branch not in possible:
+        if branch not in possible or not self._matches_recorded(depth, probs):
             raise ArgumentError(
-                "a replayed decision has become impossible: the program keeps state between runs; "
-                "start every run from the same state"
+                "a replayed decision has changed: the program keeps state between runs, or uses "
+                "random numbers of its own; start every run from the same state, and draw from rng"
             )
         self.decisions.append(branch)
         self.alternatives.append(possible)
-        self.probability = self.probability * exact[branch]
+        self.probabilities.append(probs)
+        self.probability = self.probability * probs[branch]
         return branch
+
+    def _matches_recorded(self, depth: int, probs: list[Any]) -> bool:
+        """Whether a decision has the probabilities of the run that the script comes from."""
+        if depth >= len(self._recorded) or probs == self._recorded[depth]:
+            return True
+        recorded = self._recorded[depth]
+        return len(probs) == len(recorded) and all(map(math.isclose, probs, recorded))
 
 
 def enumerate_branches(program: Callable[[BranchingSource], Any]) -> Iterator[tuple[Any, Any]]:
@@ -61,10 +87,17 @@ def enumerate_branches(program: Callable[[BranchingSource], Any]) -> Iterator[tu
     The program must not keep state between runs; ArgumentError is raised where that shows.
     """
     script: list[int] | None = []
+    recorded: list[list[Any]] = []
     while script is not None:
-        source = BranchingSource(script)
+        source = BranchingSource(script, recorded)
         yield program(source), source.probability
+        if len(source.decisions) < len(script):
+            raise ArgumentError(
+                "a replayed run made fewer decisions: the program keeps state between runs; "
+                "start every run from the same state"
+            )
         script = _next_script(source)
+        recorded = source.probabilities[: len(script or ())]
 
 
 def _next_script(source: BranchingSource) -> list[int] | None:
