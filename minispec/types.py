@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -78,12 +79,20 @@ class Evidence:
     ``target_distributions[i]``: p at the position of the round's ``tokens[i]``. ``acceptance``: as
     in ``verify.Verdict``. ``next_distribution``: the one that the round's last token was drawn
     from, None if the output stopped at an accepted token. Nothing after a stop is included.
+
+    ``top_ids[i]`` (k,): the target's k likeliest ids before sampling, the best first, at the
+    position of ``tokens[i]``; k is the shortlist's ``top_ids_wanted``. ``draft_hidden[i]`` (D,):
+    the hidden state that the draft had there: the one it drafted with, or at the token after a
+    wholly accepted path the one computed from the target's hidden states; fewer rows than tokens
+    where there is none.
     """
 
     proposal: Proposal
     target_distributions: tuple[Distribution, ...]
     acceptance: tuple[Any, ...]
     next_distribution: Distribution | None
+    top_ids: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    draft_hidden: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +234,7 @@ class BaseShortlist:
     per_round: bool = False
     rows_probed: int = 0  # rows of D numbers that one ``select`` reads beside the K head rows
     part_names: tuple[str, ...] = ()  # the keys of ``explain``, () for ids of a single origin
+    top_ids_wanted: int = 0  # the target's likeliest ids that ``on_prefill`` and ``observe`` need
 
     def select(self, context: Context) -> Tensor:
         """ids (K,), as ``Shortlist.select``."""
@@ -233,6 +243,10 @@ class BaseShortlist:
     def explain(self, context: Context) -> Mapping[str, Tensor]:
         """The ids of ``select``, by the part that chose them: disjoint sorted tensors (n,)."""
         return {}
+
+    def on_prefill(self, top_ids: Tensor) -> None:
+        """Take the target's likeliest ids (T, k) after each of T positions of the prompt, chunk by
+        chunk; called only if ``top_ids_wanted`` is above 0. Nothing to learn."""
 
     def observe(self, finished: Round) -> None:
         """Nothing to learn."""

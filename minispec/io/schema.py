@@ -34,12 +34,9 @@ LARGEST_JSON = 2**28  # bytes: the largest published tokenizer.json has 35 MB
 T = TypeVar("T")
 
 
-def read_bytes(path: Path, largest: int = LARGEST_JSON) -> bytes:
-    """Read a whole file of at most ``largest`` bytes.
-
-    Raises FileError if it is missing, larger, or not a regular file: a pipe or a device could be
-    read forever.
-    """
+def check_file(path: Path, largest: int | None = None) -> None:
+    """Raises FileError for a path that is missing or not a regular file (a pipe or a device could
+    be read forever), and for a file of more than ``largest`` bytes."""
     try:
         found = path.stat()
     except OSError as error:
@@ -49,10 +46,15 @@ def read_bytes(path: Path, largest: int = LARGEST_JSON) -> bytes:
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
         raise FileError(f"{path} is {kind}, expected a file")
-    if found.st_size > largest:
+    if largest is not None and found.st_size > largest:
         raise FileError(
             f"{path} has {found.st_size:,} bytes, expected at most {largest:,} for such a file"
         )
+
+
+def read_bytes(path: Path, largest: int = LARGEST_JSON) -> bytes:
+    """Read a whole file of at most ``largest`` bytes. Raises FileError, as ``check_file``."""
+    check_file(path, largest)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -115,6 +117,7 @@ def _explain(error: msgspec.ValidationError, origin: str, value: Any) -> FileErr
     text = text[:1].lower() + text[1:]
     if isinstance(value, str | int | float) and "lacks" not in text:
         shown = "a huge number" if isinstance(value, int) and abs(value) >= 2**64 else f"{value!a}"
-        text += f"{',' if 'got' in text else ', got'} {shown[:57] + '...' if len(shown) > 60 else shown}"
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        text += f", {shown}" if "got" in text else f", got {shown}"
     field = path.removeprefix(".")
     return FileError(f"{origin}: {field + ': ' if field else ''}{text}")

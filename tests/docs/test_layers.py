@@ -30,8 +30,10 @@ ROOMS = {
     "Shortlists": [
         "minispec.shortlists", "minispec.shortlists.full", "minispec.shortlists.frspec",
         "minispec.shortlists.statistical", "minispec.shortlists.kmeans",
-        "minispec.shortlists.semantic", "minispec.shortlists.evospec",
-        "minispec.shortlists.microspec", "minispec.shortlists.dynaspec",
+        "minispec.shortlists.semantic", "minispec.shortlists.evospec", "minispec.shortlists.arc",
+        "minispec.shortlists.bigrams", "minispec.shortlists.hnsw",
+        "minispec.shortlists.evospec_paper", "minispec.shortlists.microspec",
+        "minispec.shortlists.dynaspec",
     ],
     "Learning": [
         "minispec.learning", "minispec.learning.losses", "minispec.learning.curriculum",
