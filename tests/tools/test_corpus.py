@@ -1,5 +1,6 @@
 """The corpus: its documents, its errors, and that evaluation prompts stay out of training data."""
 
+import configparser
 import functools
 import importlib.util
 import itertools
@@ -146,7 +147,9 @@ def test_distributions_leaves_out_this_package(monkeypatch: pytest.MonkeyPatch) 
     def make_distribution(name: str) -> types.SimpleNamespace:
         return types.SimpleNamespace(metadata={"Name": name})
 
-    both = [make_distribution("minispec"), make_distribution("other")]
+    settings = configparser.ConfigParser()
+    settings.read(Path(__file__).parents[2] / "setup.cfg")
+    both = [make_distribution(settings["metadata"]["name"]), make_distribution("other")]
     monkeypatch.setattr(metadata, "distributions", lambda: iter(both))
     assert [found.metadata["Name"] for found in corpus._distributions()] == ["other"]
 

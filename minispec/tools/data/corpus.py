@@ -193,7 +193,7 @@ _SOURCES = {"general": _general, "code": _code, "law": _licences, "medicine": _m
 
 def _distributions() -> Iterator[metadata.Distribution]:
     # This package is left out: its data holds the evaluation prompts.
-    return (d for d in metadata.distributions() if d.metadata["Name"] != "minispec")
+    return (d for d in metadata.distributions() if d.metadata["Name"] != "minispec-decoding")
 
 
 def _package_files() -> Iterator[tuple[str, Path]]:
