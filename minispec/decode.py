@@ -15,6 +15,7 @@ import torch
 
 from minispec.commit import Committed, Output, StopRule
 from minispec.errors import ArgumentError, ContextError
+from minispec.logits_processor import History
 from minispec.propose import Drafter
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
@@ -94,7 +95,7 @@ def speculative(
         shortlist.reset()
     if learner:
         learner.start(continued)
-    drafter = Drafter(draft, shortlist, len(prompt) + output.remaining, learner)
+    drafter = Drafter(draft, shortlist, len(prompt) + output.remaining, learner, len(prompt))
     return _decode(target, drafter, gamma, list(prompt), sampling, rng, output, trace, verifier)
 
 
@@ -142,8 +143,8 @@ def _decode(
     """All rounds of one prompt; ``tokens`` is the prompt at first, and grows."""
     if output.remaining == 0:
         return
-    watch = Stopwatch()
-    cache = target.new_cache(len(tokens) + output.remaining)
+    watch, prompt_length = Stopwatch(), len(tokens)
+    cache = target.new_cache(prompt_length + output.remaining)
     _prefill_prompt(target, drafter, tokens, cache)
     watch.lap("prefill")
 
@@ -156,8 +157,10 @@ def _decode(
             proposal = drafter.propose(tokens, length, sampling, rng, watch)
 
         # 2) Score: one target pass over the last token and the n drafted ones gives n + 1 p's.
+        # Penalties at each position count the tokens drafted before it.
         features = target.step(torch.tensor([tokens[-1], *proposal.tokens]), cache)
-        distributions = sampling.target_distributions(target.head, features.hidden)
+        history = History((*tokens, *proposal.tokens), prompt_length)
+        distributions = sampling.target_distributions(target.head, features.hidden, history)
         watch.lap("target")
 
         # 3) Verify: accept a prefix; the next token comes from a residual or from the last p.

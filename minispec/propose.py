@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from minispec.errors import ShortlistError
+from minispec.logits_processor import History
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
 from minispec.types import (
@@ -33,12 +34,20 @@ from minispec.types import (
 
 
 class Drafter:
-    """A draft with its cache, a shortlist and optionally a learner, for one sequence."""
+    """A draft with its cache, a shortlist and optionally a learner, for one sequence, whose first
+    ``prompt_length`` tokens are the prompt."""
 
     def __init__(
-        self, draft: Draft, shortlist: Shortlist, capacity: int, learner: Learner | None = None
+        self,
+        draft: Draft,
+        shortlist: Shortlist,
+        capacity: int,
+        learner: Learner | None = None,
+        prompt_length: int = 0,
     ) -> None:
         self.draft, self.shortlist, self.learner = draft, shortlist, learner
+        self._prompt_length = prompt_length
+        self._selections = CheckedSelections(shortlist, draft.head.vocab_size)
         self._capacity = capacity
         self._cache: Any = draft.new_cache(capacity)
         self._inputs: list[tuple[Tensor, Tensor]] = []  # of all resyncs, to rebuild the cache
@@ -84,7 +93,8 @@ class Drafter:
         rng: RandomSource,
         watch: Stopwatch,
     ) -> Proposal:
-        """Draft at most ``gamma`` tokens after ``tokens``; none before the first resync.
+        """Draft at most ``gamma`` tokens after ``tokens``; none before the first resync, and none
+        where bad words exclude the whole shortlist.
 
         Spends one choice for each token. Raises ShortlistError if the shortlist breaks its
         contract.
@@ -99,14 +109,17 @@ class Drafter:
             watch.lap("draft")
             context = Context((*tokens, *drafted), hidden.cpu(), depth)
             if ids is None or not self.shortlist.per_round:
-                ids = self._check_ids(self.shortlist.select(context))  # (K,)
+                ids = self._selections.select(context)  # (K,)
                 watch.lap("shortlist")
-            logits = self.draft.head.logits_of(hidden, ids)  # (K,)
+            history = History(context.tokens, self._prompt_length)
+            if sampling.excludes_all(ids, history):
+                break
+            logits = sampling.process(self.draft.head.logits_of(hidden, ids), ids, history)  # (K,)
             if self.learner:
                 watch.lap("draft_head")
                 logits = self.learner.adjust_logits(logits, ids, context, sampling)
                 watch.lap("learn")
-            distribution = sampling.distribution(logits, ids)
+            distribution = sampling.shape(logits, ids)
             drafted.append(int(distribution.ids[rng.choose(distribution.probs)]))
             distributions.append(distribution)
             watch.lap("draft_head")
@@ -123,10 +136,36 @@ class Drafter:
         selections = min(steps, 1) if self.shortlist.per_round else steps
         return selections * self.shortlist.rows_probed
 
-    def _check_ids(self, ids: Tensor) -> Tensor:
+
+class CheckedSelections:
+    """What a shortlist selects, checked and as copies.
+
+    Distributions record the copy, and heads recognise it by its identity: a shortlist cannot
+    edit it. One that edits the tensor it returned last is refused by name.
+    """
+
+    def __init__(self, shortlist: Shortlist, vocab_size: int) -> None:
+        self._shortlist, self._vocab_size = shortlist, vocab_size
+        # The last tensor that ``select`` returned, and the copy of it.
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def select(self, context: Context) -> Tensor:
+        """ids (K,) int64; the same tensor as before if the shortlist returned the same. Raises
+        ShortlistError if the shortlist breaks its contract."""
+        ids = self._shortlist.select(context)
+        if self._last and not torch.equal(*self._last):
+            raise ShortlistError(
+                f"{self._shortlist.name}: ids were edited in place after they were selected: "
+                "return other ids as a new tensor"
+            )
+        if self._last is None or ids is not self._last[0]:
+            self._check_ids(ids)
+            self._last = ids, ids.clone()
+        return self._last[1]
+
+    def _check_ids(self, ids: Tensor) -> None:
         """Check a selection before its head rows are read. Raises ShortlistError."""
-        name, budget = self.shortlist.name, self.shortlist.budget
-        size = self.draft.head.vocab_size
+        name, budget = self._shortlist.name, self._shortlist.budget
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
             tensor = isinstance(ids, Tensor)
             kind = f"{ids.dtype} {tuple(ids.shape)}" if tensor else f"a {type(ids).__name__}"
@@ -134,13 +173,12 @@ class Drafter:
         if not 1 <= len(ids) <= budget:
             raise ShortlistError(f"{name}: {len(ids)} ids, expected 1 to {budget}")
         values = ids.cpu().numpy()  # reading one element of a tensor is slow
-        if values[0] < 0 or values[-1] >= size:
+        if values[0] < 0 or values[-1] >= self._vocab_size:
             raise ShortlistError(
-                f"{name}: ids {values[0]}..{values[-1]} are not within 0..{size - 1}"
+                f"{name}: ids {values[0]}..{values[-1]} are not within 0..{self._vocab_size - 1}"
             )
         if not (values[1:] > values[:-1]).all():
             raise ShortlistError(f"{name}: ids are not sorted or not unique")
-        return ids
 
 
 def top_k_candidates(distribution: Distribution, count: int) -> Proposal:

@@ -1,55 +1,94 @@
 """From logits to distributions, and from distributions to tokens.
 
-``Sampling`` turns logits into the distribution that decoding follows (temperature, top-k,
-top-p). Greedy decoding is the distribution at temperature 0: one-hot on the argmax, ties to the
-lowest id, so that one verifier serves every temperature. ``SeededRandom`` makes the random
-decisions with one float64 uniform each, in a fixed order: one seed fixes a run.
+``Sampling`` turns logits into the distribution that decoding follows (biases, penalties and bad
+words; then temperature, min-p, top-k, top-p). Greedy decoding is the distribution at temperature 0:
+one-hot on the argmax, ties to the lowest id, so that one verifier serves every temperature.
+``SeededRandom`` makes the random decisions with one float64 uniform each, in a fixed order: one
+seed fixes a run.
 
 Knows nothing of models, shortlists or speculation.
 """
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minispec.errors import ArgumentError
+from minispec.logits_processor import History, LogitsProcessor
 from minispec.types import Distribution, Head
 
 _FIRST_SORTED = 1024  # ids sorted at first: a top-p of 0.95 takes a few hundred at most
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How logits become a distribution.
+@dataclass(frozen=True, repr=False)
+class Sampling(LogitsProcessor):
+    """How logits become a distribution, at every position alike.
 
-    ``temperature`` 0 is greedy. ``top_k`` keeps the k most likely ids, 0 keeps all. ``top_p``
-    keeps the smallest set of most likely ids whose mass reaches it, after top-k. Ties go to the
-    lower ids everywhere. Raises ArgumentError on construction.
+    After the changes of a ``LogitsProcessor`` they are divided by ``temperature``; 0 is greedy.
+    ``min_p`` keeps the ids at least that times as likely as the likeliest, 0 keeps all; ``top_k``
+    keeps the k most likely ids of these, 0 keeps all; ``top_p`` keeps the smallest set of most
+    likely ids whose mass reaches it, after both. This is vLLM's order; transformers applies min-p
+    last. Ties go to the lower ids everywhere. Raises ArgumentError on construction.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ArgumentError(f"temperature {self.temperature} must be 0 (greedy) or above")
         if self.top_k < 0:
             raise ArgumentError(f"top-k {self.top_k} must be 0 (all ids) or above")
         if not 0 < self.top_p <= 1:
             raise ArgumentError(f"top-p {self.top_p} must lie in (0, 1]; 1 keeps all ids")
+        if not 0 <= self.min_p <= 1:
+            raise ArgumentError(f"min-p {self.min_p} must lie in [0, 1]; 0 keeps all ids")
 
-    def distribution(self, logits: Tensor, ids: Tensor) -> Distribution:
-        """logits (K,), ids (K,) sorted -> the distribution over exactly these ids.
+    def __repr__(self) -> str:
+        """The settings that differ from their defaults."""
+        changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"Sampling({', '.join(f'{f.name}={getattr(self, f.name)}' for f in changed)})"
 
-        Ids excluded by top-k or top-p have probability exactly 0. Computed in float32, or in
-        float64 for float64 logits, whatever dtype the model ran in. Raises ArgumentError if the
-        largest logit is not finite.
+    def __str__(self) -> str:
+        """For reports: "temperature 0.8, top-k 40"."""
+        parts = [f"temperature {self.temperature:g}"]
+        for name in ("top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty",
+                     "presence_penalty"):  # fmt: skip
+            if (value := getattr(self, name)) != getattr(Sampling, name):
+                parts.append(f"{name.replace('_', '-')} {value:g}")
+        parts += [f"logit-bias of {len(self.logit_bias)} ids"] if self.logit_bias else []
+        parts += [f"{len(self.bad_words)} bad words"] if self.bad_words else []
+        return ", ".join(parts)
+
+    def distribution(
+        self, logits: Tensor, ids: Tensor, history: History | None = None
+    ) -> Distribution:
+        """logits (K,), ids (K,) sorted -> the distribution over exactly these ids at the position
+        after ``history``, which penalties and bad words need.
+
+        Excluded ids have probability exactly 0. Computed in float32, or in float64 for float64
+        logits, whatever dtype the model ran in. Raises ArgumentError if the largest logit is not
+        finite, as ``LogitsProcessor.process``.
         """
+        return self.shape(self.process(logits, ids, history), ids)
+
+    def process(self, logits: Tensor, ids: Tensor, history: History | None) -> Tensor:
+        """The logits (K,) changed as ``LogitsProcessor`` does, in float32 or better; the same
+        tensor if nothing is to be changed."""
+        if not self.changes_logits:
+            return logits
+        return super().process(_upcast(logits), ids, history)
+
+    def shape(self, logits: Tensor, ids: Tensor) -> Distribution:
+        """Processed logits (K,), ids (K,) sorted -> their distribution, by temperature, min-p,
+        top-k and top-p. Otherwise as ``distribution``."""
         logits = _upcast(logits)
         # The first of equal maxima is the lowest id; numpy's argmax is six times faster here.
         best = int(logits.numpy().argmax())
@@ -62,6 +101,8 @@ class Sampling:
         # would round the temperature to 0, tiny takes over: the maximum stays 0, the rest vanish.
         tiny = torch.finfo(logits.dtype).tiny
         logits = (logits - logits[best]) / max(self.temperature, tiny)  # (K,)
+        if self.min_p:
+            logits = torch.where(logits >= math.log(self.min_p), logits, -math.inf)
         if 0 < self.top_k < len(ids):
             logits = torch.where(_mask_top_k(logits, self.top_k), logits, -math.inf)
         probs = torch.softmax(logits, dim=-1)  # (K,)
@@ -70,12 +111,17 @@ class Sampling:
             probs = probs / probs.sum()
         return Distribution(ids, probs)
 
-    def target_distribution(self, logits: Tensor) -> Distribution:
-        """logits (V,) of all ids -> the distribution over the ids of probability above 0."""
+    def target_distribution(self, logits: Tensor, history: History | None = None) -> Distribution:
+        """logits (V,) of all ids -> the distribution over the ids of probability above 0. Raises
+        as ``distribution``, and ArgumentError for a bias or a bad word outside the vocabulary."""
+        vocabulary = torch.arange(len(logits))
+        if self.changes_logits:
+            self.check_vocabulary(len(logits))
+            logits = self.process(logits, vocabulary, history)
         if self.temperature == 0:
             best = logits.argmax()[None]  # (1,)
             return _one_hot(best, logits[best])
-        distribution = self.distribution(logits, torch.arange(len(logits)))
+        distribution = self.shape(logits, vocabulary)
         support = np.flatnonzero(distribution.probs.numpy() != 0)
         return (
             Distribution(distribution.ids[support], distribution.probs[support])
@@ -83,13 +129,20 @@ class Sampling:
             else distribution
         )
 
-    def target_distributions(self, head: Head, hidden: Tensor) -> list[Distribution]:
-        """The ``target_distribution`` of each of T hidden states (T, D). Greedy decoding needs
-        the largest logits only. Raises as ``distribution``."""
-        if self.temperature == 0:
+    def target_distributions(
+        self, head: Head, hidden: Tensor, history: History | None = None
+    ) -> list[Distribution]:
+        """The ``target_distribution`` of each of T hidden states (T, D), of successive positions;
+        ``history`` is that of the last. Greedy decoding without changes of logits needs the
+        largest logits only. Raises as ``target_distribution``."""
+        if self.temperature == 0 and not self.changes_logits:
             ids, logits = head.argmax(hidden)  # (T,), (T,)
             return [_one_hot(ids[t : t + 1], logits[t : t + 1]) for t in range(len(ids))]
-        return [self.target_distribution(row) for row in head.logits(hidden)]  # of (T, V)
+        histories = [history] * len(hidden)
+        if history and self.needs_history:
+            histories = [history.without_last(n) for n in reversed(range(len(hidden)))]
+        rows = head.logits(hidden)  # (T, V)
+        return [self.target_distribution(*row) for row in zip(rows, histories, strict=True)]
 
 
 def _one_hot(token: Tensor, logit: Tensor) -> Distribution:

@@ -20,7 +20,8 @@ from fastpath.cuda.device import to_device, to_host
 from fastpath.cuda.verify import Outcome, choose, compute_distributions, verify
 from minispec.commit import Output, StopRule
 from minispec.decode import check_gamma, open_output, prefill
-from minispec.errors import ArgumentError, ShortlistError
+from minispec.errors import ArgumentError
+from minispec.propose import CheckedSelections
 from minispec.sampling import Sampling, SeededRandom
 from minispec.stopwatch import Stopwatch
 from minispec.types import Context, Distribution, Evidence, Proposal, Round, Shortlist, Tokenizer
@@ -76,17 +77,14 @@ def _rounds(
     watch.lap("prefill")
     uniforms: list[float] = []
     vocabulary = torch.arange(queue.target.head.vocab_size)
+    selections = CheckedSelections(shortlist, len(vocabulary))
     stopped = False
     while not stopped:
         # 1) Send the shortlist and all uniforms that the round may spend.
         length = 0 if hidden is None else min(gamma, output.remaining - 1)
         ids = vocabulary[:1]
         if hidden is not None and length:
-            ids = shortlist.select(Context(tuple(tokens), hidden, 0))
-            if len(ids) > shortlist.budget:
-                raise ShortlistError(
-                    f"{shortlist.name}: {len(ids)} ids, {shortlist.budget} allowed"
-                )
+            ids = selections.select(Context(tuple(tokens), hidden, 0))
         watch.lap("shortlist")
         uniforms += [rng.uniform() for _ in range(2 * length + 1 - len(uniforms))]
         pending = queue.enqueue_round(

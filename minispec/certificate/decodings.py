@@ -16,6 +16,7 @@ from minispec.certificate.cases import Case
 from minispec.certificate.exact_sampling import ExactSampling
 from minispec.certificate.toys import Table, ToyDraft, ToyTarget
 from minispec.decode import autoregressive, speculative
+from minispec.logits_processor import History
 from minispec.models.lm_head import LinearHead
 from minispec.sampling import Sampling
 from minispec.types import Distribution, Head, Learner, RandomSource, Round, Shortlist
@@ -40,6 +41,10 @@ class _CachedSampling:
     comes to the same state in many branches."""
 
     def __init__(self, sampling: Any) -> None:
+        self.process = sampling.process
+        if sampling.changes_logits:
+            self.process = _cache_by_value(sampling.process)
+        self.shape = _cache_by_value(sampling.shape)
         self.distribution = _cache_by_value(sampling.distribution)
         self._target_distributions = _cache_by_value(sampling.target_distributions)
         self._sampling = sampling
@@ -47,21 +52,32 @@ class _CachedSampling:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sampling, name)
 
-    def target_distributions(self, head: Head, hidden: Tensor) -> list[Distribution]:
-        return list(self._target_distributions(head, hidden))
+    def target_distributions(
+        self, head: Head, hidden: Tensor, history: History | None = None
+    ) -> list[Distribution]:
+        return list(self._target_distributions(head, hidden, history))
 
 
 def _cache_by_value(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Cache a function by the values of its tensors and the identity of its other arguments."""
+    """Cache a function by the values of its tensors, weights and histories, and the identity of
+    its other arguments."""
     results: dict[Hashable, Any] = {}
 
     def call(*arguments: Any) -> Any:
-        key = tuple(a.numpy().tobytes() if isinstance(a, Tensor) else id(a) for a in arguments)
+        key = tuple(map(_key, arguments))
         if key not in results:
             results[key] = function(*arguments)
         return results[key]
 
     return call
+
+
+def _key(argument: Any) -> Hashable:
+    if isinstance(argument, Tensor):
+        return argument.numpy().tobytes()
+    if isinstance(argument, History):
+        return tuple(argument.tokens), argument.prompt_length
+    return tuple(argument) if isinstance(argument, list) else id(argument)
 
 
 @dataclass(frozen=True)

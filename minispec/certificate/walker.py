@@ -38,12 +38,14 @@ class BranchingSource:
         self.probability: Any = 1
 
     def bernoulli(self, probability: Any) -> bool:
-        if not 0 <= probability <= 1:
+        exact = isinstance(probability, Fraction | int)
+        rounding = 0 if exact else _ROUNDING
+        if not -rounding <= probability <= 1 + rounding:
             raise ArgumentError(
                 f"rng.bernoulli was given probability {probability}: it must lie in [0, 1]"
             )
-        if not isinstance(probability, Fraction | int):
-            probability = float(probability)
+        if not exact:
+            probability = min(1.0, max(0.0, float(probability)))
         return bool(self._decide([1 - probability, probability]))
 
     def choose(self, probs: Any) -> int:

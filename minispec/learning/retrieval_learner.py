@@ -58,7 +58,7 @@ class RetrievalLearner:
         )
         if first_step and self._config.guard:
             self._compared = (
-                sampling.distribution(logits, ids), sampling.distribution(adjusted, ids)
+                sampling.shape(logits, ids), sampling.shape(adjusted, ids)
             )  # fmt: skip
         return logits if self._guard.active else adjusted
 

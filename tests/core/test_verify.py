@@ -20,6 +20,7 @@ from minispec.certificate.walker import (
 )
 from minispec.errors import ArgumentError
 from minispec.propose import Drafter, top_k_candidates
+from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
 from minispec.types import Context, Distribution, Proposal
 from minispec.verify import (
@@ -37,11 +38,11 @@ Verifier = Callable[[Proposal, Sequence[Distribution], BranchingSource], Verdict
 Table = Callable[[tuple[int, ...]], Distribution]  # the distribution after each prefix
 
 
-class WeightSampling:
-    """A stand-in for ``Sampling`` whose logits are whole weights, so that the distributions that
-    ``Drafter`` draws from are exact fractions."""
+class WeightSampling(Sampling):
+    """A ``Sampling`` whose logits are whole weights, so that the distributions that ``Drafter``
+    draws from are exact fractions."""
 
-    def distribution(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
+    def shape(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
         return fraction_distribution([int(weight) for weight in logits], ids.tolist())
 
 

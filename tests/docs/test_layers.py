@@ -18,9 +18,9 @@ PACKAGES = ("minispec", "fastpath")
 # modules that stand before it. README and docs/reading-order.md print it.
 ROOMS = {
     "The story": [
-        "minispec.errors", "minispec.types", "minispec.verify", "minispec.sampling",
-        "minispec.stopwatch", "minispec.propose", "minispec.stream_decoder", "minispec.commit",
-        "minispec.decode",
+        "minispec.errors", "minispec.types", "minispec.verify", "minispec.logits_processor",
+        "minispec.sampling", "minispec.stopwatch", "minispec.propose", "minispec.stream_decoder",
+        "minispec.commit", "minispec.decode",
     ],
     "Models": [
         "minispec.models", "minispec.models.kv_cache", "minispec.models.rope",

@@ -11,6 +11,7 @@ import torch
 from helpers.exactness.shortlists import ShortlistFactory
 from minispec.certificate.decodings import Decoding, ToyModels
 from minispec.commit import Output
+from minispec.logits_processor import History
 from minispec.propose import top_k_candidates
 from minispec.types import Context, Distribution, Evidence, Proposal, RandomSource, Round
 from minispec.verify import verify_siblings
@@ -29,7 +30,8 @@ def decode_candidates(shortlist: ShortlistFactory) -> Decoding:
 
         def target_distribution(*following: int) -> Distribution:
             hidden = models.target.logits_after((*tokens, *following))  # (V,)
-            result: Distribution = sampling.distribution(head.logits(hidden), vocabulary)
+            history = History((*tokens, *following), len(case.prompt))
+            result: Distribution = sampling.distribution(head.logits(hidden), vocabulary, history)
             return result
 
         while stop is None:
@@ -38,9 +40,11 @@ def decode_candidates(shortlist: ShortlistFactory) -> Decoding:
             if output.remaining > 1:
                 hidden = models.draft.logits_after(tuple(tokens))
                 ids = candidates.select(Context(tuple(tokens), hidden, 0))  # (K,)
-                q = sampling.distribution(head.logits_of(hidden, ids), ids)
-                proposal = top_k_candidates(q, 2)
-                target_distributions += [target_distribution(token) for token in proposal.tokens]
+                history = History(tokens, len(case.prompt))
+                if not sampling.excludes_all(ids, history):
+                    q = sampling.distribution(head.logits_of(hidden, ids), ids, history)
+                    proposal = top_k_candidates(q, 2)
+                    target_distributions += map(target_distribution, proposal.tokens)
 
             # 2) Verify and commit.
             verdict = verify_siblings(proposal, target_distributions, source)

@@ -3,7 +3,7 @@ stop strings, limits) and 12 (every position is shaped alike). See ``round_check
 """
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,14 @@ import torch
 from helpers.exactness.shortlists import build_frspec
 from helpers.exactness.strategies import output_distance
 from minispec.certificate.decodings import Backend, ToyModels, decode_plain, decode_with
-from minispec.certificate.exact_sampling import ExactSampling
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.certificate.walker import distribution_of, total_variation
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.errors import ShortlistError
+from minispec.logits_processor import History
 from minispec.sampling import Sampling, SeededRandom
-from minispec.types import BaseShortlist, Context, Distribution, RandomSource, Round
+from minispec.types import BaseShortlist, Context, Distribution, Head, RandomSource, Round
 from minispec.verify import Verifier
 
 # --- 8 and 9: the shortlist contract --------------------------------------------------------
@@ -171,20 +171,26 @@ def processor_distance(case: Any, verifier: Verifier, emitted_only: bool) -> Any
     return output_distance(decode, case, reference=reference)
 
 
-class UnshapedBonus:
-    """A sampling that shapes every distribution except that of the bonus token."""
+class PartlyShaped:
+    """A sampling whose target distributions are ``other``'s in some rows of a pass: those for
+    which ``affects``, a function of the row and the number of rows, is true."""
 
-    def __init__(self, models: ToyModels) -> None:
-        self._models, self._drafted, self._scored = models, 0, 0
+    def __init__(self, sampling: Any, other: Any, affects: Callable[[int, int], bool]) -> None:
+        self._sampling, self._other, self._affects = sampling, other, affects
 
-    target_distributions = ExactSampling.target_distributions
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampling, name)
 
-    def distribution(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
-        if len(ids) < self._models.case.vocab_size:  # a draft distribution
-            self._drafted, self._scored = self._drafted + 1, 0
-            return self._models.sampling.distribution(logits, ids)
-        self._scored += 1
-        if self._scored <= self._drafted or not self._drafted:
-            return self._models.sampling.distribution(logits, ids)
-        self._drafted = 0
-        return ExactSampling(Sampling(1.0)).distribution(logits, ids)
+    def target_distributions(
+        self, head: Head, hidden: torch.Tensor, history: History | None = None
+    ) -> list[Distribution]:
+        ours = self._sampling.target_distributions(head, hidden, history)
+        others = self._other.target_distributions(head, hidden, history)
+        return [
+            others[row] if self._affects(row, len(ours)) else ours[row] for row in range(len(ours))
+        ]
+
+
+def is_bonus(row: int, rows: int) -> bool:
+    """Whether a row of a pass is that after the last drafted token."""
+    return row == rows - 1 > 0

@@ -17,6 +17,7 @@ from helpers.exactness.planting import (
 from helpers.exactness.shortlists import build_frspec
 from minispec import sampling as sampling_module
 from minispec.certificate.decodings import ToyModels, decode_with
+from minispec.certificate.exact_sampling import ExactSampling
 from minispec.commit import Committed, Output
 from minispec.sampling import Sampling
 from minispec.types import Distribution, RandomSource, Round
@@ -62,8 +63,10 @@ def _() -> Any:
 @plant(12, "the bonus token ignores temperature and top-k", "Spec-Bench's copies of EAGLE")
 def _() -> Any:
     def decode(models: ToyModels, source: RandomSource) -> Iterable[Round]:
-        unshaped = replace(models, sampling=output_checks.UnshapedBonus(models))
-        return decode_with(build_frspec)(unshaped, source)
+        sampling = output_checks.PartlyShaped(
+            models.sampling, ExactSampling(Sampling(1.0)), output_checks.is_bonus
+        )
+        return decode_with(build_frspec)(replace(models, sampling=sampling), source)
 
     return worst_tv(decode, Sampling(0.5, top_k=2))
 

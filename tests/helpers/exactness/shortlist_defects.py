@@ -19,7 +19,7 @@ from helpers.exactness.shortlists import build_frspec
 from minispec import verify as verification
 from minispec.certificate.decodings import decode_with
 from minispec.certificate.toys import ChangingShortlist
-from minispec.propose import Drafter
+from minispec.propose import CheckedSelections, Drafter
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.types import Distribution, RandomSource
@@ -28,7 +28,7 @@ from minispec.verify import verify
 
 def skip_contract_check() -> Any:
     """Drafting without the check that refuses illegal shortlists."""
-    return patch_attribute(Drafter, "_check_ids", lambda self, ids: ids)
+    return patch_attribute(CheckedSelections, "_check_ids", lambda self, ids: None)
 
 
 # --- 7: only the past -----------------------------------------------------------------------
@@ -107,8 +107,11 @@ def _() -> Any:
         def __init__(self, sampling: Any) -> None:
             self._sampling = sampling
 
-        def distribution(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
-            distribution = self._sampling.distribution(logits, ids)
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sampling, name)
+
+        def shape(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
+            distribution = self._sampling.shape(logits, ids)
             share = Fraction(1, 10)
             return Distribution(
                 distribution.ids, distribution.probs * (1 - share) + share / len(distribution.ids)

@@ -13,7 +13,6 @@ from helpers.exactness.shortlists import build_frspec
 from minispec import propose
 from minispec import verify as verification
 from minispec.certificate.decodings import ToyModels, decode_with
-from minispec.certificate.exact_sampling import ExactSampling
 from minispec.certificate.toys import ChangingShortlist
 from minispec.propose import Drafter
 from minispec.sampling import SeededRandom
@@ -89,14 +88,13 @@ def _() -> Any:
 def _() -> Any:
     class OneBuffer:
         def __init__(self, models: ToyModels) -> None:
-            self._models, self._recorded = models, list[Distribution]()
+            self._sampling, self._recorded = models.sampling, list[Distribution]()
 
-        target_distributions = ExactSampling.target_distributions
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sampling, name)
 
-        def distribution(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
-            distribution = self._models.sampling.distribution(logits, ids)
-            if len(ids) == self._models.case.vocab_size:  # a target distribution
-                return distribution
+        def shape(self, logits: torch.Tensor, ids: torch.Tensor) -> Distribution:
+            distribution: Distribution = self._sampling.shape(logits, ids)
             for recorded in self._recorded:
                 recorded.probs[: len(ids)] = distribution.probs[: len(recorded.probs)]
             self._recorded.append(distribution)
