@@ -33,7 +33,7 @@ ROOMS = {
         "minispec.shortlists.semantic", "minispec.shortlists.evospec", "minispec.shortlists.arc",
         "minispec.shortlists.bigrams", "minispec.shortlists.hnsw",
         "minispec.shortlists.evospec_paper", "minispec.shortlists.microspec",
-        "minispec.shortlists.dynaspec",
+        "minispec.shortlists.dynaspec", "minispec.shortlists.lowrank",
     ],
     "Learning": [
         "minispec.learning", "minispec.learning.losses", "minispec.learning.curriculum",
