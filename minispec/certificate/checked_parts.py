@@ -62,17 +62,18 @@ class CheckedShortlist:
         return getattr(self._shortlist, name)
 
     def select(self, context: Context) -> Tensor:
-        ids = self._shortlist.select(context)
-        if not isinstance(ids, Tensor):
-            return ids  # refused when it is drafted from
-        first = ids.tolist()
-        if self._shortlist.select(context).tolist() != first:
+        first = self._shortlist.select(context)
+        if not isinstance(first, Tensor):
+            return first  # refused when it is drafted from
+        values = first.tolist()
+        ids = self._shortlist.select(context)  # the last one, which the shortlist may keep
+        if ids.tolist() != values:
             raise ShortlistError(
                 f"{self.name}: select gave other ids when it was called again with the same "
                 "context: it must change no state and draw no random numbers"
             )
         question = context.tokens, context.depth, context.hidden.numpy().tobytes()
-        if not self._history.matches(question, first):
+        if not self._history.matches(question, values):
             raise ShortlistError(
                 f"{self.name}: select gave other ids in another run with the same history: reset "
                 "must restore the state after construction"
