@@ -147,11 +147,22 @@ def write_tokenizer(folder: Path, special: tuple[str, ...] = SPECIAL) -> int:
                 if token[: end + 1] not in tokens:
                     tokens.append(token[: end + 1])
                     merges.append(f"{token[:end]} {token[end]}")
-    plain = {"lstrip": False, "rstrip": False, "single_word": False, "special": True}
+    plain = {
+        "lstrip": False,
+        "rstrip": False,
+        "single_word": False,
+        "normalized": False,
+        "special": True,
+    }
     extra = [{"id": len(tokens) + i, "content": s, **plain} for i, s in enumerate(special)]
     tokenizer = {
         "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "use_regex": True,
+            "trim_offsets": True,
+        },
         "added_tokens": extra,
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -161,11 +172,11 @@ def write_tokenizer(folder: Path, special: tuple[str, ...] = SPECIAL) -> int:
 
 
 def gguf_writer(
-    path: Path, architecture: str, config: ModelConfig, **fields: Any
+    path: Path, architecture: str, config: ModelConfig, tensors_in_a_part: int = 0, **fields: Any
 ) -> gguf.GGUFWriter:
     """A writer of a GGUF file with a model's settings under llama.cpp's names. ``fields`` adds
     settings or replaces them; None removes one."""
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_in_a_part)
     for name, value in {
         "block_count": config.num_hidden_layers,
         "context_length": config.context_limit,
@@ -174,12 +185,17 @@ def gguf_writer(
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.freq_base": float(config.rope_theta),
         **fields,
     }.items():
-        if isinstance(value, str):
-            writer.add_string(f"{architecture}.{name}", value)
-        elif value is not None:
-            writer.add_uint32(f"{architecture}.{name}", value)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
+        if value is not None:
+            add[type(value)](f"{architecture}.{name}", value)
     return writer
