@@ -27,7 +27,8 @@ from helpers.conformity import (
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.sampling import Sampling, SeededRandom
-from minispec.text.tokenizer import SentencePieceTokenizer, TiktokenTokenizer
+from minispec.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from minispec.text.tiktoken_tokenizer import TiktokenTokenizer
 from minispec.tools.data import corpus
 from minispec.tools.models import hf_folder, known_models, pretrained
 

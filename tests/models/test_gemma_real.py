@@ -14,7 +14,8 @@ from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.errors import TextError
 from minispec.sampling import Sampling, SeededRandom
-from minispec.text.tokenizer import SentencePieceTokenizer, encode_prompt
+from minispec.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from minispec.text.tokenizer import encode_prompt
 from minispec.tools.data import corpus
 from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained

@@ -9,8 +9,11 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 from helpers.small_tokenizers import LOSSLESS, to_gguf_fields, train_byte_level, train_sentencepiece
 from minispec.errors import FetchError
-from minispec.text.tokenizer import SentencePieceTokenizer, TiktokenTokenizer
-from minispec.tools.models import known_models, tokenizer_files
+from minispec.text.hugging_face_tokenizer import HuggingFaceTokenizer
+from minispec.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from minispec.tools.models import known_models
+from minispec.tools.models.gguf_tokenizer import from_gguf_fields
+from minispec.tools.models.tokenizer_files import from_sentencepiece
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +35,8 @@ def metadata(gguf_path):
 
 
 @pytest.fixture(scope="session")
-def smollm2(metadata) -> TiktokenTokenizer:
-    return tokenizer_files.from_gguf_fields(metadata)
+def smollm2(metadata) -> HuggingFaceTokenizer:
+    return from_gguf_fields(metadata)
 
 
 @pytest.fixture(scope="session")
@@ -59,13 +62,13 @@ def small_gguf(small) -> dict:
 
 
 @pytest.fixture(scope="session")
-def small_tokenizer(small_gguf) -> TiktokenTokenizer:
-    return tokenizer_files.from_gguf_fields(small_gguf)
+def small_tokenizer(small_gguf) -> HuggingFaceTokenizer:
+    return from_gguf_fields(small_gguf)
 
 
 @pytest.fixture(scope="session")
 def pieces(tmp_path_factory) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(train_sentencepiece(tmp_path_factory.mktemp("sp"), **LOSSLESS))
+    return from_sentencepiece(train_sentencepiece(tmp_path_factory.mktemp("sp"), **LOSSLESS))
 
 
 @pytest.fixture(params=["small_tokenizer", "pieces", "smollm2"])

@@ -11,7 +11,7 @@ from helpers.small_tokenizers import (
 )
 from helpers.texts import varied_texts
 from minispec.errors import TextError
-from minispec.text.tokenizer import SentencePieceTokenizer
+from minispec.tools.models.tokenizer_files import from_sentencepiece
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from minispec.text.tokenizer import SentencePieceTokenizer
 )
 def test_sentencepiece_encodes_as_the_library(tmp_path, options):
     path = train_sentencepiece(tmp_path, **options)
-    ours = SentencePieceTokenizer(path)
+    ours = from_sentencepiece(path)
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     for text in [*varied_texts(300), "", " ", "  ", " a", "a ", "<s>a</s>", "<code>\n<code>"]:
         ids = ours.encode(text)
@@ -48,7 +48,7 @@ def test_sentencepiece_encodes_as_the_library(tmp_path, options):
 def test_sentencepiece_encodes_with_published_models(name):
     common = pytest.importorskip("mistral_common")
     path = Path(common.__file__).parent / "data" / name
-    ours = SentencePieceTokenizer(path)
+    ours = from_sentencepiece(path)
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     for text in varied_texts(1000):
         ids = ours.encode(text)
@@ -63,7 +63,7 @@ def test_sentencepiece_refuses_a_character_without_a_piece_with_its_position(
 ):
     options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     path = train_sentencepiece(tmp_path, vocab_size=300, **options)
-    tokenizer = SentencePieceTokenizer(path)
+    tokenizer = from_sentencepiece(path)
     with pytest.raises(TextError, match=f"at character {position} has no piece") as error:
         tokenizer.encode(text)
     assert str(error.value).isascii() and "\n" not in str(error.value)

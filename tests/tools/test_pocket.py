@@ -13,18 +13,20 @@ import torch.nn.functional as F
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError
 from minispec.io import draft_file, index_file
-from minispec.io.files import read_json, read_tensors
+from minispec.io.files import read_tensors
 from minispec.models import eagle_draft
 from minispec.models.transformer import default_aux_layer_ids
 from minispec.sampling import Sampling, SeededRandom
-from minispec.text.tokenizer import SentencePieceTokenizer, encode_prompt
+from minispec.text.tokenizer import encode_prompt
 from minispec.tools.cli import main
 from minispec.tools.data import corpus, distill, ranking
 from minispec.tools.evaluation.measure import Figures, measure
 from minispec.tools.evaluation.methods import Method, build_decoder
 from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained
+from minispec.tools.models.tokenizer_files import from_sentencepiece
 from minispec.tools.training import pocket
+from minispec.tools.training.resumable import read_log
 
 SMALL = replace(
     pocket.SHAPE, vocab_size=700, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
@@ -77,7 +79,7 @@ def test_prepare_text_round_trips_and_drops_evaluation_prompts(
     )
     text = pocket._prepare_text(tmp_path / "text.safetensors", tmp_path / "tokenizer.model")
     assert text.keys() == {"train", "held_out"}
-    tokenizer = SentencePieceTokenizer(tmp_path / "tokenizer.model")
+    tokenizer = from_sentencepiece(tmp_path / "tokenizer.model")
     found = "".join(tokenizer.decode(ids.tolist()) for ids in text.values())
     for domain in corpus.DOMAINS:
         assert all(document in found for document in inner(domain, 1))
@@ -114,7 +116,7 @@ def test_target_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert resumed.seen == whole.seen
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
-    assert len(read_json(tmp_path / "cut" / "training.json")["log"]) == len(lines)
+    assert len(read_log(tmp_path / "cut" / "training.json")) == len(lines)
     with pytest.raises(ArgumentError, match="another training run"):
         next(run().train(tmp_path / "cut", {"shape": (1, 3)}, lambda seen: None))
 
@@ -185,8 +187,8 @@ def test_pocket_artifacts_belong_together(pair: tuple[Pretrained, eagle_draft.Ea
         assert path is not None
         assert len(ranking.read_ranking(path, model.tokenizer.fingerprint, size)) == size
     card = (folder.parent / "README.md").read_text(encoding="utf-8")
-    last = read_json(folder / "training.json")["log"][-1]
-    draft = read_json(folder.parent / "draft.json")["log"][-1]
+    last = read_log(folder / "training.json")[-1]
+    draft = read_log(folder.parent / "draft.json")[-1]
     assert f"{last['held_out']:.2f}" in card and f"{draft['tau']:.2f}" in card
     for heading in ("Data", "Training", "Figures", "Limits"):
         assert f"## {heading}" in card
