@@ -51,11 +51,13 @@ def autoregressive(
 ) -> Iterator[Round]:
     """Plain decoding: one token per round, drawn from the target's distribution.
 
-    Spends one choice for each token. Raises ArgumentError for an empty prompt and ContextError
-    for one that fills the context, both before any model runs. If the context is full before
+    Spends one choice for each token. Raises ArgumentError for an empty prompt and for a bias or bad
+    word outside the vocabulary, and ContextError for a prompt that fills the context, all before
+    any model runs. If the context is full before
     ``stop.max_new_tokens``, the last round's ``stop`` is "context".
     """
     output = open_output(target, prompt, stop, tokenizer)
+    sampling.check_vocabulary(target.head.vocab_size)
     return _decode(target, None, 0, list(prompt), sampling, rng, output, trace)
 
 
@@ -91,6 +93,7 @@ def speculative(
     """
     check_gamma(gamma)
     output = open_output(target, prompt, stop, tokenizer)
+    sampling.check_vocabulary(target.head.vocab_size)
     if not continued:
         shortlist.reset()
     if learner:

@@ -12,6 +12,7 @@ Knows nothing of models, shortlists or speculation.
 import math
 import random
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,19 +54,29 @@ class Sampling(LogitsProcessor):
 
     def __repr__(self) -> str:
         """The settings that differ from their defaults."""
-        changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
-        return f"Sampling({', '.join(f'{f.name}={getattr(self, f.name)}' for f in changed)})"
+        return f"Sampling({', '.join(f'{k}={v}' for k, v in self._list_changed().items())})"
 
     def __str__(self) -> str:
-        """For reports: "temperature 0.8, top-k 40"."""
+        """For people: "temperature 0.8, top-k 40"."""
         parts = [f"temperature {self.temperature:g}"]
-        for name in ("top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty",
-                     "presence_penalty"):  # fmt: skip
-            if (value := getattr(self, name)) != getattr(Sampling, name):
+        for name, value in self._list_changed().items():
+            if name == "logit_bias":
+                parts.append(f"logit-bias of {len(value)} ids")
+            elif name == "bad_words":
+                parts.append(f"{len(value)} bad words")
+            elif name != "temperature":
                 parts.append(f"{name.replace('_', '-')} {value:g}")
-        parts += [f"logit-bias of {len(self.logit_bias)} ids"] if self.logit_bias else []
-        parts += [f"{len(self.bad_words)} bad words"] if self.bad_words else []
         return ", ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Temperature, top-k and top-p, and what else differs from its default:
+        ``Sampling(**sampling.to_json())`` is equal to ``sampling``."""
+        shown = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return shown | self._list_changed()
+
+    def _list_changed(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {f.name: values[f.name] for f in fields(self) if values[f.name] != f.default}
 
     def distribution(
         self, logits: Tensor, ids: Tensor, history: History | None = None

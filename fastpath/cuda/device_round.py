@@ -46,15 +46,19 @@ def speculative(
     The distributions that ``observe`` receives are on the device. The random source is read ahead,
     by at most the 2 * gamma + 1 uniforms of a round.
 
-    Raises as the reference, and ArgumentError for a shortlist per step, and for top-k or top-p.
+    Raises as the reference, and ArgumentError for a shortlist per step, and for a sampling that has
+    more than a temperature.
     """
     check_gamma(gamma)
     if not shortlist.per_round:
         raise ArgumentError(
             f"{shortlist.name} selects at every step: this loop needs a per-round shortlist"
         )
-    if sampling.top_k or sampling.top_p < 1:
-        raise ArgumentError("top-k and top-p have no kernels: this loop supports temperature only")
+    if sampling != Sampling(sampling.temperature):
+        raise ArgumentError(
+            f"{sampling}: this loop has kernels for the temperature alone; decode on the device "
+            "with minispec.decode.speculative"
+        )
     output = open_output(target, prompt, stop, tokenizer)
     shortlist.reset()
     queue = _RoundQueue(target, draft, sampling.temperature, len(prompt) + output.remaining)

@@ -6,7 +6,7 @@ Knows nothing of how figures are measured; that is ``minispec.tools.evaluation``
 from collections.abc import Mapping, Sequence
 
 from minispec.api.model import Model
-from minispec.api.request import ShortlistLike, check_seed
+from minispec.api.request import BadWords, ShortlistLike, build_sampling, check_seed
 from minispec.api.results import Comparison
 from minispec.errors import ArgumentError
 from minispec.sampling import Sampling
@@ -31,6 +31,12 @@ def compare(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    bad_words: BadWords = (),
     seed: int = 0,
     ignore_eos: bool = False,
     verifier: str | Verifier = "token",
@@ -47,10 +53,15 @@ def compare(
     Raises ArgumentError, TextError, ContextError, FileError and FingerprintError, all before
     anything is decoded.
     """
+    sampling = build_sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, logit_bias=logit_bias, bad_words=bad_words,
+    )  # fmt: skip
     settings = build_settings(
         [Method.of(method) for method in methods],
         gammas=(gamma,) if isinstance(gamma, int) else tuple(gamma),
-        sampling=Sampling(temperature, top_k, top_p),
+        sampling=sampling.resolve(model.tokenizer),
         max_new_tokens=max_new_tokens,
         seed=seed,
         ignore_eos=ignore_eos,

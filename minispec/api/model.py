@@ -4,7 +4,7 @@ Everything that ``minispec generate`` can do is done through ``Model``.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 
 from minispec.api.chat import Chat, time_first
-from minispec.api.request import Request, ShortlistLike, build_request
+from minispec.api.request import BadWords, Request, ShortlistLike, build_request
 from minispec.api.results import Output
 from minispec.errors import ArgumentError, FileError
 from minispec.io import draft_file
-from minispec.sampling import SeededRandom
+from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
 from minispec.tools.evaluation import plugins
 from minispec.tools.evaluation.measure import measure
@@ -156,19 +156,14 @@ class Model:
         self,
         prompt: str | Sequence[int],
         *,
-        shortlist: ShortlistLike | None = None,
-        gamma: int = 4,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        verifier: str | Verifier = "token",
-        adapt: bool = False,
-        raw: bool | None = None,
-    ) -> Output:
+        shortlist: ShortlistLike | None = None, gamma: int = 4, max_new_tokens: int = 256,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+        repetition_penalty: float = 1.0, presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0, logit_bias: Mapping[int, float] | None = None,
+        bad_words: BadWords = (), seed: int = 0, stop: str | Sequence[str] = (),
+        ignore_eos: bool = False, verifier: str | Verifier = "token", adapt: bool = False,
+        raw: bool | None = None, parse_special: bool = False,
+    ) -> Output:  # fmt: skip
         """Generates the answer to a prompt: text, or token ids, which are used as they are.
 
         ``shortlist``: the method, spelled ``NAME[@BUDGET][:RANKING][+adapt]`` ("evospec@1536",
@@ -179,12 +174,17 @@ class Model:
         keep it, and a single one of another name gets the vocabulary size. None: the best that the
         model has all parts of, evospec first.
         ``gamma``: drafted tokens per round, vLLM's ``num_speculative_tokens``, 1 to 16.
-        ``temperature``: 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep all ids.
+        ``temperature``: 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep all ids.
+        ``repetition_penalty`` (1: none) counts prompt and output, ``presence_penalty`` and
+        ``frequency_penalty`` (0: none) the output alone. ``logit_bias``: what is added to the
+        logits of some ids. ``bad_words``: texts, or sequences of ids, that are never generated.
+        All as in vLLM, but at every position of a speculative round too.
         ``seed``: fixes all draws. ``stop``: text, or several, that ends the answer.
         ``ignore_eos``: continue past the end of the answer. ``verifier``: "token", "block", a
         function like ``minispec.verify.verify``, or "MODULE:FUNCTION". ``adapt``: let the draft
         learn while it decodes. ``raw``: continue the prompt's text, without a chat template; None
-        does so for base models only.
+        does so for base models only. ``parse_special``: names of special tokens in raw text become
+        these tokens, so that turns can be written out.
 
         The output's distribution is the target's, whatever the shortlist, draft and verifier
         (speculative sampling, arXiv 2211.17192). Raises ArgumentError, TextError, ContextError,
@@ -192,8 +192,11 @@ class Model:
         """
         request = build_request(
             shortlist=shortlist, gamma=gamma, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop,
-            ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias, bad_words=bad_words,
+            seed=seed, stop=stop, ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
+            parse_special=parse_special,
         )  # fmt: skip
         started, delays = time.perf_counter(), list[float]()
         ids = self.encode_prompt(prompt, request)
@@ -205,52 +208,48 @@ class Model:
         self,
         prompt: str | Sequence[int],
         *,
-        shortlist: ShortlistLike | None = None,
-        gamma: int = 4,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        verifier: str | Verifier = "token",
-        adapt: bool = False,
-        raw: bool | None = None,
-    ) -> Iterator[Round]:
+        shortlist: ShortlistLike | None = None, gamma: int = 4, max_new_tokens: int = 256,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+        repetition_penalty: float = 1.0, presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0, logit_bias: Mapping[int, float] | None = None,
+        bad_words: BadWords = (), seed: int = 0, stop: str | Sequence[str] = (),
+        ignore_eos: bool = False, verifier: str | Verifier = "token", adapt: bool = False,
+        raw: bool | None = None, parse_special: bool = False,
+    ) -> Iterator[Round]:  # fmt: skip
         """The same as ``generate``, round by round as they are decoded: ``round.text`` is the text
         that became certain. The iteration can be abandoned at any round. Options and errors as
         ``generate``; all errors of the options come before the first round."""
         request = build_request(
             shortlist=shortlist, gamma=gamma, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop,
-            ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias, bad_words=bad_words,
+            seed=seed, stop=stop, ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
+            parse_special=parse_special,
         )  # fmt: skip
         return self.run(self.encode_prompt(prompt, request), request)
 
     def chat(
         self,
         *,
-        shortlist: ShortlistLike | None = None,
-        gamma: int = 4,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        verifier: str | Verifier = "token",
-        adapt: bool = False,
-        raw: bool | None = None,
-    ) -> Chat:
+        shortlist: ShortlistLike | None = None, gamma: int = 4, max_new_tokens: int = 256,
+        temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+        repetition_penalty: float = 1.0, presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0, logit_bias: Mapping[int, float] | None = None,
+        bad_words: BadWords = (), seed: int = 0, stop: str | Sequence[str] = (),
+        ignore_eos: bool = False, verifier: str | Verifier = "token", adapt: bool = False,
+        raw: bool | None = None, parse_special: bool = False,
+    ) -> Chat:  # fmt: skip
         """A conversation: ``chat.send(text)`` and ``chat.stream(text)`` answer one message each,
         and shortlist and learner keep their state from turn to turn. ``max_new_tokens`` is per
         answer. A base model continues its text. Options and errors as ``generate``."""
         request = build_request(
             shortlist=shortlist, gamma=gamma, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop,
-            ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias, bad_words=bad_words,
+            seed=seed, stop=stop, ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
+            parse_special=parse_special,
         )  # fmt: skip
         return self.start_chat(request)
 
@@ -258,22 +257,33 @@ class Model:
         """A conversation with checked options. Raises as ``generate``."""
         return Chat(
             self._build_decoder(request), self.tokenizer, SeededRandom(request.seed),
-            str(self.method_of(request)), self.is_raw(request),
+            str(self.method_of(request)), self.is_raw(request), request.parse_special,
         )  # fmt: skip
 
     def run(self, ids: Sequence[int], request: Request) -> Iterator[Round]:
         """The rounds of a request for a prompt of ids. Raises as ``generate``."""
         return self._build_decoder(request)(ids, SeededRandom(request.seed))
 
+    def sampling_of(self, request: Request) -> Sampling:
+        """The way of sampling of a request, its bad words in this model's ids. Raises
+        ArgumentError."""
+        return request.sampling.resolve(self.tokenizer)
+
     def encode_prompt(self, prompt: str | Sequence[int], request: Request) -> list[int]:
         """The ids of a prompt as a request asks for it. Raises TextError."""
         if isinstance(prompt, str):
-            return encode_prompt(self.tokenizer, prompt, self.is_raw(request))
+            return encode_prompt(
+                self.tokenizer, prompt, self.is_raw(request), request.parse_special
+            )
         return [int(token) for token in prompt]
 
     def is_raw(self, request: Request) -> bool:
-        """Whether a request continues the prompt's text, without a chat template."""
-        return self.is_base if request.raw is None else request.raw
+        """Whether a request continues the prompt's text, without a chat template. Raises
+        ArgumentError for names of special tokens to be read in a chat."""
+        raw = self.is_base if request.raw is None else request.raw
+        if request.parse_special and not raw:
+            raise ArgumentError("parse_special needs raw text, without a chat template: add raw (--raw)")
+        return raw
 
     def method_of(self, request: Request) -> Method:
         """The method of a request: the one it names, or the best that the model has. Raises
@@ -284,6 +294,6 @@ class Model:
     def _build_decoder(self, request: Request) -> Decoder:
         return build_decoder(
             self.method_of(request), self.pretrained, self.draft, None, gamma=request.gamma,
-            sampling=request.sampling, stop=request.stop_rule(self.tokenizer.eos_ids),
+            sampling=self.sampling_of(request), stop=request.stop_rule(self.tokenizer.eos_ids),
             verifier=request.verifier,
         )  # fmt: skip

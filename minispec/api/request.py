@@ -4,7 +4,7 @@ The options have the names that vLLM and transformers give them. All of them are
 before any model is loaded. Knows nothing of models.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minispec.commit import StopRule
@@ -13,29 +13,83 @@ from minispec.errors import ArgumentError
 from minispec.sampling import Sampling
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.evaluation.plugins import find_verifier
-from minispec.types import Shortlist
+from minispec.types import Shortlist, Tokenizer
 from minispec.verify import Verifier
 
 # A method by its spelling, or a shortlist of one's own: an instance, a class or a factory.
 ShortlistLike = str | Method | Shortlist | Callable[..., Shortlist]
+BadWords = str | Sequence[str | Sequence[int]]  # texts, or sequences of token ids
 _LARGEST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """A way of sampling, checked, whose bad words may still be ``texts`` that no tokenizer has
+    read."""
+
+    sampling: Sampling
+    texts: tuple[str, ...] = ()
+
+    def resolve(self, tokenizer: Tokenizer) -> Sampling:
+        """The sampling with all bad words as ids. As in vLLM, a text is read without and with a
+        space before it; the second counts if it has another first id and as many ids. Raises
+        ArgumentError for a text without tokens."""
+        words = list(self.sampling.bad_words)
+        for text in self.texts:
+            bare, spaced = (tuple(tokenizer.encode(space + text.lstrip())) for space in ("", " "))
+            if not bare:
+                raise ArgumentError(f"bad word {text!r} has no tokens: give one with letters")
+            words.append(bare)
+            if spaced[0] != bare[0] and len(spaced) == len(bare):
+                words.append(spaced)
+        return replace(self.sampling, bad_words=tuple(words))
+
+
+def build_sampling(
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    bad_words: BadWords = (),
+) -> SamplingRequest:
+    """Checks the options of ``Model.generate`` that shape distributions. Raises ArgumentError."""
+    words = (bad_words,) if isinstance(bad_words, str) else tuple(bad_words)
+    for word in words:
+        if not isinstance(word, Sequence):
+            raise ArgumentError(f"bad word {word!r} is neither a text nor a list of token ids")
+    if logit_bias is not None and not isinstance(logit_bias, Mapping):
+        raise ArgumentError(f"logit-bias {logit_bias!r} is not a mapping from token ids to numbers")
+    sampling = Sampling(
+        temperature, top_k, top_p, min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, logit_bias=tuple((logit_bias or {}).items()),
+        bad_words=tuple(tuple(word) for word in words if not isinstance(word, str)),
+    )  # fmt: skip
+    return SamplingRequest(sampling, tuple(word for word in words if isinstance(word, str)))
 
 
 @dataclass(frozen=True)
 class Request:
     """Checked options of a request. ``method``: None for the best that the model has. ``stop``
     lacks the model's end ids, which are added unless ``ignore_eos``. ``raw``: continue the prompt's
-    text without a chat template; None for what suits the model."""
+    text without a chat template; None for what suits the model. ``parse_special``: read names of
+    special tokens in raw text."""
 
     method: Method | None
     gamma: int
-    sampling: Sampling
+    sampling: SamplingRequest
     stop: StopRule
     verifier: str | Verifier
     seed: int
     adapt: bool
     ignore_eos: bool
     raw: bool | None
+    parse_special: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -60,12 +114,19 @@ def build_request(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    bad_words: BadWords = (),
     seed: int = 0,
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     verifier: str | Verifier = "token",
     adapt: bool = False,
     raw: bool | None = None,
+    parse_special: bool = False,
 ) -> Request:
     """Checks the options of ``Model.generate``, where they are explained. Raises ArgumentError."""
     method = None if shortlist is None else Method.of(shortlist)
@@ -76,16 +137,22 @@ def build_request(
     check_seed(seed)
     find_verifier(verifier)
     stop_strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    sampling = build_sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, logit_bias=logit_bias, bad_words=bad_words,
+    )  # fmt: skip
     return Request(
         method=method,
         gamma=gamma,
-        sampling=Sampling(temperature, top_k, top_p),
+        sampling=sampling,
         stop=StopRule(max_new_tokens, (), stop_strings),
         verifier=verifier,
         seed=seed,
         adapt=adapt,
         ignore_eos=ignore_eos,
         raw=raw,
+        parse_special=parse_special,
     )
 
 

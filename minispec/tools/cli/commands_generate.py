@@ -4,11 +4,10 @@ import argparse
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from minispec.errors import ArgumentError, TextError
-from minispec.tools.cli.prepare import check_prompt, load_model
+from minispec.tools.cli.prepare import check_prompt, list_shaping, load_model
 
 if TYPE_CHECKING:
     from minispec.api.model import Model
@@ -28,15 +27,14 @@ def generate(options: argparse.Namespace) -> None:
         shortlist=_spell_method(options.method, options.budget, options.ranking),
         gamma=options.gamma,
         max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
+        **list_shaping(options),
         seed=options.seed,
         stop=options.stop,
         ignore_eos=options.ignore_eos,
         verifier=options.verifier,
         adapt=options.adapt,
         raw=True if options.raw else None,
+        parse_special=options.parse_special,
     )
     model = load_model(
         options.model, draft=options.draft, index=options.index, dtype=options.dtype,
@@ -71,7 +69,7 @@ def _chat(model: "Model", request: "Request", trace: bool, as_json: bool) -> Non
 
     raw = model.is_raw(request)
     if not raw:
-        model.tokenizer.chat("")  # refuses an unknown chat template before anything is typed
+        model.tokenizer.chat("Hello")  # refuses an unknown chat template before anything is typed
     elif model.is_base:
         note = f"{model.name} is a base model without a chat template: it continues your text"
         print(f"minispec: {note}", file=sys.stderr)
@@ -108,7 +106,7 @@ def _describe(model: "Model", request: "Request", prompt_tokens: int) -> dict[st
         "method": str(method),
         "gamma": None if plain else request.gamma,
         "budget": method.ids(model.target.head.vocab_size),
-        "sampling": asdict(request.sampling),
+        "sampling": model.sampling_of(request).to_json(),
         "verifier": None if plain else verifier_name(request.verifier),
         "seed": request.seed,
         "dtype": parts.dtype,

@@ -13,6 +13,7 @@ from minispec.tools.cli.prepare import (
     check_out,
     check_prompt,
     check_writable,
+    list_shaping,
     load_model,
     parse_integer,
     parse_methods,
@@ -38,18 +39,19 @@ def fetch(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
     """Compares methods, and writes the report's files."""
     from minispec.api.comparison import build_settings, run_comparison
-    from minispec.sampling import Sampling
+    from minispec.api.request import build_sampling
     from minispec.tools.data import streams
     from minispec.tools.models import known_models
     from minispec.tools.reporting import table
 
     check_extra("report", "matplotlib", "bokeh")
     methods = parse_methods(options.methods)
+    sampling = build_sampling(**list_shaping(options))
     base = known_models.is_base(options.model)
     settings = build_settings(
         methods,
         gammas=tuple(parse_integer(text, "gamma") for text in options.gamma.split(",")),
-        sampling=Sampling(options.temperature, options.top_k, options.top_p),
+        sampling=sampling.sampling,
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         ignore_eos=options.ignore_eos,
@@ -71,7 +73,9 @@ def compare(options: argparse.Namespace) -> None:
         plain=all(method.name == "autoregressive" for method in methods) and not options.study,
         learns=any(method.adapt for method in methods), measure_backends=True,
     )  # fmt: skip
-    comparison = run_comparison(model, prompts, replace(settings, threads=_threads()))
+    resolved = sampling.resolve(model.tokenizer)
+    settings = replace(settings, threads=_threads(), sampling=resolved)
+    comparison = run_comparison(model, prompts, settings)
     texts = table.format_samples(comparison.report)
     switches = "\n".join(table.format_switches(comparison.report))
     print("\n\n".join(filter(None, (texts, str(comparison), switches))))
@@ -82,7 +86,7 @@ def compare(options: argparse.Namespace) -> None:
 def explore(options: argparse.Namespace) -> None:
     """Writes a page that shows every round of a prompt. Raises ArgumentError, FileError."""
     from minispec.api.comparison import build_settings
-    from minispec.sampling import Sampling
+    from minispec.api.request import build_sampling
     from minispec.tools.evaluation.methods import Method
     from minispec.tools.models import known_models
     from minispec.tools.reporting import explore as page
@@ -90,10 +94,11 @@ def explore(options: argparse.Namespace) -> None:
     check_prompt(options.prompt)
     check_out(options.out, ".html")
     methods = parse_methods(options.methods) if options.methods else []
+    sampling = build_sampling(**list_shaping(options))
     settings = build_settings(
         methods or [Method("full")],  # until the model is there to choose for
         gammas=(options.gamma,),
-        sampling=Sampling(options.temperature, options.top_k, options.top_p),
+        sampling=sampling.sampling,
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
         ignore_eos=options.ignore_eos,
@@ -110,7 +115,8 @@ def explore(options: argparse.Namespace) -> None:
         learns=any(method.adapt for method in methods),
     )  # fmt: skip
     chosen = tuple(methods or _choose_methods(model))
-    settings = replace(settings, methods=chosen, threads=_threads())
+    resolved = sampling.resolve(model.tokenizer)
+    settings = replace(settings, methods=chosen, threads=_threads(), sampling=resolved)
     found = page.explore(model.pretrained, model.draft, options.prompt, settings)
     if not options.out.parent.exists():
         print(f"minispec: creating folder {options.out.parent}", file=sys.stderr)
@@ -156,12 +162,12 @@ def doctor(options: argparse.Namespace) -> None:
         return
     choice = backend.choose_backend(model, again=True)
     for name in backend.NAMES:
-        if name in choice["milliseconds"]:
-            one, five = choice["milliseconds"][name]
+        if name in choice.milliseconds:
+            one, five = choice.milliseconds[name]
             print(f"{name}: {one:.1f} ms a pass over 1 position, {five:.1f} ms over 5")
         else:
             print(f"{name}: {backend.why_unavailable(model, name)}")
-    print(f"auto takes {choice['backend']}, the fastest for {model.name} in {model.dtype}")
+    print(f"auto takes {choice.backend}, the fastest for {model.name} in {model.dtype}")
     print("all of it was measured now")
     if options.warm and isinstance(path, Path):
         # Decoding once compiles everything; the compilers cache it on disk.

@@ -80,6 +80,44 @@ def add_methods(parser: argparse.ArgumentParser, default: str | None, note: str)
     )  # fmt: skip
 
 
+def add_shaping(parser: argparse.ArgumentParser) -> None:
+    """What changes logits and distributions, besides temperature, top-k and top-p."""
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P",
+        help="keep ids at least P times as likely as the likeliest (default: 0, all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="X",
+        help="divide positive logits of ids in prompt and output by X, multiply others (1, none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--presence-penalty", type=float, default=0.0, metavar="X",
+        help="subtract X from the logits of ids in the output (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--frequency-penalty", type=float, default=0.0, metavar="X",
+        help="subtract X for each time that an id is in the output (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--logit-bias", action="append", default=[], metavar="ID=VALUE", type=_parse_bias,
+        help="add VALUE, -100 to 100, to the logit of an id; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bad-words", action="append", default=[], metavar="TEXT",
+        help="text that is never generated; may be repeated",
+    )  # fmt: skip
+
+
+def _parse_bias(text: str) -> tuple[int, float]:
+    token, equals, bias = text.partition("=")
+    try:
+        if equals:
+            return int(token), float(bias)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not ID=VALUE, such as 50=-1.5")
+
+
 def add_decoding(
     parser: argparse.ArgumentParser, max_new_tokens: int, temperature: float = 0.0
 ) -> None:
@@ -98,6 +136,7 @@ def add_decoding(
         "--top-p", type=float, default=1.0,
         help="probability mass of the most probable ids to keep (default: 1, all)",
     )  # fmt: skip
+    add_shaping(parser)
     parser.add_argument(
         "--verifier", default="token",
         help="token, block (accepts more on average) or MODULE:FUNCTION (default: token)",

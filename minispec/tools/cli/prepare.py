@@ -4,10 +4,11 @@ Everything is checked before any work. Models are imported by the function that 
 bad options are reported at once.
 """
 
+import argparse
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minispec.errors import ArgumentError, FileError
 
@@ -43,6 +44,21 @@ def load_model(
             draft=False if plain or found is None else found,
             measure_backends=measure_backends, adapt=learns,
         )  # fmt: skip
+
+
+def list_shaping(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of ``api.request.build_sampling`` that the options stand for. Raises
+    ArgumentError for an id with two biases."""
+    biases = dict(options.logit_bias)
+    if len(biases) < len(options.logit_bias):
+        raise ArgumentError("--logit-bias names a token twice: give it once")
+    return {
+        "temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p,
+        "min_p": options.min_p, "repetition_penalty": options.repetition_penalty,
+        "presence_penalty": options.presence_penalty,
+        "frequency_penalty": options.frequency_penalty,
+        "logit_bias": biases, "bad_words": options.bad_words,
+    }  # fmt: skip
 
 
 def parse_methods(text: str) -> list["Method"]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from minispec.errors import ArgumentError, ContextError
+from minispec.logits_processor import History
 from minispec.models.kv_cache import KVCache
 from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling
@@ -101,7 +102,9 @@ def decode_batch(
             if row is None:
                 cache.lengths[slot] = 0  # an idle row still runs; its output is unused
                 continue
-            distribution = samplings[row.index].target_distribution(logits[slot])
+            prompt = prompts[row.index]
+            history = History((*prompt, *row.tokens), len(prompt))
+            distribution = samplings[row.index].target_distribution(logits[slot], history)
             row.last = int(distribution.ids[row.rng.choose(distribution.probs)])
             row.tokens.append(row.last)
             if keep_features:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 
 from minispec.decode import prefill
+from minispec.logits_processor import History
+from minispec.sampling import Sampling
 from minispec.types import Target
 
 # The largest gap that rounding explains, by dtype, relative to max(1, |largest logit|).
@@ -28,9 +30,15 @@ def first_difference(plain: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def audit(
-    target: Target, prompt: Sequence[int], plain: Sequence[int], other: Sequence[int], gap: float
+    target: Target,
+    prompt: Sequence[int],
+    plain: Sequence[int],
+    other: Sequence[int],
+    gap: float,
+    sampling: Sampling | None = None,
 ) -> str:
     """Classify two greedy outputs of one prompt: "identical", "near_tie" or "violation".
+    ``sampling``: with which both were decoded, if it changes logits.
 
     Repeats plain decoding up to the first difference, one token per pass as plain decoding does,
     so that the gap is computed from the very logits that plain decoding used.
@@ -47,6 +55,9 @@ def audit(
         features = target.step(torch.tensor([token]), cache)
     logits = target.head.logits(features.hidden)[-1]  # (V,)
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    if sampling:
+        history = History((*prompt, *plain[:position]), len(prompt))
+        logits = sampling.process(logits, torch.arange(len(logits)), history)
     # A stable sort puts the lower id first where logits are equal, as argmax does.
     values, ids = logits.sort(descending=True, stable=True)  # (V,) each
     near = values[0] - values[1] <= gap * max(1.0, abs(float(values[0])))

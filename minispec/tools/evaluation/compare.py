@@ -63,6 +63,11 @@ class Settings:
                 raise ArgumentError(f"a {name} is named twice")
         for gamma in self.gammas:
             check_gamma(gamma)
+        if self.study and self.sampling.changes_logits:
+            raise ArgumentError(
+                f"{self.sampling}: a study replays text of the unchanged logits, so it takes no "
+                "penalties, biases or bad words"
+            )
         if self.max_new_tokens < 1:
             raise ArgumentError(f"max-new-tokens {self.max_new_tokens} must be 1 or above")
 
@@ -90,12 +95,14 @@ def compare(
     decoders = _build_decoders(model, draft, streams, settings, stop)
     conversations, peaks = _decode_all(decoders, plan, settings, eos_ids)
     plain = _PlainDecoding(model, conversations, stop, settings.sampling)
-    lossless = _audit_all(model, conversations, plain) if plain.greedy else None
+    lossless = _audit_all(model, conversations, plain, settings.sampling) if plain.greedy else None
     origin: dict[Variant, dict[str, dict[str, float]]] = {}
     study_report = None
     if draft is not None:
         study = Study(model, draft, stop)
-        for variant in conversations if plain.greedy else ():
+        # Origins are of replays, which draft and answer with unchanged logits.
+        replayed = plain.greedy and not settings.sampling.changes_logits
+        for variant in conversations if replayed else ():
             if variant.gamma and variant.method.name != "full":
                 texts = _collect_texts(plan, conversations[variant])
                 origin[variant] = study.compute_origin(variant.method, texts, variant.gamma)
@@ -108,11 +115,7 @@ def compare(
         "dtype": model.dtype,
         "backend": model.backend,
         "gamma": list(settings.gammas),
-        "sampling": {
-            "temperature": settings.sampling.temperature,
-            "top_k": settings.sampling.top_k,
-            "top_p": settings.sampling.top_p,
-        },
+        "sampling": settings.sampling.to_json(),
         "verifier": verifier_name(settings.verifier),
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
@@ -234,8 +237,9 @@ class _PlainDecoding:
             for figures in flatten(conversations[variant], stream)
         }
         self._decode = build_decoder(
-            Method("autoregressive"), model, None, None, gamma=1, sampling=Sampling(), stop=stop
-        )
+            Method("autoregressive"), model, None, None, gamma=1,
+            sampling=sampling if self.greedy else Sampling(), stop=stop,
+        )  # fmt: skip
 
     def answer(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
         if prompt not in self._answers:
@@ -267,7 +271,10 @@ def _collect_texts(plan: Plan, conversations: Conversations) -> dict[str, list[l
 
 
 def _audit_all(
-    model: Pretrained, conversations: Mapping[Variant, Conversations], plain: _PlainDecoding
+    model: Pretrained,
+    conversations: Mapping[Variant, Conversations],
+    plain: _PlainDecoding,
+    sampling: Sampling,
 ) -> dict[Variant, dict[str, list[str]]]:
     """The audit's class of every output, against plain decoding's answer to the same prompt."""
     gap = audit.NEAR_TIE[model.reference.embedding.weight.dtype]
@@ -282,6 +289,6 @@ def _audit_all(
     ]
     for variant, name, figures in tqdm(outputs, desc="auditing", unit="answer", disable=None):
         expected = plain.answer(figures.prompt)
-        found = audit.audit(model.target, figures.prompt, expected, figures.tokens, gap)
+        found = audit.audit(model.target, figures.prompt, expected, figures.tokens, gap, sampling)
         classes[variant][name].append(found)
     return classes

@@ -8,7 +8,6 @@ were drafted or emitted there, so that the size of the page grows with the emitt
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -68,7 +67,8 @@ def explore(
         "threads": settings.threads, "processor": describe_machine()["processor"],
         "phases": {"prefill": "prefill"} | PHASES, "runs": runs,
         "texts": {i: _display_text(i, tokenizer) for i in sorted(_collect_ids(runs))},
-    } | asdict(settings.sampling)  # fmt: skip
+        "temperature": settings.sampling.temperature, "sampling": str(settings.sampling),
+    }  # fmt: skip
 
 
 def write(data: dict[str, Any], path: Path) -> None:

@@ -19,6 +19,7 @@ from bokeh.plotting import figure
 from bokeh.resources import Resources
 
 from minispec.io.files import write_aside
+from minispec.sampling import Sampling
 from minispec.tools.reporting.colours import PHASE_COLOURS, PHASES
 from minispec.tools.reporting.table import (
     format_lossless,
@@ -52,10 +53,10 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
     plots = {title: (note, plot) for title, note, plot in _sections(report) if plot is not None}
     script, divs = components({title: plot for title, (_, plot) in plots.items()})
     library = Resources(mode="inline", components=["bokeh"]).render_js()
-    sampling, machine = report["sampling"], report["machine"]
+    sampling, machine = Sampling(**report["sampling"]), report["machine"]
     title = f"minispec: {report['model']}"
     settings = (
-        f"{report['dtype']}, backend {report['backend']}, temperature {sampling['temperature']}, "
+        f"{report['dtype']}, backend {report['backend']}, {sampling}, "
         f"{report['max_new_tokens']} new tokens, seed {report['seed']}, {report['threads']} "
         f"threads; {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}"
     )

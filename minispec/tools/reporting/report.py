@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from minispec.io.files import write_aside, write_json
+from minispec.sampling import Sampling
 from minispec.tools.reporting.colours import PHASE_COLOURS, PHASES
 from minispec.tools.reporting.table import Row, ratio_windows
 
@@ -31,7 +32,7 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
         _plot_budgets(axes[1, 1], points, "tau_to_full", "tau relative to full, by budget")
         _plot_budgets(axes[1, 2], points, "coverage", "coverage, by budget")
     title = (
-        f"{report['model']}, {report['dtype']}, temperature {report['sampling']['temperature']}, "
+        f"{report['model']}, {report['dtype']}, {Sampling(**report['sampling'])}, "
         f"{report['threads']} threads"
     )
     figure.suptitle(_escape(title))
