@@ -80,8 +80,9 @@ class Evidence:
     in ``verify.Verdict``. ``next_distribution``: the one that the round's last token was drawn
     from, None if the output stopped at an accepted token. Nothing after a stop is included.
 
-    ``top_ids[i]`` (k,): the target's k likeliest ids before sampling, the best first, at the
-    position of ``tokens[i]``; k is the shortlist's ``top_ids_wanted``. ``draft_hidden[i]`` (D,):
+    ``top_ids[i]`` (k,) and ``top_logits[i]`` (k,): the target's k likeliest ids before sampling,
+    the best first, and their logits, at the position of ``tokens[i]``; k is the ``top_ids_wanted``
+    of the shortlist or the learner, the larger one. ``draft_hidden[i]`` (D,):
     the hidden state that the draft had there: the one it drafted with, or at the token after a
     wholly accepted path the one computed from the target's hidden states; fewer rows than tokens
     where there is none.
@@ -92,6 +93,7 @@ class Evidence:
     acceptance: tuple[Any, ...]
     next_distribution: Distribution | None
     top_ids: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    top_logits: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     draft_hidden: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
 
@@ -273,6 +275,7 @@ class Learner(Protocol):
 
     draft: Any  # the one to decode with
     invalidates_cache: bool  # whether its updates make cached keys and values stale
+    top_ids_wanted: int  # how many of the target's likeliest ids and logits ``observe`` needs
 
     def start(self, continued: bool) -> None:
         """Begin a text, before its prompt is processed; ``continued``: it continues the

@@ -31,6 +31,8 @@ class OnlineLearner:
     With ``carry`` everything learnt is kept from one text to the next.
     """
 
+    top_ids_wanted = 0  # it learns from the distributions alone
+
     def __init__(
         self, draft: EagleDraft, config: LearnerConfig | None = None, *, carry: bool = False
     ) -> None:

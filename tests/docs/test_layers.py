@@ -42,7 +42,8 @@ ROOMS = {
         "minispec.learning.retrieval_learner", "minispec.learning.lora",
         "minispec.learning.adapter_optimizer", "minispec.learning.training_forward",
         "minispec.learning.lora_learner",
-        "minispec.learning.learner",
+        "minispec.learning.learner", "minispec.learning.horizon", "minispec.learning.trajectories",
+        "minispec.learning.paper_learner",
     ],
     "Proofs": [
         "minispec.certificate", "minispec.certificate.walker", "minispec.certificate.toys",
@@ -62,7 +63,7 @@ ROOMS = {
         "minispec.io", "minispec.io.schema", "minispec.io.unfinished", "minispec.io.files",
         "minispec.io.artifacts", "minispec.io.model_state",
         "minispec.io.draft_file", "minispec.io.index_file", "minispec.io.statistical_state",
-        "minispec.io.adapter_file",
+        "minispec.io.adapter_file", "minispec.io.bigram_file", "minispec.io.lowrank_file",
     ],
     "Fast paths": [
         "fastpath", "fastpath.scores", "fastpath.static_shapes",
