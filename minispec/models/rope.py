@@ -4,12 +4,13 @@ Knows nothing of weights. Shapes: ``B`` sequences, ``T`` new positions, ``S`` ca
 that are attended to.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from minispec.errors import ContextError
+from minispec.errors import ArgumentError, ContextError
 from minispec.models.kv_cache import KVCache
 
 
@@ -19,12 +20,49 @@ class RopeScaling:
 
     Wavelengths above ``original_max_position_embeddings / low_freq_factor`` are multiplied by
     ``factor``, those below ``original_max_position_embeddings / high_freq_factor`` are kept, and
-    between the two the frequency is interpolated."""
+    between the two the frequency is interpolated. Raises ArgumentError on construction."""
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "original_max_position_embeddings"):
+            _check_positive(name, getattr(self, name))
+        if not self.low_freq_factor < self.high_freq_factor < math.inf:
+            raise ArgumentError(
+                f"high_freq_factor {self.high_freq_factor} must be a finite number above "
+                f"low_freq_factor {self.low_freq_factor}"
+            )
+
+    def scale(self, frequencies: Tensor) -> Tensor:
+        """frequencies (head_dim / 2,) -> those of the longer context."""
+        wavelengths = 2 * torch.pi / frequencies
+        periods = self.original_max_position_embeddings / wavelengths  # within the old context
+        blend = (periods - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        blend = blend.clip(0, 1)  # 0: low frequencies, scaled; 1: high frequencies, kept
+        return (1 - blend) * frequencies / self.factor + blend * frequencies
+
+
+@dataclass(frozen=True)
+class FrequencyFactors:
+    """Rotary frequencies that are divided by factors, for longer contexts: all by one (linear
+    interpolation of positions, Chen et al., arXiv 2306.15595), or each of the head_dim / 2 by one
+    of its own, as GGUF files store Llama 3's scaling. Raises ArgumentError on construction."""
+
+    factors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for factor in self.factors:
+            _check_positive("rope factor", factor)
+
+    def scale(self, frequencies: Tensor) -> Tensor:
+        """frequencies (head_dim / 2,) -> those of the longer context."""
+        return frequencies / torch.tensor(self.factors, dtype=frequencies.dtype, device="cpu")
+
+
+Scaling = RopeScaling | FrequencyFactors
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +92,7 @@ class Rope:
         *,
         group: int,
         context_limit: int,
-        scaling: RopeScaling | None = None,
+        scaling: Scaling | None = None,
         window: int | None = None,
     ) -> None:
         self.group, self.window = group, window
@@ -63,7 +101,7 @@ class Rope:
         half = torch.arange(head_dim // 2, dtype=torch.float64, device="cpu")
         self._frequencies = theta ** (-2 * half / head_dim)  # (head_dim / 2,)
         if scaling:
-            self._frequencies = _scale_frequencies(self._frequencies, scaling)
+            self._frequencies = scaling.scale(self._frequencies)
 
     def cos_sin(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines (..., 1, head_dim) of positions (...); the 1 broadcasts over heads."""
@@ -105,10 +143,15 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-def _scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    wavelengths = 2 * torch.pi / frequencies
-    periods = scaling.original_max_position_embeddings / wavelengths  # within the old context
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    blend = (periods - low) / (high - low)
-    blend = blend.clip(0, 1)  # 0: low frequencies, scaled; 1: high frequencies, kept
-    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+def check_rope(head_dim: int, theta: float, scaling: Scaling | None) -> None:
+    """Raises ArgumentError for a base or a number of factors that no rotary positions have."""
+    _check_positive("rope_theta", theta)
+    if isinstance(scaling, FrequencyFactors) and len(scaling.factors) not in (1, head_dim // 2):
+        raise ArgumentError(
+            f"{len(scaling.factors)} rope factors must be 1 or {head_dim // 2}, one for each pair"
+        )
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ArgumentError(f"{name} {value} must be a finite number above 0")

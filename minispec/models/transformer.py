@@ -13,6 +13,7 @@ Knows nothing of vocabularies as text, of sampling, or of drafts. Shapes: ``B`` 
 new positions, ``S`` cached positions that are attended to, ``D`` hidden size, ``hd`` head_dim.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from minispec.errors import ArgumentError
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import LinearHead
-from minispec.models.rope import AttentionMetadata, Rope, RopeScaling, apply_rope
+from minispec.models.rope import AttentionMetadata, Rope, Scaling, apply_rope, check_rope
 from minispec.types import Features
 
 # Activations of the MLP's gate. Hugging Face calls the second one ``gelu_pytorch_tanh``.
@@ -52,7 +53,7 @@ class ModelConfig:
     context_limit: int
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: Scaling | None = None
     tie_word_embeddings: bool = True
     aux_hidden_state_layer_ids: tuple[int, ...] = ()
     activation: str = "silu"
@@ -78,6 +79,10 @@ class ModelConfig:
                 f"num_attention_heads {self.num_attention_heads} must be a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
+        for theta in (self.rope_theta, self.local_rope_theta):
+            check_rope(self.head_dim, theta, self.rope_scaling)
+        if not 0 <= self.rms_norm_eps < math.inf:
+            raise ArgumentError(f"rms_norm_eps {self.rms_norm_eps} must be a finite number from 0")
         if self.head_dim % 2:
             raise ArgumentError(f"head_dim {self.head_dim} must be even: RoPE rotates pairs")
         if any(not 1 <= i <= self.num_hidden_layers for i in self.aux_hidden_state_layer_ids):

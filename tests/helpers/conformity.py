@@ -19,7 +19,7 @@ IDS = torch.randint(256, (60,), generator=torch.Generator().manual_seed(1))
 def write_byte_tokenizer(folder: Path) -> None:
     """The smallest byte-level tokenizer: every byte is a token."""
     model = {"type": "BPE", "vocab": {c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}}
-    pre = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    pre = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True}
     data = {"model": model | {"merges": []}, "added_tokens": [], "pre_tokenizer": pre}
     (folder / "tokenizer.json").write_text(json.dumps(data))
 

@@ -15,9 +15,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 
-from helpers.tiny_model import gguf_writer
+from helpers.gguf_files import TOKENS, write_gguf
 from helpers.toys import toy_transformer
 from minispec.errors import ArgumentError, FetchError, FileError
 from minispec.io import artifacts, draft_file
@@ -277,57 +276,11 @@ def test_load_names_the_command_that_fetches(world):
 
 # ------------------------------------------------------------------ GGUF files
 
-TOKENS = [*sorted(ByteLevel.alphabet()), "ab", "<|im_end|>"]
-_FILE_NAMES = {new: old for old, new in (gguf_file._NAMES | gguf_file._LAYER_NAMES).items()}
-
 
 def build_small_target(**changes: Any) -> Transformer:
     return toy_transformer(
         vocab_size=len(TOKENS), num_hidden_layers=2, aux_hidden_state_layer_ids=(), **changes
     ).float()
-
-
-def write_gguf(
-    path: Path,
-    model: Transformer,
-    architecture: str = "llama",
-    quantised: gguf.GGMLQuantizationType | None = None,
-    extra: dict[str, np.ndarray] | None = None,
-    **fields: Any,
-) -> None:
-    """Writes a model as llama.cpp's converter does: names, order of rows, metadata."""
-    config = model.config
-    fields = {"rope.dimension_count": config.head_dim} | fields
-    writer = gguf_writer(path, architecture, config, **fields)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * 257 + [3])
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(257)
-    tensors = {gguf_name(name): weight.numpy() for name, weight in model.state_dict().items()}
-    for name, values in (tensors | (extra or {})).items():
-        heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(
-            name.split(".")[-2]
-        )
-        if heads and values.ndim == 2:  # rotary pairs side by side
-            values = values.reshape(heads, 2, -1, values.shape[-1]).swapaxes(1, 2)
-            values = values.reshape(-1, values.shape[-1])
-        if quantised is not None and values.ndim == 2:
-            writer.add_tensor(name, gguf.quants.quantize(values, quantised), raw_dtype=quantised)
-        else:
-            writer.add_tensor(name, np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def gguf_name(name: str) -> str:
-    if name.startswith("layers."):
-        _, index, part = name.removesuffix(".weight").split(".", 2)
-        return f"blk.{index}.{_FILE_NAMES[part]}.weight"
-    return f"{_FILE_NAMES[name.removesuffix('.weight')]}.weight"
 
 
 def logits(model: Transformer) -> torch.Tensor:
@@ -411,19 +364,19 @@ def test_check_device_refuses_unknown_devices_and_dtypes(monkeypatch):
     [
         ({"architecture": "gemma2"}, ["gemma2", "must be 'llama'"]),
         ({"architecture": "qwen2"}, ["qwen2", "must be 'llama'"]),
-        ({"rope.scaling.type": "yarn"}, ["rope scaling"]),
-        ({"extra": {"rope_freqs.weight": np.ones(3, np.float32)}}, ["rope scaling"]),
+        ({"rope.scaling.type": "yarn"}, ["rope.scaling.type", "yarn"]),
+        ({"extra": {"rope_freqs.weight": np.ones(5, np.float32)}}, ["5 rope factors"]),
         ({"extra": {"blk.0.attn_q.bias": np.ones(24, np.float32)}}, ["blk.0.attn_q.bias"]),
         ({"extra": {"blk.0.ffn_gate_exps.weight": np.ones((2, 2), np.float32)}}, ["gate_exps"]),
         ({"rope.dimension_count": 4}, ["a part of each head"]),
         ({"block_count": 3}, ["lacks 9 tensors"]),
         ({"block_count": 1}, ["9 unexpected tensors"]),
-        ({"block_count": 4_000_000_000}, ["4000000000 layers"]),
+        ({"block_count": 4_000_000_000}, ["block_count", "4000000000"]),
         ({"embedding_length": 48}, ["shape"]),
-        ({"attention.head_count": 0}, ["heads"]),
+        ({"attention.head_count": 0}, ["head_count"]),
         ({"attention.head_count_kv": 3}, ["num_key_value_heads 3"]),
-        ({"context_length": 0}, ["context_limit 0"]),
-        ({"embedding_length": None}, ["llama.embedding_length"]),
+        ({"context_length": 0}, ["context_length"]),
+        ({"embedding_length": None}, ["llama", "lacks", "embedding_length"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -437,7 +390,7 @@ def test_load_gguf_refuses_nan_and_infinity(tmp_path, bad):
     model = build_small_target()
     model.layers[1].mlp.down.weight[3, 5] = bad
     write_gguf(tmp_path / "x.gguf", model)
-    assert_refused(lambda: gguf_file.load(tmp_path / "x.gguf"), FileError, "mlp.down", "NaN")
+    assert_refused(lambda: gguf_file.load(tmp_path / "x.gguf"), FileError, "blk.1.ffn_down", "NaN")
 
 
 def test_load_gguf_refuses_any_truncated_file(tmp_path):

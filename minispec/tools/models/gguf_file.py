@@ -6,26 +6,30 @@ format permutes query and key rows so that rotary pairs are adjacent (2j, 2j + 1
 package, Hugging Face, and GGUF itself for Gemma pair (j, j + head_dim / 2); and for Gemma it stores
 the norm weights as 1 + w.
 
+A model may be split into several files; any of them opens it.
+
 Knows nothing of where the file comes from.
 """
 
+import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gguf
 import numpy as np
 import torch
+from msgspec import Meta, Struct
 from torch import Tensor
 
 from minispec.errors import FileError
-from minispec.io.model_state import build_transformer
-from minispec.models.transformer import (
-    ModelConfig,
-    Transformer,
-    default_aux_layer_ids,
-)
-from minispec.tools.models import tokenizer_files
+from minispec.io.gguf_header import GGUFHeader, read_header
+from minispec.io.model_state import StoredTensor, build_transformer
+from minispec.io.schema import Index, convert
+from minispec.models.transformer import Transformer
+from minispec.tools.models import gguf_config
+from minispec.tools.models.gguf_tokenizer import from_gguf_fields
 from minispec.types import Tokenizer
 
 _LAYER_NAMES = {
@@ -46,107 +50,120 @@ _GEMMA_NAMES = {
     "post_ffw_norm": "mlp_post_norm",
 }
 _NAMES = {"token_embd": "embedding", "output_norm": "norm", "output": "output"}
+_ROPE_FACTORS = "rope_freqs.weight"
+_PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
-class _Reader(gguf.GGUFReader):
-    """Reads the metadata from a plain array: it takes some 400,000 slices of the file, which are
-    several times slower on a memory map."""
+class _Split(
+    Struct, rename={"number": "split.no", "count": "split.count", "tensors": "split.tensors.count"}
+):
+    """Which of how many parts a file is, numbered from 0, and the tensors of all parts."""
 
-    def _build_fields(self, offs: int, count: int) -> int:
-        self.data = np.asarray(self.data)  # type: ignore[assignment]
-        return super()._build_fields(offs, count)
+    number: Annotated[int, Meta(ge=0, lt=99_999)] = 0
+    count: Annotated[int, Meta(ge=0, lt=100_000)] = 0
+    tensors: Index | None = None
 
 
 def load(path: Path) -> tuple[Transformer, Tokenizer]:
-    """The float32 model and its tokenizer.
+    """The float32 model and its tokenizer, from a GGUF file or any one of its parts.
 
     Raises FileError for a file that is missing, damaged or not GGUF, and for an architecture or a
     setting that is not supported.
     """
-    if not path.is_file():
-        raise FileError(f"{path} does not exist: expected a GGUF file")
+    parts = _read_parts(path)
+    metadata = parts[0].metadata
+    gemma = metadata.get("general.architecture") == "gemma3"
+    names = _LAYER_NAMES | (_GEMMA_NAMES if gemma else {})
+    holders = {name: part for part in parts for name in part.tensors}
     try:
-        reader = _Reader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-        config = _config(metadata, tensors)
-        gemma = metadata["general.architecture"] == "gemma3"
-        names = _LAYER_NAMES | (_GEMMA_NAMES if gemma else {})
-        paired = (
-            {}
-            if gemma
-            else {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+        factors = None
+        if _ROPE_FACTORS in holders and not gemma:
+            factors = _read_rope_factors(holders.pop(_ROPE_FACTORS))
+        config = gguf_config.read_config(
+            metadata, tied="output.weight" not in holders, rope_factors=factors
         )
-        state = {_name(name, names): _tensor(name, tensors[name], paired) for name in tensors}
-        tokenizer = tokenizer_files.from_gguf_fields(metadata)
+        heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+        paired = {} if gemma else heads
+        stored = {
+            _our_name(name, names): StoredTensor(
+                str(part.path),
+                name,
+                part.tensors[name].shape,
+                partial(_read, part, name, paired),
+            )
+            for name, part in holders.items()
+        }
+        tokenizer = from_gguf_fields(metadata)
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
-    except NotImplementedError as error:  # a quantisation that the library cannot dequantise
-        raise FileError(f"{path}: {error}") from None
-    except (ValueError, LookupError, TypeError, ArithmeticError, OSError) as error:
-        raise FileError(f"{path} is not a GGUF file or is damaged: {error}") from None
-    return build_transformer(config, state, str(path)), tokenizer
+    theirs = {ours: name for name, ours in (_NAMES | names).items()}
+    return build_transformer(config, stored, str(path), partial(_their_name, theirs)), tokenizer
 
 
-def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
-    architecture = metadata["general.architecture"]
-    if architecture not in ("llama", "gemma3"):
+def _read_parts(path: Path) -> list[GGUFHeader]:
+    """The headers of all parts of a model, in order; ``path`` is any of them."""
+    header = read_header(path)
+    split = convert(header.metadata, _Split, str(path))
+    if split.count < 2:
+        return [header]
+    number, count = split.number + 1, split.count
+    name = _PART_NAME.fullmatch(path.name)
+    if name is None or (int(name[2]), int(name[3])) != (number, count):
         raise FileError(
-            f"architecture {architecture!r} is not supported: must be 'llama' or 'gemma3'"
+            f"{path} is part {number} of {count}, so its name must end in "
+            f"-{number:05}-of-{count:05}.gguf: rename it as it was, beside the other parts"
         )
-    at = architecture + "."
-    if metadata.get(at + "rope.scaling.type", "none") != "none" or "rope_freqs.weight" in tensors:
-        raise FileError("rope scaling in a GGUF file is not supported: use a folder of safetensors")
-    hidden_size, heads = metadata[at + "embedding_length"], metadata[at + "attention.head_count"]
-    layers = metadata[at + "block_count"]
-    head_dim = metadata.get(at + "attention.key_length") or hidden_size // heads
-    if metadata.get(at + "rope.dimension_count", head_dim) != head_dim:
-        raise FileError("rotary embedding of a part of each head is not supported")
-    more: dict[str, Any] = dict(aux_hidden_state_layer_ids=default_aux_layer_ids(layers))
-    if architecture == "gemma3":
-        more |= _gemma(metadata, hidden_size, layers)
-    return ModelConfig(
-        vocab_size=len(metadata["tokenizer.ggml.tokens"]),
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=metadata.get(at + "attention.head_count_kv", heads),
-        head_dim=head_dim,
-        intermediate_size=metadata[at + "feed_forward_length"],
-        context_limit=metadata[at + "context_length"],
-        rms_norm_eps=metadata[at + "attention.layer_norm_rms_epsilon"],
-        rope_theta=metadata.get(at + "rope.freq_base", 10_000.0),
-        tie_word_embeddings="output.weight" not in tensors,
-        **more,
-    )
+    headers = []
+    for i in range(count):
+        part = path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf")
+        if not part.exists():
+            raise FileError(f"{part} is missing: {path.name} is part {number} of {count}")
+        headers.append(header if part == path else read_header(part))
+        found = convert(headers[-1].metadata, _Split, str(part))
+        if (found.number, found.count) != (i, count):
+            raise FileError(
+                f"{part} is part {found.number + 1} of {found.count}, expected part {i + 1} of "
+                f"{count}: it belongs to another model"
+            )
+        if again := {n for h in headers[:-1] for n in h.tensors} & headers[-1].tensors.keys():
+            raise FileError(f"{part}: tensor {min(again)!a} is in an earlier part too")
+    total = sum(len(header.tensors) for header in headers)
+    expected = convert(headers[0].metadata, _Split, str(path)).tensors
+    if expected not in (None, total):
+        raise FileError(f"{path}: its {count} parts hold {total} tensors, expected {expected}")
+    return headers
 
 
-def _gemma(metadata: Mapping[str, Any], hidden_size: int, layers: int) -> dict[str, Any]:
-    """The settings that a Gemma has and a Llama does not. Two are fixed by the architecture and
-    not in the file: every sixth layer attends globally, and the rope base of the local layers."""
-    return dict(
-        activation="gelu_tanh",
-        embedding_scale=hidden_size**0.5,
-        query_key_norm=True,
-        post_norms=True,
-        local_layers=tuple(layer for layer in range(1, layers + 1) if layer % 6),
-        sliding_window=metadata["gemma3.attention.sliding_window"],
-        # The low layer adds little to the embedding, and would make the draft larger.
-        aux_hidden_state_layer_ids=default_aux_layer_ids(layers)[1:],
-    )
+def _read_rope_factors(part: GGUFHeader) -> list[float]:
+    shape = part.tensors[_ROPE_FACTORS].shape
+    if len(shape) != 1 or shape[0] > 2**15:
+        raise FileError(f"{_ROPE_FACTORS} has shape {shape}, expected half the size of a head")
+    return _read(part, _ROPE_FACTORS, {}).tolist()
 
 
-def _name(name: str, parts: Mapping[str, str]) -> str:
+def _our_name(name: str, parts: Mapping[str, str]) -> str:
     match name.split("."):
-        case ["blk", index, part, "weight"] if part in parts:
+        case ["blk", index, part, "weight"] if part in parts and re.fullmatch(r"0|[1-9]\d*", index):
             return f"layers.{index}.{parts[part]}.weight"
         case [part, "weight"] if part in _NAMES:
             return f"{_NAMES[part]}.weight"
     raise FileError(f"unexpected tensor {name!a}: no such weight in this architecture")
 
 
-def _tensor(name: str, tensor: Any, paired: Mapping[str, int]) -> Tensor:
-    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+def _their_name(theirs: Mapping[str, str], name: str) -> str:
+    stem = name.removesuffix(".weight")
+    if stem in theirs:
+        return f"{theirs[stem]}.weight"
+    _, index, part = stem.split(".", 2)
+    return f"blk.{index}.{theirs[part]}.weight"
+
+
+def _read(part: GGUFHeader, name: str, paired: Mapping[str, int]) -> Tensor:
+    """A tensor in float32. Raises FileError for a quantisation that is not supported."""
+    try:
+        values: Any = gguf.quants.dequantize(part.read_bytes(name), part.tensors[name].kind)
+    except NotImplementedError as error:
+        raise FileError(f"{part.path}: {name}: {error}") from None
     if heads := paired.get(name.split(".")[-2]):
         values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2)
         values = values.reshape(-1, values.shape[-1])
