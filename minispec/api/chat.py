@@ -27,11 +27,18 @@ class Chat:
     included."""
 
     def __init__(
-        self, decode: Decoder, tokenizer: Tokenizer, rng: RandomSource, method: str, raw: bool
+        self,
+        decode: Decoder,
+        tokenizer: Tokenizer,
+        rng: RandomSource,
+        method: str,
+        raw: bool,
+        parse_special: bool = False,
     ) -> None:
         self.method = method
         self.token_ids: tuple[int, ...] = ()
-        self._decode, self._tokenizer, self._rng, self._raw = decode, tokenizer, rng, raw
+        self._decode, self._tokenizer, self._rng = decode, tokenizer, rng
+        self._raw, self._parse_special = raw, parse_special
 
     def send(self, text: str) -> Output:
         """The answer to the next message. Raises TextError, and ContextError for a conversation
@@ -62,9 +69,9 @@ class Chat:
         """Ids of the conversation and the next message. The template closes the answer before it,
         so that answer's own end id is dropped. Raises TextError."""
         if not self.token_ids:
-            return encode_prompt(self._tokenizer, text, self._raw)
+            return encode_prompt(self._tokenizer, text, self._raw, self._parse_special)
         ended = self.token_ids[-1] in self._tokenizer.eos_ids
         before = self.token_ids[:-1] if ended else self.token_ids
         if self._raw:
-            return [*before, *self._tokenizer.encode(f"\n\n{text}")]
+            return [*before, *self._tokenizer.encode(f"\n\n{text}", special=self._parse_special)]
         return [*before, *self._tokenizer.chat(text, later=True)]

@@ -282,7 +282,7 @@ class Model:
         ArgumentError for names of special tokens to be read in a chat."""
         raw = self.is_base if request.raw is None else request.raw
         if request.parse_special and not raw:
-            raise ArgumentError("parse_special needs raw text, without a chat template: add raw (--raw)")
+            raise ArgumentError("parse_special reads names in raw text: add raw (--raw)")
         return raw
 
     def method_of(self, request: Request) -> Method:

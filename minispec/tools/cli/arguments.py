@@ -79,6 +79,10 @@ def _add_run_commands(commands: Any) -> None:
     options.add_gamma(generate)
     options.add_decoding(generate, max_new_tokens=256)
     generate.add_argument(
+        "--parse-special", action="store_true",
+        help="with --raw: read names of special tokens in the prompt as these tokens",
+    )  # fmt: skip
+    generate.add_argument(
         "--stop", action="append", default=[], help="text that ends the answer; may be repeated"
     )
     shown = generate.add_mutually_exclusive_group()
