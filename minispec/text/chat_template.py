@@ -1,7 +1,7 @@
 """Chat templates: a model's own Jinja template turns messages into the text that it was trained on.
 
 A template gets the variables that transformers gives it. Each turn is rendered twice, with the
-message and with a placeholder in its place: so it is known which characters are the user's, whose
+message and with a placeholder instead: so it is known which characters are the user's, whose
 names of special tokens stay text, and a template that changes a message, leaves it out, or rewrites
 earlier turns is refused by name.
 

@@ -59,7 +59,7 @@ def _read_piece(content: bytes, at: int, end: int) -> Piece:
 
 
 def _read_varint(content: bytes, at: int) -> tuple[int, int]:
-    """The number at a position, seven bits to a byte, and the position behind it."""
+    """The number at a position, seven bits to a byte, and the position after it."""
     value = shift = 0
     while (byte := content[at]) >= 128:
         value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1

@@ -95,7 +95,7 @@ def _read_vocabulary(
         table[i], tokens[i] = token, token.content.encode()
     numbers = {token.content: i for i, token in table.items()}
     for token in [*settings.named.values(), *settings.extra]:
-        # As in transformers, a token with a role that the vocabulary lacks goes behind it.
+        # As in transformers, a token with a role that the vocabulary lacks goes after it.
         if token.content not in numbers:
             i = next((i for i, p in enumerate(pieces) if p.text == token.content), max(tokens) + 1)
             numbers[token.content] = i

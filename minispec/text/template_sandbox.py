@@ -84,7 +84,7 @@ def _compile(source: str) -> Any:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     class ConcatToJoin(NodeTransformer):
-        """`a ~ b` is no function that could be limited; `[a, b] | join` is."""
+        """`a ~ b` cannot be limited; `[a, b] | join` can."""
 
         def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802  # jinja2's name
             self.generic_visit(node)

@@ -46,7 +46,7 @@ class TableTokenizer:
             if token.content == name
         ]
         self.eos_ids = tuple(dict.fromkeys([*vocabulary.eos_ids, *ends]))
-        # As in llama.cpp, what ends an answer is no text, however its file marks it.
+        # As in llama.cpp, what ends an answer has no text, however its file marks it.
         special |= {i: added.pop(i) for i in self.eos_ids if i in added}
         self.bos_id = vocabulary.bos_id
         self.vocab_size = len(vocabulary.tokens)
@@ -89,7 +89,7 @@ class TableTokenizer:
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Encode a text; with ``special`` the names of special tokens in it become these tokens.
 
-        Raises TextError for text without ids: bytes that are no UTF-8, half a surrogate pair, a
+        Raises TextError for text without ids: bytes that are not UTF-8, half a surrogate pair, a
         byte without a token, the name of a token without a row.
         """
         _check_characters(text)
@@ -105,9 +105,9 @@ class TableTokenizer:
             (match.start(), match.end(), names.get(match[0], names.get(match[0].strip())))
             for match in _compile(flags[i] for i in names.values()).finditer(text)
         ]
-        return found if special else _sort([*found, *self._cut(text, self._special)])
+        return found if special else _sort([*found, *self._split_names(text, self._special)])
 
-    def _cut(self, text: str, ids: Iterable[int]) -> Iterator[Match]:
+    def _split_names(self, text: str, ids: Iterable[int]) -> Iterator[Match]:
         """A cut after the first character of every name that the library itself would find."""
         tokens = (self._special.get(i) or self._added[i] for i in ids if i in self._matched)
         pattern = _compile(AddedToken(token.content) for token in tokens)
@@ -166,7 +166,7 @@ class TableTokenizer:
 
     def _find_in_turn(self, turn: RenderedTurn) -> list[Match]:
         """The tokens that the template wrote, not those whose names the message has in it; those
-        added tokens that are no part of the template are ordinary text, wherever they are."""
+        added tokens that the template does not write are ordinary text, wherever they are."""
         assert self._chat is not None
         written = {i for i, t in self._added.items() if t.content in self._chat.source}
         written -= {i for i in written if self._added[i].content.isspace()}
@@ -180,7 +180,7 @@ class TableTokenizer:
         cuts = [
             (a + start, a + end, None)
             for a, b in turn.user
-            for start, end, _ in self._cut(turn.text[a:b], control)
+            for start, end, _ in self._split_names(turn.text[a:b], control)
         ]
         return _sort([*matches, *cuts])
 

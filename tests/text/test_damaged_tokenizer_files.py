@@ -101,7 +101,7 @@ def test_sentencepiece_refuses_a_damaged_piece(tmp_path):
         ({"eom_token_id": 2**40}, "eom_token_id: expected int <= 2147483647"),
         ({"eos_token_id": "two"}, "eos_token_id: expected int.*, got str"),
         ({"bos_token_id": -1, "add_bos_token": True}, "bos_token_id: expected int >= 0"),
-        ({"add_bos_token": True}, "add_bos_token is true, but there is no bos_token_id"),
+        ({"add_bos_token": True}, "add_bos_token is true, bos_token_id is missing"),
         ({"suppress_tokens": [3]}, "changes the model's distribution"),
     ],
     ids=lambda value: str(value)[:30],

@@ -127,7 +127,7 @@ def test_read_tokenizer_reads_the_files_beside_it(small, smollm2, metadata, tmp_
     assert tokenizer.eos_ids == (2, 1)
     assert tokenizer.decode(tokenizer.chat("hi")) == smollm2.decode(smollm2.chat("hi"))
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
-    with pytest.raises(TextError, match="rewrites this message"):
+    with pytest.raises(TextError, match="leaves out this message"):
         read_tokenizer(tmp_path).chat("hi'")
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(FileError, match=r"tokenizer_config\.json: expected object, got array"):

@@ -127,7 +127,7 @@ def _build_byte_level(
     if len(set(names)) != len(names) or BYTE in kinds:
         raise FileError(f"{_ORIGIN}: tokens of a byte-level BPE must differ, none of kind 6 (byte)")
     # As in llama.cpp, special tokens are those of the kinds unknown and control; unused ones are
-    # paddings. What has a role is special, even if there are no kinds.
+    # paddings. What has a role is special, also without kinds.
     roles = [*fields.eos_ids, fields.bos_token_id] if fields.token_type is None else []
     special = {
         i: AddedToken(name)
@@ -164,7 +164,7 @@ def _build_byte_level(
     library.add_tokens([tokenizers.AddedToken(t.content, normalized=False) for t in added.values()])
     add_bos = splitting.add_bos if fields.add_bos_token is None else fields.add_bos_token
     if fields.add_bos_token and fields.bos_token_id is None:
-        raise FileError(f"{_ORIGIN}: add_bos_token is true, but there is no bos_token_id")
+        raise FileError(f"{_ORIGIN}: add_bos_token is true, bos_token_id is missing")
     vocabulary = Vocabulary(
         source=_ORIGIN,
         tokens=tokens,

@@ -98,8 +98,8 @@ def read_settings(folder: Path) -> Settings:
             named[role] = next(same, None) or _convert(token, special=True)
     if config.added_tokens_decoder is None:
         special = {token.content for token in [*named.values(), *extra]}
-        behind = _read(folder / "added_tokens.json", dict[str, Index]) or {}
-        added = {i: AddedToken(name, special=name in special) for name, i in behind.items()}
+        numbers = _read(folder / "added_tokens.json", dict[str, Index]) or {}
+        added = {i: AddedToken(name, special=name in special) for name, i in numbers.items()}
     if config.add_eos_token and not (folder / "tokenizer.json").exists():
         warnings.warn(
             f"{folder / 'tokenizer_config.json'}: add_eos_token is left out: a prompt is to be "

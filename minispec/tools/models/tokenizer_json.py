@@ -96,10 +96,10 @@ def from_tokenizer_json(path: Path, settings: Settings | None = None) -> Hugging
         library = tokenizers.Tokenizer.from_str(content.removeprefix(b"\xef\xbb\xbf").decode())
         table = {t.id: _convert(t) for t in file.added_tokens or ()}
         for i, token in table.items():
-            if (found := library.token_to_id(token.content)) != i:
+            if (number := library.token_to_id(token.content)) != i:
                 raise FileError(
                     f"{path}: the added token {token.content!a} has id {i}, the tokenizers library "
-                    f"gives it {found}: ids of added tokens must continue those of the vocabulary"
+                    f"gives it {number}: ids of added tokens must continue those of the vocabulary"
                 )
         _add_tokens(library, table, settings, path)
         return _build(library, table, file, settings, path)
@@ -115,7 +115,7 @@ def _convert(token: _Token) -> AddedToken:
 def _add_tokens(
     library: tokenizers.Tokenizer, table: dict[int, AddedToken], settings: Settings, path: Path
 ) -> None:
-    """Adds the tokens of the files beside: as in transformers, they go behind the vocabulary unless
+    """Adds the tokens of the files beside: as in transformers, they go after the vocabulary unless
     they are in it. Raises FileError where another file gives such a token another id."""
     known = {token.content for token in table.values()}
     wanted: list[tuple[int | None, AddedToken]] = [
