@@ -87,5 +87,6 @@ class CertificationResult:
             lines += [f"  {self.mismatch}", *map("    {}".format, self.mismatch.list_origins())]
         elif self.error is None:
             lines.append("  as small as rounding: certify with arithmetic='float64'")
-        lines += [f"  {self.explanation}"] if self.explanation else []
+        if self.explanation:
+            lines.append("  " + self.explanation.replace("; ", ";\n    "))
         return "\n".join(lines)

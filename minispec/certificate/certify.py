@@ -68,7 +68,7 @@ def certify(
     A part that is not exact, or breaks its contract, gives a result with ``exact`` False, which
     says why; so does a certificate that saw no rejection after which a token outside the shortlist
     was drawn. Raises ArgumentError if there is nothing to certify, or if ``part`` is neither a
-    verifier nor a shortlist factory. Takes about ten seconds for a shortlist, a minute for a
+    verifier nor a shortlist factory. Takes about ten seconds for a shortlist, half a minute for a
     verifier.
     """
     if part is not None:

@@ -30,7 +30,7 @@ def test_certify_names_the_mistake_of_a_verifier(mistake: str) -> None:
     verifier, message = MISTAKES[mistake]
     result = certify(verifier=verifier, samplings=UNSHAPED, cases=CASES)
     assert not result.exact
-    assert message in str(result), result
+    assert message in " ".join(str(result).split()), result
 
 
 def test_certify_finds_the_verifier_without_a_mistake_exact() -> None:
@@ -42,7 +42,7 @@ def test_certify_names_the_mistake_of_a_shortlist(mistake: str) -> None:
     shortlist, message = SHORTLIST_MISTAKES[mistake]
     result = certify(shortlist, samplings=UNSHAPED, cases=CASES)
     assert not result.exact
-    assert message in str(result), result
+    assert message in " ".join(str(result).split()), result
 
 
 def test_certify_finds_the_shortlist_without_a_mistake_exact() -> None:
@@ -56,7 +56,7 @@ def test_certify_names_the_mistake_of_a_learner(mistake: str) -> None:
         learner=learner, shortlist=ChangingShortlist, samplings=UNSHAPED, cases=CASES[1:]
     )
     assert not result.exact
-    assert message in str(result), result
+    assert message in " ".join(str(result).split()), result
 
 
 @pytest.mark.parametrize("learner", [BiasLearner, build_learner])
