@@ -10,11 +10,12 @@ from numba import njit, prange
 from fastpath.cpu.blend import blend
 from fastpath.cpu.exponential import exponential
 from fastpath.cpu.kernels import multiply_rows
+from fastpath.cpu.process import CACHE
 
 _MAX_HEADS = 3  # query heads that read four keys at once: their sums must fit the registers
 
 
-@njit(cache=True, fastmath={"reassoc", "contract"})
+@njit(cache=CACHE, fastmath={"reassoc", "contract"})
 def _softmax(scores, scale):
     """scores (S,) -> softmax(scores * scale), in place."""
     largest, total = np.float32(-np.inf), np.float32(0)
@@ -28,7 +29,7 @@ def _softmax(scores, scale):
         scores[s] /= total
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _blend(weights, values, first, step, size, out, start, count):
     """``blend`` for a ``count`` that is not a literal."""
     if count == 1:
@@ -39,7 +40,7 @@ def _blend(weights, values, first, step, size, out, start, count):
         blend(weights, values, first, step, size, out, start, 3)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=CACHE)
 def attend(queries, keys, values, start, window, scale, out, threads):
     """Attention of the queries at positions ``start`` and following -> out (T, heads, head_dim).
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fastpath.cpu.head import CpuHead
 from fastpath.cpu.kernels import multiply
+from fastpath.cpu.process import check_fork, why_unfit
 from fastpath.cpu.rows import allocate_rows
 from fastpath.cpu.steps import apply_rms_norm, run_draft, run_target
 from minispec.errors import ContextError
@@ -42,7 +43,7 @@ def why_unsupported(model: Transformer) -> str | None:
     weight = model.embedding.weight
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return f"its weights are {weight.dtype} on {weight.device}, not float32 or bfloat16 on cpu"
-    return None
+    return why_unfit()
 
 
 def build_target(model: Transformer) -> "CpuTarget":
@@ -200,7 +201,9 @@ def _new_cache(config: ModelConfig, layers: int, capacity: int) -> KVCache:
 
 
 def _next_positions(cache: KVCache, new: int) -> tuple[int, int]:
-    """The first of ``new`` positions and the one after the last. Raises ContextError."""
+    """The first of ``new`` positions and the one after the last. Raises ContextError, and
+    ArgumentError in a fork of a process whose threads Numba used."""
+    check_fork()
     start, end = cache.length, cache.length + new
     if end > cache.capacity:
         raise ContextError(f"{start} + {new} positions do not fit a cache of {cache.capacity}")

@@ -7,6 +7,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from fastpath.cpu.process import CACHE
+
 
 def _bits_to_float32(typingctx, bits):
     """The float32 with the bits of an int32."""
@@ -20,7 +22,7 @@ def _bits_to_float32(typingctx, bits):
 bits_to_float32: Any = intrinsic(_bits_to_float32)
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def exponential(x):
     """e^x in float32 with a relative error of at most 3e-7, for x up to 88; x is clamped to
     [-87, 88].

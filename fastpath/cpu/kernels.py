@@ -15,12 +15,13 @@ from numba import njit, prange, types
 from numba.extending import overload
 
 from fastpath.cpu.dots import BF16_PAIRS, LANES, MAX_STATES, NUM_STREAMS, dots
+from fastpath.cpu.process import CACHE
 
 # With so many states the out-of-order window no longer reaches the next rows: prefetch them.
 _PREFETCH_STATES = 3 if LANES == 16 else 4
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def allocate_buffer(rows, width):
     """An uninitialised float32 array (rows, width) that starts at a cache line: a vector of a
     state that crosses two lines costs two loads for each row that it is multiplied with."""
@@ -30,7 +31,7 @@ def allocate_buffer(rows, width):
     return numbers[first : first + size].reshape(rows, width)
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _round_to_bfloat16(states):
     """float32 (N,) -> bfloat16 (N,) as uint32 whose low halves hold the bits: rounded to nearest,
     ties to even; NaN stays NaN."""
@@ -80,7 +81,7 @@ def _compile_cast_states(rows, states):
     return round_to_bits if BF16_PAIRS else round_to_float32
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def cast_states(rows, states):
     """States (T, D) float32 in the form in which these rows are multiplied with them.
 
@@ -91,7 +92,7 @@ def cast_states(rows, states):
     return _cast_states(rows, states)
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _row_ids_at(ids, positions, ahead, end):
     """The row ids ``ahead`` positions after each of four, at most ``end``: entries of ``ids``, or
     the positions themselves where ``ids`` is empty."""
@@ -102,7 +103,7 @@ def _row_ids_at(ids, positions, ahead, end):
     return first, second, third, fourth
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def multiply_rows(rows, ids, states, out, first, last):
     """out[:, first:last] = states @ rows[ids[first:last]].T, or with rows[first:last] where
     ``ids`` is empty. Runs on one thread; ``states`` come from ``cast_states``.
@@ -149,7 +150,7 @@ def multiply_rows(rows, ids, states, out, first, last):
                 dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, MAX_STATES)
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def apply_scales(rows, scales, ids, out, first, last):
     """Multiplies out[:, first:last] by the scales of the rows ``ids[first:last]``, or of rows
     first to last where ``ids`` is empty. Does nothing unless the rows are int8."""
@@ -159,7 +160,7 @@ def apply_scales(rows, scales, ids, out, first, last):
                 out[state, i] *= scales[ids[i] if len(ids) else i]
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def multiply_block(rows, scales, states, out, first, last):
     """out[:, first:last] = states @ (rows * scales)[first:last].T on one thread; ``states`` come
     from ``cast_states``."""
@@ -168,7 +169,7 @@ def multiply_block(rows, scales, states, out, first, last):
     apply_scales(rows, scales, all_rows, out, first, last)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=CACHE)
 def multiply(rows, scales, states, out, threads):
     """rows (N, D), scales (N,), states (T, D) -> out (T, N) = states @ (rows * scales).T."""
     inputs = cast_states(rows, states)

@@ -10,10 +10,11 @@ from numba import get_num_threads, njit, prange
 
 from fastpath.cpu.dots import copy_row, prefetch_row
 from fastpath.cpu.kernels import allocate_buffer, apply_scales, cast_states, multiply_rows
+from fastpath.cpu.process import CACHE
 from fastpath.cpu.rows import allocate_rows
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _copy_rows(rows, added, packed, slots):
     """packed[slots] = rows[added], both (n,).
 
@@ -34,7 +35,7 @@ def _copy_rows(rows, added, packed, slots):
             packed[slots[i]] = rows[added[i]]
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _copy_and_multiply(rows, added, added_slots, packed, states, by_slot, first, last):
     """Copies the rows ``added`` (n,) into ``added_slots`` (n,), all within ``first`` to ``last``,
     then multiplies the packed rows of that range with the states -> by_slot (T, K)."""
@@ -42,7 +43,7 @@ def _copy_and_multiply(rows, added, added_slots, packed, states, by_slot, first,
     multiply_rows(packed, np.empty(0, np.int64), states, by_slot, first, last)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=CACHE)
 def _copy_and_multiply_parallel(rows, added, added_slots, packed, states, by_slot, threads):
     """``_copy_and_multiply`` of all slots, in equal ranges for the threads."""
     size = by_slot.shape[1]
@@ -52,7 +53,7 @@ def _copy_and_multiply_parallel(rows, added, added_slots, packed, states, by_slo
         _copy_and_multiply(rows, added[own], added_slots[own], packed, states, by_slot, first, last)
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _multiply_in_order(rows, scales, added, added_slots, packed, ids, slots, states, out, threads):
     """Logits out (T, K) of a shortlist ids (K,) whose rows are packed in slots (K,), once the rows
     ``added`` (n,) are copied into ``added_slots`` (n,)."""
@@ -67,7 +68,7 @@ def _multiply_in_order(rows, scales, added, added_slots, packed, ids, slots, sta
     apply_scales(rows, scales, ids, out, 0, len(ids))
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def plan_slots(old_ids, old_slots, new_ids, new_slots, packed, churn):
     """Assigns slots 0..K-1 to a shortlist ``new_ids`` (K,), written to ``new_slots`` (K,).
 
@@ -115,7 +116,7 @@ def plan_slots(old_ids, old_slots, new_ids, new_slots, packed, churn):
     return new_ids[added_indices[:num_added]], added_slots, True
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def update_and_multiply(
     rows, scales, old_ids, old_slots, new_ids, new_slots, packed, churn, states, out, threads
 ):
@@ -130,7 +131,7 @@ def update_and_multiply(
     return done
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def multiply_packed(scales, ids, slots, packed, states, out, threads):
     """Logits of a shortlist ids (K,) that is packed already: states (T, D) -> out (T, K)."""
     _multiply_in_order(packed, scales, ids[:0], slots[:0], packed, ids, slots, states, out, threads)

@@ -13,11 +13,12 @@ from numba import njit, prange
 
 from fastpath.cpu.exponential import exponential
 from fastpath.cpu.kernels import allocate_buffer, cast_states, multiply_block
+from fastpath.cpu.process import CACHE
 
 _BLOCK = 1024  # rows whose logits are ranked before the next ones are computed
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _insert(value, index, top_logits, top_indices):
     """Inserts a logit into ``top_logits`` (top,) and its index into ``top_indices`` (top,), in
     which -1 marks an empty entry."""
@@ -33,13 +34,13 @@ def _insert(value, index, top_logits, top_indices):
         top_logits[at], top_indices[at] = value, index
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _rescale(total, old_max, new_max, temperature):
     """A sum of exp((logit - old_max) / T) as the sum of exp((logit - new_max) / T)."""
     return total * math.exp((old_max - new_max) / temperature) if total > 0 else 0.0
 
 
-@njit(cache=True, fastmath={"reassoc", "contract"})
+@njit(cache=CACHE, fastmath={"reassoc", "contract"})
 def _sum_exponentials(logits, largest, temperature):
     total, scale = np.float32(0), np.float32(1 / temperature)
     for i in range(len(logits)):
@@ -47,7 +48,7 @@ def _sum_exponentials(logits, largest, temperature):
     return total
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _rank(logits, first, top_logits, top_indices, total, temperature):
     """Adds logits (N,), whose indices start at ``first``, to the top-k. Returns ``total``, the
     sum of exp((logit - top_logits[0]) / T), with theirs added; it is not computed at T = 0."""
@@ -64,7 +65,7 @@ def _rank(logits, first, top_logits, top_indices, total, temperature):
     return total
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def _merge(top_logits, top_indices, totals, temperature):
     """Merges the threads' results, top_logits and top_indices (S, T, top) and totals (S, T), into
     (T, top), (T, top) and (T,). A total is NaN where the largest logit is not finite."""
@@ -92,7 +93,7 @@ def _merge(top_logits, top_indices, totals, temperature):
     return merged, indices, sums
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=CACHE)
 def multiply_and_rank(rows, scales, states, out, top, temperature, threads):
     """Top-k and sum of exponentials of the logits states @ (rows * scales).T.
 
@@ -125,7 +126,7 @@ def multiply_and_rank(rows, scales, states, out, top, temperature, threads):
     return _merge(top_logits, top_indices, totals, temperature)
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def rank_logits(logits, top, temperature):
     """As ``multiply_and_rank``, of logits (T, K) that are computed already."""
     new = len(logits)

@@ -13,6 +13,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from fastpath.cpu.kernels import apply_scales, cast_states, multiply_rows
+from fastpath.cpu.process import CACHE
 
 
 def allocate_rows(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -24,7 +25,7 @@ def allocate_rows(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(memory[first : first + size]).view(dtype).view(*shape)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=CACHE)
 def multiply_gathered(rows, scales, ids, states, out, threads):
     """rows (V, D), scales (V,), ids (K,), states (T, D) -> out (T, K), logits of these rows."""
     size, inputs = len(ids), cast_states(rows, states)
@@ -34,7 +35,7 @@ def multiply_gathered(rows, scales, ids, states, out, threads):
         apply_scales(rows, scales, ids, out, first, last)
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def multiply_runs(rows, scales, starts, lengths, states, out, threads):
     """Logits of runs of consecutive rows, such as the clusters of a head stored in cluster order.
 

@@ -18,9 +18,10 @@ from numba import njit, prange
 from fastpath.cpu.attention import attend
 from fastpath.cpu.exponential import exponential
 from fastpath.cpu.kernels import allocate_buffer, cast_states, multiply, multiply_block
+from fastpath.cpu.process import CACHE
 
 
-@njit(cache=True, fastmath={"reassoc", "contract"})
+@njit(cache=CACHE, fastmath={"reassoc", "contract"})
 def apply_rms_norm(x, weight, epsilon, out, first):
     """RMSNorm of x (T, D) -> out[:, first : first + D], where out is (T, >= first + D)."""
     width = x.shape[1]
@@ -33,7 +34,7 @@ def apply_rms_norm(x, weight, epsilon, out, first):
             out[t, first + d] = x[t, d] * scale * weight[d]
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def apply_rope(x, cos, sin):
     """Rotary position embedding of one head x (head_dim,), in place; cos and sin (head_dim,)."""
     half = len(x) // 2
@@ -43,7 +44,7 @@ def apply_rope(x, cos, sin):
         x[half + d] = right * cos[half + d] + left * sin[half + d]
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=CACHE)
 def apply_gate(gate_up, scales, states, gelu, both, out, threads):
     """act(gate(x)) * up(x) of states (T, D) -> out (T, M), where act is SiLU or tanh-GELU.
 
@@ -67,7 +68,7 @@ def apply_gate(gate_up, scales, states, gelu, both, out, threads):
                 out[t, i] = gate / (np.float32(1) + exponential(-z)) * both[t, inner + i]
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, values, start, threads):
     """One decoder layer: adds the output of attention over ``inputs`` (T, input size), then the
     output of the MLP, to the residual stream x (T, D) in place. Writes the keys and values of
@@ -120,7 +121,7 @@ def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, value
     x += update
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def run_target(
     x,
     weights,
@@ -191,7 +192,7 @@ def run_target(
     return normed, aux_hidden_states
 
 
-@njit(cache=True)
+@njit(cache=CACHE)
 def run_draft(
     embedded, states, weights, scales, norms, settings, cos, sin, keys, values, start, threads
 ):

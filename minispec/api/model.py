@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from minispec.api.chat import Chat, time_first
 from minispec.api.request import BadWords, Request, ShortlistLike, build_request
 from minispec.api.results import Output
@@ -24,6 +22,7 @@ from minispec.tools.evaluation.methods import Decoder, Method, build_decoder, de
 from minispec.tools.models import backend as backends
 from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained
+from minispec.tools.models.threads import set_threads
 from minispec.types import Draft, Round, Target, Tokenizer
 from minispec.verify import Verifier
 
@@ -110,15 +109,6 @@ def _build_own_draft(part: Any, model: Pretrained) -> Draft:
             f"one of {model.target.head.vocab_size}: use the target's"
         )
     return built
-
-
-def set_threads(threads: int | None) -> None:
-    """Sets torch's number of threads, if one is given. Raises ArgumentError."""
-    if threads is None:
-        return
-    if not 1 <= threads <= 1024:
-        raise ArgumentError(f"threads {threads} must lie in 1..1024")
-    torch.set_num_threads(threads)
 
 
 class Model:

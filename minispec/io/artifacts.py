@@ -13,10 +13,18 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from minispec.errors import FileError
+
 
 def cache_folder() -> Path:
-    """The user's cache folder, for fetched models."""
-    return user_cache_path("minispec")
+    """The user's cache folder, for fetched models and measurements. Raises FileError for a user
+    without a home."""
+    try:
+        return user_cache_path("minispec")
+    except (RuntimeError, KeyError):
+        raise FileError(
+            "there is no home folder for fetched models: set HOME, or XDG_CACHE_HOME to a folder"
+        ) from None
 
 
 def find_artifact(model: str, name: str) -> Path | None:

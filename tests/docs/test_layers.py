@@ -67,7 +67,8 @@ ROOMS = {
     ],
     "Fast paths": [
         "fastpath", "fastpath.scores", "fastpath.static_shapes",
-        "fastpath.cpu", "fastpath.cpu.dots", "fastpath.cpu.blend", "fastpath.cpu.exponential",
+        "fastpath.cpu", "fastpath.cpu.process",
+        "fastpath.cpu.dots", "fastpath.cpu.blend", "fastpath.cpu.exponential",
         "fastpath.cpu.kernels", "fastpath.cpu.attention", "fastpath.cpu.ranks",
         "fastpath.cpu.rows", "fastpath.cpu.packed", "fastpath.cpu.steps", "fastpath.cpu.head",
         "fastpath.cpu.backend",
@@ -84,7 +85,7 @@ ROOMS = {
         "minispec.tools.models.hf_rope", "minispec.tools.models.hf_config",
         "minispec.tools.models.hf_folder",
         "minispec.tools.models.known_models", "minispec.tools.models.pretrained",
-        "minispec.tools.models.matmul_dtype",
+        "minispec.tools.models.matmul_dtype", "minispec.tools.models.threads",
         "minispec.tools.models.backend",
         "minispec.tools.data", "minispec.tools.data.corpus", "minispec.tools.data.ranking",
         "minispec.tools.data.batched_decode", "minispec.tools.data.shards",

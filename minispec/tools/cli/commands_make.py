@@ -43,7 +43,7 @@ def _check_budget(budget: int | None, limit: int) -> None:
 
 def build_index(options: argparse.Namespace) -> None:
     """Clusters the rows of a model's LM head, and writes the clusters."""
-    from minispec.api.model import set_threads
+    from minispec.tools.models.threads import set_threads
     from minispec.tools.training import recipe
 
     set_threads(options.threads)
@@ -75,7 +75,7 @@ def train_router(options: argparse.Namespace) -> None:
 def train_draft(options: argparse.Namespace) -> None:
     """Trains a draft, or continues an interrupted training. Raises ArgumentError for options out of
     range, FileError for a missing draft to start from."""
-    from minispec.api.model import set_threads
+    from minispec.tools.models.threads import set_threads
     from minispec.tools.training import recipe
 
     if options.tokens < 1:
@@ -98,7 +98,7 @@ def train_draft(options: argparse.Namespace) -> None:
 def train_pocket(options: argparse.Namespace) -> None:
     """Trains the pocket pair from scratch. Raises ArgumentError, FileError."""
     check_extra("train", "matplotlib")
-    from minispec.api.model import set_threads
+    from minispec.tools.models.threads import set_threads
     from minispec.tools.training import pocket
 
     for name in ("tokens", "draft_tokens"):

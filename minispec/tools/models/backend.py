@@ -117,7 +117,7 @@ def _import_backend(name: str) -> ModuleType:
         raise ArgumentError(f"unknown backend {name!r}: choose from auto, {', '.join(NAMES)}")
     try:
         return importlib.import_module(f"fastpath.{name}.backend")
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # Numba refuses settings that it reads on import
         raise ArgumentError(f"backend {name} cannot run here: {error}") from None
 
 
@@ -144,7 +144,9 @@ def _calibration_path() -> Path:
 
 def _calibration_key(model: Pretrained) -> str:
     machine = platform.node(), os.cpu_count(), torch.__version__, torch.get_num_threads()
-    return "-".join(map(str, (*machine, model.fingerprint[:12], model.dtype)))
+    # What Numba is told for one run is not the machine's usual state.
+    told = [value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")]
+    return "-".join(map(str, (*machine, model.fingerprint[:12], model.dtype, *told)))
 
 
 def _read_calibration() -> dict[str, Any]:
