@@ -11,9 +11,13 @@ TOKENS ?= $(if $(filter gemma3-270m,$(MODEL)),380000,700000)
 CERTIFICATE ?= build/certificate.json
 EXAMPLES    ?= 100
 
+FILES ?= 10000
+KILLS ?= 100
+SOAK  ?= 100000
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test slow bench bench-gpu measure adaptation exactness mutants draft pocket docs figures \
+.PHONY: demo test slow bench bench-gpu measure adaptation exactness mutants drill draft pocket docs figures \
 	notebook lint clean help python FORCE
 
 ifdef PYTHON
@@ -93,6 +97,12 @@ exactness: $(DEV)  ## enumerate every branch of every verifier and shortlist, an
 mutants: $(DEV)  ## change the code in every small way, and see the tests detect it
 	$(call need,hypothesis,dev)
 	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) tests/exactness/mutants.py
+
+# FILES, KILLS and SOAK make it shorter; half an hour with what it has.
+drill: $(DEV)  ## feed damaged files to every reader, kill every writer, fill disks, run for long
+	$(call need,pytest,dev)
+	PYTHONPATH=.:tests:$$PYTHONPATH $(PY) -m drill --files $(FILES) --kills $(KILLS) --tokens $(SOAK) \
+		--json build/drill.json
 
 adaptation: $(BENCH)  ## what a draft that learns while it serves gains, and costs
 	$(PY) -m benchmarks adaptation --quick --json build/adaptation.json
