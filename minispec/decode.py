@@ -12,11 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minispec.commit import Committed, Output, StopRule
 from minispec.errors import ArgumentError, ContextError
 from minispec.logits_processor import History
 from minispec.propose import Drafter
+from minispec.ranked_head import RankedHead
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
 from minispec.types import (
@@ -37,6 +39,7 @@ from minispec.verify import Verdict, Verifier, check_verdict, verify
 MAX_GAMMA = 16
 _PREFILL_CHUNK = 512  # positions per pass: the attention mask of a whole prompt would be large
 _NO_PROPOSAL = Proposal((), ())
+_NO_TOP = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0)
 
 
 def autoregressive(
@@ -148,7 +151,10 @@ def _decode(
         return
     watch, prompt_length = Stopwatch(), len(tokens)
     cache = target.new_cache(prompt_length + output.remaining)
-    _prefill_prompt(target, drafter, tokens, cache)
+    top_ids_wanted = drafter.top_ids_wanted if drafter else 0
+    ranked = RankedHead(target.head, top_ids_wanted) if top_ids_wanted else None
+    head = ranked or target.head
+    _prefill_prompt(target, drafter, tokens, cache, ranked)
     watch.lap("prefill")
 
     stop = None
@@ -163,13 +169,12 @@ def _decode(
         # Penalties at each position count the tokens drafted before it.
         features = target.step(torch.tensor([tokens[-1], *proposal.tokens]), cache)
         history = History((*tokens, *proposal.tokens), prompt_length)
-        distributions = sampling.target_distributions(target.head, features.hidden, history)
+        distributions = sampling.target_distributions(head, features.hidden, history)
+        top = ranked.rank(features.hidden) if ranked else _NO_TOP
         watch.lap("target")
 
         # 3) Verify: accept a prefix; the next token comes from a residual or from the last p.
-        verdict = check_verdict(
-            verifier(proposal, distributions, rng), proposal, target.head.vocab_size
-        )
+        verdict = check_verdict(verifier(proposal, distributions, rng), proposal, head.vocab_size)
         watch.lap("verify")
 
         # 4) Commit: emit the accepted tokens and the next one, up to a stop.
@@ -188,7 +193,7 @@ def _decode(
             watch.lap("draft")
 
         # 7) Learn: the shortlist and the learner update themselves for the next round.
-        finished = _summarize(proposal, distributions, verdict, committed, drafter)
+        finished = _summarize(proposal, distributions, top, verdict, committed, drafter)
         if drafter:
             drafter.shortlist.observe(finished)
             watch.lap("observe")
@@ -200,10 +205,15 @@ def _decode(
         watch.resume()
 
 
-def _prefill_prompt(target: Target, drafter: Drafter | None, tokens: list[int], cache: Any) -> None:
+def _prefill_prompt(
+    target: Target, drafter: Drafter | None, tokens: list[int], cache: Any,
+    ranked: RankedHead | None,
+) -> None:  # fmt: skip
     """Process a prompt except for its last token, which the first round scores."""
     for features in prefill(target, tokens[:-1], cache):
         if drafter:
+            if ranked:
+                drafter.on_prefill(ranked.rank(features.hidden)[0])
             start, end = cache.length - len(features.aux_hidden_states), cache.length
             drafter.resync(torch.tensor(tokens[start + 1 : end + 1]), features.aux_hidden_states)
 
@@ -211,6 +221,7 @@ def _prefill_prompt(target: Target, drafter: Drafter | None, tokens: list[int], 
 def _summarize(
     proposal: Proposal,
     distributions: list[Distribution],
+    top: tuple[Tensor, Tensor],
     verdict: Verdict,
     committed: Committed,
     drafter: Drafter | None,
@@ -225,6 +236,9 @@ def _summarize(
         tuple(distributions[:kept]),
         verdict.acceptance[: len(proposal)],
         verdict.next_distribution if complete else None,
+        top_ids=top[0][:kept],
+        top_logits=top[1][:kept],
+        draft_hidden=drafter.hidden_states(kept) if drafter else torch.zeros(0, 0),
     )
     return Round(
         tokens=committed.tokens,

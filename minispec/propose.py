@@ -53,13 +53,38 @@ class Drafter:
         self._inputs: list[tuple[Tensor, Tensor]] = []  # of all resyncs, to rebuild the cache
         self._verified_length = 0  # cached positions computed from the target's hidden states
         self._state: Tensor | None = None  # (D,), the last output; None before the first resync
+        # (D,) on the CPU: what the tokens of the round were predicted from, as far as is known.
+        self._hidden: list[Tensor] = []
+
+    @property
+    def top_ids_wanted(self) -> int:
+        """How many of the target's likeliest ids the shortlist or the learner needs."""
+        shortlist = self.shortlist
+        ours = shortlist.top_ids_wanted if isinstance(shortlist, BaseShortlist) else 0
+        return max(ours, self.learner.top_ids_wanted if self.learner else 0)
+
+    def on_prefill(self, top_ids: Tensor) -> None:
+        """Show the shortlist the target's likeliest ids (T, k) at T positions of the prompt."""
+        if isinstance(self.shortlist, BaseShortlist):
+            self.shortlist.on_prefill(top_ids[:, : self.shortlist.top_ids_wanted])
+
+    def hidden_states(self, count: int) -> Tensor:
+        """The hidden states (n, D) that the first ``count`` tokens of the round were predicted
+        from: drafted ones, and after a resync that of the token after a wholly accepted path. n
+        is lower where there are fewer."""
+        return torch.stack(self._hidden[:count]) if self._hidden else torch.zeros(0, 0)
 
     def resync(self, ids: Tensor, aux_hidden_states: Tensor) -> None:
         """Rebuild the cache from T positions that the target has processed: their auxiliary
         hidden states (T, n_aux * D), and for each position the token after it, ids (T,)."""
         if self.learner and self.learner.invalidates_cache:
             self._inputs.append((ids, aux_hidden_states))
+        before = self._state
         states = self._forward(ids, aux_hidden_states)
+        if before is not None and len(self._hidden) == len(ids) - 1:
+            # All drafted tokens were accepted: nothing was drafted where the last one came from.
+            last = states[-2] if len(ids) > 1 else before
+            self._hidden.append(self.draft.apply_final_norm(last).cpu())
         if self.learner:
             self.learner.on_prefill(ids, aux_hidden_states, self.draft.apply_final_norm(states))
 
@@ -101,6 +126,7 @@ class Drafter:
         """
         drafted: list[int] = []
         distributions: list[Distribution] = []
+        self._hidden = []
         state, ids = self._state, None
         if state is None:  # nothing was prefilled: the prompt has one token
             return Proposal((), ())
@@ -108,6 +134,7 @@ class Drafter:
             hidden = self.draft.apply_final_norm(state)  # (D,)
             watch.lap("draft")
             context = Context((*tokens, *drafted), hidden.cpu(), depth)
+            self._hidden.append(context.hidden)
             if ids is None or not self.shortlist.per_round:
                 ids = self._selections.select(context)  # (K,)
                 watch.lap("shortlist")

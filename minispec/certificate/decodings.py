@@ -77,6 +77,7 @@ def _key(argument: Any) -> Hashable:
         return argument.numpy().tobytes()
     if isinstance(argument, History):
         return tuple(argument.tokens), argument.prompt_length
+    argument = getattr(argument, "wrapped", argument)  # a head that also ranks
     return tuple(argument) if isinstance(argument, list) else id(argument)
 
 

@@ -136,7 +136,7 @@ class EvoSpecPaperShortlist(BaseShortlist):
         evidence = finished.evidence
         if evidence is None or position >= len(evidence.draft_hidden):
             return None  # the output has stopped there
-        top_ids = evidence.top_ids[position].numpy()  # (10,)
+        top_ids = evidence.top_ids[position, :_SEEDS].numpy()  # (10,)
         hidden = evidence.draft_hidden[position]  # (D,)
         return self._run(lambda: self._retrieve(top_ids, hidden))
 

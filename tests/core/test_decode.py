@@ -334,7 +334,7 @@ def test_speculative_is_reproducible_by_seed() -> None:
 class IdleLearner:
     """A learner that changes nothing and counts the tokens."""
 
-    draft, invalidates_cache = UNRELATED, False
+    draft, invalidates_cache, top_ids_wanted = UNRELATED, False, 0
 
     def start(self, continued: bool) -> None: ...
 

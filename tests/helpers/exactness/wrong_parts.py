@@ -138,7 +138,7 @@ SHORTLIST_MISTAKES: dict[str, tuple[Callable[[int], Shortlist], str]] = {
 class BiasLearner:
     """Adds a bias to the first logit. A right learner counts rounds; each mistake overrides."""
 
-    invalidates_cache = False
+    invalidates_cache, top_ids_wanted = False, 0
 
     def __init__(self, models: ToyModels) -> None:
         self.draft, self.bias = models.draft, 0.0
