@@ -206,16 +206,22 @@ def _decode(
 
 
 def _prefill_prompt(
-    target: Target, drafter: Drafter | None, tokens: list[int], cache: Any,
+    target: Target,
+    drafter: Drafter | None,
+    tokens: list[int],
+    cache: Any,
     ranked: RankedHead | None,
-) -> None:  # fmt: skip
+) -> None:
     """Process a prompt except for its last token, which the first round scores."""
+    top_ids = [_NO_TOP[0]]
     for features in prefill(target, tokens[:-1], cache):
         if drafter:
-            if ranked:
-                drafter.on_prefill(ranked.rank(features.hidden)[0])
             start, end = cache.length - len(features.aux_hidden_states), cache.length
             drafter.resync(torch.tensor(tokens[start + 1 : end + 1]), features.aux_hidden_states)
+        if ranked:
+            top_ids.append(ranked.rank(features.hidden)[0])
+    if drafter:
+        drafter.on_prefill(tokens, torch.cat(top_ids[1:] or top_ids))
 
 
 def _summarize(

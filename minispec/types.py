@@ -246,9 +246,9 @@ class BaseShortlist:
         """The ids of ``select``, by the part that chose them: disjoint sorted tensors (n,)."""
         return {}
 
-    def on_prefill(self, top_ids: Tensor) -> None:
-        """Take the target's likeliest ids (T, k) after each of T positions of the prompt, chunk by
-        chunk; called only if ``top_ids_wanted`` is above 0. Nothing to learn."""
+    def on_prefill(self, tokens: Sequence[int], top_ids: Tensor) -> None:
+        """Take the tokens of a prompt, and the target's likeliest ids (T, k) after each of them but
+        the last; called only if ``top_ids_wanted`` is above 0. Nothing to learn."""
 
     def observe(self, finished: Round) -> None:
         """Nothing to learn."""

@@ -1,18 +1,69 @@
-"""MicroSpec's in-context draft vocabulary (arXiv 2605.26444): text repeats its own tokens.
+"""MicroSpec's in-context draft vocabulary (arXiv 2605.26444 v1, equations 2 to 4): the ids that the
+text at hand has used, and those that the target nearly used.
 
-The paper's (v1): the prompt's ids, the target's three likeliest ids at every prompt position and at
-verified ones, and all drafted ids; the last 3,072 of that stream, one shortlist a round; nothing is
-trained. Ours: the distinct ids of the whole context, the latest first, filled up to the budget with
-the most frequent ids of a ranking, at each step. How the paper gathers head rows on a GPU is left
-to a backend.
+A stream of ids begins with the prompt's (equation 2), followed by the distinct ids among the
+target's three likeliest after every prompt token. Each round appends the distinct drafted ids,
+accepted or not, and the target's three likeliest at every verified position (equation 3). The
+shortlist is the distinct ids of the last 3,072 elements of the stream, one for a whole round
+(equation 4). Nothing is trained, and no list of frequent ids is needed.
+
+The paper leaves open the order within a step: here that of positions, then of likelihood. At the
+last prompt token the target is asked by the first round here, so its ids join after that round.
+How the paper gathers head rows on a GPU is left to a backend.
 """
+
+from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minispec.shortlists.frspec import truncate_ranking
-from minispec.types import BaseShortlist, Context
+from minispec.types import BaseShortlist, Context, Round
+
+WINDOW = 3072  # the paper's W_max
+
+
+class MicroSpecShortlist(BaseShortlist):
+    """The distinct ids among the last of a stream."""
+
+    name = "microspec"
+    per_round = True
+    top_ids_wanted = 3  # the paper's K_pre and K_ver
+
+    def __init__(self, vocab_size: int, window: int = WINDOW) -> None:
+        """``window``: elements of the stream that count, 1 or above."""
+        self.budget = min(window, vocab_size)
+        self._window = window
+        self.reset()
+
+    def reset(self) -> None:
+        self._stream: deque[int] = deque(maxlen=self._window)
+        self._ids = torch.zeros(0, dtype=torch.int64)
+
+    def on_prefill(self, tokens: Sequence[int], top_ids: Tensor) -> None:
+        """Begin the stream of a prompt, equation 2."""
+        self._stream.clear()
+        self._append(tokens, dict.fromkeys(top_ids.flatten().tolist()))
+
+    def select(self, context: Context) -> Tensor:
+        return self._ids
+
+    def observe(self, finished: Round) -> None:
+        evidence = finished.evidence
+        assert evidence is not None  # always present for ``observe``
+        self._append(
+            dict.fromkeys(finished.proposed),
+            dict.fromkeys(evidence.top_ids[:, : self.top_ids_wanted].flatten().tolist()),
+        )
+
+    def _append(self, *parts: Sequence[int] | dict[int, None]) -> None:
+        """Equations 3 and 4."""
+        for ids in parts:
+            self._stream.extend(ids)
+        distinct = np.unique(np.array(self._stream, np.int64))
+        if not np.array_equal(distinct, self._ids.numpy()):
+            self._ids = torch.from_numpy(distinct)
 
 
 class InContextShortlist(BaseShortlist):
@@ -22,6 +73,8 @@ class InContextShortlist(BaseShortlist):
 
     def __init__(self, ranking: Tensor, budget: int, eos_ids: tuple[int, ...]) -> None:
         """``ranking`` (N,) ids, most frequent first; 1 <= budget <= N."""
+        from minispec.shortlists.frspec import truncate_ranking
+
         self.budget = budget
         self._eos_ids = eos_ids
         self._frequent = truncate_ranking(ranking, budget, eos_ids).tolist()
