@@ -3,10 +3,21 @@
 import hashlib
 from pathlib import Path
 
-from minispec.errors import FileError, FingerprintError
-from minispec.io.files import read_metadata, read_tensors, write_tensors
+from minispec.io.files import (
+    Fingerprints,
+    check_fingerprints,
+    list_weights,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
+from minispec.io.schema import Sha256
 from minispec.learning import lora
 from minispec.models.eagle_draft import EagleDraft
+
+
+class _Metadata(Fingerprints, kw_only=True):
+    draft: Sha256 | None = None
 
 
 def save_adapters(path: Path, draft: EagleDraft, fingerprint: str) -> None:
@@ -21,17 +32,10 @@ def load_adapters(path: Path, draft: EagleDraft, fingerprint: str) -> None:
     Raises FileError for other targets, another rank or a damaged file, FingerprintError for
     adapters of another model or another draft.
     """
-    metadata = read_metadata(path)
+    found = read_metadata(path, _Metadata)
     expected = {"model": fingerprint, "draft": _fingerprint(draft)}
-    for kind, wanted in expected.items():
-        if kind not in metadata:
-            raise FileError(f"{path} is not an adapter file: it has no fingerprint of a {kind}")
-        if metadata[kind] != wanted:
-            raise FingerprintError(
-                f"{path} was made for {kind} {metadata[kind][:12]}, this one is {wanted[:12]}"
-            )
-    shapes = {name: tuple(value.shape) for name, value in lora.get_adapter_state(draft).items()}
-    lora.set_adapter_state(draft, read_tensors(path, shapes))
+    check_fingerprints(path, found, expected, "train adapters for this one")
+    lora.set_adapter_state(draft, read_tensors(path, list_weights(lora.get_adapter_state(draft))))
 
 
 def _fingerprint(draft: EagleDraft) -> str:

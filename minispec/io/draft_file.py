@@ -1,16 +1,33 @@
 """A draft's weights on disk, with the fingerprint of the target that they were trained for."""
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 
-from minispec.errors import FingerprintError
+from minispec.errors import FileError, FingerprintError
 from minispec.io.artifacts import find_artifact
-from minispec.io.files import check_fingerprints, read_tensors, write_tensors
+from minispec.io.files import (
+    Fingerprints,
+    check_fingerprints,
+    list_weights,
+    open_safetensors,
+    read_header,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
 from minispec.models.eagle_draft import EagleDraft, build_draft
 from minispec.models.transformer import Transformer
 
-_LAYERS = "tap_layers"  # metadata: the layers of the auxiliary hidden states, as "(2, 14, 26)"
+_EAGLE3 = ("d2t", "t2d", "midlayer.", "fc.weight")  # names of EAGLE-3's tensors, and of EAGLE-1's
+
+
+class _Metadata(Fingerprints, kw_only=True):
+    # The layers of the auxiliary hidden states, as "(2, 14, 26)".
+    tap_layers: Annotated[str, Meta(pattern=r"^\((\d{1,4}, ?)*\d{0,4}\)$")] = "()"
 
 
 def find_draft(model: str) -> Path | None:
@@ -22,7 +39,7 @@ def save_draft(path: Path, draft: EagleDraft, fingerprint: str) -> None:
     """Write a draft in bfloat16, with the fingerprint of its target. Raises FileError."""
     weights = {name: value.to(torch.bfloat16) for name, value in draft.state_dict().items()}
     layers = str(draft.config.aux_hidden_state_layer_ids)
-    write_tensors(path, weights, {"model": fingerprint, _LAYERS: layers})
+    write_tensors(path, weights, {"model": fingerprint, "tap_layers": layers})
 
 
 def load_draft(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
@@ -31,14 +48,30 @@ def load_draft(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
     Raises FileError for a file that is not a draft, FingerprintError for another target's.
     """
     remedy = "train its own with `minispec train draft`"
-    trained_on = check_fingerprints(path, {"model": fingerprint}, remedy).get(_LAYERS, "none")
+    with open_safetensors(path) as file:
+        names = read_header(file, str(path)).keys()
+    if kind := name_foreign_draft(names):
+        raise FileError(
+            f"{path} is {kind}, which minispec cannot load: give a file made by `minispec train "
+            "draft`"
+        )
+    found = read_metadata(path, _Metadata)
+    check_fingerprints(path, found, {"model": fingerprint}, remedy)
     exported = str(target.config.aux_hidden_state_layer_ids)
-    if trained_on != exported:
+    if found.tap_layers != exported:
         raise FingerprintError(
-            f"{path} was trained on hidden states of layers {trained_on.strip('(),')}, "
+            f"{path} was trained on hidden states of layers {found.tap_layers.strip('(),')}, "
             f"but this model exports {exported.strip('(),')}"
         )
     draft = build_draft(target)
-    shapes = {name: tuple(value.shape) for name, value in draft.state_dict().items()}
-    draft.load_state_dict(read_tensors(path, shapes))
+    draft.load_state_dict(read_tensors(path, list_weights(draft.state_dict())))
     return draft.requires_grad_(False)
+
+
+def name_foreign_draft(names: Collection[str]) -> str | None:
+    """What a file with tensors of these names is, if it holds a draft of another project's."""
+    if not any(name.startswith(_EAGLE3) for name in names):
+        return None
+    if "d2t" in names or "t2d" in names:
+        return "an EAGLE-3 draft with a vocabulary of its own (d2t, t2d)"
+    return "an EAGLE draft of another project"

@@ -8,10 +8,28 @@ from torch import Tensor
 
 from minispec.errors import ArgumentError, FileError
 from minispec.io.artifacts import find_artifact
-from minispec.io.files import check_fingerprints, check_tensors, read_tensors, write_tensors
+from minispec.io.files import (
+    Fingerprints,
+    TensorSpec,
+    check_fingerprints,
+    check_tensors,
+    list_weights,
+    open_safetensors,
+    read_header,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
 from minispec.shortlists.dynaspec import Router
 
 _ROUTER = "router."  # prefix of the router's tensors
+_ROUTER_LAYOUT = {
+    "inner.weight": TensorSpec((None, None)),
+    "inner.bias": TensorSpec((None,)),
+    "outer.weight": TensorSpec((None, None)),
+    "outer.bias": TensorSpec((None,)),
+}
+_NUMBERS = frozenset((torch.int16, torch.int32))  # of clusters
 
 
 def write_index(
@@ -32,15 +50,22 @@ def read_index(
 
     Raises FileError for a damaged file, FingerprintError for another model's or tokenizer's.
     """
-    fingerprints = {"model": model, "tokenizer": tokenizer}
-    check_fingerprints(path, fingerprints, "build its own with `minispec index build`")
-    tensors = read_tensors(path)
-    router = {n: tensors.pop(n) for n in [*tensors] if n.startswith(_ROUTER)}
-    check_tensors(tensors, {"clusters": (vocab_size,)}, str(path))
-    clusters = tensors["clusters"]
-    if clusters.dtype not in (torch.int16, torch.int32) or clusters.min() < 0:
-        raise FileError(f"{path} is not an index: expected a cluster number for each id")
-    return clusters.long(), {n.removeprefix(_ROUTER): value for n, value in router.items()}
+    found = read_metadata(path, Fingerprints)
+    expected = {"model": model, "tokenizer": tokenizer}
+    check_fingerprints(path, found, expected, "build its own with `minispec index build`")
+    with open_safetensors(path) as file:
+        names = read_header(file, str(path)).keys()
+    layout = {"clusters": TensorSpec((vocab_size,), _NUMBERS)}
+    if names != layout.keys():
+        layout |= {f"{_ROUTER}{name}": spec for name, spec in _ROUTER_LAYOUT.items()}
+    tensors = read_tensors(path, layout)
+    clusters = tensors.pop("clusters").long()
+    low, high = int(clusters.min()), int(clusters.max())
+    if low < 0 or high >= vocab_size:
+        raise FileError(
+            f"{path} has clusters {low}..{high}, expected numbers within 0..{vocab_size - 1}"
+        )
+    return clusters, {name.removeprefix(_ROUTER): value for name, value in tensors.items()}
 
 
 def find_index(model: str, given: Path | None) -> Path:
@@ -62,7 +87,6 @@ def build_router(
     if not weights:
         raise FileError(f"{origin} has no router: add one with `minispec train router`")
     router = Router(hidden_size, clusters)
-    shapes = {name: tuple(value.shape) for name, value in router.state_dict().items()}
-    check_tensors(weights, shapes, origin)
+    check_tensors(weights, list_weights(router.state_dict()), origin)
     router.load_state_dict(dict(weights))
     return router.requires_grad_(False)

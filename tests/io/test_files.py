@@ -20,8 +20,10 @@ from torch import Tensor
 from minispec.errors import FileError
 from minispec.io import files
 from minispec.io.files import (
+    INTEGERS,
+    Fingerprints,
+    TensorSpec,
     check_tensors,
-    read_json,
     read_metadata,
     read_tensors,
     write_aside,
@@ -35,7 +37,11 @@ TENSORS = {
     "b": torch.ones(4, dtype=torch.bfloat16),
     "ids": torch.arange(5),
 }
-SHAPES = {"a": (2, 3), "b": (4,), "ids": (5,)}
+LAYOUT = {
+    "a": TensorSpec((2, 3)),
+    "b": TensorSpec((4,)),
+    "ids": TensorSpec((5,), INTEGERS),
+}
 
 
 @pytest.fixture
@@ -66,18 +72,18 @@ def tensors_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool
 
 def test_write_tensors_and_read_tensors_are_inverse(file):
     assert tensors_equal(read_tensors(file), TENSORS)
-    assert tensors_equal(read_tensors(file, SHAPES), TENSORS)
-    assert read_metadata(file) == {"model": "m"}
+    assert tensors_equal(read_tensors(file, LAYOUT), TENSORS)
+    assert read_metadata(file, dict[str, str]) == {"model": "m"}
     part = TENSORS["a"].T  # not contiguous
     write_tensors(file, {"part": part}, {})
-    assert tensors_equal(read_tensors(file, {"part": (3, 2)}), {"part": part})
-    assert read_metadata(file) == {}
+    assert tensors_equal(read_tensors(file, {"part": TensorSpec((3, 2))}), {"part": part})
+    assert read_metadata(file, dict[str, str]) == {}
 
 
 def test_write_json_and_write_text_are_read_back(tmp_path):
     value = {"name": "naïve", "numbers": [1, 2.5, None], "deep": {"er": True}}
     write_json(tmp_path / "new" / "folder" / "x.json", value)
-    assert read_json(tmp_path / "new" / "folder" / "x.json") == value
+    assert json.loads((tmp_path / "new" / "folder" / "x.json").read_bytes()) == value
     write_text(tmp_path / "x.txt", "naïve\n")
     assert (tmp_path / "x.txt").read_bytes() == "naïve\n".encode()
     with pytest.raises(ValueError):
@@ -99,7 +105,7 @@ def test_write_aside_keeps_the_old_file_when_interrupted(tmp_path, old, interrup
     if old is not None:
         path.write_bytes(old)
     with pytest.raises(interruption), write_aside(path) as aside:
-        assert aside.parent == path.parent  # a rename within one file system is atomic
+        assert aside.parent.parent == path.parent  # a rename in one file system is atomic
         aside.write_bytes(b"half of the n")
         raise interruption
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({"x": old} if old else {})
@@ -189,8 +195,8 @@ def test_read_tensors_refuses_truncated_files(tmp_path_factory, data):
     write_tensors(path, TENSORS, {"model": "m"})
     content = path.read_bytes()
     path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-    assert_refused(lambda: read_tensors(path, SHAPES), path)
-    assert_refused(lambda: read_metadata(path), path)
+    assert_refused(lambda: read_tensors(path, LAYOUT), path)
+    assert_refused(lambda: read_metadata(path, dict[str, str]), path)
 
 
 @settings(max_examples=150, deadline=None)
@@ -204,11 +210,13 @@ def test_read_tensors_refuses_a_damaged_byte_or_reads_one_changed_number(
     content[position % len(content)] ^= change
     path.write_bytes(content)
     try:
-        tensors = read_tensors(path, SHAPES)
+        tensors = read_tensors(path, LAYOUT)
     except FileError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
-        assert {name: tuple(value.shape) for name, value in tensors.items()} == SHAPES
+        assert {name: tuple(value.shape) for name, value in tensors.items()} == {
+            name: spec.shape for name, spec in LAYOUT.items()
+        }
         assert all(torch.isfinite(value).all() for value in tensors.values())
 
 
@@ -216,8 +224,6 @@ def test_read_tensors_refuses_a_damaged_byte_or_reads_one_changed_number(
     "content",
     [
         b"",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
-        b"GGUF\x03\x00\x00\x00" + bytes(100),
         struct.pack("<Q", 2**60) + b"{}",
         struct.pack("<Q", 2) + b"{]",
     ],
@@ -228,60 +234,118 @@ def test_read_tensors_refuses_other_formats(tmp_path, content):
     assert_refused(lambda: read_tensors(path), path, "not a safetensors file")
 
 
+@pytest.mark.parametrize(
+    "content, kind",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(100), "a GGUF file"),
+        (b"PK\x03\x04" + bytes(100), "a PyTorch checkpoint"),
+    ],
+)
+def test_read_tensors_names_known_formats(tmp_path, content, kind):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    assert_refused(lambda: read_tensors(path), path, "not a safetensors file but", kind)
+
+
 def test_readers_name_missing_files(tmp_path):
     path = tmp_path / "x.safetensors"
-    for read in (read_tensors, read_metadata, read_json):
-        assert_refused(lambda read=read: read(path), path)
-        assert_refused(lambda read=read: read(tmp_path), tmp_path)
+    for read in (read_tensors, lambda file: read_metadata(file, dict[str, str])):
+        assert_refused(lambda read=read: read(path), path, "No such file")
+        assert_refused(lambda read=read: read(tmp_path), tmp_path, "a folder, expected a file")
 
 
 @pytest.mark.parametrize(
-    "shapes, words",
+    "layout, words",
     [
-        ({**SHAPES, "c": (1,)}, ["lacks 1", "c"]),
-        ({"a": (2, 3)}, ["2 unexpected tensors", "b"]),
-        ({**SHAPES, "a": (3, 2)}, ["a has shape (2, 3)", "expected (3, 2)"]),
-        ({**SHAPES, "a": (6,)}, ["a has shape (2, 3)", "expected (6,)"]),
+        ({**LAYOUT, "c": TensorSpec((1,))}, ["lacks 1", "c"]),
+        ({"a": TensorSpec((2, 3))}, ["2 unexpected tensors", "b"]),
+        ({**LAYOUT, "a": TensorSpec((3, 2))}, ["a has shape (2, 3)", "expected (3, 2)"]),
+        ({**LAYOUT, "a": TensorSpec((6,))}, ["a has shape (2, 3)", "expected (6,)"]),
+        ({**LAYOUT, "a": TensorSpec((None, 4))}, ["a has shape (2, 3)", "expected (any, 4)"]),
+        ({**LAYOUT, "a": TensorSpec((2, 3), INTEGERS)}, ["a has dtype F32", "I64 or I32"]),
+        ({**LAYOUT, "ids": TensorSpec((5,))}, ["ids has dtype I64", "F64 or F32"]),
         ({}, ["3 unexpected tensors", "a"]),
     ],
 )
-def test_read_tensors_refuses_other_names_and_shapes(file, shapes, words):
-    assert_refused(lambda: read_tensors(file, shapes), file, *words)
+def test_read_tensors_refuses_other_names_shapes_and_dtypes(file, layout, words):
+    assert_refused(lambda: read_tensors(file, layout), file, *words)
+    assert_refused(lambda: check_tensors(TENSORS, layout, "it"), "it", *words)
+
+
+def write_header(path: Path, header: dict[str, Any], content: bytes) -> Path:
+    """A safetensors file with any header."""
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "dtype, shape, size, words",
+    [
+        ("C64", [1], 8, "has dtype C64, expected F64"),
+        ("U64", [1], 8, "has dtype U64"),
+        ("F6_E2M3", [4], 3, "has dtype F6_E2M3"),
+        ("F32", [2**62, 0], 0, "beyond all limits"),
+        ("F32", [2**63, 0], 0, "beyond all limits"),
+        ("F32", [1] * 9, 4, "beyond all limits"),
+        ("F32", [2**62], 4, "is damaged"),
+        ("F32", [-1], 4, "is damaged"),
+        ("F32", ["1"], 4, "is damaged"),
+        ("F32", True, 4, "is damaged"),
+    ],
+)
+def test_read_tensors_refuses_sizes_and_dtypes_beyond_all_limits(
+    tmp_path, dtype, shape, size, words
+):
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
+    path = write_header(tmp_path / "x.safetensors", {"a": entry}, bytes(size))
+    assert_refused(lambda: read_tensors(path), path, words)
+
+
+def test_read_tensors_refuses_a_pipe_and_a_long_header_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert_refused(lambda: read_tensors(tmp_path / "pipe"), "a pipe or a device")
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**26) + b"{" + b" " * 2**26)
+    assert_refused(lambda: read_tensors(path), path, "header would have 67,108,864 bytes")
+
+
+@pytest.mark.parametrize("value", [float("nan"), "x" * 5000, "\n", "9" * 5000, "[" * 10_000])
+def test_read_metadata_refuses_what_does_not_fit_its_schema(tmp_path, value):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, TENSORS, {"model": str(value)})
+    assert_refused(lambda: read_metadata(path, Fingerprints), path, "model: ")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("position", [0, 777, 4999])
 def test_check_tensors_finds_nan_and_infinity_anywhere(bad, dtype, position):
-    values = torch.randn(5000, dtype=torch.float64).to(dtype)
-    check_tensors({"x": values}, {"x": (5000,)}, "it")
+    values, layout = torch.randn(5000, dtype=torch.float64).to(dtype), {"x": TensorSpec((5000,))}
+    check_tensors({"x": values}, layout, "it")
     values[position] = bad
-    assert_refused(
-        lambda: check_tensors({"x": values}, {"x": (5000,)}, "it"), "it: x", "NaN or infinity"
-    )
+    assert_refused(lambda: check_tensors({"x": values}, layout, "it"), "it: x", "NaN or infinity")
 
 
 def test_check_tensors_accepts_the_largest_numbers_and_empty_tensors():
     largest = torch.finfo(torch.float32).max
     values = {"x": torch.full((9,), largest), "y": torch.full((9,), -largest), "z": torch.ones(0)}
-    check_tensors(values, {"x": (9,), "y": (9,), "z": (0,)}, "it")
+    layout = {"x": TensorSpec((9,)), "y": TensorSpec((9,)), "z": TensorSpec((0,))}
+    check_tensors(values, layout, "it")
+
+
+def test_check_tensors_refuses_numbers_that_float32_has_not():
+    values = {"x": torch.tensor([1.0, 1e39], dtype=torch.float64)}
+    assert_refused(lambda: check_tensors(values, {"x": TensorSpec((2,))}, "it"), "it: x")
 
 
 def test_check_tensors_checks_eight_bit_numbers(tmp_path):
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"x": torch.ones(3).to(torch.float8_e4m3fn)}, {})
-    assert read_tensors(path, {"x": (3,)})["x"].float().tolist() == [1, 1, 1]
+    assert read_tensors(path, {"x": TensorSpec((3,))})["x"].float().tolist() == [1, 1, 1]
     write_tensors(path, {"x": torch.tensor([1, float("nan")]).to(torch.float8_e4m3fn)}, {})
-    assert_refused(lambda: read_tensors(path, {"x": (2,)}), path, "NaN")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b"nonsense", b'{"a": 1}}', b"[" * 100_000]
-)
-def test_read_json_refuses_other_formats(tmp_path, content):
-    path = tmp_path / "x.json"
-    path.write_bytes(content)
-    assert_refused(lambda: read_json(path), path, "not a JSON file")
+    assert_refused(lambda: read_tensors(path, {"x": TensorSpec((2,))}), path, "NaN")
 
 
 def test_write_json_indents(tmp_path):

@@ -18,7 +18,7 @@ from minispec.tools.cli import main
 def write_damaged(index: Path, tmp_path: Path, clusters: Tensor) -> Path:
     """An index with the metadata of another and these clusters."""
     path = tmp_path / "damaged.safetensors"
-    write_tensors(path, {"clusters": clusters}, read_metadata(index))
+    write_tensors(path, {"clusters": clusters}, read_metadata(index, dict[str, str]))
     return path
 
 
@@ -41,7 +41,7 @@ def test_read_index_refuses_damaged_files_and_those_of_other_models(
     half.write_bytes(index.read_bytes()[:-50])
     command = ["generate", "hi", "--model", str(tiny.folder), "--draft", str(tiny.draft_path)]
     command += ["--method", f"evospec:{tiny.ranking('general')}"]
-    for file, reason in [(half, "half.safetensors"), (tmp_path / "none", "does not exist")]:
+    for file, reason in [(half, "half.safetensors"), (tmp_path / "none", "No such file")]:
         assert main.main([*command, "--index", str(file)]) == 2
         assert reason in capsys.readouterr().err
     assert main.main(command) == 2
@@ -49,6 +49,34 @@ def test_read_index_refuses_damaged_files_and_those_of_other_models(
     command[-1] = f"routed:{tiny.ranking('general')}"
     assert main.main([*command, "--index", str(index)]) == 2
     assert "minispec train router" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("clusters", "reason"),
+    [
+        (torch.ones(9), "clusters has dtype F32, expected I32 or I16"),
+        (torch.ones(9, dtype=torch.bool), "clusters has dtype BOOL"),
+        (torch.ones(9, dtype=torch.complex64), "has dtype C64"),
+        (torch.ones(9, dtype=torch.int64), "clusters has dtype I64"),
+        (torch.full((9,), 9, dtype=torch.int32), r"clusters 9\.\.9, expected numbers within 0..8"),
+        (torch.full((9,), 2**31 - 1, dtype=torch.int32), "clusters 2147483647"),
+        (torch.full((9,), -1, dtype=torch.int16), r"clusters -1\.\.-1"),
+        (torch.ones((3, 3), dtype=torch.int16), r"clusters has shape \(3, 3\)"),
+    ],
+)
+def test_read_index_refuses_other_clusters(tmp_path: Path, clusters: Tensor, reason: str) -> None:
+    path, fingerprints = tmp_path / "x.safetensors", {"model": "a" * 64, "tokenizer": "b" * 64}
+    write_tensors(path, {"clusters": clusters}, fingerprints)
+    with pytest.raises(FileError, match=reason):
+        read_index(path, 9, *fingerprints.values())
+    write_tensors(path, {"clusters": torch.ones(9, dtype=torch.int16), "x": torch.ones(1)}, {})
+    with pytest.raises(FingerprintError, match="does not say which model it was made for"):
+        read_index(path, 9, *fingerprints.values())
+    write_tensors(path, {"clusters": clusters, "x": torch.ones(1)}, fingerprints)
+    with pytest.raises(
+        FileError, match=r"lacks 4 tensors, router\.inner\.bias first|has dtype C64"
+    ):
+        read_index(path, 9, *fingerprints.values())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from minispec.io.files import write_tensors
 from minispec.io.index_file import read_index
 from minispec.shortlists.dynaspec import RoutedShortlist, Router
 from minispec.tools.cli import main
-from minispec.tools.data.distill import AUX_KEY
+from minispec.tools.data.shards import AUX_KEY
 from minispec.tools.evaluation.methods import Method, build_shortlist
 from minispec.types import Context
 

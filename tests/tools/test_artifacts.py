@@ -1,5 +1,6 @@
 """The artifacts that ship, with the real model: drafts, rankings, and the acceptance they reach."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 
 from minispec.commit import StopRule
 from minispec.io import draft_file
-from minispec.io.files import read_json, read_metadata
+from minispec.io.files import read_metadata
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data import corpus, ranking
 from minispec.tools.evaluation import audit
@@ -69,7 +70,7 @@ def test_drafts_have_cards_with_their_figures(name: str, smollm2: Pretrained) ->
         .fusion.weight.isfinite()
         .all()
     )
-    log = read_json(path.with_suffix(".json"))
+    log = json.loads(path.with_suffix(".json").read_bytes())
     card = path.with_suffix(".md").read_text(encoding="utf-8")
     last = log["log"][-1]
     assert last["tokens"] >= log["config"]["tokens"]
@@ -87,7 +88,7 @@ def test_shipped_rankings_order_the_whole_vocabulary(name: str, smollm2: Pretrai
     domains = {"general": ("general",), "mix": corpus.DOMAINS}.get(
         name, tuple(d for d in corpus.DOMAINS if name != f"without-{d}")
     )
-    assert read_metadata(path)["domains"].split() == list(domains)
+    assert read_metadata(path, dict[str, str])["domains"].split() == list(domains)
 
 
 def test_greedy_speculation_equals_plain_decoding(smollm2: Pretrained) -> None:

@@ -1,16 +1,18 @@
 """Backends: which one is chosen, which are refused, and that all emit the same tokens."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from helpers.tiny_model import Tiny
 from helpers.toys import toy_transformer
 from minispec.commit import StopRule
-from minispec.errors import ArgumentError
+from minispec.errors import ArgumentError, FileWarning
 from minispec.models import eagle_draft
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.cli import main
@@ -50,20 +52,20 @@ def test_choose_backend_measures_once_and_caches_the_choice(
     threads = torch.get_num_threads()
     choice = backend.choose_backend(tiny.model)
     assert torch.get_num_threads() == threads
-    figures = choice["milliseconds"]
+    figures = choice.milliseconds
     assert {"reference", "cpu"} <= figures.keys() and "compiled" not in figures
-    assert choice["backend"] == min(figures, key=lambda name: sum(figures[name]))
-    assert [*json.loads(cache.read_text()).values()] == [choice]
+    assert choice.backend == min(figures, key=lambda name: sum(figures[name]))
+    assert [*json.loads(cache.read_text()).values()] == [json.loads(msgspec.json.encode(choice))]
     monkeypatch.setattr(backend, "_time_passes", lambda *_: pytest.fail("measured again"))
     assert backend.choose_backend(tiny.model) == choice
-    assert backend.place_on_backend(tiny.model, None, "auto")[0].backend == choice["backend"]
+    assert backend.place_on_backend(tiny.model, None, "auto")[0].backend == choice.backend
 
 
 def test_place_on_backend_puts_a_learning_draft_on_a_learning_backend(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures = {"cuda": [0.1, 0.1], "reference": [2.0, 2.0], "cpu": [1.0, 2.0]}
-    found = {"backend": "cuda", "milliseconds": figures}
+    figures = {"cuda": (0.1, 0.1), "reference": (2.0, 2.0), "cpu": (1.0, 2.0)}
+    found = backend.Choice("cuda", figures)
     monkeypatch.setattr(backend, "choose_backend", lambda model: found)
     on_backend, draft = backend.place_on_backend(tiny.model, tiny.draft, "auto", learns=True)
     assert on_backend.backend == "cpu"
@@ -80,14 +82,63 @@ def test_build_learner_names_the_backends_that_learn(tiny: Tiny) -> None:
         decode_tokens(compiled, draft, "full+adapt", 0.0)
 
 
-@pytest.mark.parametrize("damaged", ["{", "[1]", ""])
+CHOICE = '{"backend": "cpu", "milliseconds": {"reference": [1.0, 2.0], "cpu": [0.5, 0.5]}}'
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "{",
+        "[1]",
+        "",
+        '{"KEY": 1}',
+        '{"KEY": {"backend": "cpu"}}',
+        CHOICE.replace('"cpu", "m', '"warp", "m'),
+        CHOICE.replace("[0.5, 0.5]", '"fast"'),
+        CHOICE.replace("[0.5, 0.5]", "[0.5]"),
+        CHOICE.replace("0.5]", "NaN]"),
+        CHOICE.replace("0.5]", "Infinity]"),
+        CHOICE.replace("0.5]", "-1.0]"),
+        CHOICE.replace("0.5]", "9" * 5000 + "]"),
+        CHOICE.replace("0.5]", "1e999]"),
+        CHOICE.replace("[0.5, 0.5]", "[" * 10_000),
+        CHOICE.replace("reference", "other"),
+    ],
+)
 def test_choose_backend_replaces_a_damaged_calibration(
-    tiny: Tiny, cache: Path, damaged: str
+    tiny: Tiny, cache: Path, damaged: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is not JSON of the right form is named and measured again."""
+    key = json.dumps(backend._calibration_key(tiny.model))
+    text = damaged.replace('"KEY"', key)
+    text = f"{{{key}: {text}}}" if damaged.startswith('{"backend') else text
     cache.parent.mkdir()
-    cache.write_text(damaged)
-    assert backend.choose_backend(tiny.model)["backend"] in backend.NAMES
-    assert isinstance(json.loads(cache.read_text()), dict)
+    cache.write_text(text)
+    monkeypatch.setattr(backend, "_time_passes", lambda model, name: (2.0, 3.0))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert backend.read_cached_choice(tiny.model).backend == "reference"
+        assert backend.choose_backend(tiny.model).milliseconds["cpu"] == (2.0, 3.0)
+    if "other" not in damaged:  # a choice without the reference is of another version
+        assert len(said) == 2 and all(w.category is FileWarning for w in said)
+        assert all(str(cache) in str(w.message) and "again" in str(w.message) for w in said)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend.read_cached_choice(tiny.model).milliseconds["cpu"] == (2.0, 3.0)
+
+
+def test_choose_backend_measures_again_when_its_backend_is_gone(
+    tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_time_passes", lambda model, name: (1.0, float(len(name))))
+    assert backend.choose_backend(tiny.model).backend == "cpu"
+    monkeypatch.setattr(
+        backend, "why_unavailable", lambda model, name: None if name == "reference" else "gone"
+    )
+    assert backend.read_cached_choice(tiny.model).backend == "reference"
+    assert backend.choose_backend(tiny.model) == backend.Choice(
+        "reference", {"reference": (1.0, 9.0)}
+    )
 
 
 def test_place_on_backend_refuses_unknown_and_unavailable_backends(tiny: Tiny) -> None:

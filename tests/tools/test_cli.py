@@ -28,13 +28,13 @@ from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.errors import ArgumentError, FetchError
 from minispec.io import artifacts, draft_file
-from minispec.io.files import read_json, read_tensors
+from minispec.io.files import read_tensors
 from minispec.models import eagle_draft
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools import extras
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
-from minispec.tools.data.distill import AUX_KEY
+from minispec.tools.data.shards import AUX_KEY
 from minispec.tools.evaluation import compare
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.models import backend, known_models, pretrained
@@ -488,7 +488,7 @@ def test_compare_and_explore_take_a_shortlist_of_ones_own(
     options = "TINY --methods full,my_parts:Even --max-new-tokens 4"
     line = f"compare {OUT} --prompts BAD/good.txt {options}"
     assert main.main(fill(line, tiny, bad, tmp_path)) == 0
-    rows = read_json(tmp_path / "out" / "report.json")["results"]
+    rows = json.loads((tmp_path / "out" / "report.json").read_bytes())["results"]
     assert {row["method"] for row in rows} == {"full", "my_parts:Even"}
     assert main.main(fill(f"explore hi {PAGE} {options}", tiny, bad, tmp_path)) == 0
     assert "my_parts:Even" in (tmp_path / "x.html").read_text("utf-8")
@@ -635,7 +635,7 @@ def test_compare_prints_its_figures_on_a_full_disk(
     lost = "report.png" if kept else "report.json"
     assert f"cannot write {out / lost}" in one_line(error)
     assert {path.name for path in files(out)} == kept
-    assert all(read_json(out / name)["results"] for name in kept)
+    assert all(json.loads((out / name).read_bytes())["results"] for name in kept)
 
 
 def test_rank_leaves_no_file_if_renaming_fails(
@@ -787,8 +787,8 @@ def write_shard(path: Path, model: Pretrained, sequences: int = 6, tokens: int =
         ids = torch.tensor([*prompt, *measure(rounds).tokens])
         features = model.target.step(ids, model.target.new_cache(len(ids)))
         parts["tokens"].append(ids)
-        parts["hidden"].append(features.hidden)
-        parts[AUX_KEY].append(features.aux_hidden_states)
+        parts["hidden"].append(features.hidden.bfloat16())
+        parts[AUX_KEY].append(features.aux_hidden_states.bfloat16())
         ends.append(ends[-1] + len(ids))
     places = {"starts": ends[:-1], "answers": [end - tokens for end in ends[1:]], "ends": ends[1:]}
     tensors = {name: torch.cat(values) for name, values in parts.items()}
@@ -830,8 +830,9 @@ def test_train_draft_keeps_whole_files_on_ctrl_c(tiny: Tiny, tmp_path: Path) -> 
     assert (run.returncode, said) == (130, b""), error
     assert one_line(error) == "minispec: interrupted\n"
     # Only whole files are left.
-    assert {path.name for path in files(out)} == {"checkpoint.safetensors", "training.json"}
-    assert read_json(out / "training.json")["log"]
+    kept = {"run.json", "checkpoint.safetensors", "training.json"}
+    assert {path.name for path in files(out)} == kept
+    assert json.loads((out / "training.json").read_bytes())["log"]
     assert read_tensors(out / "checkpoint.safetensors")
 
 
@@ -846,7 +847,7 @@ def test_train_draft_exits_with_130_on_ctrl_c_while_writing_text(
     monkeypatch.setattr(recipe.distill, "write_shards", interrupt)
     assert main.main(["train", "draft", "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr() == ("", "minispec: interrupted\n")
-    assert files(tmp_path) == set()
+    assert {path.name for path in files(tmp_path)} == {"run.json"}
 
 
 def test_compare_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Text that the target generates: the same for the same seed, without evaluation prompts."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 
 from helpers import tiny_model
 from minispec.io.draft_file import load_draft
-from minispec.io.files import read_json, read_tensors
+from minispec.io.files import read_tensors
 from minispec.tools.data import corpus, distill
 from minispec.tools.data.batches import ShardDataset
 from minispec.tools.training import recipe
@@ -69,7 +70,7 @@ def test_write_shards_depends_on_domain_number_and_seed(
 def test_write_shards_stores_the_targets_features(tiny: tiny_model.Tiny, tmp_path: Path) -> None:
     (path, *_) = distill.write_shards(tmp_path, str(tiny.folder), ["law"], 1, 0, 1, 6)
     target = tiny.model.target
-    dataset = ShardDataset([path])
+    dataset = ShardDataset([path], target.config)
     for index in range(len(dataset)):
         sequence = dataset.read_sequence(index)
         read = sequence.tokens[:-1]
@@ -90,7 +91,7 @@ def test_make_draft_writes_a_draft_and_its_log(
 ) -> None:
     monkeypatch.setattr(distill, "write_shards", partial(distill.write_shards, shard_prompts=6))
     path = recipe.make_draft(str(tiny.folder), ["law"], 300, 0.5, 0, tmp_path)
-    log = read_json(tmp_path / "training.json")
+    log = json.loads((tmp_path / "training.json").read_bytes())
     assert log["log"][-1]["tokens"] >= 0.5 * 300 and log["log"][-1]["tau"] >= 1
     draft = load_draft(path, tiny.model.target, tiny.model.fingerprint)
     assert draft.fusion.weight.shape == (tiny_model.HIDDEN_SIZE, 3 * tiny_model.HIDDEN_SIZE)

@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers.tiny_model import Tiny
-from minispec.errors import ArgumentError, FileError, FingerprintError
+from minispec.errors import ArgumentError, FileError, FileWarning, FingerprintError
 from minispec.io.files import read_metadata, read_tensors, write_tensors
 from minispec.shortlists.frspec import FRSpecShortlist, truncate_ranking
 from minispec.shortlists.full import FullShortlist
@@ -20,6 +21,7 @@ from minispec.tools.data import ranking
 from minispec.tools.evaluation.methods import Method, build_shortlist, check_gamma
 from minispec.types import Context, Shortlist
 
+TOKENIZER = "a" * 64
 CONTEXT = Context((1, 2), torch.zeros(4), 0)
 
 
@@ -72,7 +74,7 @@ def test_rank_command_counts_cuts_and_converts(tiny: Tiny, tmp_path: Path) -> No
         ]
     )
     assert torch.equal(ids, ranking.rank_ids(shares))
-    assert read_metadata(out)["texts"] == "a.txt b.txt"
+    assert read_metadata(out, dict[str, str])["texts"] == "a.txt b.txt"
     assert main.main([*command, "--budget", "9", "--out", str(short)]) == 0
     kept = torch.load(short, weights_only=True)
     assert torch.equal(kept[:7], ids[:7])  # and the two EOS ids, rare as they are
@@ -100,10 +102,11 @@ def test_truncate_ranking_keeps_the_order_and_eos_ids(budget: int, expected: lis
 
 def test_read_ranking_restores_what_was_written(tmp_path: Path) -> None:
     path, ids = tmp_path / "x.safetensors", torch.tensor([3, 0, 4, 1, 2])
-    ranking.write_ranking(path, ids, "fingerprint", {"domains": "law"})
-    read = ranking.read_ranking(path, "fingerprint", 5)
+    ranking.write_ranking(path, ids, TOKENIZER, {"domains": "law"})
+    read = ranking.read_ranking(path, TOKENIZER, 5)
     assert torch.equal(read, ids) and read.dtype == torch.int64
-    assert read_metadata(path) == {"tokenizer": "fingerprint", "domains": "law", "unseen": "2"}
+    metadata = {"tokenizer": TOKENIZER, "domains": "law", "unseen": "2"}
+    assert read_metadata(path, dict[str, str]) == metadata
     assert read_tensors(path)["ids"].tolist() == [3, 0, 4]
 
 
@@ -112,16 +115,29 @@ def test_read_ranking_restores_complete_and_cut_rankings(order: list[int], count
     ids = torch.tensor(order[:count])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.safetensors"
-        ranking.write_ranking(path, ids, "fingerprint", {})
-        assert torch.equal(ranking.read_ranking(path, "fingerprint", 7), ids)
+        ranking.write_ranking(path, ids, TOKENIZER, {})
+        assert torch.equal(ranking.read_ranking(path, TOKENIZER, 7), ids)
 
 
-@pytest.mark.parametrize("unseen", ["two", "-1", "3"])
-def test_read_ranking_refuses_a_wrong_number_of_unseen_ids(tmp_path: Path, unseen: str) -> None:
+@pytest.mark.parametrize(
+    ("unseen", "reason"),
+    [
+        ("two", "unseen: expected int, got str, 'two'"),
+        ("-1", "unseen: expected int >= 0, got -1|unseen: expected int >= 0, got '-1'"),
+        ("1.5", "unseen: expected int"),
+        ("9" * 5000, "unseen: "),
+        ("3", "unseen ids: with its 3 ranked ids there can be at most 2"),
+    ],
+)
+def test_read_ranking_refuses_a_wrong_number_of_unseen_ids(
+    tmp_path: Path, unseen: str, reason: str
+) -> None:
     path = tmp_path / "x.safetensors"
-    write_tensors(path, {"ids": torch.tensor([3, 0, 4])}, {"tokenizer": "t", "unseen": unseen})
-    with pytest.raises(FileError, match="unseen ids: with its 3 ranked ids there can be at most 2"):
-        ranking.read_ranking(path, "t", 5)
+    write_tensors(
+        path, {"ids": torch.tensor([3, 0, 4])}, {"tokenizer": TOKENIZER, "unseen": unseen}
+    )
+    with pytest.raises(FileError, match=reason):
+        ranking.read_ranking(path, TOKENIZER, 5)
 
 
 def test_read_ranking_refuses_another_tokenizer(tmp_path: Path) -> None:
@@ -131,7 +147,7 @@ def test_read_ranking_refuses_another_tokenizer(tmp_path: Path) -> None:
         ranking.read_ranking(path, "b" * 64, 5)  # with as many ids
     assert all(part in str(error.value) for part in (str(path), "a" * 12, "b" * 12, "rank"))
     write_tensors(path, {"ids": torch.arange(5)}, {})
-    with pytest.raises(FingerprintError, match="none"):
+    with pytest.raises(FingerprintError, match="does not say which tokenizer it was made for"):
         ranking.read_ranking(path, "b" * 64, 5)
 
 
@@ -140,27 +156,77 @@ def test_read_ranking_refuses_another_tokenizer(tmp_path: Path) -> None:
     [
         ([0, 5], "ids 0..5, the vocabulary has 0..4"),
         ([-1, 2], "ids -1..2"),
-        ([1, 2, 1, 1], "2 duplicate ids"),
-        ([], "does not hold ids: expected one or more integers"),
-        ([[1, 2]], "does not hold ids: expected one or more integers"),
-        ([1.0, 2.0], "does not hold ids: expected one or more integers"),
-        ([True, False], "does not hold ids: expected one or more integers"),
-        ([1 + 1j], "does not hold ids: expected one or more integers"),
+        ([], "ids has dtype F32|does not hold ids: expected one or more integers"),
+        ([[1, 2]], "ids has shape|does not hold ids"),
+        ([1.0, 2.0], "ids has dtype F32|does not hold ids"),
+        ([True, False], "ids has dtype BOOL|is a mask over the vocabulary|does not hold ids"),
+        ([1 + 1j], "has dtype C64|does not hold ids"),
     ],
 )
 def test_rankings_and_token_maps_refuse_bad_ids(tmp_path: Path, ids: list, reason: str) -> None:
     tensor, path = torch.tensor(ids), tmp_path / "x.safetensors"
-    write_tensors(path, {"ids": tensor}, {"tokenizer": "t"})
+    write_tensors(path, {"ids": tensor}, {"tokenizer": TOKENIZER})
     torch.save(tensor, tmp_path / "tensor.pt")
     torch.save(ids, tmp_path / "list.pt")
     for read in (
-        lambda: ranking.read_ranking(path, "t", 5),
+        lambda: ranking.read_ranking(path, TOKENIZER, 5),
         lambda: ranking.read_token_map(tmp_path / "tensor.pt", 5),
         lambda: ranking.read_token_map(tmp_path / "list.pt", 5),
     ):
         with pytest.raises(FileError, match=reason) as error:
             read()
         assert str(tmp_path) in str(error.value)
+
+
+def test_read_ranking_refuses_duplicates_and_read_token_map_drops_them(tmp_path: Path) -> None:
+    path, ids = tmp_path / "x.safetensors", torch.tensor([1, 2, 1, 0, 1])
+    write_tensors(path, {"ids": ids}, {"tokenizer": TOKENIZER})
+    with pytest.raises(FileError, match="2 duplicate ids: it is damaged"):
+        ranking.read_ranking(path, TOKENIZER, 5)
+    for value in (ids, ids.tolist()):
+        torch.save(value, tmp_path / "x.pt")
+        with pytest.warns(FileWarning, match=r"x\.pt has 2 duplicate ids: dropped"):
+            assert ranking.read_token_map(tmp_path / "x.pt", 5).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.tensor([0, 0, 0, 1, 1, 4]), r"offsets of an EAGLE-3 draft \(d2t\)"),
+        (torch.tensor([True, False]), r"a mask over the vocabulary \(t2d of an EAGLE-3 draft\)"),
+        ({"d2t": torch.arange(3)}, r"an EAGLE-3 draft with a vocabulary of its own \(d2t, t2d\)"),
+        ({"fc.weight": torch.ones(2)}, "an EAGLE draft of another project"),
+        ({1: 2}, "a dictionary, not a token map"),
+    ],
+)
+def test_read_token_map_names_what_other_projects_write(
+    tmp_path: Path, value: object, reason: str
+) -> None:
+    torch.save(value, tmp_path / "x.bin")
+    with pytest.raises(FileError, match=reason):
+        ranking.read_ranking(tmp_path / "x.bin", TOKENIZER, 8)
+
+
+def test_read_token_map_refuses_what_would_take_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(torch.zeros(1, dtype=torch.int64).expand(2**40), path)
+    with pytest.raises(FileError, match="has 1099511627776 ids, the vocabulary only 5"):
+        ranking.read_token_map(path, 5)
+    for compression, reason in (
+        (zipfile.ZIP_DEFLATED, "not compressed"),
+        (zipfile.ZIP_STORED, "in it would have 3,000,000 bytes"),
+    ):
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("x/data.pkl", bytes(3_000_000))
+        with pytest.raises(FileError, match=reason):
+            ranking.read_token_map(path, 5)
+    with path.open("wb") as file:
+        file.truncate(2**27)
+    with pytest.raises(FileError, match="134,217,728 bytes, expected at most"):
+        ranking.read_token_map(path, 5)
+    torch.save([1, 2], path, _use_new_zipfile_serialization=False)
+    with pytest.raises(FileError, match=r"saved by torch\.save"):
+        ranking.read_token_map(path, 5)
 
 
 @pytest.mark.parametrize(
@@ -301,10 +367,52 @@ def test_build_shortlist_reads_full_and_token_maps(tiny: Tiny, tmp_path: Path) -
     ranking.write_token_map(tmp_path / "map.pt", ids[:50])
     mapped = build_shortlist(Method.parse(f"frspec@50:{tmp_path / 'map.pt'}"), tiny.model, None)
     assert set(select_ids(mapped)) - set(tiny.model.tokenizer.eos_ids) <= set(ids[:50].tolist())
+    assert sorted(select_ids(build_map(tiny, tmp_path))) == sorted(ids[:50].tolist())
     with pytest.raises(ArgumentError, match=r"51.*more than the 50 ids"):
         build_shortlist(Method.parse(f"frspec@51:{tmp_path / 'map.pt'}"), tiny.model, None)
     with pytest.raises(ArgumentError, match=r"no ranking 'mix'.*general, mix"):
         build_shortlist(Method.parse("frspec:mix"), tiny.model, None)
+
+
+def build_map(tiny: Tiny, folder: Path, method: str = "frspec") -> Shortlist:
+    return build_shortlist(Method.parse(f"{method}:{folder / 'map.pt'}"), tiny.model, None)
+
+
+@pytest.mark.parametrize("order", ["by frequency", "ascending"])
+@pytest.mark.parametrize("size", [20, 80, 200])
+def test_build_shortlist_uses_a_token_map_whole(
+    tiny: Tiny, tmp_path: Path, size: int, order: str
+) -> None:
+    """Also where it is longer or shorter than the default budget of 80, and without end ids."""
+    ids = random.Random(0).sample(range(5, 320), size)
+    torch.save(sorted(ids) if order == "ascending" else ids, tmp_path / "map.pt")
+    method = Method.parse(f"frspec:{tmp_path / 'map.pt'}")
+    assert method.ids(320) == size and str(method) == f"frspec:{tmp_path / 'map.pt'}"
+    assert select_ids(build_map(tiny, tmp_path)) == sorted(ids)
+
+
+def test_build_shortlist_refuses_to_cut_ids_in_ascending_order(tiny: Tiny, tmp_path: Path) -> None:
+    torch.save([*range(0, 300, 3)], tmp_path / "map.pt")
+    for method in ("frspec@50", "evospec", "in_context@100"):
+        with pytest.raises(ArgumentError, match="lists its 100 ids in ascending order") as error:
+            build_map(tiny, tmp_path, method)
+        assert "minispec rank" in str(error.value)
+    command = ["rank", "--model", str(tiny.folder), "--ranking", str(tmp_path / "map.pt")]
+    assert main.main([*command, "--budget", "50", "--out", str(tmp_path / "cut.pt")]) == 2
+    assert main.main([*command, "--out", str(tmp_path / "cut.pt")]) == 0
+
+
+def test_default_budget_is_the_methods_share_or_all_of_a_shorter_ranking(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    for length in (3, 7, 10):
+        ids = torch.arange(9, -1, -1)[:length]
+        ranking.write_ranking(path, ids, TOKENIZER, {})
+        assert ranking.default_budget(path, 5, 10) == min(5, length)
+
+
+def test_find_ranking_names_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="is a folder"):
+        ranking.find_ranking("pocket", str(tmp_path))
 
 
 def test_build_shortlist_finds_shipped_rankings_by_name(

@@ -17,7 +17,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.data.batched_decode import decode_batch
 from minispec.tools.data.batches import ShardDataset, is_greedy, make_batch
-from minispec.tools.data.distill import AUX_KEY, Shard
+from minispec.tools.data.shards import AUX_KEY, Shard
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.training import train_draft
 from minispec.tools.training.train_draft import TrainConfig
@@ -84,7 +84,7 @@ def dataset(tmp_path: Path) -> ShardDataset:
         },
         {},
     )
-    return ShardDataset([path])
+    return ShardDataset([path], TARGET.config)
 
 
 def test_unroll_computes_what_drafting_computes() -> None:

@@ -3,7 +3,7 @@
 import argparse
 import math
 
-from minispec.errors import ArgumentError, FileError
+from minispec.errors import ArgumentError
 from minispec.tools.cli.prepare import check_out, check_writable, load_model
 from minispec.tools.extras import check_extra
 
@@ -32,6 +32,7 @@ def rank(options: argparse.Namespace) -> None:
         details = {"cut_from": options.ranking}
         ids = ranking.read_ranking(file, model.tokenizer.fingerprint, size)
         _check_budget(options.budget, len(ids))
+        ranking.check_order(ids, options.budget or len(ids), file)
     recipe.save_ranking(model, ids, options.budget, details, options.out)
     print(f"wrote {options.out}")
 
@@ -75,6 +76,7 @@ def train_router(options: argparse.Namespace) -> None:
 def train_draft(options: argparse.Namespace) -> None:
     """Trains a draft, or continues an interrupted training. Raises ArgumentError for options out of
     range, FileError for a missing draft to start from."""
+    from minispec.io.schema import check_file
     from minispec.tools.models.threads import set_threads
     from minispec.tools.training import recipe
 
@@ -83,8 +85,8 @@ def train_draft(options: argparse.Namespace) -> None:
     _check_epochs(options.epochs)
     if not 0 < options.rate < math.inf:
         raise ArgumentError(f"rate {options.rate} must be a number above 0")
-    if options.start and not options.start.is_file():
-        raise FileError(f"{options.start} does not exist: give a draft's file to start from")
+    if options.start:
+        check_file(options.start)
     set_threads(options.threads)
     check_writable(options.out)
     domains = list(dict.fromkeys(options.domains))  # a domain named twice would be written twice

@@ -7,28 +7,30 @@ shards when a batch needs them. Knows nothing of losses.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from minispec.io.files import open_safetensors
+from minispec.errors import FileError
+from minispec.io.files import is_finite
 from minispec.models.lm_head import LinearHead
-from minispec.tools.data.distill import AUX_KEY, Shard
+from minispec.models.transformer import ModelConfig
+from minispec.tools.data.shards import AUX_KEY, Shard, open_shard, read_spans
 
 
 class ShardDataset:
     """The sequences of some shards, read from disk one at a time."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        """Raises FileError if a shard is missing or damaged."""
+    def __init__(self, paths: Sequence[Path], config: ModelConfig) -> None:
+        """``config`` is that of the model that generated them. Raises FileError if a shard is
+        missing, damaged or of a model with other sizes."""
         self.paths = list(paths)
         self._spans: list[tuple[int, int, int, int]] = []  # shard, and start, answer, end in it
+        self._files: list[Any] = []
         for number, path in enumerate(self.paths):
-            with open_safetensors(path) as file:
-                bounds = [file.get_tensor(name).tolist() for name in ("starts", "answers", "ends")]
-            self._spans += [(number, *each) for each in zip(*bounds, strict=True)]
-        self._files = [safe_open(path, framework="pt") for path in self.paths]
+            self._files.append(open_shard(path, config))
+            self._spans += [(number, *span) for span in read_spans(path)]
 
     def __len__(self) -> int:
         """The number of sequences."""
@@ -41,11 +43,17 @@ class ShardDataset:
         return held_out
 
     def read_sequence(self, index: int) -> Shard:
-        """Reads one sequence, as a shard of its own."""
+        """Reads one sequence, as a shard of its own. Raises FileError for features that are not
+        finite."""
         shard, start, answer, end = self._spans[index]
         tokens, hidden, aux_hidden_states = (
             self._files[shard].get_slice(name)[start:end] for name in ("tokens", "hidden", AUX_KEY)
         )
+        if not (is_finite(hidden) and is_finite(aux_hidden_states)):
+            raise FileError(
+                f"{self.paths[shard]}: the features of tokens {start}..{end - 1} contain NaN or "
+                "infinity: the file is damaged"
+            )
         offsets = [torch.tensor([position - start]) for position in (start, answer, end)]
         return Shard(tokens, hidden, aux_hidden_states, *offsets)
 

@@ -6,8 +6,8 @@ complete message and then answers it, greedily or sampled. A base model continue
 text, and that text further. Messages that share eight consecutive words with an evaluation prompt
 are dropped.
 
-A shard depends only on the model, the dtype (``matmul_dtype``), the domain, the shard's number and
-the seed, so that an interrupted run resumes with the first missing shard. Knows nothing of drafts.
+A shard depends only on the settings in its metadata and on its number, so that an interrupted run
+resumes with the first missing shard. Knows nothing of drafts.
 """
 
 import itertools
@@ -16,9 +16,8 @@ import random
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
@@ -27,43 +26,30 @@ from threading import Thread
 import torch
 from torch import Tensor
 
-from minispec.errors import ArgumentError, MinispecError
-from minispec.io.files import open_safetensors, read_metadata, write_tensors
+from minispec.errors import MinispecError
+from minispec.io.unfinished import remove_unfinished
 from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
 from minispec.tools.data import corpus
 from minispec.tools.data.batched_decode import decode_batch
-from minispec.tools.models import matmul_dtype, pretrained
+from minispec.tools.data.shards import (
+    Shard,
+    ShardSettings,
+    check_settings,
+    count_answer_tokens,
+    shard_path,
+    write_shard,
+)
+from minispec.tools.models import pretrained
+from minispec.tools.models.matmul_dtype import MatmulDtype
 from minispec.types import Tokenizer
 
-AUX_KEY = "taps"  # the name of the auxiliary hidden states in shard files
 _ROWS = 96  # batch size
 _MESSAGE_TOKENS = 40
 _MESSAGE = Sampling(temperature=1.0, top_p=0.95)
 _ANSWERS = (Sampling(temperature=0.0), Sampling(temperature=0.8))
 _LENGTHS = (128, 128, 128, 320)  # max_new_tokens by shard: mostly short, some long
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """S concatenated sequences of ``n`` tokens in all, with the target's features at each position.
-
-    The features at the last position of each sequence are zero: the target never processed it.
-    Sequence s is ``tokens[starts[s] : ends[s]]``, its answer ``tokens[answers[s] : ends[s]]``.
-    """
-
-    tokens: Tensor  # (n,) int64
-    hidden: Tensor  # (n, D) bfloat16
-    aux_hidden_states: Tensor  # (n, n_aux * D) bfloat16
-    starts: Tensor  # (S,) int64
-    answers: Tensor  # (S,) int64
-    ends: Tensor  # (S,) int64
-
-
-def shard_path(folder: Path, domain: str, number: int) -> Path:
-    """The file of a shard in a folder."""
-    return folder / f"{domain}-{number:04d}.safetensors"
 
 
 def write_shards(
@@ -75,13 +61,16 @@ def write_shards(
     processes: int,
     shard_prompts: int = 512,
     base: bool = False,
+    dtype: MatmulDtype = "float32",
 ) -> Iterator[Path]:
     """Writes shards of ``shard_prompts`` prompts, round robin over the domains, until they hold
     ``tokens`` answer tokens; yields their paths in order, those of existing shards at once.
 
     Each process decodes on one thread: several processes are faster than one with several threads.
-    Raises ArgumentError for a folder of another run, MinispecError if a process is killed.
+    Raises ArgumentError for a folder of another run, FileError for a damaged shard, MinispecError
+    if a process is killed.
     """
+    settings = ShardSettings(model, seed, dtype, shard_prompts, base)
     written = 0
     shards: Iterator[tuple[str, int]]
     shards = ((domain, number) for number in itertools.count() for domain in domains)
@@ -91,19 +80,26 @@ def write_shards(
         if written >= tokens or not path.exists():
             shards = itertools.chain([(domain, number)], shards)  # this one first
             break
-        _check_origin(path, model, seed)
+        check_settings(path, settings)
         written += count_answer_tokens(path)
         yield path
     if written >= tokens:
         return
-    write = partial(_write_shard, folder, model, seed, shard_prompts, base)
+    write = partial(_write_shard, folder, settings)
     others = set(active_children())
+    begun: list[Path] = []
     with ProcessPoolExecutor(processes, get_context("spawn"), _prepare_process) as pool:
+
+        def begin() -> Future[Path]:
+            domain, number = next(shards)
+            begun.append(shard_path(folder, domain, number))
+            return pool.submit(write, domain, number)
+
         try:
-            ahead = deque(pool.submit(write, *next(shards)) for _ in range(processes + 1))
+            ahead = deque(begin() for _ in range(processes + 1))
             while written < tokens:
                 path = ahead.popleft().result()
-                ahead.append(pool.submit(write, *next(shards)))
+                ahead.append(begin())
                 written += count_answer_tokens(path)
                 yield path
         except BrokenProcessPool:
@@ -115,9 +111,10 @@ def write_shards(
             # Processes are ended at once, perhaps in the middle of writing a file.
             for process in set(active_children()) - others:
                 process.terminate()
+                process.join()
             pool.shutdown(cancel_futures=True)
-            for unfinished in folder.glob(".*.safetensors.*"):
-                unfinished.unlink(missing_ok=True)
+            for path in begun:
+                remove_unfinished(path)
 
 
 def _prepare_process() -> None:
@@ -131,21 +128,6 @@ def _end_with_parent() -> None:
     if parent := parent_process():
         parent.join()
         os._exit(1)
-
-
-def _check_origin(path: Path, model: str, seed: int) -> None:
-    metadata = read_metadata(path)
-    if (metadata.get("model"), metadata.get("seed")) != (model, str(seed)):
-        raise ArgumentError(
-            f"{path} was generated by model {metadata.get('model')} with seed "
-            f"{metadata.get('seed')}, not by {model} with seed {seed}: give another folder"
-        )
-
-
-def count_answer_tokens(path: Path) -> int:
-    """Counts the tokens of a shard that belong to answers. Raises FileError."""
-    with open_safetensors(path) as file:
-        return int((file.get_tensor("ends") - file.get_tensor("answers")).sum())
 
 
 def generate_messages(
@@ -194,17 +176,19 @@ def generate_messages(
     return messages
 
 
-def _write_shard(
-    folder: Path, model: str, seed: int, shard_prompts: int, base: bool, domain: str, number: int
-) -> Path:
+def _write_shard(folder: Path, settings: ShardSettings, domain: str, number: int) -> Path:
     path = shard_path(folder, domain, number)
     if path.exists():
-        _check_origin(path, model, seed)
+        check_settings(path, settings)
         return path
-    loaded = pretrained.load(model, str(matmul_dtype.fastest_dtype()).removeprefix("torch."))
+    base, seed, loaded = (
+        settings.base,
+        settings.seed,
+        pretrained.load(settings.model, settings.dtype),
+    )
     target, tokenizer = loaded.reference, loaded.tokenizer
     name = f"{seed} {domain} {number}"
-    texts = generate_messages(target, tokenizer, domain, shard_prompts, name, base)
+    texts = generate_messages(target, tokenizer, domain, settings.prompts, name, base)
     prompts = [encode_prompt(tokenizer, text, base) for text in texts]
     tokens: list[Tensor] = []
     hidden: list[Tensor] = []
@@ -232,16 +216,9 @@ def _write_shard(
         lengths.append((len(prompt), len(prompt) + len(completion.tokens)))
     answers, ends = torch.tensor(lengths).T
     starts = ends.cumsum(0) - ends
-    write_tensors(
-        path,
-        {
-            "tokens": torch.cat(tokens),
-            "hidden": torch.cat(hidden),
-            AUX_KEY: torch.cat(aux_hidden_states),
-            "starts": starts,
-            "answers": starts + answers,
-            "ends": starts + ends,
-        },
-        {"model": model, "domain": domain, "seed": str(seed)},
-    )
+    shard = Shard(
+        torch.cat(tokens), torch.cat(hidden), torch.cat(aux_hidden_states),
+        starts, starts + answers, starts + ends,
+    )  # fmt: skip
+    write_shard(path, shard, settings.metadata(domain))
     return path

@@ -9,6 +9,8 @@ Also reads and writes SGLang's token maps, which are plain lists of ids.
 """
 
 import io
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minispec.errors import ArgumentError, FileError, FingerprintError
+from minispec.errors import ArgumentError, FileError, FileWarning
 from minispec.io.artifacts import find_artifact
-from minispec.io.files import read_metadata, read_tensors, write_aside, write_tensors
+from minispec.io.draft_file import name_foreign_draft
+from minispec.io.files import (
+    INTEGERS,
+    Fingerprints,
+    TensorSpec,
+    check_fingerprints,
+    check_layout,
+    open_safetensors,
+    read_header,
+    read_metadata,
+    read_tensors,
+    write_aside,
+    write_tensors,
+)
+from minispec.io.schema import Index, check_file
 from minispec.shortlists.frspec import complete_ranking
 from minispec.tools.data.corpus import DOMAINS
 
 NAMES = ("general", "mix", *(f"without-{domain}" for domain in DOMAINS))
-_INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_LAYOUT = {"ids": TensorSpec((None,), INTEGERS)}
+_SHORTEST_ORDER = 8  # fewer ids can be in ascending order by chance
+_LARGEST_MAP, _LARGEST_PICKLE = 2**26, 2**21  # bytes: the largest vocabularies have 2**18 ids
+
+
+class _Metadata(Fingerprints, kw_only=True):
+    unseen: Index = 0  # ids that never occurred: the last of the ranking, not stored
 
 
 def count_ids(texts: Iterable[Sequence[int]], vocab_size: int) -> Tensor:
@@ -60,30 +82,59 @@ def write_ranking(path: Path, ids: Tensor, tokenizer: str, details: Mapping[str,
 
 
 def read_ranking(path: Path, tokenizer: str, vocab_size: int) -> Tensor:
-    """Ids (N,) int64 of a ranking or of a token map (``.pt``), most frequent first.
+    """Ids (N,) int64 of a ranking or of a token map, most frequent first.
 
     Raises FileError for a damaged file, FingerprintError for a ranking of another tokenizer.
     """
-    if path.suffix == ".pt":
+    if is_token_map(path):
         return read_token_map(path, vocab_size)
-    tensors = read_tensors(path)
-    if tensors.keys() != {"ids"}:
-        raise FileError(f"{path} is not a ranking: give a file made by `minispec rank`")
-    metadata = read_metadata(path)
-    made_for = metadata.get("tokenizer", "none")
-    if made_for != tokenizer:
-        raise FingerprintError(
-            f"{path} ranks the ids of tokenizer {made_for[:12]}, this model has tokenizer "
-            f"{tokenizer[:12]}: make one for it with `minispec rank`"
+    found, length = _read_sizes(path, vocab_size)
+    remedy = "make one for it with `minispec rank`"
+    check_fingerprints(path, found, {"tokenizer": tokenizer}, remedy)
+    ids = _check_ids(read_tensors(path, _LAYOUT)["ids"], vocab_size, path)
+    if len(ids.unique()) != len(ids):
+        raise FileError(f"{path} has {len(ids) - len(ids.unique())} duplicate ids: it is damaged")
+    return torch.from_numpy(complete_ranking(ids, vocab_size)[:length])
+
+
+def default_budget(path: Path, share: int, vocab_size: int) -> int:
+    """The size of a shortlist from a file, where none is asked for: all of a token map; of a
+    ranking ``share`` ids, or all of a shorter one. Raises FileError."""
+    if is_token_map(path):
+        return len(read_token_map(path, vocab_size))
+    return min(share, _read_sizes(path, vocab_size)[1])
+
+
+def check_order(ids: Tensor, budget: int, path: Path) -> None:
+    """Raises ArgumentError where a budget would cut ids (N,) that are in ascending order, which
+    says nothing about their frequency."""
+    if budget < len(ids) and len(ids) >= _SHORTEST_ORDER and bool((ids[1:] > ids[:-1]).all()):
+        raise ArgumentError(
+            f"{path} lists its {len(ids)} ids in ascending order, not by frequency, so that a "
+            f"budget of {budget} would keep the lowest: use all of it with frspec and no budget, "
+            "or count a ranking with `minispec rank`"
         )
-    ids = _check_ids(tensors["ids"], vocab_size, path)
-    unseen = metadata.get("unseen", "0")
-    if not (unseen.isdecimal() and len(ids) + int(unseen) <= vocab_size):
+
+
+def _read_sizes(path: Path, vocab_size: int) -> tuple[_Metadata, int]:
+    """A ranking's metadata, and the number of its ids, those that are not stored included."""
+    with open_safetensors(path) as file:
+        header = read_header(file, str(path))
+    if kind := name_foreign_draft(header):
         raise FileError(
-            f"{path} counts {unseen!a} unseen ids: with its {len(ids)} ranked ids there can be at "
-            f"most {vocab_size - len(ids)}"
+            f"{path} is {kind}, not a ranking: its d2t holds offsets (id = position + d2t); save "
+            "the ids themselves, as a list, with torch.save"
         )
-    return torch.from_numpy(complete_ranking(ids, vocab_size)[: len(ids) + int(unseen)])
+    if header.keys() != _LAYOUT.keys():
+        raise FileError(f"{path} is not a ranking: give a file made by `minispec rank`")
+    check_layout(header, _LAYOUT, str(path))
+    found, (stored,) = read_metadata(path, _Metadata), header["ids"][0]
+    if stored + found.unseen > vocab_size:
+        raise FileError(
+            f"{path} counts {found.unseen} unseen ids: with its {stored} ranked ids there can be "
+            f"at most {vocab_size - stored}"
+        )
+    return found, stored + found.unseen
 
 
 def find_shipped_ranking(model: str, name: str) -> Path | None:
@@ -95,7 +146,9 @@ def find_ranking(model: str, name: str) -> Path:
     """The file of a ranking, given by the name of one that ships or by its path. Raises
     ArgumentError."""
     file = find_shipped_ranking(model, name) or Path(name)
-    if not file.is_file():
+    if file.is_dir():
+        raise ArgumentError(f"ranking {name} is a folder: give a file made by `minispec rank`")
+    if not file.exists():
         raise ArgumentError(
             f"no ranking {name!r} for model {model}: give a file made by `minispec rank`, or for a "
             f"known model one of {', '.join(NAMES)}"
@@ -103,11 +156,20 @@ def find_ranking(model: str, name: str) -> Path:
     return file
 
 
+def is_token_map(path: Path) -> bool:
+    """Whether a file is one of PyTorch's, by its content or its name. Raises FileError."""
+    check_file(path)
+    with path.open("rb") as file:
+        return path.suffix == ".pt" or file.read(4) == b"PK\x03\x04"
+
+
 def read_token_map(path: Path, vocab_size: int) -> Tensor:
-    """Ids (N,) int64 of an SGLang token map: a pickled list or tensor of ids.
+    """Ids (N,) int64 of an SGLang token map: a pickled list or tensor of ids, in the order given.
+    An id that occurs again is dropped, with a warning.
 
     Only plain data is unpickled: a file that would run code is refused. Raises FileError.
     """
+    _check_archive(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(value, list) and all(type(i) is int for i in value):
@@ -118,7 +180,45 @@ def read_token_map(path: Path, vocab_size: int) -> Tensor:
         raise FileError(
             f"{path} is not a token map: expected a list of ids or a tensor of ids"
         ) from None
-    return _check_ids(value, vocab_size, path)
+    if isinstance(value, dict):
+        kind = name_foreign_draft([str(name) for name in value]) or "a dictionary"
+        raise FileError(f"{path} is {kind}, not a token map: expected a list or a tensor of ids")
+    if isinstance(value, Tensor) and value.dtype == torch.bool:
+        raise FileError(
+            f"{path} is a mask over the vocabulary (t2d of an EAGLE-3 draft), not a token map: "
+            "save the ids, mask.nonzero().flatten()"
+        )
+    ids = _check_ids(value, vocab_size, path)
+    order = dict.fromkeys(ids.tolist())
+    repeated = len(ids) - len(order)
+    if repeated > len(ids) // 10 and bool((ids[1:] >= ids[:-1]).all()):
+        raise FileError(
+            f"{path} has ascending numbers of which {repeated} repeat: they look like the offsets "
+            "of an EAGLE-3 draft (d2t), not like ids: save d2t + arange(len(d2t))"
+        )
+    if repeated:
+        warnings.warn(f"{path} has {repeated} duplicate ids: dropped", FileWarning, stacklevel=2)
+    return torch.tensor([*order])
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses what would cost much to unpickle, before it is: an archive that is larger than token
+    maps are, or that is compressed, which PyTorch's never are. Raises FileError."""
+    check_file(path, _LARGEST_MAP)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        raise FileError(
+            f"{path} is not a token map: expected a list or a tensor of ids, saved by torch.save"
+        ) from None
+    for member in members:
+        limit = _LARGEST_PICKLE if member.filename.endswith(".pkl") else _LARGEST_MAP
+        if member.file_size != member.compress_size or member.file_size > limit:
+            raise FileError(
+                f"{path} is not a token map: {member.filename!a} in it would have "
+                f"{member.file_size:,} bytes, expected at most {limit:,}, not compressed"
+            )
 
 
 def write_token_map(path: Path, ids: Tensor) -> None:
@@ -130,16 +230,16 @@ def write_token_map(path: Path, ids: Tensor) -> None:
 
 
 def _check_ids(ids: Any, vocab_size: int, path: Path) -> Tensor:
-    """The value of a file as ids (N,) int64, unique and within the vocabulary. Raises FileError."""
+    """The value of a file as ids (N,) int64 within the vocabulary. Raises FileError."""
     plain = isinstance(ids, Tensor) and (ids.layout, ids.device.type) == (torch.strided, "cpu")
-    if not plain or ids.dim() != 1 or ids.dtype not in _INTEGERS or not len(ids):
+    if not plain or ids.dim() != 1 or ids.dtype not in INTEGERS or not len(ids):
         raise FileError(f"{path} does not hold ids: expected one or more integers")
+    if len(ids) > max(2 * vocab_size, 64):  # a stride of 0 repeats one id without end
+        raise FileError(f"{path} has {len(ids)} ids, the vocabulary only {vocab_size}")
     ids = ids.to(torch.int64)
     if ids.min() < 0 or ids.max() >= vocab_size:
         raise FileError(
             f"{path} has ids {int(ids.min())}..{int(ids.max())}, "
             f"the vocabulary has 0..{vocab_size - 1}"
         )
-    if len(ids.unique()) != len(ids):
-        raise FileError(f"{path} has {len(ids) - len(ids.unique())} duplicate ids")
     return ids

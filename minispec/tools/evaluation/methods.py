@@ -3,21 +3,20 @@
     NAME[@BUDGET][:RANKING][+adapt]   autoregressive  frspec@0.25  evospec@1536+adapt
     MODULE:CLASS[@BUDGET][+adapt]     my_module:MyShortlist@1536
 
-The budget is a number of ids or a share of the vocabulary. The ranking is a shipped one, a file, or
-``without-own``, the mix of all domains except the prompt's. With ``+adapt`` the draft learns while
-it decodes a prompt or conversation. ``MODULE:CLASS`` is a shortlist of one's own (``plugins``).
+The budget is a number of ids or a share of the vocabulary; without one, the method's default, or
+all ids of a token map. The ranking is a shipped one, a file, or ``without-own``, the mix of all
+domains except the prompt's. With ``+adapt`` the draft learns while it decodes a prompt or
+conversation. ``MODULE:CLASS`` is a shortlist of one's own (``plugins``).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-
-from torch import Tensor
 
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, check_gamma, speculative
 from minispec.errors import ArgumentError
-from minispec.io import index_file
 from minispec.io.artifacts import find_artifact
 from minispec.learning.learner import OnlineLearner
 from minispec.models.eagle_draft import EagleDraft
@@ -29,7 +28,7 @@ from minispec.shortlists.full import FullShortlist
 from minispec.shortlists.microspec import InContextShortlist
 from minispec.tools.data import ranking
 from minispec.tools.data.corpus import DOMAINS
-from minispec.tools.evaluation import plugins
+from minispec.tools.evaluation import plugins, shortlist_files
 from minispec.tools.models.backend import LEARNING_BACKENDS
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, RandomSource, Round, Shortlist
@@ -41,7 +40,7 @@ _SHARES = {"autoregressive": None, "full": None, "frspec": 0.25} | dict.fromkeys
     ("evospec", "in_context", "routed"), _OWN_SHARE
 )
 NAMES = tuple(_SHARES)
-_RANKING = "general"  # the default
+_RANKING, _WITHOUT_OWN = "general", "without-own"  # the default, and that by the prompt's domain
 
 
 class Decoder(Protocol):
@@ -66,8 +65,9 @@ class LearnableDraft(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A method. ``budget`` is a share of V if it is a float; ``part`` a shortlist of one's own, an
-    instance, class or factory. ``spelled`` is the text that the user gave, for display."""
+    """A method. ``budget`` is a share of V if it is a float, and None with a ranking's file for its
+    default; ``part`` a shortlist of one's own, an instance, class or factory. ``spelled`` is the
+    text that the user gave, for display."""
 
     name: str
     budget: int | float | None = None
@@ -93,8 +93,9 @@ class Method:
             raise ArgumentError(f"method {text!r} names no ranking after the colon")
         if share is None:
             return Method(name)
-        budget_or_share = _parse_budget(budget) if at else share
-        return Method(name, budget_or_share, ranking_name or _RANKING, spelled=text)
+        ranking_name = ranking_name or _RANKING
+        default = share if ranking_name in (*ranking.NAMES, _WITHOUT_OWN) else None
+        return Method(name, _parse_budget(budget) if at else default, ranking_name, spelled=text)
 
     @staticmethod
     def of(method: Any) -> "Method":
@@ -115,14 +116,18 @@ class Method:
         return replace(self, spelled=f"{self}+adapt", adapt=True)
 
     def __str__(self) -> str:
-        if self.spelled or self.budget is None:
-            return self.spelled or self.name
-        return f"{self.name}@{self.budget}:{self.ranking}"
+        at = "" if self.budget is None else f"@{self.budget}"
+        return self.spelled or f"{self.name}{at}{f':{self.ranking}' if self.ranking else ''}"
 
     def ids(self, vocab_size: int) -> int | None:
-        """The budget as a number of ids, None without one. Raises ArgumentError."""
+        """The budget as a number of ids, None without one; that of a ranking's file may be in it.
+        Raises ArgumentError, FileError."""
         if self.budget is None:
-            return None
+            share = _SHARES.get(self.name)
+            if share is None or self.ranking is None:
+                return None
+            usual = max(1, round(share * vocab_size))
+            return ranking.default_budget(Path(self.ranking), usual, vocab_size)
         is_share = isinstance(self.budget, float)
         ids = round(self.budget * vocab_size) if is_share else int(self.budget)
         if not 1 <= ids <= vocab_size:
@@ -134,7 +139,7 @@ class Method:
 
     def ranking_for(self, domain: str | None) -> str | None:
         """The name of the ranking for a prompt of a domain. Raises ArgumentError."""
-        if self.ranking != "without-own":
+        if self.ranking != _WITHOUT_OWN:
             return self.ranking
         if domain not in DOMAINS:
             raise ArgumentError(
@@ -188,58 +193,41 @@ def default_method(model: Pretrained, has_draft: bool) -> Method:
 def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlist:
     """The shortlist that a method drafts from, for prompts of a domain; one of the user's own is
     built with ``plugins.build_part``. Raises ArgumentError, FileError, FingerprintError."""
-    size = model.target.head.vocab_size
-    budget, name = method.ids(size), method.ranking_for(domain)
+    size, name = model.target.head.vocab_size, method.ranking_for(domain)
     if method.part is not None:
         inputs = {
             "vocab_size": lambda: size,
             "budget": lambda: max(1, round(_OWN_SHARE * size)),
             "eos_ids": lambda: model.tokenizer.eos_ids,
-            "ranking": lambda: _read_ranking(model, _RANKING),
-            "clusters": lambda: _read_clusters(model),
+            "ranking": lambda: shortlist_files.read_ranking(model, _RANKING)[0],
+            "clusters": lambda: shortlist_files.read_clusters(model),
             "rows": lambda: model.reference.head.weight.cpu(),
             "tokenizer": lambda: model.tokenizer,
             "model": lambda: model,
         }
-        given = {} if budget is None else {"budget": budget}
+        given = {} if method.budget is None else {"budget": method.ids(size)}
         return plugins.build_part("shortlist", method.part, inputs, method.name, **given)
-    if budget is None or name is None:
+    if name is None:
         return FullShortlist(size)
-    ids = _read_ranking(model, name)
+    (ids, file), eos_ids = shortlist_files.read_ranking(model, name), model.tokenizer.eos_ids
+    budget = method.ids(size)
+    assert budget is not None  # a method with a ranking has one
     if budget > len(ids):
         raise ArgumentError(
-            f"budget {budget} of {method} is more than the {len(ids)} ids that "
-            f"{ranking.find_ranking(model.name, name)} ranks"
+            f"budget {budget} of {method} is more than the {len(ids)} ids that {file} ranks"
         )
-    eos_ids = model.tokenizer.eos_ids
+    ranking.check_order(ids, budget if method.name == "frspec" else 0, file)
     if method.name == "frspec":
-        return FRSpecShortlist(ids, budget, eos_ids)
+        whole = method.budget is None and ranking.is_token_map(file)
+        return FRSpecShortlist(ids, budget, () if whole else eos_ids)
     if method.name == "in_context":
         return InContextShortlist(ids, budget, eos_ids)
     rows = model.reference.head.weight.cpu()  # shortlists are on the CPU, as are distributions
     if method.name == "evospec":
-        return EvoSpecShortlist(ids, budget, eos_ids, _read_clusters(model), rows)
-    # A router leads to the clusters that it was trained for.
-    file = index_file.find_index(model.name, model.index or find_artifact(model.name, "router"))
-    clusters, weights = index_file.read_index(
-        file, size, model.fingerprint, model.tokenizer.fingerprint
-    )
-    router = index_file.build_router(weights, rows.shape[1], int(clusters.max()) + 1, str(file))
+        clusters = shortlist_files.read_clusters(model)
+        return EvoSpecShortlist(ids, budget, eos_ids, clusters, rows)
+    clusters, router = shortlist_files.read_router(model)
     return RoutedShortlist(ids, budget, eos_ids, clusters, router.to(rows.dtype))
-
-
-def _read_ranking(model: Pretrained, name: str) -> Tensor:
-    """Ids (N,) of a ranking of the model, most frequent first."""
-    file = ranking.find_ranking(model.name, name)
-    return ranking.read_ranking(file, model.tokenizer.fingerprint, model.target.head.vocab_size)
-
-
-def _read_clusters(model: Pretrained) -> Tensor:
-    """The cluster of each row of the LM head (V,), from the model's index."""
-    file = index_file.find_index(model.name, model.index)
-    return index_file.read_index(
-        file, model.target.head.vocab_size, model.fingerprint, model.tokenizer.fingerprint
-    )[0]
 
 
 def build_learner(draft: Draft, *, carry: bool = False) -> tuple[OnlineLearner, Draft]:

@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError
-from minispec.tools.data import ranking
 from minispec.tools.data.streams import SWITCH
-from minispec.tools.evaluation import methods
+from minispec.tools.evaluation import methods, shortlist_files
 from minispec.tools.evaluation.measure import pool
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.evaluation.replay import TEMPERATURE, RecordedTarget, Replay, replay_text
@@ -84,7 +83,7 @@ class Study:
         own = [
             replace(method, budget=method.ids(self._size), spelled="")
             for method in compared
-            if method.budget is not None
+            if method.ranking is not None or method.budget is not None
         ]
         doubled = (_SMALLEST << i for i in range(self._size.bit_length()))
         sweep = [budget for budget in (*doubled, self._size) if budget <= self._size]
@@ -123,8 +122,7 @@ class Study:
         return found
 
     def _read_ranking(self, name: str) -> Tensor:
-        file = ranking.find_ranking(self._model.name, name)
-        return ranking.read_ranking(file, self._model.tokenizer.fingerprint, self._size)
+        return shortlist_files.read_ranking(self._model, name)[0]
 
     def _replay_all(self, shortlists: Shortlists, texts: Texts, gamma: int, title: str) -> Replays:
         """Replay every text; within a conversation a shortlist keeps what it has learnt. "all"

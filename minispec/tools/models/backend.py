@@ -9,17 +9,20 @@ import importlib
 import os
 import platform
 import timeit
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Literal
 
 import torch
+from msgspec import Struct, to_builtins
 
-from minispec.errors import ArgumentError, FileError
+from minispec.errors import ArgumentError, FileError, FileWarning
 from minispec.io import files
 from minispec.io.artifacts import cache_folder
+from minispec.io.schema import Positive, read_json
 from minispec.models.eagle_draft import EagleDraft
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, Target
@@ -27,7 +30,16 @@ from minispec.types import Draft, Target
 NAMES = ("reference", "cpu", "compiled", "cuda")
 LEARNING_BACKENDS = ("reference", "cpu")  # on which a draft can learn while it decodes
 _CONTEXT = 64  # positions in the cache of a timed pass
+_LARGEST_CALIBRATION = 2**22  # bytes
 _REPEATS = 7  # timed passes, of which the fastest counts
+
+
+class Choice(Struct, frozen=True):
+    """The fastest backend for a model, and the measurements: milliseconds of a pass over 1 and over
+    5 positions, by backend."""
+
+    backend: Literal["reference", "cpu", "compiled", "cuda"]
+    milliseconds: dict[str, tuple[Positive, Positive]]
 
 
 def place_on_backend(
@@ -49,9 +61,9 @@ def place_on_backend(
         return model, draft
     if name == "auto":
         choice = choose_backend(model) if measure else read_cached_choice(model)
-        name = choice["backend"]
+        name = choice.backend
         if learns and name not in LEARNING_BACKENDS:
-            milliseconds = choice["milliseconds"]  # the reference is always among them
+            milliseconds = choice.milliseconds  # the reference is always among them
             candidates = milliseconds.keys() & set(LEARNING_BACKENDS)
             name = min(candidates, key=lambda each: sum(milliseconds[each]))
     if name == "reference":
@@ -68,27 +80,30 @@ def place_on_backend(
     return replace(model, target=target, backend=name), draft and module.build_draft(draft, target)
 
 
-def choose_backend(model: Pretrained, again: bool = False) -> dict[str, Any]:
-    """The fastest backend for this model and the measurements: ``backend``, its name, and
-    ``milliseconds``, by backend, of a pass over 1 and over 5 positions. Kept in the user's cache
-    directory, and measured ``again`` only if asked for."""
+def choose_backend(model: Pretrained, again: bool = False) -> Choice:
+    """The fastest backend for this model, as measured. Kept in the user's cache directory, and
+    measured ``again`` only if asked for, or if the backend cannot run any more."""
     choices = _read_calibration()
     key = _calibration_key(model)
-    if again or key not in choices:
+    found = choices.get(key)
+    if again or found is None or why_unavailable(model, found.backend):
         threads = torch.get_num_threads()
         available = [name for name in NAMES if why_unavailable(model, name) is None]
         milliseconds = {name: _time_passes(model, name) for name in available}
         torch.set_num_threads(threads)
         fastest = min(milliseconds, key=lambda name: sum(milliseconds[name]))
-        choices[key] = {"backend": fastest, "milliseconds": milliseconds}
+        found = choices[key] = Choice(fastest, milliseconds)  # type: ignore[arg-type]
         with suppress(FileError):  # without a writable cache, each call measures again
-            files.write_json(_calibration_path(), choices)
-    return choices[key]
+            files.write_json(_calibration_path(), to_builtins(choices))
+    return found
 
 
-def read_cached_choice(model: Pretrained) -> dict[str, Any]:
+def read_cached_choice(model: Pretrained) -> Choice:
     """The choice of an earlier ``choose_backend``, or the reference if there was none."""
-    return _read_calibration().get(_calibration_key(model), {"backend": "reference"})
+    found = _read_calibration().get(_calibration_key(model))
+    if found is None or why_unavailable(model, found.backend):
+        return Choice("reference", {"reference": (1.0, 1.0)})
+    return found
 
 
 def measure_bandwidth() -> float:
@@ -121,21 +136,21 @@ def _import_backend(name: str) -> ModuleType:
         raise ArgumentError(f"backend {name} cannot run here: {error}") from None
 
 
-def _time_passes(model: Pretrained, name: str) -> list[float]:
+def _time_passes(model: Pretrained, name: str) -> tuple[float, float]:
     """Milliseconds of a target pass with its head over 1 and over 5 positions."""
     target: Target = place_on_backend(model, None, name)[0].target
     cache = target.new_cache(_CONTEXT + 8)
     target.step(torch.arange(_CONTEXT) + 1, cache)
-    milliseconds = []
-    for width in (1, 5):
 
-        def run(width: int = width) -> None:
+    def time_pass(width: int) -> float:
+        def run() -> None:
             target.head.logits(target.step(torch.arange(width) + 1, cache).hidden)
             cache.truncate(_CONTEXT)
 
         run()
-        milliseconds.append(1000 * min(timeit.repeat(run, number=1, repeat=_REPEATS)))
-    return milliseconds
+        return 1000 * min(timeit.repeat(run, number=1, repeat=_REPEATS))
+
+    return time_pass(1), time_pass(5)
 
 
 def _calibration_path() -> Path:
@@ -149,10 +164,18 @@ def _calibration_key(model: Pretrained) -> str:
     return "-".join(map(str, (*machine, model.fingerprint[:12], model.dtype, *told)))
 
 
-def _read_calibration() -> dict[str, Any]:
-    """Earlier choices by key; a missing, foreign or damaged file counts as empty."""
+def _read_calibration() -> dict[str, Choice]:
+    """Earlier choices by key; a file that is missing or damaged counts as empty, the latter with a
+    warning: it is written anew by the next measurement."""
     try:
-        choices = files.read_json(_calibration_path())
-    except FileError:
+        path = _calibration_path()
+    except FileError:  # without a home nothing is kept
         return {}
-    return choices if isinstance(choices, dict) else {}
+    if not path.exists():
+        return {}
+    try:
+        choices = read_json(path, dict[str, Choice], _LARGEST_CALIBRATION)
+    except FileError as error:
+        warnings.warn(f"{error}: backends are measured again", FileWarning, stacklevel=2)
+        return {}
+    return {key: choice for key, choice in choices.items() if "reference" in choice.milliseconds}

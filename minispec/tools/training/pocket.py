@@ -24,13 +24,22 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minispec.io.files import read_json, read_tensors, write_aside, write_tensors
+from minispec.errors import FileError
+from minispec.io.files import (
+    Fingerprints,
+    TensorSpec,
+    check_fingerprints,
+    read_metadata,
+    read_tensors,
+    write_aside,
+    write_tensors,
+)
 from minispec.models.transformer import Layer, ModelConfig, Transformer, default_aux_layer_ids
-from minispec.text.tokenizer import SentencePieceTokenizer
 from minispec.tools.data import corpus
 from minispec.tools.models import hf_folder, matmul_dtype
+from minispec.tools.models.tokenizer_files import from_sentencepiece
 from minispec.tools.training import recipe
-from minispec.tools.training.resumable import LogLine, TrainingConfig, TrainingRun
+from minispec.tools.training.resumable import LogLine, TrainingConfig, TrainingRun, read_log
 
 SHAPE = ModelConfig(
     vocab_size=8192,
@@ -69,12 +78,14 @@ def make(folder: Path, tokens: int, draft_tokens: int, epochs: float, seed: int)
     artifacts = folder / "artifacts"
     model = artifacts / "model"
     text = _prepare_text(folder / "text.safetensors", model / "tokenizer.model")
+    dtype = matmul_dtype.keep_dtype(folder)
     if not (model / "model.safetensors").exists():
-        _train_target(folder, text, TargetConfig(tokens, seed), model)
+        _train_target(folder, text, TargetConfig(tokens, seed, dtype=dtype), model)
     draft = recipe.make_draft(
         str(model), corpus.DOMAINS, draft_tokens, epochs, seed, folder / "draft",
-        raw=True, report=lambda: draw_curves(folder),
+        raw=True, report=lambda: draw_curves(folder), dtype=dtype,
     )  # fmt: skip
+    draw_curves(folder)  # a run that was killed before its last picture has no line left to draw
     copies = {
         folder / "target" / "training.json": model / "training.json",
         folder / "draft" / "training.json": artifacts / "draft.json",
@@ -93,7 +104,7 @@ def _prepare_text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
     """Trains the tokenizer and encodes the text: ``train`` (n,) and ``held_out`` (m,), both int16,
     installed documents between BOS and EOS ids. Reads both from their files if they exist."""
     if path.exists():
-        return read_tensors(path)
+        return _read_text(path, from_sentencepiece(tokenizer_path).fingerprint)
     kinds = itertools.product(corpus.DOMAINS, (False, True))
     guard = corpus.OverlapGuard(text for kind in kinds for text in corpus.load_prompts(*kind))
     documents = [
@@ -122,7 +133,7 @@ def _prepare_text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
     )
     with write_aside(tokenizer_path) as aside:
         aside.write_bytes(content.getvalue())
-    tokenizer = SentencePieceTokenizer(tokenizer_path)
+    tokenizer = from_sentencepiece(tokenizer_path)
     parts: dict[str, list[Tensor]] = {"train": [], "held_out": []}
     for number, document in enumerate(tqdm(documents, "encoding", disable=None)):
         ids = [tokenizer.bos_id, *tokenizer.encode(document), *tokenizer.eos_ids]
@@ -130,6 +141,21 @@ def _prepare_text(path: Path, tokenizer_path: Path) -> dict[str, Tensor]:
         part.append(torch.tensor(ids, dtype=torch.int16))
     text = {part: torch.cat(pieces) for part, pieces in parts.items()}
     write_tensors(path, text, {"tokenizer": tokenizer.fingerprint})
+    return text
+
+
+def _read_text(path: Path, tokenizer: str) -> dict[str, Tensor]:
+    """The text that ``_prepare_text`` wrote. Raises FileError, FingerprintError."""
+    remedy = "delete it, and it is made again"
+    check_fingerprints(path, read_metadata(path, Fingerprints), {"tokenizer": tokenizer}, remedy)
+    spec = TensorSpec((None,), frozenset((torch.int16,)))
+    text = read_tensors(path, {"train": spec, "held_out": spec})
+    for part, ids in text.items():
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < SHAPE.vocab_size:
+            raise FileError(
+                f"{path}: {part} has ids outside 0..{SHAPE.vocab_size - 1}: the file is damaged, "
+                f"{remedy}"
+            )
     return text
 
 
@@ -213,7 +239,7 @@ class _TargetRun(TrainingRun):
         return torch.stack([self.text[part][i : i + length] for i in starts]).long()
 
     def _cross_entropy(self, ids: Tensor) -> Tensor:
-        with matmul_dtype.autocast():
+        with matmul_dtype.autocast(self.config.dtype):
             return cross_entropy(self.model, ids)
 
 
@@ -237,7 +263,7 @@ def draw_curves(folder: Path) -> None:
         ("draft", right, ("tau",), "draft: tokens per target pass (tau), held out"),
     ):
         path = folder / part / "training.json"
-        log = read_json(path)["log"] if path.exists() else []
+        log = read_log(path) if path.exists() else []
         seen = [line["tokens"] / 1e6 for line in log]
         for name in names:
             axis.plot(seen, [line.get(name, math.nan) for line in log], label=name)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from minispec.errors import FileError
 from minispec.io import draft_file, index_file
+from minispec.io.schema import read_bytes
 from minispec.models import eagle_draft as drafts
 from minispec.models.eagle_draft import EagleDraft
 from minispec.shortlists import kmeans
@@ -23,13 +24,16 @@ from minispec.shortlists.dynaspec import Router
 from minispec.shortlists.frspec import truncate_ranking
 from minispec.tools.data import corpus, distill, ranking
 from minispec.tools.data.batches import ShardDataset, is_greedy
+from minispec.tools.data.shards import count_answer_tokens, find_shards
 from minispec.tools.models import known_models, pretrained
+from minispec.tools.models.matmul_dtype import MatmulDtype, keep_dtype
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.training import train_draft, train_router
 
 _HELD_OUT = 40  # one in so many sequences is held out of training
 _HELD_OUT_MOST = 48  # held-out sequences that tau is measured on, at most
 _PROCESSES = 4  # that generate text, at most; each takes about 1.7 GB
+_LARGEST_TEXT = 2**32  # bytes of a text to count
 _DOCUMENT_BYTES = 4_000_000  # of installed text per domain that a ranking counts
 
 
@@ -44,6 +48,7 @@ def make_draft(
     start: Path | None = None,
     rate: float = 2e-3,
     report: Callable[[], object] = lambda: None,
+    dtype: MatmulDtype | None = None,
 ) -> Path:
     """Generates ``tokens`` answer tokens with the target, trains a draft on them for ``epochs``
     epochs, and writes it to ``draft.safetensors`` in ``folder``; returns that path. An interrupted
@@ -51,7 +56,8 @@ def make_draft(
 
     ``raw`` continues texts without a chat template, as base models always do. The draft starts
     from the target's last layer, or from the draft in ``start``; ``rate`` is the peak learning
-    rate; ``report`` is called after each log line.
+    rate; ``report`` is called after each log line; ``dtype``: in which matrices are multiplied, by
+    default as ``keep_dtype`` says.
 
     Raises ArgumentError for an unknown model or domain or the folder of another run, FileError for
     a damaged file, FingerprintError for a ``start`` of another model.
@@ -67,21 +73,22 @@ def make_draft(
         draft = draft_file.load_draft(start, loaded.reference, loaded.fingerprint)
     else:
         draft = drafts.init_from_target(loaded.reference)
+    dtype = dtype or keep_dtype(folder)
     processes = min(torch.get_num_threads(), _PROCESSES)
     paths = []
     with tqdm(total=tokens, desc="generating", unit="token", disable=None) as bar:
         for path in distill.write_shards(
-            folder, model, domains, tokens, seed, processes, base=base
+            folder, model, domains, tokens, seed, processes, base=base, dtype=dtype
         ):
             paths.append(path)
-            bar.update(distill.count_answer_tokens(path))
+            bar.update(count_answer_tokens(path))
 
-    dataset = ShardDataset(paths)
+    dataset = ShardDataset(paths, loaded.reference.config)
     greedy = (s for s in dataset.hold_out(_HELD_OUT) if is_greedy(s, loaded.reference.head))
     held_out = list(islice(greedy, _HELD_OUT_MOST))
     seen = math.ceil(epochs * sum(map(dataset.answer_length, range(len(dataset)))))
     config = train_draft.TrainConfig(
-        tokens=seen, seed=seed, peak_rate=rate, start=str(start) if start else None
+        tokens=seen, seed=seed, peak_rate=rate, start=str(start) if start else None, dtype=dtype
     )
     size = draft.head.vocab_size  # of a small vocabulary too, a part is enough for the loss
     common, others = min(config.common_ids, size // 4), min(config.random_ids, size // 8)
@@ -112,9 +119,11 @@ def count_texts(
     sources = []
     for path in tqdm(texts, "counting", unit="file", disable=None):
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"cannot count {path}: {error}") from None
+            text = read_bytes(path, _LARGEST_TEXT).decode()
+        except UnicodeDecodeError as error:
+            raise FileError(
+                f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
+            ) from None
         sources.append(ranking.count_ids([model.tokenizer.encode(text)], size))
     for domain in domains:
         sources += _count_domain(model, domain, shards)
@@ -128,10 +137,10 @@ def _count_domain(model: Pretrained, domain: str, shards: Path | None) -> list[T
     encoded = (model.tokenizer.encode(text) for text in tqdm(documents, domain, disable=None))
     sources = [ranking.count_ids(encoded, size)]
     if shards:
-        paths = sorted(shards.glob(f"{domain}-*.safetensors"))
+        paths = find_shards(shards, domain)
         if not paths:
             raise FileError(f"{shards} holds no generated text of domain {domain}")
-        sources.append(ShardDataset(paths).count_ids(size))
+        sources.append(ShardDataset(paths, model.reference.config).count_ids(size))
     return sources
 
 
@@ -152,7 +161,7 @@ def make_rankings(model: str, shards: Path, folder: Path) -> None:
     loaded = pretrained.load(model)
     counts = {}
     for domain in corpus.DOMAINS:  # a short run may not have generated text of each domain
-        generated = shards if any(shards.glob(f"{domain}-*")) else None
+        generated = shards if find_shards(shards, domain) else None
         counts[domain] = _count_domain(loaded, domain, generated)
     for name in ranking.NAMES:
         left_out = name.removeprefix("without-")
@@ -194,13 +203,14 @@ def make_router(
     identity = model.fingerprint, model.tokenizer.fingerprint
     index = index_file.find_index(model.name, model.index)
     clusters, _ = index_file.read_index(index, model.target.head.vocab_size, *identity)
-    paths = sorted(shards.glob("*-*.safetensors"))
+    paths = find_shards(shards)
     if not paths:
         raise FileError(
             f"{shards} holds no generated text: give a folder made by `minispec train draft`"
         )
     torch.manual_seed(seed)
-    router, dataset = Router(draft.config.hidden_size, int(clusters.max()) + 1), ShardDataset(paths)
+    router = Router(draft.config.hidden_size, int(clusters.max()) + 1)
+    dataset = ShardDataset(paths, draft.config)
     with tqdm(total=tokens, desc="training", unit="token", disable=None) as bar:
         for seen, loss in train_router.train(router, draft, dataset, clusters, tokens, seed):
             bar.update(seen - bar.n)

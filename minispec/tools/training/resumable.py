@@ -1,5 +1,6 @@
 """Training that can be interrupted: a run resumes from its last checkpoint and ends with exactly
 the same weights, since every random draw depends only on the seed and the number of the update.
+(Sums of floats depend on the number of threads too: resume with as many.)
 
 Knows nothing of which model is trained, nor on which data.
 """
@@ -11,16 +12,65 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta, Struct
 from torch import Tensor, nn
 
 from minispec.errors import ArgumentError, FileError, MinispecError
-from minispec.io.files import read_metadata, read_tensors, write_json, write_tensors
+from minispec.io.files import (
+    TensorSpec,
+    list_weights,
+    read_metadata,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from minispec.io.schema import Real, convert, decode_json, read_json
+from minispec.tools.models.matmul_dtype import MatmulDtype
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW
 LogLine = dict[str, float]
+_Count = Annotated[int, Meta(ge=1, lt=2**53)]
+_Number = Annotated[int, Meta(ge=-(2**53), le=2**53)] | Real
+
+
+class _Log(Struct):
+    """The part of ``training.json`` that is read back."""
+
+    log: list[dict[str, _Number]]
+
+
+class _EveryLine(Struct):
+    """What each line of a log has."""
+
+    tokens: _Count
+    updates: _Count
+    seconds: Real
+
+
+class _Metadata(Struct):
+    """Of a checkpoint: ``_State`` as JSON."""
+
+    state: str
+
+
+class _State(_Log):
+    identity: dict[str, Any]
+    seen: _Count
+    updates: _Count
+
+
+def read_log(path: Path) -> list[LogLine]:
+    """The lines of a training log. Raises FileError."""
+    return _check_log(read_json(path, _Log), str(path))
+
+
+def _check_log(found: _Log, origin: str) -> list[LogLine]:
+    for number, line in enumerate(found.log):
+        convert(line, _EveryLine, f"{origin}: log[{number}]")
+    return found.log
 
 
 @dataclass(frozen=True)
@@ -33,6 +83,7 @@ class TrainingConfig:
     peak_rate: float = 2e-3  # the highest learning rate
     warmup: float = 0.03  # fraction of the run
     report: int = 50_000  # tokens between two log lines, each with a checkpoint
+    dtype: MatmulDtype = "float32"  # in which matrices are multiplied
 
 
 class TrainingRun(ABC):
@@ -129,24 +180,33 @@ class TrainingRun(ABC):
         write_tensors(path, tensors, {"state": json.dumps(state)})
 
     def _restore(self, path: Path, identity: dict[str, object]) -> list[LogLine]:
-        try:
-            state = json.loads(read_metadata(path)["state"])
-        except (KeyError, ValueError):
-            raise FileError(f"{path} is not a checkpoint of a training run") from None
-        if state["identity"] != identity:
+        text = read_metadata(path, _Metadata).state
+        state = decode_json(text, _State, f"{path}: state")
+        log = _check_log(state, f"{path}: state")
+        if state.identity != identity:
             raise ArgumentError(
                 f"{path.parent} holds another training run: use its settings or a new folder"
             )
-        weights = {k: tuple(v.shape) for k, v in self.model.state_dict().items()}
-        shapes = {f"{self.part}.{k}": shape for k, shape in weights.items()}
+        weights = list_weights(self.model.state_dict())
+        layout = {f"{self.part}.{name}": spec for name, spec in weights.items()}
         for name, parameter in self.model.named_parameters():
             for key in _MOMENTS:
-                shapes[f"{key}.{name}"] = () if key == "step" else tuple(parameter.shape)
-        tensors = read_tensors(path, shapes)
+                shape = () if key == "step" else tuple(parameter.shape)
+                dtype = torch.float32 if key == "step" else parameter.dtype
+                layout[f"{key}.{name}"] = TensorSpec(shape, frozenset((dtype,)))
+        tensors = read_tensors(path, layout)
+        steps = {int(value) for name, value in tensors.items() if name.startswith("step.")}
+        last = log[-1] if log else {}
+        counts = (last.get("tokens"), last.get("updates"), steps)
+        if counts != (state.seen, state.updates, {state.updates}):
+            raise FileError(
+                f"{path}: state says {state.seen} tokens and {state.updates} updates, its log and "
+                "its optimizer say otherwise: the file is damaged, start in a new folder"
+            )
         self.model.load_state_dict({k: tensors[f"{self.part}.{k}"] for k in weights})
         for name, parameter in self.model.named_parameters():
             self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in _MOMENTS}
-        self.seen, self.updates = state["seen"], state["updates"]
+        self.seen, self.updates = state.seen, state.updates
         for _ in range(self.updates):
             next(self.order)
-        return state["log"]
+        return log

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from minispec.models.eagle_draft import EagleDraft
 from minispec.tools.data.batches import Batch, ShardDataset, make_batch
-from minispec.tools.data.distill import Shard
+from minispec.tools.data.shards import Shard
 from minispec.tools.models import matmul_dtype
 from minispec.tools.training.resumable import LogLine, TrainingConfig, TrainingRun
 
@@ -200,7 +200,7 @@ class _DraftRun(TrainingRun):
         others = torch.randint(vocab_size, (self.config.random_ids,), generator=generator)
         ids = torch.cat((others, batch.labels[batch.loss_mask])).unique()
         rows = torch.cat((self._common_rows, self._head_rows(ids[~self._is_common[ids]])))  # (K, D)
-        with matmul_dtype.autocast():
+        with matmul_dtype.autocast(self.config.dtype):
             loss, cross_entropies = compute_loss(self.model, batch, rows, self.config)
         return loss, cross_entropies, int(batch.loss_mask.sum())
 
@@ -211,7 +211,7 @@ class _DraftRun(TrainingRun):
 
     def _head_rows(self, ids: Tensor) -> Tensor:
         """The head rows of some ids, in the dtype that matrices are multiplied in."""
-        return self.model.head.weight[ids].to(matmul_dtype.fastest_dtype())
+        return self.model.head.weight[ids].to(getattr(torch, self.config.dtype))
 
 
 def _shuffle_batches(dataset: ShardDataset, config: TrainConfig) -> Iterator[list[int]]:

@@ -1,0 +1,41 @@
+"""What shortlists are built from, read from a model's files: a ranking, clusters, a router."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from minispec.io import index_file
+from minispec.io.artifacts import find_artifact
+from minispec.shortlists.dynaspec import Router
+from minispec.tools.data import ranking
+from minispec.tools.models.pretrained import Pretrained
+
+
+def read_ranking(model: Pretrained, name: str) -> tuple[Tensor, Path]:
+    """Ids (N,) of a ranking of the model, most frequent first, and its file. Raises ArgumentError,
+    FileError, FingerprintError."""
+    file = ranking.find_ranking(model.name, name)
+    size = model.target.head.vocab_size
+    return ranking.read_ranking(file, model.tokenizer.fingerprint, size), file
+
+
+def read_clusters(model: Pretrained) -> Tensor:
+    """The cluster of each row of the LM head (V,), from the model's index. Raises ArgumentError,
+    FileError, FingerprintError."""
+    return _read_index(model, index_file.find_index(model.name, model.index))[0]
+
+
+def read_router(model: Pretrained) -> tuple[Tensor, Router]:
+    """A router and the clusters (V,) that it was trained for. Raises ArgumentError, FileError,
+    FingerprintError."""
+    given = model.index or find_artifact(model.name, "router")
+    file = index_file.find_index(model.name, given)
+    clusters, weights = _read_index(model, file)
+    width = model.reference.head.weight.shape[1]
+    return clusters, index_file.build_router(weights, width, int(clusters.max()) + 1, str(file))
+
+
+def _read_index(model: Pretrained, file: Path) -> tuple[Tensor, dict[str, Tensor]]:
+    return index_file.read_index(
+        file, model.target.head.vocab_size, model.fingerprint, model.tokenizer.fingerprint
+    )
