@@ -16,6 +16,7 @@ usearch is optional: extra "hnsw".
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from minispec.errors import ArgumentError, FileError
 
 Ids = npt.NDArray[np.int64]
 NEIGHBOURS = 32  # M, the paper's
+_BLOCK = 4096  # rows added between two calls of ``progress``
 _BUILD_BEAM, _SEARCH_BEAM = 128, 256  # candidates kept
 
 
@@ -58,15 +60,19 @@ class HnswIndex:
     def write(self, path: Path) -> str:
         """Write the graph in usearch's format. Returns the SHA-256 of the file."""
         self._graph.save(str(path))
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def build_hnsw(rows: Tensor) -> HnswIndex:
+def build_hnsw(rows: Tensor, progress: Callable[[int], object] = lambda added: None) -> HnswIndex:
     """Build the graph of rows (V, D) of an LM head: by one thread and in the order of the ids, so
-    that the same rows give the same graph. Takes about a minute for 50,000 rows. Raises
-    ArgumentError without usearch."""
-    graph = _new_graph(rows.shape[1])
-    graph.add(np.arange(len(rows)), augment_rows(rows).numpy(), threads=1)
+    that the same rows give the same graph. Takes about a minute for 50,000 rows; ``progress`` is
+    called with the number of rows added. Raises ArgumentError without usearch."""
+    graph, augmented = _new_graph(rows.shape[1]), augment_rows(rows).numpy()
+    for start in range(0, len(rows), _BLOCK):
+        block = augmented[start : start + _BLOCK]
+        graph.add(np.arange(start, start + len(block)), block, threads=1)
+        progress(len(block))
     return HnswIndex(graph, rows.shape[1])
 
 
