@@ -10,6 +10,7 @@ of ``SAMPLINGS``. Knows toy models only.
 """
 
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -40,6 +41,8 @@ from minispec.verify import VERIFIERS, Verifier, verify
 ShortlistFactory = Callable[..., Shortlist]
 DraftFactory = Callable[[ToyModels], Any]  # a draft
 LearnerFactory = Callable[[ToyModels], Learner]
+# What an error says if an operation takes no fractions.
+_FRACTIONS = re.compile("ndarray|Fraction|object_|ufunc|Tensor|'(int|float)' object has no")
 
 
 def certify(
@@ -200,7 +203,7 @@ class _Walk:
             except MinispecError as error:
                 return replace(result, error=str(error), **here)
             except (TypeError, AttributeError) as error:
-                if self._backend.arithmetic != "fraction":
+                if self._backend.arithmetic != "fraction" or not _FRACTIONS.search(str(error)):
                     raise
                 return replace(result, error=_explain_fractions(error), **here)
             if certificate.worst_tv > result.worst_tv:

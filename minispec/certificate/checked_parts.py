@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minispec.errors import ArgumentError, ShortlistError
 from minispec.types import (
+    BaseShortlist,
     Context,
     Distribution,
     Learner,
@@ -55,16 +56,24 @@ class _History:
         return bool(self._answers.setdefault((self._past, question), answer) == answer)
 
 
-class CheckedShortlist:
+class CheckedShortlist(BaseShortlist):
     """A shortlist that raises ShortlistError if ``select`` changes state or draws random numbers,
-    or if ``reset`` does not restore the state after construction. Use one for each case."""
+    or if ``reset`` does not restore the state after construction. Use one for each case. Raises
+    ShortlistError if a member is missing."""
 
     def __init__(self, shortlist: Shortlist) -> None:
+        for member in ("name", "budget", "per_round", "select", "observe", "reset"):
+            if not hasattr(shortlist, member):
+                raise ShortlistError(
+                    f"{type(shortlist).__name__} has no {member}: derive it from BaseShortlist, or "
+                    "define all members of minispec.types.Shortlist"
+                )
         self._shortlist = shortlist
         self._history = _History()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._shortlist, name)
+        self.name, self.budget = shortlist.name, shortlist.budget
+        self.per_round = shortlist.per_round
+        if isinstance(shortlist, BaseShortlist):
+            self.rows_probed, self.top_ids_wanted = shortlist.rows_probed, shortlist.top_ids_wanted
 
     def select(self, context: Context) -> Tensor:
         first = self._shortlist.select(context)
@@ -84,6 +93,10 @@ class CheckedShortlist:
                 "must restore the state after construction"
             )
         return ids
+
+    def on_prefill(self, tokens: Sequence[int], top_ids: Tensor) -> None:
+        if isinstance(self._shortlist, BaseShortlist):
+            self._shortlist.on_prefill(tokens, top_ids)
 
     def observe(self, finished: Round) -> None:
         self._history.record(finished)

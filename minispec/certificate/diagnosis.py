@@ -43,12 +43,13 @@ def record_calls(
 class _Comparison:
     """What a verifier and ``verify`` do at one point of a call: "acceptance" of a token,
     "rejection", the next token after one, or "bonus". ``alike``: names of mistakes that give the
-    verifier's numbers."""
+    verifier's numbers; ``undefined``: names of those that give no distribution here."""
 
     point: str
     differs: bool
     text: str
     alike: frozenset[str]
+    undefined: frozenset[str] = frozenset()
 
 
 def explain_difference(calls: Iterable[Call], verifier: Verifier) -> str | None:
@@ -58,8 +59,9 @@ def explain_difference(calls: Iterable[Call], verifier: Verifier) -> str | None:
     first = next((c for c in comparisons if c.differs), None)
     if first is None:
         return None
-    alike = [c.alike for c in comparisons if c.point == first.point]
-    common = sorted(frozenset.intersection(*alike))
+    same_point = [c for c in comparisons if c.point == first.point]
+    fitting = frozenset.intersection(*(c.alike | c.undefined for c in same_point))
+    common = sorted(fitting & frozenset.union(*(c.alike for c in same_point)))
     return first.text + (f"; all calls agree with {' or '.join(common)}" if common else "")
 
 
@@ -152,7 +154,7 @@ def _compare_rejection(
     if missing:
         text += f", never a token outside the shortlist, such as {min(missing)}"
     text += f"; the residual (p - q)+, normalised, is {_format(right)}"
-    return _Comparison("rejection", not _agree(ours, right), text, _find_alike(known, ours))
+    return _Comparison("rejection", not _agree(ours, right), text, *_find_alike(known, ours))
 
 
 def _compare_bonus(
@@ -168,7 +170,7 @@ def _compare_bonus(
     }
     text = f"after the whole chain the next token is drawn from {_format(ours)}; p there is "
     differs = not _agree(ours, right)
-    return _Comparison("bonus", differs, text + _format(right), _find_alike(known, ours))
+    return _Comparison("bonus", differs, text + _format(right), *_find_alike(known, ours))
 
 
 def _list_wrong_residuals(p: Distribution, q: Distribution, x: int) -> dict[str, Distribution]:
@@ -192,15 +194,17 @@ def _list_wrong_residuals(p: Distribution, q: Distribution, x: int) -> dict[str,
     return {name: Distribution(p.ids, row) for name, row in probs.items()} | {"q itself": q}
 
 
-def _find_alike(known: dict[str, Distribution], ours: dict[int, Any]) -> frozenset[str]:
-    """The names of the distributions that are equal to ours; those without mass fit anything."""
+def _find_alike(
+    known: dict[str, Distribution], ours: dict[int, Any]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of the distributions that are equal to ours, and of those without mass."""
+    undefined = frozenset(name for name, d in known.items() if not d.probs.sum() > 0)
     tables = {
         name: _normalise(dict(zip(d.ids.tolist(), d.probs.tolist(), strict=True)))
-        if d.probs.sum() > 0
-        else ours
         for name, d in known.items()
+        if name not in undefined
     }
-    return frozenset(name for name, table in tables.items() if _agree(table, ours))
+    return frozenset(name for name, table in tables.items() if _agree(table, ours)), undefined
 
 
 def _format(distribution: dict[int, Any]) -> str:

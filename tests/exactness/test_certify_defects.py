@@ -45,6 +45,30 @@ def test_certify_names_the_mistake_of_a_shortlist(mistake: str) -> None:
     assert message in " ".join(str(result).split()), result
 
 
+def test_certify_passes_on_errors_that_fractions_do_not_cause() -> None:
+    def verify(*arguments: Any) -> Any:
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        certify(verifier=verify, samplings=UNSHAPED, cases=CASES)
+
+
+def test_certify_shows_a_shortlist_the_ids_that_it_asks_for() -> None:
+    seen = set()
+
+    class Watching(OneId):
+        top_ids_wanted = 2
+
+        def on_prefill(self, tokens: Any, top_ids: Any) -> None:
+            seen.add(("prefill", top_ids.shape[-1]))
+
+        def observe(self, finished: Any) -> None:
+            seen.add(("observe", finished.evidence.top_ids.shape[-1]))
+
+    assert certify(Watching, samplings=UNSHAPED, cases=CASES[:1]).exact
+    assert seen == {("prefill", 2), ("observe", 2)}
+
+
 def test_certify_finds_the_shortlist_without_a_mistake_exact() -> None:
     assert certify(OneId, samplings=UNSHAPED, cases=CASES).exact
 

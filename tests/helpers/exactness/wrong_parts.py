@@ -116,6 +116,17 @@ class ListShortlist(OneId):
         return [0]
 
 
+class UnfinishedShortlist:
+    """Has no ``per_round``, and no ``reset``."""
+
+    name, budget = "unfinished", 1
+
+    def select(self, context: Context) -> Tensor:
+        return torch.tensor([0])
+
+    def observe(self, finished: Round) -> None: ...
+
+
 SHORTLIST_MISTAKES: dict[str, tuple[Callable[[int], Shortlist], str]] = {
     "the tensor is edited in place": (EditedShortlist, "one id: ids were edited in place after"),
     "selections share one buffer": (BufferShortlist, "one id: ids were edited in place after"),
@@ -129,6 +140,10 @@ SHORTLIST_MISTAKES: dict[str, tuple[Callable[[int], Shortlist], str]] = {
     "select is random": (RandomShortlist, "one id: select gave other ids when it was called"),
     "reset resets nothing": (LeakingShortlist, "reset must restore the state after construction"),
     "a memory of other texts": (RememberingShortlist, "reset must restore the state after"),
+    "a member is missing": (
+        lambda vocab_size: UnfinishedShortlist(),  # type: ignore[dict-item, return-value]
+        "UnfinishedShortlist has no per_round: derive it from BaseShortlist",
+    ),
     "ids are not a tensor": (ListShortlist, "expected an int64 tensor (K,)"),
 }  # fmt: skip
 
