@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from helpers.texts import STDLIB
@@ -72,3 +73,41 @@ def one_line(error: pytest.ExceptionInfo) -> str:
     message = str(error.value)
     assert "\n" not in message and len(message.encode()) < 500
     return message
+
+
+def convert_sentencepiece(path: Path, scheme: str) -> tokenizers.Tokenizer:
+    """A SentencePiece BPE model as a `tokenizer.json` has it. ``scheme``: as transformers 5 writes
+    it, with a space before a text's first part ("first"), as older versions do ("prepend"), or
+    without that space, as Gemma ("never")."""
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    ids = range(model.get_piece_size())
+    vocab = {model.id_to_piece(i): i for i in ids}
+    pairs = [
+        (-model.get_score(i), len(piece[:k]), piece[:k], piece[k:])
+        for piece, i in vocab.items()
+        for k in range(1, len(piece))
+        if piece[:k] in vocab and piece[k:] in vocab and not model.is_byte(i)
+    ]
+    merges = [(left, right) for _, _, left, right in sorted(pairs)]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"
+        )
+    )
+    space = "\u2581"
+    steps = [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if scheme == "first":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    elif scheme == "prepend":
+        parts = [normalizers.Prepend(space), normalizers.Replace(" ", space)]
+        tokenizer.normalizer = normalizers.Sequence(parts)
+    else:
+        tokenizer.normalizer = normalizers.Replace(" ", space)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    steps += [] if scheme == "never" else [decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer

@@ -193,8 +193,7 @@ def _find_alphabet(file: _File) -> tuple[bool, bool, bool]:
     kinds = [step.type for step in steps]
     before = [] if file.pre_tokenizer is None else list(file.pre_tokenizer.flatten())
     if kinds == ["ByteLevel"] or (not kinds and "ByteLevel" in [s.type for s in before]):
-        prefix = any(s.type == "ByteLevel" and s.add_prefix_space for s in before)
-        return True, False, prefix
+        return True, False, False
     fallback = leading = spaces = False
     for step in steps:
         match step:
