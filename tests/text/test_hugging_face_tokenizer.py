@@ -51,7 +51,7 @@ def unigram(tmp_path) -> tokenizers.Tokenizer:
     return library
 
 
-def converted(scheme):
+def convert(scheme):
     def build(tmp_path):
         path = train_sentencepiece(tmp_path, **LOSSLESS, model_type="bpe")
         return convert_sentencepiece(path, scheme)
@@ -66,9 +66,9 @@ FLAGGED = (
     AddedToken("   ", special=False, normalized=False),
 )
 KINDS = {
-    "sentencepiece, as transformers 5": converted("first"),
-    "sentencepiece, as transformers 4": converted("prepend"),
-    "sentencepiece, as Gemma": converted("never"),
+    "sentencepiece, as transformers 5": convert("first"),
+    "sentencepiece, as transformers 4": convert("prepend"),
+    "sentencepiece, as Gemma": convert("never"),
     "unigram": unigram,
     "NFC": lambda _: byte_level(normalizers.NFC()),
     "lower case": lambda _: byte_level(normalizers.Lowercase()),
@@ -115,7 +115,7 @@ def test_encode_refuses_what_the_library_would_drop(tmp_path):
     for special in (False, True):
         with pytest.raises(TextError, match=r"byte 0xe9 of '\\u9999' at character 2 has no token"):
             ours.encode("ab\u9999", special=special)
-    library = converted("first")(tmp_path)
+    library = convert("first")(tmp_path)
     data = json.loads(library.to_str())
     data["model"]["byte_fallback"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
