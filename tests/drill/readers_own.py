@@ -1,5 +1,4 @@
-"""Readers of minispec's own files: drafts, adapters, indexes, routers, states, shards, checkpoints,
-calibrations."""
+"""Readers of minispec's own files: drafts, adapters, states, calibrations."""
 
 import os
 import warnings
@@ -15,17 +14,16 @@ from drill.rules import are_ids, is_finite_data, own_tensors
 from drill.values import Rule, is_anything
 from helpers import tiny_model
 from helpers.shortlists import make_round
-from minispec.io import adapter_file, draft_file, index_file, statistical_state
+from minispec.io import adapter_file, draft_file, statistical_state
 from minispec.io.files import write_json
 from minispec.learning import lora
 from minispec.models.eagle_draft import EagleDraft
-from minispec.shortlists.dynaspec import Router
 from minispec.shortlists.statistical import StatisticalIndex
 from minispec.tools.models import backend, pretrained
 from minispec.tools.models.pretrained import Pretrained
 
 TOKENIZER = "a" * 64
-_IDS, _CLUSTERS = 200, 12
+_IDS = 200
 
 
 @cache
@@ -86,21 +84,6 @@ def _load_adapters(folder: Path) -> Outcome:
     return _describe_draft(draft)
 
 
-def _write_index(folder: Path) -> None:
-    torch.manual_seed(0)
-    clusters = torch.arange(_IDS) % _CLUSTERS
-    weights = Router(16, _CLUSTERS).state_dict()
-    index_file.write_index(folder / "index.safetensors", clusters, weights, TOKENIZER, TOKENIZER)
-
-
-def _load_index(folder: Path) -> Outcome:
-    path = folder / "index.safetensors"
-    clusters, weights = index_file.read_index(path, _IDS, TOKENIZER, TOKENIZER)
-    count = int(clusters.max()) + 1
-    router = index_file.build_router(weights, 16, count, str(path))
-    return {"clusters": digest(clusters), "router": digest(router(torch.ones(1, 16)))}
-
-
 def _write_state(folder: Path) -> None:
     index = StatisticalIndex(_IDS)
     for start in range(20):
@@ -134,15 +117,12 @@ def _load_calibration(folder: Path) -> Outcome:
 
 _DATA: dict[str, Rule] = {"*.data": is_finite_data}
 _SUCCESSORS = are_ids(_IDS, unique=False, lowest=-1)
-_INDEX = {"router.*.data": is_finite_data, "clusters.data": are_ids(_IDS, unique=False)}
 _STATE = own_tensors(after=_SUCCESSORS, last=_SUCCESSORS)
 READERS = (
     Reader("draft", _write_draft, _load_draft,
            (Part("draft.safetensors", Safetensors(), _DATA),), 2),
     Reader("adapters", _write_adapters, _load_adapters,
            (Part("adapters.safetensors", Safetensors(), _DATA),), 2),
-    Reader("index with router", _write_index, _load_index,
-           (Part("index.safetensors", Safetensors(), _INDEX),), 2),
     Reader("statistical state", _write_state, _load_state,
            (Part("state.safetensors", Safetensors(), _STATE),), 2),
     Reader("calibration", _write_calibration, _load_calibration,

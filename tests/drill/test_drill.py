@@ -48,7 +48,7 @@ def test_drill_resumes_after_kills(writer: str, tmp_path: Path) -> None:
     assert kills["kills"] == kills["resumed"] == 3
 
 
-def test_drill_loses_nothing_without_room(tmp_path: Path) -> None:
+def test_drill_loses_nothing_on_a_full_disk(tmp_path: Path) -> None:
     places = run_drill(tmp_path, "places", "--writers", "training")["places"]
     assert places["checks"] >= 4
 
