@@ -130,10 +130,12 @@ def verify_siblings(
 ) -> Verdict:
     """Verify several candidates for the same position; at most one is accepted.
 
-    Multi-candidate verification (SpecInfer, arXiv 2305.09781): each candidate is tested against
-    the residual left by the candidates rejected before it. The output follows p for any q_i that
-    may depend on the candidates before i: a point mass for a candidate that was picked rather
-    than drawn (``propose.top_k_candidates``), the same q for all, or q without the earlier ones.
+    Multi-candidate verification (SpecInfer, Multi-Candidate, Sequoia:
+    arXiv 2305.09781, 2401.06706, 2402.12374): each candidate is tested against the residual left
+    by the candidates rejected before it. The output follows p for any q_i that may depend on the
+    candidates before i: a point mass for a candidate that was picked rather than drawn
+    (``propose.top_k_candidates``), the same q for all (as in SpecInfer), or q without the earlier
+    ones (drawn without replacement, as in the other two).
 
     ``target_distributions[0]`` is p at the position, ``target_distributions[1 + i]`` p after
     candidate i. Otherwise as ``verify``.

@@ -1,113 +1,25 @@
-"""The book tells the truth: its blocks run and print what it says, its commands, names and files
-exist, its links lead somewhere, and what is generated is up to date.
-
-Python blocks of a page run in their order in one namespace. A ``text`` block right after one is
-what that block prints, to the letter.
+"""The pages tell the truth: their commands, names and files exist, their links lead somewhere, and
+what is generated is up to date. ``test_blocks.py`` runs their blocks.
 """
 
 import ast
-import contextlib
-import io
 import pkgutil
 import re
 import runpy
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-import torch
 
 import minispec
-from minispec.errors import FetchError
+from helpers.pages import BLOCK, DOCS, PAGES, README, ROOT, name_of
 from minispec.tools.cli.arguments import parse
 
-ROOT = Path(__file__).parent.parent.parent
-DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
-README = ROOT / "README.md"
 figures = runpy.run_path(str(DOCS / "figures.py"))
 reading_order = runpy.run_path(str(DOCS / "reading_order.py"))["page"]
 reference_pages = runpy.run_path(str(DOCS / "reference_pages.py"))
 readme_figures = runpy.run_path(str(DOCS / "readme_figures.py"))
-# Their blocks walk the whole grid of the certificate.
-SLOW = {"README.md", "docs/exactness.md"}
-
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page: its language, the line of its first line, and its text."""
-
-    language: str
-    line: int
-    text: str
-
-
-def find_blocks(text: str) -> list[Block]:
-    """All fenced blocks; a ``text`` block that follows a Python block at once is an "output"."""
-    found: list[Block] = []
-    end = 0
-    for match in _BLOCK.finditer(text):
-        language = match[1]
-        follows = found and found[-1].language == "python" and not text[end : match.start()].strip()
-        if language == "text" and follows:
-            language = "output"
-        line = text.count("\n", 0, match.start(2)) + 1
-        found.append(Block(language, line, match[2]))
-        end = match.end()
-    return found
-
-
-def run(page: str, text: str) -> None:
-    """Runs a page's Python blocks, and compares what they print where the page says what."""
-    found = find_blocks(text)
-    names: dict[str, object] = {"__name__": "__main__"}
-    for number, block in enumerate(found):
-        if block.language != "python":
-            continue
-        printed = io.StringIO()
-        code = compile("\n" * (block.line - 1) + block.text, page, "exec")
-        with contextlib.redirect_stdout(printed):
-            exec(code, names)
-        following = found[number + 1] if number + 1 < len(found) else None
-        if following and following.language == "output":
-            assert printed.getvalue().strip() == following.text.strip(), f"{page}:{following.line}"
-
-
-def name_of(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-def list_pages() -> Iterator[object]:
-    for page in (README, *PAGES):
-        if any(block.language == "python" for block in find_blocks(page.read_text("utf-8"))):
-            marks = [pytest.mark.slow] if name_of(page) in SLOW else []
-            yield pytest.param(page, id=name_of(page), marks=marks)
-
-
-@pytest.mark.parametrize("page", list(list_pages()))
-def test_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # nothing that an example writes is left in the checkout
-    with torch.random.fork_rng():
-        try:
-            run(name_of(page), page.read_text("utf-8"))
-        except FetchError as error:
-            pytest.skip(f"needs the real model: {error}")
-
-
-def test_run_refuses_a_block_that_prints_something_else() -> None:
-    page = "```python\nprint(1 + 1)\n```\n\n```text\n{}\n```\n"
-    run("page", page.format(2))
-    with pytest.raises(AssertionError):
-        run("page", page.format(3))
-    with pytest.raises(ZeroDivisionError):
-        run("page", "```python\n1 / 0\n```\n")
-
-
 # --- what the pages name ------------------------------------------------------------------------
 
 
@@ -178,7 +90,7 @@ def list_names(path: Path) -> set[str]:
 
 def find_anchors(page: Path) -> set[str]:
     """What the headings of a page are called in links to them."""
-    text = _BLOCK.sub("", page.read_text("utf-8"))
+    text = BLOCK.sub("", page.read_text("utf-8"))
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     plain = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
     return {re.sub(r"[\s-]+", "-", heading) for heading in plain}
@@ -186,7 +98,7 @@ def find_anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
 def test_links_of_a_page_exist(page: Path) -> None:
-    text = _BLOCK.sub("", page.read_text("utf-8"))
+    text = BLOCK.sub("", page.read_text("utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?:", target):
             continue
