@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from msgspec import Meta
+from msgspec import Meta, field
 
 from minispec.errors import FileError, FingerprintError
 from minispec.io.artifacts import find_artifact
@@ -13,6 +13,7 @@ from minispec.io.files import (
     Fingerprints,
     check_fingerprints,
     list_weights,
+    name_format,
     open_safetensors,
     read_header,
     read_metadata,
@@ -25,9 +26,12 @@ from minispec.models.transformer import Transformer
 _EAGLE3 = ("d2t", "t2d", "midlayer.", "fc.weight")  # names of EAGLE-3's tensors, and of EAGLE-1's
 
 
+_LAYERS = "tap_layers"  # metadata: the layers of the auxiliary hidden states, as "(2, 14, 26)"
+_Layers = Annotated[str, Meta(pattern=r"^\((\d{1,4}, ?)*\d{0,4}\)$")]
+
+
 class _Metadata(Fingerprints, kw_only=True):
-    # The layers of the auxiliary hidden states, as "(2, 14, 26)".
-    tap_layers: Annotated[str, Meta(pattern=r"^\((\d{1,4}, ?)*\d{0,4}\)$")] = "()"
+    layers: _Layers = field(name=_LAYERS, default="()")
 
 
 def find_draft(model: str) -> Path | None:
@@ -39,7 +43,7 @@ def save_draft(path: Path, draft: EagleDraft, fingerprint: str) -> None:
     """Write a draft in bfloat16, with the fingerprint of its target. Raises FileError."""
     weights = {name: value.to(torch.bfloat16) for name, value in draft.state_dict().items()}
     layers = str(draft.config.aux_hidden_state_layer_ids)
-    write_tensors(path, weights, {"model": fingerprint, "tap_layers": layers})
+    write_tensors(path, weights, {"model": fingerprint, _LAYERS: layers})
 
 
 def load_draft(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
@@ -48,19 +52,20 @@ def load_draft(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
     Raises FileError for a file that is not a draft, FingerprintError for another target's.
     """
     remedy = "train its own with `minispec train draft`"
-    with open_safetensors(path) as file:
-        names = read_header(file, str(path)).keys()
-    if kind := name_foreign_draft(names):
+    if (kind := name_format(path)) is None:
+        with open_safetensors(path) as file:
+            kind = name_foreign_draft(read_header(file, str(path)))
+    if kind:
         raise FileError(
-            f"{path} is {kind}, which minispec cannot load: give a file made by `minispec train "
-            "draft`"
+            f"{path} is {kind}, which cannot be used as a draft: give a file made by `minispec "
+            "train draft`"
         )
     found = read_metadata(path, _Metadata)
     check_fingerprints(path, found, {"model": fingerprint}, remedy)
     exported = str(target.config.aux_hidden_state_layer_ids)
-    if found.tap_layers != exported:
+    if found.layers != exported:
         raise FingerprintError(
-            f"{path} was trained on hidden states of layers {found.tap_layers.strip('(),')}, "
+            f"{path} was trained on hidden states of layers {found.layers.strip('(),')}, "
             f"but this model exports {exported.strip('(),')}"
         )
     draft = build_draft(target)

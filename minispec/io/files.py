@@ -83,12 +83,27 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically. Raises FileError."""
+    """Write a safetensors file atomically: the same content gives the same bytes. Raises
+    FileError."""
     with write_aside(path) as aside:
         try:
             save_file({k: v.contiguous() for k, v in tensors.items()}, aside, dict(metadata))
         except SafetensorError as error:
             raise FileError(f"cannot write {path}: {error}") from None
+        if len(metadata) > 1:
+            _sort_metadata(aside)
+
+
+def _sort_metadata(path: Path) -> None:
+    # The library writes metadata in another order each time.
+    with path.open("rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size  # as the library writes it, without its padding
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 # ------------------------------------------------------------------ reading
@@ -213,18 +228,27 @@ def is_finite(values: Tensor) -> bool:
     return all(math.isfinite(extreme.float()) for extreme in values.aminmax())
 
 
-@contextmanager
-def open_safetensors(path: Path) -> Iterator[Any]:
-    """Open a safetensors file, to read tensors and slices one by one. Raises FileError."""
+def name_format(path: Path) -> str | None:
+    """What a file is, if it is of a known other format. Raises FileError."""
+    start = _read_start(path)
+    return next((kind for magic, kind in _FORMATS.items() if start.startswith(magic)), None)
+
+
+def _read_start(path: Path) -> bytes:
     check_file(path)
     try:
         with path.open("rb") as raw:
-            start = raw.read(24)
+            return raw.read(24)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from None
-    for magic, kind in _FORMATS.items():
-        if start.startswith(magic):
-            raise FileError(f"{path} is not a safetensors file but {kind}")
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, to read tensors and slices one by one. Raises FileError."""
+    start = _read_start(path)
+    if kind := name_format(path):
+        raise FileError(f"{path} is not a safetensors file but {kind}")
     if len(start) >= 8 and (size := int.from_bytes(start[:8], "little")) > _LARGEST_HEADER:
         raise FileError(
             f"{path} is not a safetensors file, or is damaged: its header would have {size:,} bytes"

@@ -80,6 +80,18 @@ def test_write_tensors_and_read_tensors_are_inverse(file):
     assert read_metadata(file, dict[str, str]) == {}
 
 
+def test_write_tensors_gives_the_same_bytes_each_time(tmp_path):
+    metadata = {f"key {number}": 'naïve "text"\n\x00\x7f\u2028' for number in range(9)}
+    written = set()
+    for number in range(8):
+        path = tmp_path / str(number)
+        write_tensors(path, TENSORS, dict(sorted(metadata.items(), reverse=number % 2 == 1)))
+        assert read_metadata(path, dict[str, str]) == metadata
+        assert tensors_equal(read_tensors(path), TENSORS)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
 def test_write_json_and_write_text_are_read_back(tmp_path):
     value = {"name": "naïve", "numbers": [1, 2.5, None], "deep": {"er": True}}
     write_json(tmp_path / "new" / "folder" / "x.json", value)

@@ -127,13 +127,13 @@ def test_choose_backend_replaces_a_damaged_calibration(
         assert backend.read_cached_choice(tiny.model).milliseconds["cpu"] == (2.0, 3.0)
 
 
-def test_choose_backend_measures_again_when_its_backend_is_gone(
+def test_choose_backend_measures_again_when_its_backend_is_unavailable(
     tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_time_passes", lambda model, name: (1.0, float(len(name))))
     assert backend.choose_backend(tiny.model).backend == "cpu"
     monkeypatch.setattr(
-        backend, "why_unavailable", lambda model, name: None if name == "reference" else "gone"
+        backend, "why_unavailable", lambda model, name: None if name == "reference" else "removed"
     )
     assert backend.read_cached_choice(tiny.model).backend == "reference"
     assert backend.choose_backend(tiny.model) == backend.Choice(

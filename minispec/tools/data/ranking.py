@@ -123,7 +123,7 @@ def _read_sizes(path: Path, vocab_size: int) -> tuple[_Metadata, int]:
     if kind := name_foreign_draft(header):
         raise FileError(
             f"{path} is {kind}, not a ranking: its d2t holds offsets (id = position + d2t); save "
-            "the ids themselves, as a list, with torch.save"
+            "a list of the ids themselves with torch.save"
         )
     if header.keys() != _LAYOUT.keys():
         raise FileError(f"{path} is not a ranking: give a file made by `minispec rank`")
@@ -182,7 +182,7 @@ def read_token_map(path: Path, vocab_size: int) -> Tensor:
         ) from None
     if isinstance(value, dict):
         kind = name_foreign_draft([str(name) for name in value]) or "a dictionary"
-        raise FileError(f"{path} is {kind}, not a token map: expected a list or a tensor of ids")
+        raise FileError(f"{path} is {kind}, not a token map: expected a list of ids or a tensor")
     if isinstance(value, Tensor) and value.dtype == torch.bool:
         raise FileError(
             f"{path} is a mask over the vocabulary (t2d of an EAGLE-3 draft), not a token map: "
@@ -210,7 +210,7 @@ def _check_archive(path: Path) -> None:
             members = archive.infolist()
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
         raise FileError(
-            f"{path} is not a token map: expected a list or a tensor of ids, saved by torch.save"
+            f"{path} is not a token map: expected a list of ids or a tensor, saved by torch.save"
         ) from None
     for member in members:
         limit = _LARGEST_PICKLE if member.filename.endswith(".pkl") else _LARGEST_MAP

@@ -151,15 +151,21 @@ def _read_text(path: Path, tokenizer: str) -> dict[str, Tensor]:
     spec = TensorSpec((None,), frozenset((torch.int16,)))
     text = read_tensors(path, {"train": spec, "held_out": spec})
     for part, ids in text.items():
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < SHAPE.vocab_size:
+        if not len(ids) or not 0 <= int(ids.min()) <= int(ids.max()) < SHAPE.vocab_size:
             raise FileError(
-                f"{path}: {part} has ids outside 0..{SHAPE.vocab_size - 1}: the file is damaged, "
-                f"{remedy}"
+                f"{path}: {part} is empty or has ids outside 0..{SHAPE.vocab_size - 1}: {remedy}"
             )
     return text
 
 
 def _train_target(folder: Path, text: dict[str, Tensor], config: TargetConfig, out: Path) -> None:
+    needed = {"train": (config.windows + 1) * config.length, "held_out": config.length}
+    for part, least in needed.items():
+        if len(text[part]) <= least:
+            raise FileError(
+                f"the installed text has {len(text[part])} tokens for {part}, expected more than "
+                f"{least}: install more packages with documentation"
+            )
     run = _TargetRun(init_target(config.seed), text, config)
     digest = hashlib.sha256(text["train"].numpy().tobytes()).hexdigest()
     identity = {

@@ -39,7 +39,7 @@ _Number = Annotated[int, Meta(ge=-(2**53), le=2**53)] | Real
 class _Log(Struct):
     """The part of ``training.json`` that is read back."""
 
-    log: list[dict[str, _Number]]
+    log: Annotated[list[dict[str, _Number]], Meta(min_length=1)]
 
 
 class _EveryLine(Struct):
@@ -196,8 +196,7 @@ class TrainingRun(ABC):
                 layout[f"{key}.{name}"] = TensorSpec(shape, frozenset((dtype,)))
         tensors = read_tensors(path, layout)
         steps = {int(value) for name, value in tensors.items() if name.startswith("step.")}
-        last = log[-1] if log else {}
-        counts = (last.get("tokens"), last.get("updates"), steps)
+        counts = (log[-1]["tokens"], log[-1]["updates"], steps)
         if counts != (state.seen, state.updates, {state.updates}):
             raise FileError(
                 f"{path}: state says {state.seen} tokens and {state.updates} updates, its log and "
