@@ -265,3 +265,19 @@ def test_load_refuses_devices_and_folders(tmp_path, name):
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
     assert_refused(tmp_path, name, "a folder")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors.index.json"]
+)
+def test_load_refuses_files_beyond_their_size(tmp_path, name):
+    save_shards(tmp_path)
+    with (tmp_path / name).open("ab") as file:
+        file.truncate(2**27)
+    assert_refused(tmp_path, name, "134,217,728 bytes, expected at most")
+
+
+def test_load_refuses_an_adapter_beside_the_weights(tmp_path):
+    save_model(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert_refused(tmp_path, "adapter_config.json", "merge")

@@ -141,6 +141,12 @@ def test_load_names_missing_tensors_as_the_file_does(tmp_path):
         gguf_file.load(tmp_path / "x.gguf")
 
 
+def test_load_names_a_type_that_cannot_be_dequantised(tmp_path):
+    write_gguf(tmp_path / "x.gguf", build_model(), extra={"output_norm.weight": np.ones(24)})
+    with pytest.raises(FileError, match=r"output_norm\.weight is of type F64.*F16 or Q8_0"):
+        gguf_file.load(tmp_path / "x.gguf")
+
+
 # ------------------------------------------------------------------ Gemma 3
 
 SETTINGS: dict[str, Any] = {

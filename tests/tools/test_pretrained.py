@@ -18,7 +18,7 @@ import torch
 
 from helpers.gguf_files import TOKENS, write_gguf
 from helpers.toys import toy_transformer
-from minispec.errors import ArgumentError, FetchError, FileError
+from minispec.errors import ArgumentError, FetchError, FileError, FileWarning
 from minispec.io import artifacts, draft_file
 from minispec.models.transformer import Transformer
 from minispec.tools.cli import main
@@ -428,6 +428,13 @@ def test_load_refuses_files_of_other_formats(tmp_path, content):
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
     assert_refused(lambda: pretrained.load(str(path)), FileError, path, "not a GGUF file")
+
+
+def test_main_prints_a_warning_about_a_file_as_one_line():
+    message, place = "config.json: two settings\ndisagree", ("hf_config.py", 3)
+    line = main._format_warning(message, FileWarning, *place)
+    assert line == "minispec: warning: config.json: two settings disagree\n"
+    assert "hf_config.py:3: UserWarning" in main._format_warning(message, UserWarning, *place)
 
 
 def test_load_reads_a_folder(tmp_path, monkeypatch):

@@ -162,8 +162,12 @@ def _read(part: GGUFHeader, name: str, paired: Mapping[str, int]) -> Tensor:
     """A tensor in float32. Raises FileError for a quantisation that is not supported."""
     try:
         values: Any = gguf.quants.dequantize(part.read_bytes(name), part.tensors[name].kind)
-    except NotImplementedError as error:
-        raise FileError(f"{part.path}: {name}: {error}") from None
+    except NotImplementedError:
+        raise FileError(
+            f"{part.path}: {name} is of type {part.tensors[name].kind.name}, which is not "
+            "supported: convert it to F16 or Q8_0, or to another type that the package gguf "
+            "dequantises"
+        ) from None
     if heads := paired.get(name.split(".")[-2]):
         values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2)
         values = values.reshape(-1, values.shape[-1])

@@ -49,6 +49,7 @@ _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "gemma3_text": _EITHER | {"hidden_activation": ("gelu_pytorch_tanh", "gelu_python_tanh")},
 }
 del _ONLY["gemma3_text"]["use_qk_norm"]  # a Gemma 3 always normalizes
+_LARGEST = 2**24  # bytes; a configuration has a few thousand
 _KINDS = ("full_attention", "sliding_attention")
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Gemma3ForCausalLM": "gemma3_text"}
 
@@ -108,7 +109,7 @@ def read_config(folder: Path) -> FolderConfig:
     """Read the configuration in a folder. Raises FileError by the names of the file's settings;
     warns of settings that disagree."""
     path = folder / "config.json"
-    raw = read_json(path, dict[str, Any])
+    raw = read_json(path, dict[str, Any], _LARGEST)
     data = {name: value for name, value in raw.items() if value is not None}
     kind = _find_kind(data, path)
     for name, wanted in _ONLY[kind].items():
@@ -241,7 +242,7 @@ def _read_gemma(config: _Gemma, path: Path, has_window: bool) -> dict[str, Any]:
 def _read_ends(config: _Config, folder: Path) -> tuple[int, ...]:
     """The ids that end an answer by either file."""
     path = folder / "generation_config.json"
-    generation = read_json(path, _Generation) if path.exists() else _Generation()
+    generation = read_json(path, _Generation, _LARGEST) if path.exists() else _Generation()
     ends: list[int] = []
     for found in (generation.eos_token_id, config.eos_token_id):
         ends += found if isinstance(found, list) else [] if found is None else [found]

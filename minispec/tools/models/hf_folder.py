@@ -49,6 +49,7 @@ _GEMMA_NAMES = {
     "post_feedforward_layernorm": "mlp_post_norm",
 }
 _NAMES = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_head": "output"}
+_LARGEST_INDEX = 2**26  # bytes; that of a model with 10,000 tensors has 1 MB
 _EMBEDDING, _HEAD = "embedding.weight", "output.weight"
 
 
@@ -64,6 +65,11 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
     Raises FileError for a file that is missing or damaged, and for an architecture or a setting
     that is not supported; warns of settings that disagree.
     """
+    if (path / "adapter_config.json").exists():
+        raise FileError(
+            f"{path} has an adapter (adapter_config.json), which is not supported: merge it into "
+            "the weights (merge_and_unload of peft), or remove the file to use them without it"
+        )
     found = hf_config.read_config(path)
     names = _NAMES | _LAYER_NAMES | (_GEMMA_NAMES if found.is_gemma else {})
     tokenizer = read_tokenizer(path)
@@ -146,7 +152,7 @@ def _list_files(folder: Path) -> dict[Path, set[str]]:
             )
         return {whole: set()}
     expected: dict[Path, set[str]] = {}
-    for tensor, name in read_json(index, _ShardIndex).weight_map.items():
+    for tensor, name in read_json(index, _ShardIndex, _LARGEST_INDEX).weight_map.items():
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
             raise FileError(f"{index}: {name!a} must be the name of a .safetensors file beside it")
         expected.setdefault(folder / name, set()).add(tensor)
