@@ -134,13 +134,13 @@ class Drafter:
             hidden = self.draft.apply_final_norm(state)  # (D,)
             watch.lap("draft")
             context = Context((*tokens, *drafted), hidden.cpu(), depth)
-            self._hidden.append(context.hidden)
             if ids is None or not self.shortlist.per_round:
                 ids = self._selections.select(context)  # (K,)
                 watch.lap("shortlist")
             history = History(context.tokens, self._prompt_length)
             if sampling.excludes_all(ids, history):
                 break
+            self._hidden.append(context.hidden)
             logits = sampling.process(self.draft.head.logits_of(hidden, ids), ids, history)  # (K,)
             if self.learner:
                 watch.lap("draft_head")

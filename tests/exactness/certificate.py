@@ -27,6 +27,7 @@ from helpers.exactness.rows import (
     find_faults,
     list_keys,
 )
+from helpers.exactness.shapings import SHAPING_KEYS, compute_shaping_row, find_shaping_faults
 from minispec.certificate.enumeration import Certificate
 
 HERE = Path(__file__).parent
@@ -79,6 +80,7 @@ def main() -> int:
     pool = context.Pool(initializer=use_one_thread)
     possible, refused = list_keys()
     computed = pool.imap(compute_row, possible)
+    shaped = pool.imap(compute_shaping_row, SHAPING_KEYS)
     detected = pool.imap(detect_defect, range(len(DEFECTS)))
     faults: list[str] = []
     rows: list[dict[str, Any]] = []
@@ -96,6 +98,16 @@ def main() -> int:
     gains = compare_block_with_token(certificates)
     if gains["fewer"]:
         faults.append(f"block verification accepts fewer tokens in {gains['fewer']} cases")
+
+    shapings = []
+    for row in shaped:
+        shapings.append(row)
+        print(
+            f"{row['verifier']:12}{row['shaping']:28}{row['chains']:4} chains in float64 ", end=""
+        )
+        print(f"{row['worst_tv_float64']:.1e}, {row['cases']} cases in fractions ", end="")
+        print(f"{row['worst_tv_fraction']:.1e}")
+        faults += find_shaping_faults(row)
 
     planted = []
     for defect, (found, distance) in zip(DEFECTS, detected, strict=True):
@@ -115,6 +127,7 @@ def main() -> int:
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     certificate = {
         "rows": rows,
+        "shapings": shapings,
         "refused": refused,
         "planted": planted,
         "block_against_token": gains,
