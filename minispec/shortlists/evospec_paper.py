@@ -78,11 +78,13 @@ class EvoSpecPaperShortlist(BaseShortlist):
         *,
         buffer: int = BUFFER,
         delay: int = 1,
+        residence: int = 8,
         run: Runner = _run_now,
     ) -> None:
         """``ranking`` (N,) ids, most frequent first; ``core``: the number of static ids. ``delay``:
-        rounds after which an event counts, 1 for the next round. Raises ArgumentError for a core
-        and a buffer that the vocabulary cannot fill, and for a delay below 1."""
+        rounds after which an event counts, 1 for the next round; ``residence``: rounds for which an
+        id stays at least. Raises ArgumentError for a core and a buffer that the vocabulary cannot
+        fill, and for a delay below 1."""
         vocab_size = len(graph.degrees)
         if not (core >= 1 and buffer >= 1 and core + buffer <= vocab_size):
             raise ArgumentError(
@@ -97,7 +99,7 @@ class EvoSpecPaperShortlist(BaseShortlist):
         self._is_core[self._core] = True
         self._rows, self._graph = rows, graph
         self._delay, self._run = delay, run
-        self._buffer = ArcBuffer(buffer)
+        self._buffer = ArcBuffer(buffer, residence=residence)
         self.reset()
 
     def reset(self) -> None:

@@ -13,7 +13,16 @@ from minispec.certificate.decodings import Decoding, ToyModels
 from minispec.commit import Output
 from minispec.logits_processor import History
 from minispec.propose import top_k_candidates
-from minispec.types import Context, Distribution, Evidence, Proposal, RandomSource, Round
+from minispec.ranked_head import RankedHead
+from minispec.types import (
+    BaseShortlist,
+    Context,
+    Distribution,
+    Evidence,
+    Proposal,
+    RandomSource,
+    Round,
+)
 from minispec.verify import verify_siblings
 
 
@@ -25,6 +34,11 @@ def decode_candidates(shortlist: ShortlistFactory) -> Decoding:
         case, sampling, head = models.case, models.sampling, models.target.head
         vocabulary, candidates = torch.arange(case.vocab_size), build_shortlist(case.vocab_size)
         candidates.reset()
+        wanted = candidates.top_ids_wanted if isinstance(candidates, BaseShortlist) else 0
+        ranked = RankedHead(head, max(1, wanted))
+        if wanted:
+            prefix = torch.stack([models.target.logits_after(tuple(case.prompt[:-1]))])
+            candidates.on_prefill(case.prompt, ranked.rank(prefix)[0])
         output = Output(case.stop, None, case.max_new_tokens)
         tokens, stop = list(case.prompt), None
 
@@ -60,11 +74,17 @@ def decode_candidates(shortlist: ShortlistFactory) -> Decoding:
                 *(target_distributions[1 + node] for node in verdict.path),
             ]
             complete = len(committed.tokens) > len(accepted)
+            start = len(tokens) - len(committed.tokens)
+            read = [tuple(tokens[:end]) for end in range(start, len(tokens))]
+            hidden = torch.stack([models.target.logits_after(prefix) for prefix in read])  # (n, V)
+            drafted = torch.stack([models.draft.logits_after(prefix) for prefix in read])  # (n, V)
             evidence = Evidence(
                 Proposal(proposal.tokens[last], proposal.draft_distributions[last]),
                 tuple(distributions[: len(committed.tokens)]),
                 verdict.acceptance,
                 verdict.next_distribution if complete else None,
+                *ranked.rank(hidden),
+                draft_hidden=drafted,
             )
             finished = Round(
                 tokens=committed.tokens, text="", path=tuple(range(len(accepted))),

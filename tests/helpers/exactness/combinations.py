@@ -10,7 +10,12 @@ import torch
 
 from fastpath.cpu.head import CpuHead
 from helpers.exactness.candidates import decode_candidates
-from helpers.exactness.learners import HIDDEN_SIZE, build_learner, build_poisoned
+from helpers.exactness.learners import (
+    HIDDEN_SIZE,
+    build_learner,
+    build_paper_learner,
+    build_poisoned,
+)
 from helpers.exactness.shortlists import (
     SHORTLISTS,
     ShortlistFactory,
@@ -27,8 +32,11 @@ from minispec.verify import VERIFIERS as CHAIN_VERIFIERS
 # Shortlists with a draft that learns between rounds.
 LEARNING: dict[str, tuple[ShortlistFactory, Callable[[ToyModels], Learner]]] = {
     "evospec+adapt": (lambda vocab_size: build_evospec(vocab_size, HIDDEN_SIZE), build_learner),
+    "evospec+adapt:paper": (
+        lambda vocab_size: build_evospec(vocab_size, HIDDEN_SIZE), build_paper_learner,
+    ),
     "frspec+adapt, poisoned": (build_frspec, build_poisoned),
-}
+}  # fmt: skip
 DRAFTERS = (*SHORTLISTS, *LEARNING)
 VERIFIERS = (*CHAIN_VERIFIERS, "candidates")
 

@@ -13,6 +13,7 @@ from minispec.certificate.decodings import ToyModels
 from minispec.learning import lora
 from minispec.learning.config import LearnerConfig
 from minispec.learning.learner import OnlineLearner
+from minispec.learning.paper_learner import PaperConfig, PaperLearner
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import PackedHead
 from minispec.models.transformer import ModelConfig
@@ -42,6 +43,12 @@ def build_layer(models: ToyModels) -> EagleDraft:
 
 def build_learner(models: ToyModels) -> OnlineLearner:
     return OnlineLearner(build_layer(models), EXTREME)
+
+
+def build_paper_learner(models: ToyModels) -> PaperLearner:
+    """One trajectory of two steps is enough for an update."""
+    config = PaperConfig(rank=1, learning_rate=0.5, steps=2, top_k=3, samples=1)
+    return PaperLearner(build_layer(models), config)
 
 
 def build_poisoned(models: ToyModels) -> OnlineLearner:

@@ -28,7 +28,7 @@ FEW_CASES = [GRID[seed] for seed in (2, 3, 8, 9, 12, 18, 19, 20, 21, 26)]
 MORE_CASES = [c for c in GRID if c in FEW_CASES or c.seed % 2 == 0 or c.seed == 13]
 # Shortlists that learn from rejected drafts, and cases long enough that the same text is reached
 # after different rejections, with different shortlists.
-LEARNING_SHORTLISTS = ("history", "statistical", "evospec", "evospec, each step")
+LEARNING_SHORTLISTS = ("history", "statistical", "evospec", "evospec, each step", "evospec-paper")
 LONG_CASES = (Case(100, 4, 1, 5), Case(105, 4, 1, 5))
 
 
@@ -43,7 +43,8 @@ def select_cases(arithmetic: str, shortlist: str, sampling: str) -> Sequence[Cas
     if SAMPLINGS_BY_NAME[sampling].temperature == 0:
         return GRID if exact else MORE_CASES  # about one branch per case
     if shortlist in LEARNING:  # an update after each token takes ten times as long as the rest
-        return FEW_CASES[::2] if arithmetic == "float32" else FEW_CASES
+        few = arithmetic == "float32" or shortlist == "evospec+adapt:paper"
+        return FEW_CASES[::2] if few else FEW_CASES
     if arithmetic == "float32":
         return FEW_CASES  # only rounding is tested: the same lines run in fractions
     if shortlist == "full":

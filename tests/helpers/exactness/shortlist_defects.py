@@ -15,14 +15,14 @@ from helpers.exactness.planting import (
     restrict_residual,
     worst_tv,
 )
-from helpers.exactness.shortlists import build_frspec
+from helpers.exactness.shortlists import build_evospec_paper, build_frspec
 from minispec import verify as verification
 from minispec.certificate.decodings import decode_with
 from minispec.certificate.toys import ChangingShortlist
 from minispec.propose import CheckedSelections, Drafter
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
-from minispec.types import Distribution, RandomSource
+from minispec.types import Distribution, Proposal, RandomSource
 from minispec.verify import verify
 
 
@@ -61,6 +61,24 @@ def _() -> Any:
 
     with patch_attribute(Drafter, "propose", redraw):
         return worst_tv(decode_with(FullShortlist), cases=SMALL_CASES)
+
+
+@plant(7, "the ids that a round revealed count in that round")
+def _() -> Any:
+    right = Drafter.propose
+
+    def propose(self: Drafter, tokens: Any, gamma: int, sampling: Any, rng: Any, watch: Any):  # type: ignore[no-untyped-def]
+        """Records q over the shortlist to which the round's event has added its ids."""
+        drafted = right(self, tokens, gamma, sampling, rng, watch)
+        every_id = torch.arange(self.draft.head.vocab_size)
+        later = [
+            sampling.distribution(self.draft.head.logits(hidden), every_id)
+            for hidden in self.hidden_states(len(drafted))
+        ]
+        return Proposal(drafted.tokens, tuple(later))
+
+    with patch_attribute(Drafter, "propose", propose):
+        return worst_tv(decode_with(build_evospec_paper), cases=SMALL_CASES)
 
 
 # --- 8: duplicates --------------------------------------------------------------------------

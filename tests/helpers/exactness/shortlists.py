@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 from minispec.certificate.toys import ChangingShortlist
+from minispec.shortlists.bigrams import build_graph, count_bigrams
 from minispec.shortlists.dynaspec import RoutedShortlist, Router
 from minispec.shortlists.evospec import EvoSpecShortlist
+from minispec.shortlists.evospec_paper import EvoSpecPaperShortlist
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
-from minispec.shortlists.microspec import InContextShortlist
+from minispec.shortlists.lowrank import LowRankShortlist, fit_factors
+from minispec.shortlists.microspec import MicroSpecShortlist
 from minispec.shortlists.semantic import SemanticIndex
 from minispec.shortlists.statistical import StatisticalIndex, recent_ids
 from minispec.types import BaseShortlist, Context, Round, Shortlist
@@ -118,8 +121,41 @@ def build_frspec(vocab_size: int) -> Shortlist:
     return FRSpecShortlist(rank_descending(vocab_size), half(vocab_size), (vocab_size - 1,))
 
 
+class FewNearest:
+    """The id of the largest number of a hidden state alone, in place of an index over rows."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def find_nearest(self, hidden: torch.Tensor, count: int) -> np.ndarray:
+        return np.array([int(hidden.argmax()) % self._vocab_size])
+
+
+def build_evospec_paper(vocab_size: int, hidden_size: int = 0, delay: int = 1) -> Shortlist:
+    """A core of one id and a buffer of one or two, in which an id may be replaced at once; each id
+    is followed by the next in the graph."""
+    text = [*range(vocab_size), *range(vocab_size)]
+    graph = build_graph(*count_bigrams([text], vocab_size), vocab_size, min_count=1)
+    shortlist = EvoSpecPaperShortlist(
+        rank_descending(vocab_size), 1, (), FewNearest(vocab_size), graph,
+        buffer=half(vocab_size - 1), delay=delay, residence=0,
+    )  # fmt: skip
+    shortlist.top_ids_wanted = 1  # of so few ids ten would be all
+    return shortlist
+
+
 def build_microspec(vocab_size: int) -> Shortlist:
-    return InContextShortlist(rank_descending(vocab_size), half(vocab_size), ())
+    """A window of two ids more than half of the vocabulary."""
+    shortlist = MicroSpecShortlist(vocab_size, half(vocab_size) + 2)
+    shortlist.top_ids_wanted = 1
+    return shortlist
+
+
+def build_lowrank(vocab_size: int, hidden_size: int = 0) -> Shortlist:
+    """A head of rank 1."""
+    rows = torch.eye(vocab_size, hidden_size or vocab_size)
+    factors = fit_factors(rows, torch.eye(rows.shape[1]) + 0.5, 1)
+    return LowRankShortlist(rows, half(vocab_size), (), factors)
 
 
 def build_dynaspec(vocab_size: int, hidden_size: int = 0) -> Shortlist:
@@ -149,6 +185,11 @@ SHORTLISTS: dict[str, ShortlistFactory] = {
     "history": HistoryShortlist,
     "microspec": build_microspec,
     "dynaspec": build_dynaspec,
+    "lowrank": build_lowrank,
+    "evospec-paper": build_evospec_paper,
+    "evospec-paper, delayed": lambda vocab_size, hidden_size=0: build_evospec_paper(
+        vocab_size, hidden_size, delay=2
+    ),
     "semantic": SemanticShortlist,
     "statistical": StatisticalShortlist,
     "evospec": build_evospec,
@@ -160,6 +201,6 @@ SHORTLISTS: dict[str, ShortlistFactory] = {
 
 def build_shortlist(name: str, vocab_size: int, hidden_size: int) -> Shortlist:
     """A shortlist for a draft whose hidden states are ``hidden_size`` numbers, not its logits."""
-    reads_hidden = name in ("dynaspec", "semantic") or name.startswith("evospec")
+    reads_hidden = name in ("dynaspec", "lowrank", "semantic") or name.startswith("evospec")
     sizes = (vocab_size, hidden_size) if reads_hidden else (vocab_size,)
     return SHORTLISTS[name](*sizes)
