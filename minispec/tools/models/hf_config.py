@@ -49,7 +49,7 @@ _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "gemma3_text": _EITHER | {"hidden_activation": ("gelu_pytorch_tanh", "gelu_python_tanh")},
 }
 del _ONLY["gemma3_text"]["use_qk_norm"]  # a Gemma 3 always normalizes
-_LARGEST = 2**24  # bytes; a configuration has a few thousand
+_LARGEST = 2**22  # bytes; a configuration has a few thousand
 _KINDS = ("full_attention", "sliding_attention")
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Gemma3ForCausalLM": "gemma3_text"}
 
