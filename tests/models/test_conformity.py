@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
