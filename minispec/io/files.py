@@ -34,7 +34,7 @@ DTYPES = {  # by their names in safetensors files; others are refused by name
 }  # fmt: skip
 FLOATS = frozenset(dtype for dtype in DTYPES.values() if dtype.is_floating_point)
 INTEGERS = frozenset((torch.int64, torch.int32, torch.int16, torch.uint8))
-_LARGEST_HEADER = 2**25  # bytes; that of a model with 10,000 tensors has 1 MB
+_LARGEST_HEADER = 2**22  # bytes; that of a file with 10,000 tensors has 1 MB
 _LARGEST_SIZE = 2**31
 _FORMATS = {
     b"PK\x03\x04": "a PyTorch checkpoint or another zip file",

@@ -41,7 +41,8 @@ from minispec.tools.data.corpus import DOMAINS
 NAMES = ("general", "mix", *(f"without-{domain}" for domain in DOMAINS))
 _LAYOUT = {"ids": TensorSpec((None,), INTEGERS)}
 _SHORTEST_ORDER = 8  # fewer ids can be in ascending order by chance
-_LARGEST_MAP, _LARGEST_PICKLE = 2**26, 2**21  # bytes: the largest vocabularies have 2**18 ids
+_LARGEST_MAP = 2**26  # bytes: the largest vocabularies have 2**18 ids
+_PICKLED_ID = 6  # bytes: an id takes five, and a few may occur twice
 
 
 class _Metadata(Fingerprints, kw_only=True):
@@ -169,9 +170,11 @@ def read_token_map(path: Path, vocab_size: int) -> Tensor:
 
     Only plain data is unpickled: a file that would run code is refused. Raises FileError.
     """
-    _check_archive(path)
+    _check_archive(path, vocab_size)
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's, of unusual files
+            value = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(value, list) and all(type(i) is int for i in value):
             value = torch.tensor(value, dtype=torch.int64)
     except OSError as error:
@@ -201,7 +204,7 @@ def read_token_map(path: Path, vocab_size: int) -> Tensor:
     return torch.tensor([*order])
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: Path, vocab_size: int) -> None:
     """Refuses what would cost much to unpickle, before it is: an archive that is larger than token
     maps are, or that is compressed, which PyTorch's never are. Raises FileError."""
     check_file(path, _LARGEST_MAP)
@@ -213,7 +216,8 @@ def _check_archive(path: Path) -> None:
             f"{path} is not a token map: expected a list of ids or a tensor, saved by torch.save"
         ) from None
     for member in members:
-        limit = _LARGEST_PICKLE if member.filename.endswith(".pkl") else _LARGEST_MAP
+        is_pickle = member.filename.endswith(".pkl")  # unpickling takes about a second per MB
+        limit = _PICKLED_ID * vocab_size + 4096 if is_pickle else _LARGEST_MAP
         if member.file_size != member.compress_size or member.file_size > limit:
             raise FileError(
                 f"{path} is not a token map: {member.filename!a} in it would have "
