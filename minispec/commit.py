@@ -9,7 +9,9 @@ Knows nothing of models or distributions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from minispec.checks import convert_fields, to_ids, to_int, to_texts
 from minispec.errors import ArgumentError
 from minispec.stream_decoder import StreamDecoder
 from minispec.types import Tokenizer
@@ -25,10 +27,15 @@ class StopRule:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        convert_fields(self, max_new_tokens=to_int, eos_ids=_to_tuple, stop_strings=to_texts)
         if self.max_new_tokens < 0:
             raise ArgumentError(f"max-new-tokens {self.max_new_tokens} must be 0 or above")
         if not all(self.stop_strings):
             raise ArgumentError("a stop string is empty: it needs at least one character")
+
+
+def _to_tuple(ids: Any, name: str) -> tuple[int, ...]:
+    return tuple(to_ids(ids, name))
 
 
 @dataclass(frozen=True)

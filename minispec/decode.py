@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minispec.checks import check_parts, to_ids, to_int
 from minispec.commit import Committed, Output, StopRule
 from minispec.errors import ArgumentError, ContextError
 from minispec.logits_processor import History
@@ -59,9 +60,11 @@ def autoregressive(
     any model runs. If the context is full before
     ``stop.max_new_tokens``, the last round's ``stop`` is "context".
     """
+    check_parts(target=target, sampling=sampling, rng=rng, stop=stop)
+    prompt = to_ids(prompt, "the prompt")
     output = open_output(target, prompt, stop, tokenizer)
     sampling.check_vocabulary(target.head.vocab_size)
-    return _decode(target, None, 0, list(prompt), sampling, rng, output, trace)
+    return _decode(target, None, 0, prompt, sampling, rng, output, trace)
 
 
 def speculative(
@@ -94,7 +97,10 @@ def speculative(
     examined (in ``verify_block`` for each prefix, the longest first), one choice.
     Raises as ``autoregressive``, and ArgumentError for gamma outside 1..16.
     """
-    check_gamma(gamma)
+    gamma = check_gamma(gamma)
+    check_parts(target=target, draft=draft, shortlist=shortlist)
+    check_parts(sampling=sampling, rng=rng, stop=stop)
+    prompt = to_ids(prompt, "the prompt")
     output = open_output(target, prompt, stop, tokenizer)
     sampling.check_vocabulary(target.head.vocab_size)
     if not continued:
@@ -102,19 +108,22 @@ def speculative(
     if learner:
         learner.start(continued)
     drafter = Drafter(draft, shortlist, len(prompt) + output.remaining, learner, len(prompt))
-    return _decode(target, drafter, gamma, list(prompt), sampling, rng, output, trace, verifier)
+    return _decode(target, drafter, gamma, prompt, sampling, rng, output, trace, verifier)
 
 
-def check_gamma(gamma: int) -> None:
-    """Raises ArgumentError for gamma outside 1..16."""
-    if not 1 <= gamma <= MAX_GAMMA:
+def check_gamma(gamma: int) -> int:
+    """The length of a proposal. Raises ArgumentError for gamma outside 1..16."""
+    if not 1 <= (gamma := to_int(gamma, "gamma")) <= MAX_GAMMA:
         raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
+    return gamma
 
 
 def open_output(
     target: Target, prompt: Sequence[int], stop: StopRule, tokenizer: Tokenizer | None
 ) -> Output:
     """Check a prompt and return its empty output. Raises as ``autoregressive``."""
+    if tokenizer is not None:
+        check_parts(tokenizer=tokenizer)
     if not prompt:
         raise ArgumentError("the prompt has no tokens: at least one is needed")
     size = target.head.vocab_size

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minispec.checks import convert_fields, to_dict, to_real, to_sequence
 from minispec.errors import ArgumentError
 
 
@@ -57,8 +58,17 @@ class LogitsProcessor:
     bad_words: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        biases = {_check_id(token): float(bias) for token, bias in dict(self.logit_bias).items()}
-        words = tuple(tuple(map(_check_id, word)) for word in self.bad_words)
+        convert_fields(
+            self, repetition_penalty=to_real, frequency_penalty=to_real, presence_penalty=to_real
+        )
+        biases = {
+            _check_id(token): float(to_real(bias, f"logit-bias of token {token}"))
+            for token, bias in to_dict(self.logit_bias, "logit-bias").items()
+        }
+        words = tuple(
+            tuple(map(_check_id, to_sequence(word, "each of bad-words")))
+            for word in to_sequence(self.bad_words, "bad-words")
+        )
         object.__setattr__(self, "logit_bias", tuple(sorted(biases.items())))
         object.__setattr__(self, "bad_words", words)
         for token, bias in biases.items():

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minispec.checks import convert_fields, to_int, to_real
 from minispec.errors import ArgumentError
 from minispec.logits_processor import History, LogitsProcessor
 from minispec.types import Distribution, Head
@@ -42,6 +43,7 @@ class Sampling(LogitsProcessor):
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
+        convert_fields(self, temperature=to_real, top_k=to_int, top_p=to_real, min_p=to_real)
         super().__post_init__()
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ArgumentError(f"temperature {self.temperature} must be 0 (greedy) or above")
@@ -205,7 +207,7 @@ class SeededRandom:
     """The production random source: one float64 uniform in [0, 1) per decision."""
 
     def __init__(self, seed: int) -> None:
-        self._generator = random.Random(seed)
+        self._generator = random.Random(to_int(seed, "seed"))
 
     def uniform(self) -> float:
         """The next uniform, a multiple of 2^-53 in [0, 1)."""

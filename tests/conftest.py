@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,11 @@ from minispec.tools.models import backend, known_models, pretrained
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# As a background job of a script this process ignores Ctrl-C, and so would the programs that the
+# tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Toy models are so small that a second thread costs more time than it saves.
 torch.set_num_threads(1)
 
@@ -35,7 +41,16 @@ torch.set_num_threads(1)
 settings.register_profile("minispec", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "minispec"))
 
+SLOW_LIMIT = 1800.0  # seconds for a slow test without a limit of its own
+
 BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome", "chrome", "chromium-browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test has a time limit: that of setup.cfg, or a longer one if it is slow."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from minispec.api.results import Output
+from minispec.checks import to_text
 from minispec.text.tokenizer import encode_prompt
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.evaluation.methods import Decoder
@@ -67,7 +68,8 @@ class Chat:
 
     def build_prompt(self, text: str) -> list[int]:
         """Ids of the conversation and the next message. The template closes the answer before it,
-        so that answer's own end id is dropped. Raises TextError."""
+        so that answer's own end id is dropped. Raises ArgumentError, TextError."""
+        text = to_text(text, "the message")
         if not self.token_ids:
             return encode_prompt(self._tokenizer, text, self._raw, self._parse_special)
         ended = self.token_ids[-1] in self._tokenizer.eos_ids

@@ -4,10 +4,13 @@ Knows nothing of how figures are measured; that is ``minispec.tools.evaluation``
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from minispec.api.model import Model
 from minispec.api.request import BadWords, ShortlistLike, build_sampling, check_seed
 from minispec.api.results import Comparison
+from minispec.checks import describe, to_flag, to_int, to_sequence, to_text
+from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
 from minispec.sampling import Sampling
 from minispec.tools.data.corpus import DOMAINS
@@ -53,20 +56,23 @@ def compare(
     Raises ArgumentError, TextError, ContextError, FileError and FingerprintError, all before
     anything is decoded.
     """
+    if not isinstance(model, Model):
+        raise ArgumentError(f"model must be what minispec.load returns, not {describe(model)}")
+    several = methods if isinstance(methods, list | tuple) else [methods]
     sampling = build_sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty, logit_bias=logit_bias, bad_words=bad_words,
     )  # fmt: skip
     settings = build_settings(
-        [Method.of(method) for method in methods],
-        gammas=(gamma,) if isinstance(gamma, int) else tuple(gamma),
+        [Method.of(method) for method in several],
+        gammas=tuple(map(check_gamma, gamma if isinstance(gamma, list | tuple) else [gamma])),
         sampling=sampling.resolve(model.tokenizer),
         max_new_tokens=max_new_tokens,
         seed=seed,
-        ignore_eos=ignore_eos,
+        ignore_eos=to_flag(ignore_eos, "ignore_eos"),
         verifier=verifier,
-        raw=model.is_base if raw is None else raw,
+        raw=model.is_base if raw is None else to_flag(raw, "raw"),
     )
     return run_comparison(model, build_streams(prompts, model.is_base), settings)
 
@@ -79,10 +85,17 @@ def build_streams(prompts: Prompts | None, base: bool) -> list[Stream]:
     if isinstance(prompts, str):
         raise ArgumentError("prompts must be a list of texts, not a single text")
     named = prompts if isinstance(prompts, Mapping) else {"prompts": prompts}
-    streams = [Stream(name, tuple(texts)) for name, texts in named.items()]
+    streams = [
+        Stream(to_text(name, "a stream's name"), _to_prompts(texts))
+        for name, texts in named.items()
+    ]
     if not streams or not all(stream.prompts for stream in streams):
         raise ArgumentError("no prompts to compare on: give one or more texts")
     return streams
+
+
+def _to_prompts(texts: Any) -> tuple[str, ...]:
+    return tuple(to_text(text, "each of the prompts") for text in to_sequence(texts, "prompts"))
 
 
 def build_settings(
@@ -100,7 +113,7 @@ def build_settings(
 ) -> Settings:
     """Checked settings of a comparison; ``switch`` and ``study`` as in ``Settings``. Raises
     ArgumentError."""
-    check_seed(seed)
+    seed, max_new_tokens = check_seed(seed), to_int(max_new_tokens, "max-new-tokens")
     find_verifier(verifier)
     return Settings(
         methods=tuple(methods), gammas=gammas, sampling=sampling, max_new_tokens=max_new_tokens,

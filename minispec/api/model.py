@@ -12,6 +12,7 @@ from typing import Any, Literal
 from minispec.api.chat import Chat, time_first
 from minispec.api.request import BadWords, Request, ShortlistLike, build_request
 from minispec.api.results import Output
+from minispec.checks import to_flag, to_ids, to_path
 from minispec.errors import ArgumentError, FileError
 from minispec.io import draft_file
 from minispec.sampling import Sampling, SeededRandom
@@ -59,9 +60,12 @@ def load(
     Raises ArgumentError, FileError, FingerprintError.
     """
     set_threads(threads)
-    own = find_draft(str(name), draft)
-    loaded = pretrained.load(str(name), dtype, device)
-    loaded = replace(loaded, index=Path(index) if index else None)
+    name = str(to_path(name, "the model"))
+    dtype, device = str(dtype).removeprefix("torch."), str(device)  # torch's own may be given
+    adapt = to_flag(adapt, "adapt")
+    own = find_draft(name, draft)
+    loaded = pretrained.load(name, dtype, device)
+    loaded = replace(loaded, index=None if index is None else to_path(index, "index"))
     eagle = None
     if isinstance(own, Path):
         eagle = draft_file.load_draft(own, loaded.reference, loaded.fingerprint)
@@ -260,12 +264,12 @@ class Model:
         return request.sampling.resolve(self.tokenizer)
 
     def encode_prompt(self, prompt: str | Sequence[int], request: Request) -> list[int]:
-        """The ids of a prompt as a request asks for it. Raises TextError."""
+        """The ids of a prompt as a request asks for it. Raises ArgumentError, TextError."""
         if isinstance(prompt, str):
             return encode_prompt(
                 self.tokenizer, prompt, self.is_raw(request), request.parse_special
             )
-        return [int(token) for token in prompt]
+        return to_ids(prompt, "the prompt")
 
     def is_raw(self, request: Request) -> bool:
         """Whether a request continues the prompt's text, without a chat template. Raises

@@ -7,6 +7,7 @@ before any model is loaded. Knows nothing of models.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from minispec.checks import to_flag, to_int, to_sequence, to_texts
 from minispec.commit import StopRule
 from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
@@ -58,9 +59,10 @@ def build_sampling(
     bad_words: BadWords = (),
 ) -> SamplingRequest:
     """Checks the options of ``Model.generate`` that shape distributions. Raises ArgumentError."""
-    words = (bad_words,) if isinstance(bad_words, str) else tuple(bad_words)
+    several = [bad_words] if isinstance(bad_words, str) else bad_words
+    words = tuple(to_sequence(several, "bad-words"))
     for word in words:
-        if not isinstance(word, Sequence):
+        if not isinstance(word, Sequence) or isinstance(word, bytes):
             raise ArgumentError(f"bad word {word!r} is neither a text nor a list of token ids")
     if logit_bias is not None and not isinstance(logit_bias, Mapping):
         raise ArgumentError(f"logit-bias {logit_bias!r} is not a mapping from token ids to numbers")
@@ -133,10 +135,11 @@ def build_request(
     if method is not None:
         method.ranking_for(None)  # a single prompt has no domain that could be left out
         method = method.with_learning() if adapt and not method.adapt else method
-    check_gamma(gamma)
-    check_seed(seed)
+    gamma, seed = check_gamma(gamma), check_seed(seed)
     find_verifier(verifier)
-    stop_strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    flags = {"ignore_eos": ignore_eos, "adapt": adapt, "parse_special": parse_special}
+    for name, flag in flags.items() if raw is None else [*flags.items(), ("raw", raw)]:
+        to_flag(flag, name)
     sampling = build_sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
@@ -146,7 +149,7 @@ def build_request(
         method=method,
         gamma=gamma,
         sampling=sampling,
-        stop=StopRule(max_new_tokens, (), stop_strings),
+        stop=StopRule(max_new_tokens, (), to_texts(stop, "stop")),
         verifier=verifier,
         seed=seed,
         adapt=adapt,
@@ -156,7 +159,8 @@ def build_request(
     )
 
 
-def check_seed(seed: int) -> None:
-    """Raises ArgumentError for a seed out of range."""
-    if not 0 <= seed <= _LARGEST_SEED:
+def check_seed(seed: int) -> int:
+    """The seed. Raises ArgumentError for one out of range."""
+    if not 0 <= (seed := to_int(seed, "seed")) <= _LARGEST_SEED:
         raise ArgumentError(f"seed {seed} must lie in 0..{_LARGEST_SEED}")
+    return seed

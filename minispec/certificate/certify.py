@@ -79,6 +79,9 @@ def certify(
             verifier = _only(verifier, part, "verifier")
         else:
             shortlist = _only(shortlist, part, "shortlist")
+    for given in (shortlist, verifier, draft, learner):
+        if given is not None:
+            _count_required(given)  # refuses what cannot be called
     own_sampling = any(type(sampling) is not Sampling for sampling in samplings)
     if not (shortlist or verifier or draft or learner or own_sampling):
         raise ArgumentError("nothing to certify: give a shortlist class or a verifier")

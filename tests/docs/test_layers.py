@@ -18,7 +18,8 @@ PACKAGES = ("minispec", "fastpath")
 # modules that stand before it. README and docs/reading-order.md print it.
 ROOMS = {
     "The story": [
-        "minispec.errors", "minispec.types", "minispec.verify", "minispec.logits_processor",
+        "minispec.errors", "minispec.checks", "minispec.types", "minispec.verify",
+        "minispec.logits_processor",
         "minispec.sampling", "minispec.ranked_head", "minispec.stopwatch", "minispec.propose",
         "minispec.stream_decoder", "minispec.commit", "minispec.decode",
     ],
@@ -60,7 +61,8 @@ ROOMS = {
         "minispec.text.sentencepiece_tokenizer", "minispec.text.hugging_face_tokenizer",
     ],
     "Files": [
-        "minispec.io", "minispec.io.schema", "minispec.io.unfinished", "minispec.io.files",
+        "minispec.io", "minispec.io.utf8",
+        "minispec.io.schema", "minispec.io.unfinished", "minispec.io.files",
         "minispec.io.artifacts", "minispec.io.gguf_header", "minispec.io.model_state",
         "minispec.io.draft_file", "minispec.io.index_file", "minispec.io.statistical_state",
         "minispec.io.adapter_file", "minispec.io.bigram_file", "minispec.io.lowrank_file",
@@ -91,7 +93,8 @@ ROOMS = {
         "minispec.tools.data", "minispec.tools.data.corpus", "minispec.tools.data.ranking",
         "minispec.tools.data.batched_decode", "minispec.tools.data.shards",
         "minispec.tools.data.distill",
-        "minispec.tools.data.batches", "minispec.tools.data.streams",
+        "minispec.tools.data.batches",
+        "minispec.tools.data.prompt_files", "minispec.tools.data.streams",
         "minispec.tools.training", "minispec.tools.training.resumable",
         "minispec.tools.training.train_draft", "minispec.tools.training.train_router",
         "minispec.tools.training.recipe", "minispec.tools.training.pocket",
@@ -114,7 +117,8 @@ ROOMS = {
     "Front door": [
         "minispec.api", "minispec.api.request", "minispec.api.results", "minispec.api.chat",
         "minispec.api.model", "minispec.api.comparison", "minispec",
-        "minispec.tools.cli", "minispec.tools.cli.options", "minispec.tools.cli.arguments",
+        "minispec.tools.cli", "minispec.tools.cli.process",
+        "minispec.tools.cli.options", "minispec.tools.cli.arguments",
         "minispec.tools.cli.prepare", "minispec.tools.cli.commands_generate",
         "minispec.tools.cli.commands_run", "minispec.tools.cli.commands_make",
         "minispec.tools.cli.main", "minispec.__main__",

@@ -343,7 +343,7 @@ COMPARE = {
     f"compare {OUT} TINY --limit 0": ["limit 0", "1 or above"],
     f"compare {OUT} TINY --prompts BAD/nosuch.txt": ["nosuch.txt", "No such file"],
     f"compare {OUT} TINY --prompts nosuch": ["'nosuch'", "general, code, law, medicine"],
-    f"compare {OUT} TINY --prompts BAD/hollow": ["hollow", "directory"],
+    f"compare {OUT} TINY --prompts BAD/hollow": ["hollow", "a folder"],
     f"compare {OUT} TINY --prompts BAD/empty.txt": ["empty.txt", "no prompts", "per line"],
     f"compare {OUT} TINY --prompts BAD/latin.txt": ["latin.txt", "not UTF-8", "line 2"],
     f"compare {OUT} TINY --prompts BAD/good.txt BAD/good.txt": ["good, good", "must differ"],
@@ -688,7 +688,7 @@ def test_program_refuses_a_prompt_that_is_not_utf8(tiny: Tiny) -> None:
     command = [*program("generate", "--model", str(tiny.folder)), prompt]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "character 3" in one_line(done.stderr)
+    assert "byte 0xe9 at character 3" in one_line(done.stderr)
 
 
 def test_help_names_all_options_without_importing_torch() -> None:

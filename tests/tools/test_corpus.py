@@ -261,34 +261,3 @@ def test_overlap_guard_with_short_prompts() -> None:
     assert guard.find_shared_run("Who are you and where do you come from tonight?") is None
     assert guard.find_shared_run("") is None
     assert guard.find_shared_run("...") is None
-
-
-def test_read_prompts_skips_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_bytes("\ufeffWhat is tea?\r\n\r\n   \n  Où est la gare ?  \n".encode())
-    assert corpus.read_prompts(path) == ["What is tea?", "Où est la gare ?"]
-    assert corpus.read_prompts(str(path)) == corpus.read_prompts(path)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (None, "cannot read the prompts in .*prompts.txt: No such file"),
-        (b"", "prompts.txt holds no prompts"),
-        (b" \n\n", "prompts.txt holds no prompts"),
-        (b"first\nsecond\ncaf\xe9\n", "prompts.txt is not UTF-8 text: see line 3"),
-        ("text".encode("utf-16"), "prompts.txt is not UTF-8 text: see line 1"),
-    ],
-)
-def test_read_prompts_refuses_bad_files(tmp_path: Path, data: bytes | None, message: str) -> None:
-    path = tmp_path / "prompts.txt"
-    if data is not None:
-        path.write_bytes(data)
-    with pytest.raises(FileError, match=message) as caught:
-        corpus.read_prompts(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_read_prompts_refuses_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="cannot read the prompts in"):
-        corpus.read_prompts(tmp_path)

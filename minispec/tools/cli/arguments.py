@@ -11,6 +11,7 @@ from typing import Any
 
 import minispec
 from minispec.tools.cli import options
+from minispec.tools.cli.process import decode_argument
 
 EXPLORE_OUT = Path("build/explore.html")
 
@@ -35,8 +36,15 @@ a method is NAME[@BUDGET][:RANKING][+adapt] or MODULE:CLASS[@BUDGET][+adapt]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of one command, with its name as ``command``. Raises ArgumentError."""
-    return _build_parser().parse_args(arguments)
+    """The options of one command, with its name as ``command``. Raises ArgumentError,
+    and TextError for text that is not UTF-8."""
+    parsed = _build_parser().parse_args(arguments)
+    if getattr(parsed, "prompt", None) is not None:
+        parsed.prompt = decode_argument(parsed.prompt, "the prompt")
+    for name in ("stop", "bad_words"):
+        texts = getattr(parsed, name, [])
+        setattr(parsed, name, [decode_argument(text, f"--{name}") for text in texts])
+    return parsed
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -65,8 +73,8 @@ def _add_run_commands(commands: Any) -> None:
     )
     generate.add_argument(
         "prompt", nargs="?",
-        help="prompt to answer, or with --raw text to continue; without one, stdin is read, and on "
-        "a terminal a chat begins",
+        help="prompt to answer, or with --raw text to continue; without one, or for -, stdin is "
+        "read, and on a terminal a chat begins",
     )  # fmt: skip
     generate.add_argument(
         "--method",
@@ -97,8 +105,8 @@ def _add_run_commands(commands: Any) -> None:
     )
     compare.add_argument(
         "--prompts", nargs="+", default=list(options.DOMAINS),
-        help="text files with one prompt per line, or domains: general, code, law, medicine "
-        "(default: these four)",
+        help="domains: general, code, law, medicine (default: these four), text files with one "
+        "prompt per line, JSON lines (.jsonl) with a prompt, turns or messages, or - for stdin",
     )  # fmt: skip
     options.add_methods(compare, "autoregressive,full,frspec@0.25", "(default: %(default)s)")
     compare.add_argument(
@@ -122,7 +130,9 @@ def _add_run_commands(commands: Any) -> None:
     explore = commands.add_parser(
         "explore", help="write a page that shows every round of a prompt", epilog=_METHODS
     )
-    explore.add_argument("prompt", help="prompt to answer, or with --raw text to continue")
+    explore.add_argument(
+        "prompt", help="prompt to answer, - for stdin, or with --raw text to continue"
+    )
     options.add_methods(explore, None, "(default: full,frspec@0.25,evospec, those the model has)")
     options.add_gamma(explore)
     options.add_decoding(explore, max_new_tokens=64, temperature=0.8)

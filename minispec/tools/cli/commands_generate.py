@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from minispec.errors import ArgumentError, TextError
-from minispec.tools.cli.prepare import check_prompt, list_shaping, load_model
+from minispec.tools.cli.prepare import check_prompt, list_shaping, load_model, read_prompt
+from minispec.tools.cli.process import decode_argument
 
 if TYPE_CHECKING:
     from minispec.api.model import Model
@@ -19,8 +20,8 @@ def generate(options: argparse.Namespace) -> None:
     ArgumentError, TextError, and what loading raises."""
     from minispec.api.request import build_request
 
-    chats = options.prompt is None and sys.stdin is not None and sys.stdin.isatty()
-    prompt = "" if chats else _read_prompt(options.prompt)
+    chats = options.prompt is None and sys.stdin.isatty()
+    prompt = "" if chats else read_prompt(options.prompt)
     if not chats:
         check_prompt(prompt)
     request = build_request(
@@ -138,26 +139,17 @@ def _spell_method(method: str | None, budget: str | None, ranking: str | None) -
     return f"{name}{at}{end}{adapt}"
 
 
-def _read_prompt(prompt: str | None) -> str:
-    """The prompt given, or all of stdin without its last line break. Raises TextError."""
-    if prompt is not None:
-        return prompt
-    try:
-        return sys.stdin.read().removesuffix("\n") if sys.stdin else ""
-    except UnicodeDecodeError as error:
-        raise TextError(f"the prompt on stdin is not UTF-8: {error}") from None
-
-
 def _read_message() -> str | None:
     """The next message of a chat, None at its end. Raises TextError."""
     with suppress(ImportError):
         import readline  # noqa: F401  # gives ``input`` line editing and a history
     try:
         if sys.stdout.isatty():
-            return input("> ")
+            return decode_argument(input("> "), "the message")
         sys.stderr.write("> ")  # ``input`` would write it into stdout
         sys.stderr.flush()
-        return sys.stdin.readline() or None
+        line = sys.stdin.readline()
+        return decode_argument(line.rstrip("\r\n"), "the message") if line else None
     except EOFError:
         print(file=sys.stderr)  # the next prompt of the shell starts on a new line
         return None

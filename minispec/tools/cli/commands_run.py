@@ -17,7 +17,9 @@ from minispec.tools.cli.prepare import (
     load_model,
     parse_integer,
     parse_methods,
+    read_prompt,
 )
+from minispec.tools.cli.process import print_kept
 from minispec.tools.extras import check_extra
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def compare(options: argparse.Namespace) -> None:
     comparison = run_comparison(model, prompts, settings)
     texts = table.format_samples(comparison.report)
     switches = "\n".join(table.format_switches(comparison.report))
-    print("\n\n".join(filter(None, (texts, str(comparison), switches))))
+    print_kept("\n\n".join(filter(None, (texts, str(comparison), switches))))
     comparison.save(options.out)
     print(f"wrote report.json, report.png and report.html into {options.out}")
 
@@ -91,7 +93,8 @@ def explore(options: argparse.Namespace) -> None:
     from minispec.tools.models import known_models
     from minispec.tools.reporting import explore as page
 
-    check_prompt(options.prompt)
+    prompt = read_prompt(options.prompt)
+    check_prompt(prompt)
     check_out(options.out, ".html")
     methods = parse_methods(options.methods) if options.methods else []
     sampling = build_sampling(**list_shaping(options))
@@ -117,7 +120,7 @@ def explore(options: argparse.Namespace) -> None:
     chosen = tuple(methods or _choose_methods(model))
     resolved = sampling.resolve(model.tokenizer)
     settings = replace(settings, methods=chosen, threads=_threads(), sampling=resolved)
-    found = page.explore(model.pretrained, model.draft, options.prompt, settings)
+    found = page.explore(model.pretrained, model.draft, prompt, settings)
     if not options.out.parent.exists():
         print(f"minispec: creating folder {options.out.parent}", file=sys.stderr)
     page.write(found, options.out)

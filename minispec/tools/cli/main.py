@@ -5,80 +5,48 @@ command leaves half a file. Models and plots are imported by the command that ne
 bad options are reported at once.
 """
 
-import io
-import os
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from minispec.errors import ArgumentError, FileWarning, MinispecError
 from minispec.tools.cli import arguments as command_line
 from minispec.tools.cli import commands_generate, commands_make, commands_run
+from minispec.tools.cli.process import (
+    Terminated,
+    catch_signals,
+    discard_stdout,
+    open_streams,
+    report_signal,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     started = time.perf_counter()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a question mark is better than no answer
+    open_streams()
     warnings.formatwarning = _format_warning
     try:
         options = command_line.parse(arguments)
         options.started = started
         if not 0 <= getattr(options, "seed", 0) < 2**31:
             raise ArgumentError(f"seed {options.seed} must lie in 0..{2**31 - 1}")
-        with _interruptible():
+        with catch_signals():
             _COMMANDS[options.command](options)
-        sys.stdout.flush()
+            sys.stdout.flush()
     except MinispecError as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
-        if sys.stderr.isatty():
-            print(file=sys.stderr)  # ends the line with the text so far and the terminal's ^C
-        print("minispec: interrupted", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Terminated) as error:
+        return report_signal(error)
     except BrokenPipeError:
-        _discard_stdout()  # the reader of our output has closed it
+        discard_stdout()  # the reader of our output has closed it
         return 0
     except OSError as error:
-        _discard_stdout()
+        discard_stdout()
         return _refuse(f"{error.filename or 'the system'}: {error.strerror or error}")
     return 0
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C stays a KeyboardInterrupt, even if the library at work turns it into another error."""
-    interrupted = False
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    except Exception:
-        if interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _discard_stdout() -> None:
-    """Drops output that stdout refuses: at exit Python would try to write it again, and fail."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 _format_other_warning = warnings.formatwarning

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minispec.errors import ArgumentError, FileError
+from minispec.tools.cli.process import read_stdin
 
 if TYPE_CHECKING:
     from minispec.api.model import Model
@@ -74,6 +75,12 @@ def parse_integer(text: str, name: str) -> int:
         return int(text)
     except ValueError:
         raise ArgumentError(f"{name} {text!r} is not a whole number") from None
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt given, or for none and for "-" all of stdin without its last line break. Raises
+    TextError."""
+    return read_stdin().removesuffix("\n") if prompt in (None, "-") else prompt or ""
 
 
 def check_prompt(prompt: str) -> None:

@@ -61,23 +61,6 @@ def load_openers(domain: str, base: bool = False) -> list[str]:
     return _load_lines("openers", domain, base)
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """The prompts in a UTF-8 text file, one per line, blank lines skipped. Raises FileError."""
-    try:
-        data = Path(path).read_bytes()
-        text = data.decode()
-    except OSError as error:
-        raise FileError(f"cannot read the prompts in {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise FileError(f"{path} is not UTF-8 text: see line {line}") from error
-    # Some editors begin a file with a byte order mark.
-    lines = [line.strip() for line in text.removeprefix("\ufeff").split("\n") if line.strip()]
-    if not lines:
-        raise FileError(f"{path} holds no prompts: write one per line")
-    return lines
-
-
 class OverlapGuard:
     """Finds text that shares ``RUN`` consecutive words with an evaluation prompt.
 

