@@ -13,6 +13,7 @@ from helpers.drafts import DRAFT, TARGET, assert_caches_fresh, caches_equal
 from helpers.toys import GEMMA, toy_transformer
 from minispec.errors import FileError, FingerprintError
 from minispec.io import draft_file
+from minispec.io.files import write_tensors
 from minispec.models import eagle_draft as drafts
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.frspec import FRSpecShortlist
@@ -117,6 +118,31 @@ def test_load_draft_reads_bfloat16_and_refuses_other_targets(tmp_path: Path) -> 
     other = toy_transformer(seed=1).head.fingerprint()
     with pytest.raises(FingerprintError, match="made for model"):
         draft_file.load_draft(path, TARGET, other)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kind"),
+    [
+        (
+            {"d2t": torch.arange(3), "fc.weight": torch.ones(2)},
+            "an EAGLE-3 draft with a vocabulary",
+        ),
+        ({"t2d": torch.ones(3, dtype=torch.bool)}, "an EAGLE-3 draft with a vocabulary"),
+        ({"midlayer.mlp.up_proj.weight": torch.ones(2)}, "an EAGLE draft of another project"),
+        (None, "a PyTorch checkpoint"),
+    ],
+)
+def test_load_draft_names_the_drafts_of_other_projects(
+    tmp_path: Path, tensors: dict[str, torch.Tensor] | None, kind: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    if tensors is None:
+        torch.save({"fc.weight": torch.ones(2)}, path)
+    else:
+        write_tensors(path, tensors, {"format": "pt"})
+    with pytest.raises(FileError, match=f"is {kind}") as error:
+        draft_file.load_draft(path, TARGET, TARGET.head.fingerprint())
+    assert "give a file made by `minispec train draft`" in str(error.value)
 
 
 def test_load_draft_refuses_other_shapes(tmp_path: Path) -> None:

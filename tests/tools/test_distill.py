@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from helpers import tiny_model
+from minispec.errors import ArgumentError, FileError
 from minispec.io.draft_file import load_draft
-from minispec.io.files import read_tensors
-from minispec.tools.data import corpus, distill
+from minispec.io.files import read_tensors, write_json, write_tensors
+from minispec.tools.data import corpus, distill, shards
 from minispec.tools.data.batches import ShardDataset
 from minispec.tools.training import recipe
 
@@ -65,6 +66,39 @@ def test_write_shards_depends_on_domain_number_and_seed(
     after = read_tensors(paths[0])
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_write_shards_refuses_the_shards_of_another_run(tmp_path: Path) -> None:
+    settings = shards.ShardSettings("toy", 7, "float32", 6, False)
+    path = shards.shard_path(tmp_path, "law", 0)
+    write_tensors(path, {"tokens": torch.ones(1)}, settings.metadata("law"))
+    shards.check_settings(path, settings)
+    for change in (
+        {"model": "other"}, {"seed": 8}, {"dtype": "bfloat16"}, {"prompts": 7}, {"base": True}
+    ):  # fmt: skip
+        other = vars(settings) | change
+        with pytest.raises(ArgumentError, match=f"generated with {next(iter(change))} ") as error:
+            list(
+                distill.write_shards(
+                    tmp_path, other["model"], ["law"], 9, other["seed"], 1, other["prompts"],
+                    other["base"], other["dtype"],
+                )
+            )  # fmt: skip
+        assert "give another folder" in str(error.value)
+
+
+def test_find_shards_leaves_out_what_no_draft_was_trained_on(tmp_path: Path) -> None:
+    for name in ("code-0000", "law-0000", "law-0001"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert len(shards.find_shards(tmp_path)) == 3
+    write_json(
+        tmp_path / "training.json", {"shards": ["code-0000.safetensors", "law-0000.safetensors"]}
+    )
+    assert [path.name for path in shards.find_shards(tmp_path, "law")] == ["law-0000.safetensors"]
+    for names in (["../law-0000.safetensors"], [1], "law", None):
+        write_json(tmp_path / "training.json", {"shards": names})
+        with pytest.raises(FileError, match=r"training\.json: shards"):
+            shards.find_shards(tmp_path)
 
 
 def test_write_shards_stores_the_targets_features(tiny: tiny_model.Tiny, tmp_path: Path) -> None:

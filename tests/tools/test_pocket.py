@@ -20,8 +20,9 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
 from minispec.tools.cli import main
 from minispec.tools.data import corpus, distill, ranking
+from minispec.tools.evaluation.assembly import build_decoder
 from minispec.tools.evaluation.measure import Figures, measure
-from minispec.tools.evaluation.methods import Method, build_decoder
+from minispec.tools.evaluation.methods import Method
 from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.models.tokenizer_files import from_sentencepiece
@@ -68,6 +69,14 @@ def test_make_writes_all_artifacts(small_recipe: None, tmp_path: Path) -> None:
         path = made / "rankings" / f"{name}.safetensors"
         assert len(ranking.read_ranking(path, model.tokenizer.fingerprint, size)) == size
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    # A run that was killed before its last picture and after its last checkpoint.
+    whole = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    for name in ("curves.png", "artifacts/index.safetensors", "artifacts/model/training.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "draft" / "medicine-0001.safetensors").write_bytes(b"written ahead")
+    pocket.make(tmp_path, tokens=8192, draft_tokens=1200, epochs=1.0, seed=0)
+    assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == whole
 
 
 def test_prepare_text_round_trips_and_drops_evaluation_prompts(
