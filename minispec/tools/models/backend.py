@@ -176,6 +176,8 @@ def _read_calibration() -> dict[str, Choice]:
     try:
         choices = read_json(path, dict[str, Choice], _LARGEST_CALIBRATION)
     except FileError as error:
-        warnings.warn(f"{error}: backends are measured again", FileWarning, stacklevel=2)
+        warnings.warn(
+            f"{error}: ignored until backends are measured again", FileWarning, stacklevel=2
+        )
         return {}
     return {key: choice for key, choice in choices.items() if "reference" in choice.milliseconds}
