@@ -4,9 +4,22 @@ Every message is one line: what was wrong, and what would be right. The command 
 and, for an error, exits with code 2. Knows nothing of the rest of the package.
 """
 
+_LONGEST = 500  # characters of a message
+
 
 class MinispecError(ValueError):
-    """Base class of all errors that are caused by the input, not by a bug."""
+    """Base class of all errors that are caused by the input, not by a bug.
+
+    A message that quotes a damaged file is one line all the same: control characters are escaped,
+    and the middle of a long one is left out."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_fit_line(message))
+
+
+def _fit_line(message: str) -> str:
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    return line if len(line) <= _LONGEST else f"{line[:320]} ... {line[-160:]}"
 
 
 class ArgumentError(MinispecError):

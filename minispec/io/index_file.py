@@ -23,11 +23,12 @@ from minispec.io.files import (
 from minispec.shortlists.dynaspec import Router
 
 _ROUTER = "router."  # prefix of the router's tensors
+_WEIGHTS = frozenset((torch.bfloat16,))
 _ROUTER_LAYOUT = {
-    "inner.weight": TensorSpec((None, None)),
-    "inner.bias": TensorSpec((None,)),
-    "outer.weight": TensorSpec((None, None)),
-    "outer.bias": TensorSpec((None,)),
+    "inner.weight": TensorSpec((None, None), _WEIGHTS),
+    "inner.bias": TensorSpec((None,), _WEIGHTS),
+    "outer.weight": TensorSpec((None, None), _WEIGHTS),
+    "outer.bias": TensorSpec((None,), _WEIGHTS),
 }
 _NUMBERS = frozenset((torch.int16, torch.int32))  # of clusters
 

@@ -106,7 +106,9 @@ def variations(value: Any) -> list[tuple[str, str]]:
 
 def _differences(old: Any, new: Any, path: Path) -> Iterator[tuple[str, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
+        for key in new.keys() - old.keys():
+            yield f"+{name_field((*path, str(key)))}", new[key]
+        for key in old:
             yield from _differences(old.get(key, MISSING), new.get(key, MISSING), (*path, str(key)))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, (before, after) in enumerate(zip(old, new, strict=True)):

@@ -51,13 +51,15 @@ def is_mapping(value: Any) -> bool:
 _LAYERS = one_of("sliding_attention", "full_attention")
 _IDS = any_of(is_index, list_of(is_index), is_absent)
 _TOKEN = any_of(is_text, is_absent, is_mapping)
-_UNKNOWN = {"*_": is_anything}  # a field that was renamed is one that nobody reads
+# A field that was renamed, or that the intact file does not have, is one that nobody reads.
+_UNKNOWN = {"*_": is_anything, "+*": is_anything}
 
 CONFIG: dict[str, Rule] = {
     **dict.fromkeys(
-        ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"),
+        ("rope_theta", "rope_local_base_freq", "query_pre_attn_scalar"),
         any_of(is_positive, is_absent),
     ),
+    "rms_norm_eps": any_of(is_positive, is_absent, one_of(0, 0.0)),
     **dict.fromkeys(
         ("max_position_embeddings", "vocab_size", "num_attention_heads", "num_hidden_layers"),
         is_size,
@@ -107,6 +109,8 @@ TOKENIZER_JSON: dict[str, Rule] = {
     "added_tokens.[].content": is_text,
     "added_tokens.[].id": is_index,
     "added_tokens.[].special": is_flag,
+    "pre_tokenizer.add_prefix_space": is_flag,
+    "pre_tokenizer.use_regex": is_flag,
     **_UNKNOWN,
 }
 
@@ -125,7 +129,7 @@ GGUF: dict[str, Rule] = {
     "version": one_of(2, 3),
     "general.alignment": one_of(8, 16, 64, 128, MISSING),
     "*.rope.freq_base": any_of(is_positive, is_absent),
-    "*.attention.layer_norm_rms_epsilon": is_positive,
+    "*.attention.layer_norm_rms_epsilon": any_of(is_positive, one_of(0, 0.0)),
     "*.context_length": is_size,
     "*.attention.head_count": is_size,
     "*.attention.head_count_kv": any_of(is_size, is_absent),
@@ -153,6 +157,7 @@ SENTENCEPIECE: dict[str, Rule] = {
     "pieces.2": is_number,
     "pieces.3": lambda value: value in range(1, 7),
     "pieces.0": is_anything,  # a score or a type that is left out has a default
+    "?.*": is_anything,  # a field with another number is one that nobody reads
     "trainer_spec*": is_anything,  # fields of the library, which checks them
     "normalizer_spec*": is_anything,
 }

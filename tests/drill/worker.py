@@ -14,7 +14,7 @@ from drill.sandbox import Watch
 
 _TRIES = 3  # a case that took too long is tried again: the machine may have been busy
 # A resumed run writes its checkpoint and log, and a damaged index is built again: in the case.
-_ALLOWED = {"training checkpoint": ("/case",), "HNSW index": ("/case",)}
+_ALLOWED = dict.fromkeys(("training checkpoint", "training settings", "HNSW index"), ("/case",))
 
 
 @dataclass(frozen=True)

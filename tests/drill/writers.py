@@ -26,7 +26,7 @@ from minispec.models.transformer import default_aux_layer_ids
 from minispec.shortlists.statistical import StatisticalIndex
 from minispec.tools.data import corpus, distill, ranking
 from minispec.tools.models import known_models
-from minispec.tools.training import pocket, recipe, train_draft
+from minispec.tools.training import indices, pocket, recipe, train_draft
 
 _CLOCK = {"seconds"}  # keys of logs that differ from run to run
 WHEEL_BYTES = 256 * 120_000  # of the model that is fetched
@@ -102,12 +102,14 @@ def _rank(inputs: Path, out: Path) -> None:
 
 def _build_index(inputs: Path, out: Path) -> None:
     for clusters in range(8, 28):
-        recipe.make_index(str(inputs / "tiny" / "model"), clusters, 0, out / "index.safetensors")
+        indices.make_clusters(
+            str(inputs / "tiny" / "model"), clusters, 0, out / "index.safetensors"
+        )
 
 
 def _make_index(inputs: Path) -> None:
     _make_tiny(inputs)
-    recipe.make_index(str(_tiny(inputs).folder), 8, 0, inputs / "index.safetensors")
+    indices.make_clusters(str(_tiny(inputs).folder), 8, 0, inputs / "index.safetensors")
     distill.write_shards = partial(distill.write_shards, shard_prompts=4)  # type: ignore[assignment]
     folder, model = inputs / "shards", str(_tiny(inputs).folder)
     list(distill.write_shards(folder, model, ["general"], 200, 0, 1))

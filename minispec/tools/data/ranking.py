@@ -160,8 +160,11 @@ def find_ranking(model: str, name: str) -> Path:
 def is_token_map(path: Path) -> bool:
     """Whether a file is one of PyTorch's, by its content or its name. Raises FileError."""
     check_file(path)
-    with path.open("rb") as file:
-        return path.suffix == ".pt" or file.read(4) == b"PK\x03\x04"
+    try:
+        with path.open("rb") as file:
+            return path.suffix == ".pt" or file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def read_token_map(path: Path, vocab_size: int) -> Tensor:
