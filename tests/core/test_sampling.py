@@ -220,3 +220,49 @@ def test_common_indices_finds_the_ids_in_both_distributions(ours, theirs):
     )
     in_one, in_other = one.common_indices(other)
     assert one.ids[in_one].tolist() == other.ids[in_other].tolist() == sorted(ours & theirs)
+
+
+# ------------------------------------------------------------------ the source's own promises
+
+
+@pytest.mark.parametrize(
+    ("probs", "uniform", "index"),
+    [
+        ([0.25, 0.25, 0.5], 0.0, 0),
+        ([0.25, 0.25, 0.5], 0.25, 1),  # exactly on a border: the first sum that exceeds it
+        ([0.25, 0.25, 0.5], 0.5, 2),
+        ([0.25, 0.0, 0.0, 0.75], 0.25, 3),
+        ([0.0, 0.5, 0.5], 0.0, 1),
+        ([1.0, 1.0, 2.0], 0.25, 1),  # on a border of a sum that is not one
+    ],
+)
+def test_choose_takes_the_first_sum_that_exceeds_the_uniform(
+    probs: list[float], uniform: float, index: int
+) -> None:
+    for dtype in (torch.float32, torch.float64):
+        weights = torch.tensor(probs, dtype=dtype)
+        assert FixedRandom(uniform).choose(weights) == index
+        if uniform:
+            below = FixedRandom(math.nextafter(uniform, 0)).choose(weights)
+            assert below < index
+
+
+def test_uniforms_are_used_with_all_their_bits() -> None:
+    """Rounded to float32, a uniform just below a border would fall on it."""
+    for border in (0.25, 0.5, 0.75):
+        below = border - 2**-40
+        assert float(np.float32(below)) == border
+        assert FixedRandom(below).bernoulli(border) and not FixedRandom(border).bernoulli(border)
+        weights = torch.tensor([border, 1 - border])
+        assert [FixedRandom(u).choose(weights) for u in (below, border)] == [0, 1]
+    values = [SeededRandom(seed).uniform() for seed in range(100)]
+    assert sum(float(np.float32(value)) != value for value in values) > 95
+
+
+def test_choose_adds_up_in_float64() -> None:
+    """In float32 the many small probabilities after a large one would vanish."""
+    weights = torch.full((3000,), 2.0**-27)
+    weights[0] = 1.0
+    assert FixedRandom(LAST_BELOW_ONE).choose(weights) == 2999
+    total = 1 + 2999 * 2.0**-27
+    assert FixedRandom((1 + 1500.5 * 2.0**-27) / total).choose(weights) == 1501
