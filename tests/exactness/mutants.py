@@ -1,22 +1,23 @@
 """``make mutants``: change the code in every small way; the tests must detect each change.
 
-A mutant is one file of ``minispec/`` with one change. For each, a fresh process imports the package
-with the mutated file and runs tests until one fails: first those that cover the changed line, the
-fastest first (coverage is measured once for all files), then all tests selected for the file. A
-mutant that survives is *equivalent* only if nothing observable differs, bit for bit: the output
-distributions of the whole grid, in fractions and in float64, and the tokens for many seeds.
+A mutant is one module with one change, of an operator (``mutations``) or of its structure
+(``structures``). A fork of a process that has collected all tests exchanges the code and runs
+tests until one fails. If none does, a fresh process imports the package with the mutated file, and
+runs first the tests that cover the changed line (coverage is measured once for all files), then
+all tests selected for the file. A mutant that survives is *equivalent* if its reason is written
+down (``equivalents``), or if nothing observable differs, bit for bit: the output distributions of
+the whole grid, in fractions and in float64, and the tokens for many seeds.
 
     python tests/exactness/mutants.py [--out FILE] [FILE ...]
+    python tests/exactness/mutants.py --table FILE
 """
 
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,10 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from helpers.exactness.equivalents import find_reason
+from helpers.exactness.mutant_forks import UNDECIDED, run_in_forks
 from helpers.exactness.mutant_runs import (
+    FORKS,
     NO_RESULT,
     call_in_process,
     digest_mutant,
+    iterate_process,
     preload,
     survey,
     try_mutant,
@@ -39,40 +44,34 @@ from helpers.exactness.mutant_selection import (
     select_tests,
     source_path,
 )
+from helpers.exactness.mutant_table import describe_score, format_table
 from helpers.exactness.mutations import Mutant, generate_mutants
+from helpers.exactness.structures import generate_structural_mutants
+
+GENERATORS = {"operator": generate_mutants, "structure": generate_structural_mutants}
+
+
+def list_mutants(file: str, generators: Sequence[str], sample: int | None) -> list[Mutant]:
+    """The mutants of a file; with ``sample`` at most so many of each kind, evenly spread."""
+    source = source_path(file).read_text("utf-8")
+    mutants = [m for name in generators for m in GENERATORS[name](file, source)]
+    if sample is None:
+        return mutants
+    by_kind: dict[str, list[Mutant]] = {}
+    for mutant in sorted(mutants, key=lambda m: hashlib.sha256(m.source.encode()).digest()):
+        by_kind.setdefault(mutant.kind, []).append(mutant)
+    return [mutant for kind in by_kind.values() for mutant in kind[:sample]]
 
 
 class Trial:
-    """The mutants of one file, and the tests that they are tried on."""
+    """Fresh processes for the mutants of one file, and the tests that they are tried on."""
 
-    def __init__(
-        self,
-        file: str,
-        by_line: dict[int, list[str]],
-        seconds: Counter[str],
-        done: dict[str, dict[str, Any]],
-    ) -> None:
-        """``by_line``: the tests that cover each line; ``seconds``: the duration of each test;
-        ``done``: rows of an earlier run, by the hash of the mutated source."""
-        self._done, self._seconds, self._by_line = done, seconds, by_line
+    def __init__(self, file: str, by_line: dict[int, list[str]], seconds: Counter[str]) -> None:
+        """``by_line``: the tests that cover each line; ``seconds``: the duration of each test."""
+        self._seconds, self._by_line = seconds, by_line
         self._files = tuple(select_tests(file))
-        source = source_path(file).read_text("utf-8")
-        self.mutants = list(generate_mutants(file, source))
 
-    def run(self, mutant: Mutant) -> dict[str, Any]:
-        """The row of a mutant."""
-        sha256 = hashlib.sha256(mutant.source.encode()).hexdigest()
-        if sha256 in self._done:
-            return self._done[sha256]
-        started = time.perf_counter()
-        killer = self._find_killer(mutant)
-        return {
-            "file": f"minispec/{mutant.file}.py", "line": mutant.line, "change": mutant.change,
-            "sha256": sha256, "verdict": "killed" if killer else "survived", "killer": killer,
-            "seconds": round(time.perf_counter() - started, 1),
-        }  # fmt: skip
-
-    def _find_killer(self, mutant: Mutant) -> str | None:
+    def find_killer(self, mutant: Mutant) -> str | None:
         """The first test that fails, None if none does."""
         for tests in self._order_tests(mutant.line):
             if found := call_in_process(try_mutant, mutant, tests, dict(self._seconds)):
@@ -103,20 +102,29 @@ def main() -> int:
         help="JSON file to write (default: build/mutants.json)",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel processes")
+    parser.add_argument("--only", choices=GENERATORS, help="change operators or structure alone")
+    parser.add_argument("--sample", type=int, help="mutants of each kind in a file (default: all)")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out fresh processes: call the rest survivors"
+    )
     parser.add_argument(
         "--resume", action="store_true", help="skip mutants that --out records as killed"
     )
     parser.add_argument(
         "--skip-equivalence", action="store_true", help="do not test survivors for equivalence"
     )
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="print a JSON file as a table, and run nothing"
+    )
     options = parser.parse_args()
+    if options.table:
+        print(format_table(json.loads(options.table.read_text("utf-8"))))
+        return 0
     with tempfile.TemporaryDirectory() as compiled:
         # Third-party modules are imported, and ours compiled, once for all processes.
         sys.dont_write_bytecode, sys.pycache_prefix = False, compiled
         preload()
-        return run_all(
-            options.files, options.out, options.jobs, options.resume, options.skip_equivalence
-        )
+        return run_all(options)
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -124,56 +132,97 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
     path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", "utf-8")
 
 
-def run_all(
-    files: Sequence[str], out: Path, jobs: int, resume: bool, skip_equivalence: bool
-) -> int:
+def run_all(options: argparse.Namespace) -> int:
     """Try all mutants of some files; the exit code."""
     from tqdm import tqdm
 
-    known = json.loads(out.read_text("utf-8")) if resume else []
-    requested = [f"minispec/{file}.py" for file in files]
-    written: list[dict[str, Any]] = [row for row in known if row["file"] not in requested]
-    done = {row["sha256"]: row for row in known if row["verdict"] == "killed"}
-    digest, failed = "", False
+    generators = [options.only] if options.only else list(GENERATORS)
+    known = json.loads(options.out.read_text("utf-8")) if options.resume else []
+    mutants = [m for file in options.files for m in list_mutants(file, generators, options.sample)]
+    rows = {m: describe_mutant(m) for m in mutants}
+    wanted = {row["sha256"] for row in rows.values()}
+    kept = [row for row in known if row["verdict"] == "killed" or row["sha256"] not in wanted]
+    done = {row["sha256"]: row for row in kept}
+    rows = {m: done.get(row["sha256"], row) for m, row in rows.items()}
+    others = [row for row in kept if row["sha256"] not in wanted]
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    left = [m for m, row in rows.items() if "verdict" not in row]
+    results = iterate_process(run_in_forks, left, options.jobs)
+    for index, killer in tqdm(results, unit="mutant", disable=None, total=len(left)):
+        if index is None:
+            print(f"{killer} fails without any mutation: make it pass first", file=sys.stderr)
+            return 1
+        decided = killer not in (None, UNDECIDED)
+        rows[left[index]] |= {"verdict": "killed" if decided else "survived", "killer": killer}
+        write_rows([*others, *(row for row in rows.values() if "verdict" in row)], options.out)
+    survivors = [m for m in mutants if rows[m]["verdict"] == "survived" and not find_reason(m)]
+    if survivors and not options.quick:
+        try_anew(survivors, rows, options.jobs)
+    judge_survivors(rows, options)
+    write_rows([*others, *rows.values()], options.out)
+    return report(list(rows.values()))
+
+
+def describe_mutant(mutant: Mutant) -> dict[str, Any]:
+    """The row of a mutant that was not tried yet."""
+    return {
+        "file": f"{mutant.file}.py", "line": mutant.line, "kind": mutant.kind,
+        "change": mutant.change, "sha256": hashlib.sha256(mutant.source.encode()).hexdigest(),
+    }  # fmt: skip
+
+
+def try_anew(survivors: Sequence[Mutant], rows: dict[Mutant, dict[str, Any]], jobs: int) -> None:
+    """Try mutants in fresh processes, on all tests of their files."""
+    files = list(dict.fromkeys(mutant.file for mutant in survivors))
     broken, lines, seconds = call_in_process(survey, files)
     if broken:
-        print(f"{broken} fails without any mutation: make it pass first", file=sys.stderr)
-        return 1
-    for file in files:
-        trial = Trial(file, lines[file], seconds, done)
-        rows = []
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            results = pool.map(trial.run, trial.mutants)
-            total = len(trial.mutants)
-            for row in tqdm(results, desc=file, unit="mutant", disable=None, total=total):
-                rows.append(row)
-                write_rows([*written, *rows], out)
-            survivors = [
-                (mutant, row)
-                for mutant, row in zip(trial.mutants, rows, strict=True)
-                if row["verdict"] == "survived"
-            ]
-            if survivors and not skip_equivalence:
-                digest = digest or str(call_in_process(digest_mutant, None))
-                assert digest != NO_RESULT, "the grid fails without any mutation"
-                digests = pool.map(
-                    partial(call_in_process, digest_mutant), [mutant for mutant, _ in survivors]
-                )
-                for (_, row), mutated in zip(survivors, digests, strict=True):
-                    row["verdict"] = "equivalent" if mutated == digest else "survived"
-        for _, row in survivors:
-            print(f"{row['verdict']}: {row['file']}:{row['line']}  {row['change']}", flush=True)
-        written += rows
-        write_rows(written, out)
-        counts = Counter(row["verdict"] for row in rows)
-        score = counts["killed"] / max(1, len(rows) - counts["equivalent"])
-        required = 1.0 if file in DISTRIBUTION_FILES else 0.9
-        failed |= score < required or counts["equivalent"] > 0.05 * len(rows)
-        print(f"minispec/{file}.py: {dict(counts)}, {100 * score:.1f}% killed", flush=True)
+        raise SystemExit(f"{broken} fails without any mutation: make it pass first")
+    trials = {file: Trial(file, lines[file], seconds) for file in files}
+    with ProcessPoolExecutor(jobs, mp_context=FORKS) as pool:
+        killers = [pool.submit(trials[m.file].find_killer, m) for m in survivors]
+        for mutant, future in zip(survivors, killers, strict=True):
+            killer = future.result()
+            rows[mutant] |= {"verdict": "killed" if killer else "survived", "killer": killer}
+
+
+def report(rows: Sequence[dict[str, Any]]) -> int:
+    """Print both scores of each module, and what survived; the exit code."""
+    failed = False
+    for row in rows:
+        if row["verdict"] != "killed":
+            print(f"{row['verdict']}: {row['file']}:{row['line']}  {row['change']}")
+    for file in dict.fromkeys(row["file"] for row in rows):
+        for name in GENERATORS:
+            chosen = [r for r in rows if r["file"] == file]
+            counts = Counter(
+                r["verdict"] for r in chosen if (r["kind"] == "operator") == (name == "operator")
+            )
+            if counts:
+                score, text = describe_score(counts)
+                failed |= score < (1.0 if file.removesuffix(".py") in DISTRIBUTION_FILES else 0.9)
+                print(f"{file}, {name}: {text}", flush=True)
     return int(failed)
+
+
+def judge_survivors(rows: dict[Mutant, dict[str, Any]], options: argparse.Namespace) -> None:
+    """Mark survivors as equivalent: those with a reason, and those that change nothing observable,
+    unless that is left out."""
+    survivors = {m: row for m, row in rows.items() if row["verdict"] == "survived"}
+    for mutant, row in survivors.items():
+        row["killer"] = None
+        if reason := find_reason(mutant):
+            row |= {"verdict": "equivalent", "reason": reason}
+    others = [(m, row) for m, row in survivors.items() if row["verdict"] == "survived"]
+    if options.skip_equivalence or options.quick or not others:
+        return
+    digest = call_in_process(digest_mutant, None)
+    assert digest != NO_RESULT, "the grid fails without any mutation"
+    with ProcessPoolExecutor(options.jobs, mp_context=FORKS) as pool:
+        digests = pool.map(partial(call_in_process, digest_mutant), [m for m, _ in others])
+        for (_, row), mutated in zip(others, digests, strict=True):
+            if mutated == digest:
+                row |= {"verdict": "equivalent", "reason": "nothing in the walk differs"}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,6 +24,7 @@ from helpers.exactness.mutant_selection import ROOT, select_tests, source_path
 from helpers.exactness.mutations import Mutant
 
 NO_RESULT = "no result"
+FORKS = multiprocessing.get_context("fork")
 
 
 class _Loader(importlib.abc.SourceLoader):
@@ -41,10 +42,10 @@ class _Loader(importlib.abc.SourceLoader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Loads the mutated source where minispec imports the original file."""
+    """Loads the mutated source where the original file is imported."""
 
     def __init__(self, mutant: Mutant) -> None:
-        self._name = "minispec." + mutant.file.replace("/", ".")
+        self._name = mutant.file.replace("/", ".")
         self._loader = _Loader(str(source_path(mutant.file)), mutant.source)
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
@@ -96,7 +97,7 @@ def preload() -> None:
     sys.modules["torch"].set_num_threads(1)
 
 
-def _prepare(mutant: Mutant | None) -> None:
+def prepare(mutant: Mutant | None) -> None:
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     os.environ["EXAMPLES"] = "10"
@@ -107,6 +108,15 @@ def _prepare(mutant: Mutant | None) -> None:
 def _run_tests(tests: Sequence[str], monitor: _TestMonitor) -> str | None:
     """Run tests up to the first failure; the test that failed, None if all pass."""
     import pytest
+
+    options = set_up_pytest()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = pytest.main([*options, *tests], plugins=[monitor])
+    return monitor.failed or (f"exit code {code}" if code else None)
+
+
+def set_up_pytest() -> list[str]:
+    """The options of a run that stops at the first failure."""
     from hypothesis import Phase, settings
 
     # Only whether an example fails matters, so it is not shrunk.
@@ -115,9 +125,7 @@ def _run_tests(tests: Sequence[str], monitor: _TestMonitor) -> str | None:
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--hypothesis-seed=0"]
     options += ["--deselect", "tests/exactness/test_properties.py::test_planted_defect_is_detected"]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        code = pytest.main([*options, *tests], plugins=[monitor])
-    return monitor.failed or (f"exit code {code}" if code else None)
+    return options
 
 
 def survey(files: Sequence[str], connection: Connection) -> None:
@@ -125,7 +133,7 @@ def survey(files: Sequence[str], connection: Connection) -> None:
     file, and the duration of each test."""
     from coverage import Coverage
 
-    _prepare(None)
+    prepare(None)
     paths = [str(source_path(file)) for file in files]
     coverage = Coverage(data_file=None, config_file=False, include=paths)
     coverage.start()
@@ -142,13 +150,13 @@ def try_mutant(
     mutant: Mutant, tests: Sequence[str], durations: dict[str, float], connection: Connection
 ) -> None:
     """The test that kills a mutant, None if all pass."""
-    _prepare(mutant)
+    prepare(mutant)
     connection.send(_run_tests(tests, _TestMonitor(durations)))
 
 
 def digest_mutant(mutant: Mutant | None, connection: Connection) -> None:
     """A hash of everything observable: two mutants with equal hashes are equivalent."""
-    _prepare(mutant)
+    prepare(mutant)
     resource.setrlimit(resource.RLIMIT_CPU, (1800, resource.RLIM_INFINITY))
     connection.send(_digest())
 
@@ -187,14 +195,18 @@ def _digest() -> str:
 def call_in_process(function: Any, *arguments: Any) -> Any:
     """The result that a function sends from a forked process; ``NO_RESULT`` if that died or ran
     into its limit."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=function, args=(*arguments, sender))
+    return next(iterate_process(function, *arguments), NO_RESULT)
+
+
+def iterate_process(function: Any, *arguments: Any) -> Iterator[Any]:
+    """All results that a function sends from a forked process, until it ends."""
+    receiver, sender = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=function, args=(*arguments, sender))
     process.start()
     sender.close()
-    try:
-        result = receiver.recv()
-    except EOFError:
-        result = NO_RESULT
+    while True:
+        try:
+            yield receiver.recv()
+        except EOFError:
+            break
     process.join()
-    return result

@@ -5,7 +5,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent.parent
 
 _DISTRIBUTION = ["exactness/test_grid.py", "exactness/test_properties.py"]
-_LOOP = ["core/test_decode.py", "exactness/test_walker.py", "exactness/test_health.py"]
+_LOOP = [
+    "core/test_decode.py",
+    "core/test_observed.py",
+    "exactness/test_walker.py",
+    "exactness/test_health.py",
+]
 _SOURCE = "exactness/test_source.py"
 _SHORTLIST = [
     "shortlists/test_shortlists.py",
@@ -21,42 +26,67 @@ _CACHES = [
     "exactness/test_metamorphic.py",
 ]
 
-# From a file below minispec/ to test files below tests/.
+_LEARNING = [
+    "learning/test_learner.py", "learning/test_lora.py", "learning/test_replay_buffer.py",
+    "learning/test_recorder.py", "exactness/test_health.py",
+]  # fmt: skip
+_HEADS = ["models/test_heads.py"]
+
+# From a module to test files below tests/.
 SELECTION = {
-    "verify": ["core/test_verify.py", *_DISTRIBUTION, _SOURCE],
-    "sampling": ["core/test_sampling.py", *_DISTRIBUTION, _SOURCE],
-    "propose": [
-        "core/test_verify.py", "shortlists/test_shortlists.py", *_LOOP, *_DISTRIBUTION,
+    "minispec/verify": [
+        "core/test_verify.py", "core/test_empty_residual.py", *_DISTRIBUTION, _SOURCE,
+    ],
+    "minispec/sampling": [
+        "core/test_sampling.py", "core/test_random_source.py", *_DISTRIBUTION, _SOURCE,
+    ],
+    "minispec/propose": [
+        "core/test_verify.py", "shortlists/test_shortlists.py", *_HEADS, *_LOOP, *_DISTRIBUTION,
         "learning/test_learner.py", "learning/test_lora.py",
     ],
-    "decode": [
+    "minispec/decode": [
         *_LOOP, "core/test_verify.py", "shortlists/test_shortlists.py", *_DISTRIBUTION, _SOURCE,
         "learning/test_learner.py", "learning/test_lora.py",
     ],
-    "commit": ["core/test_decode.py", *_DISTRIBUTION],
-    "shortlists/full": ["core/test_decode.py", *_SHORTLIST],
-    "shortlists/frspec": [
+    "minispec/commit": ["core/test_decode.py", *_DISTRIBUTION],
+    "minispec/shortlists/full": ["core/test_decode.py", *_SHORTLIST],
+    "minispec/shortlists/frspec": [
         "tools/test_ranking.py", "exactness/test_properties.py", "models/test_eagle_draft.py",
         "shortlists/test_shortlists.py",
     ],
-    "shortlists/microspec": _SHORTLIST,
-    "shortlists/dynaspec": ["shortlists/test_dynaspec.py", *_SHORTLIST],
-    "shortlists/kmeans": ["shortlists/test_kmeans.py", *_SHORTLIST],
-    "shortlists/semantic": ["shortlists/test_semantic.py", *_SHORTLIST],
-    "shortlists/statistical": ["shortlists/test_statistical.py", *_SHORTLIST],
-    "shortlists/evospec": ["shortlists/test_evospec.py", *_SHORTLIST],
-    "io/index_file": [
+    "minispec/shortlists/microspec": _SHORTLIST,
+    "minispec/shortlists/dynaspec": ["shortlists/test_dynaspec.py", *_SHORTLIST],
+    "minispec/shortlists/kmeans": ["shortlists/test_kmeans.py", *_SHORTLIST],
+    "minispec/shortlists/semantic": ["shortlists/test_semantic.py", *_SHORTLIST],
+    "minispec/shortlists/statistical": ["shortlists/test_statistical.py", *_SHORTLIST],
+    "minispec/shortlists/evospec": ["shortlists/test_evospec.py", *_SHORTLIST],
+    "minispec/io/index_file": [
         "io/test_index_file.py", "shortlists/test_dynaspec.py", "shortlists/test_shortlists.py",
     ],
-    "models/kv_cache": [*_CACHES, "tools/test_batched_decode.py"],
-    "models/eagle_draft": [*_CACHES, "exactness/test_health.py", "tools/test_train_draft.py"],
+    "minispec/learning/learner": _LEARNING,
+    "minispec/learning/recorder": _LEARNING,
+    "minispec/learning/guard": _LEARNING,
+    "minispec/learning/retrieval_learner": _LEARNING,
+    "minispec/learning/lora_learner": _LEARNING,
+    "minispec/models/kv_cache": [*_CACHES, "tools/test_batched_decode.py"],
+    "minispec/models/eagle_draft": [
+        *_CACHES, "exactness/test_health.py", "tools/test_train_draft.py",
+    ],
+    "minispec/models/lm_head": [
+        *_HEADS, "models/test_eagle_draft.py", "models/test_transformer.py",
+    ],
+    "minispec/models/int8": [*_HEADS, "fastpath/test_cpu_kernels.py"],
+    "fastpath/cpu/head": [*_HEADS, "fastpath/test_cpu_head.py"],
+    "fastpath/cuda/backend": [*_HEADS, "fastpath/test_cuda_device_round.py"],
 }  # fmt: skip
 # Files that determine the distribution of the output: all of their mutants must be killed.
-DISTRIBUTION_FILES = ("verify", "sampling", "propose", "decode", "commit")
+DISTRIBUTION_FILES = tuple(
+    f"minispec/{file}" for file in ("verify", "sampling", "propose", "decode", "commit")
+)
 
 
 def source_path(file: str) -> Path:
-    return ROOT / "minispec" / f"{file}.py"
+    return ROOT / f"{file}.py"
 
 
 def select_tests(file: str) -> list[str]:
