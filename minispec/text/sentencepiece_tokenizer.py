@@ -89,8 +89,8 @@ def _read_vocabulary(
     for i, token in settings.added.items():
         if i < len(pieces) and i not in table and token.content != pieces[i].text:
             raise FileError(
-                f"{source}: id {i} is the piece {pieces[i].text!a}, another file says that it is "
-                f"the token {token.content!a}: they must agree"
+                f"{source}: id {i} is the piece {pieces[i].text[:40]!a}, another file says that it "
+                f"is the token {token.content[:40]!a}: they must agree"
             )
         table[i], tokens[i] = token, token.content.encode()
     numbers = {token.content: i for i, token in table.items()}

@@ -124,7 +124,7 @@ class TableTokenizer:
                 ids += self._encode_text(text[position:start], position, begins)
             if token is not None:
                 if token >= self.vocab_size:
-                    name = text[start:end].strip()
+                    name = text[start:end].strip()[:40]
                     raise TextError(
                         f"token {name!a} has id {token}, for which the model has no row"
                     )

@@ -69,10 +69,11 @@ def from_gguf_fields(metadata: Mapping[str, Any]) -> HuggingFaceTokenizer | Sent
     """The tokenizer in GGUF metadata, given as a plain mapping (`tokenizer.ggml.tokens`, `.merges`,
     `.scores`, ...). Raises FileError for one that is damaged or of another kind."""
     given = {k: v for k, v in metadata.items() if k.startswith("tokenizer.")}
-    fields = convert(given, _Fields, _ORIGIN)
+    with convert_to_file_error(_ORIGIN, "text that is UTF-8"):
+        fields = convert(given, _Fields, _ORIGIN)
     if fields.model not in ("gpt2", "llama"):
         raise FileError(
-            f"GGUF tokenizer {fields.model!a} is not supported: must be 'gpt2' or 'llama'"
+            f"GGUF tokenizer {fields.model[:40]!a} is not supported: must be 'gpt2' or 'llama'"
         )
     count = len(fields.tokens)
     kinds = fields.token_type or [NORMAL] * count
@@ -111,7 +112,7 @@ def _find_splitting(pre: str | None) -> Splitting:
             "(llama-bpe, qwen2, smollm, gpt-2, ...)"
         )
     if pre not in SPLITTINGS:
-        raise FileError(f"GGUF pre-tokenizer {pre!a} is not supported: must be one of {known}")
+        raise FileError(f"GGUF pre-tokenizer {pre[:40]!a} is not supported: must be one of {known}")
     if pre == "default":
         warnings.warn(
             "tokenizer.ggml.pre is 'default': text is split as llama.cpp does then, which is "
@@ -182,7 +183,7 @@ def _build_byte_level(
 def _split_merge(merge: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     if not left or not right or " " in right:
-        raise ValueError(f"merge {merge!a} must be two tokens with a space between them")
+        raise ValueError(f"merge {merge[:80]!a} must be two tokens with a space between them")
     return left, right
 
 

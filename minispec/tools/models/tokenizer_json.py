@@ -90,7 +90,7 @@ def from_tokenizer_json(path: Path, settings: Settings | None = None) -> Hugging
         k for k in ("continuing_subword_prefix", "end_of_word_suffix") if getattr(file.model, k)
     ]
     if file.model.type not in (None, "BPE", "Unigram") or odd:
-        found = f"model.{odd[0]}" if odd else f"model {file.model.type!a}"
+        found = f"model.{odd[0]}" if odd else f"model {str(file.model.type)[:40]!a}"
         raise FileError(f"{path}: {found} is not supported: must be a BPE or Unigram without")
     with convert_to_file_error(path, "a Hugging Face tokenizer.json"):
         library = tokenizers.Tokenizer.from_str(content.removeprefix(b"\xef\xbb\xbf").decode())
@@ -98,8 +98,8 @@ def from_tokenizer_json(path: Path, settings: Settings | None = None) -> Hugging
         for i, token in table.items():
             if (number := library.token_to_id(token.content)) != i:
                 raise FileError(
-                    f"{path}: the added token {token.content!a} has id {i}, the tokenizers library "
-                    f"gives it {number}: ids of added tokens must continue those of the vocabulary"
+                    f"{path}: the added token {token.content[:40]!a} has id {i}, the tokenizers "
+                    f"library gives it {number}: such ids must continue those of the vocabulary"
                 )
         _add_tokens(library, table, settings, path)
         return _build(library, table, file, settings, path)
@@ -136,8 +136,8 @@ def _add_tokens(
         table.setdefault(found, token)
         if wanted_id not in (None, found):
             raise FileError(
-                f"{path}: the token {token.content!a} has id {found}, tokenizer_config.json says "
-                f"{wanted_id}: they must agree"
+                f"{path}: the token {token.content[:40]!a} has id {found}, tokenizer_config.json "
+                f"says {wanted_id}: they must agree"
             )
 
 
@@ -210,7 +210,7 @@ def _find_alphabet(file: _File) -> tuple[bool, bool, bool]:
                 first = step.prepend_scheme or ("never" if step.add_prefix_space is False else "")
                 leading = first != "never"
             case _:
-                raise ValueError(f"not supported: decoder {step.type!a}, or its settings")
+                raise ValueError(f"not supported: decoder {step.type[:40]!a}, or its settings")
     if not spaces:
         raise ValueError(f"not supported: decoder {' + '.join(kinds) or None!a}")
     return False, fallback, leading
