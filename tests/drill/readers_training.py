@@ -127,7 +127,11 @@ CHECKPOINT: dict[str, Rule] = {
 }  # fmt: skip
 _SHARDS = own_tensors(tokens=are_ids(_IDS, unique=False), answers=are_ids(46, unique=False))
 _SHARDS |= {"*.data": is_finite_data}
-_LOG: dict[str, Rule] = {"log.[].*": any_of(is_number, is_absent), "log": list_of(is_anything)}
+_LOG: dict[str, Rule] = {
+    "log.[].*": any_of(is_number, is_absent),
+    "log": list_of(is_anything),
+    "+*": is_anything,
+}
 _TEXT = dict.fromkeys(("train.data", "held_out.data"), are_ids(8192, unique=False))
 READERS = (
     Reader("text shard", write_shard, _load_shard,

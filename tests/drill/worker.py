@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,6 +43,7 @@ class Worker:
         import torch
 
         torch.set_num_threads(1)
+        warnings.simplefilter("ignore")  # of files that are read in part
         self.readers, self.intact, self.seed = readers, intact, seed
         self.folder = Path(tempfile.mkdtemp(prefix="worker-", dir=intact.parent))
         os.environ["DRILL_FOLDER"] = str(self.folder)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from minispec.errors import FileError
 from minispec.io.artifacts import cache_folder
 from minispec.io.files import write_aside, write_json
-from minispec.io.schema import Sha256, read_json
+from minispec.io.schema import Sha256, check_file, read_json
 from minispec.shortlists.hnsw import NEIGHBOURS, HnswIndex, build_hnsw, read_hnsw
 
 
@@ -52,6 +52,7 @@ def load_hnsw(rows: Tensor, fingerprint: str) -> HnswIndex:
 def _is_intact(path: Path, fingerprint: str) -> bool:
     try:
         record = read_json(path.with_suffix(".json"), _Record)
+        check_file(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (FileError, OSError):
