@@ -21,7 +21,7 @@ from minispec.sampling import Sampling
 from minispec.shortlists.full import FullShortlist
 from minispec.verify import VERIFIERS
 
-CHAINS = [case for case in CHAIN_CASES if case.gamma == 5]
+CHAINS = [case for gamma in (5, 4, 6) for case in CHAIN_CASES if case.gamma == gamma]
 ROWS = {
     "first": lambda row, rows: row == 0,
     "third": lambda row, rows: row == 2,

@@ -148,6 +148,6 @@ class MinPLast(Sampling):
 
 @plant(12, "min-p comes after top-p at the bonus token only", "transformers, everywhere")
 def _() -> Any:
-    sampling = TOGETHER["all truncations"]
+    sampling = TOGETHER["top-p, min-p"]
     last = MinPLast(**sampling.to_json())
     return measure_defect(lambda right: PartlyShaped(right, last, is_bonus), sampling, SHORT_CHAINS)

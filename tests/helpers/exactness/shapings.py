@@ -51,6 +51,7 @@ TOGETHER = {
     "all changes, top-p": replace(_ALL_CHANGES, top_p=0.8),
     "all changes, min-p": replace(_ALL_CHANGES, min_p=0.1),
     "all truncations": Sampling(1.0, top_k=3, top_p=0.85, min_p=0.15),
+    "top-p, min-p": Sampling(1.0, top_p=0.85, min_p=0.15),
     "repetition is encouraged": Sampling(
         1.0, repetition_penalty=0.5, frequency_penalty=-_LN4, presence_penalty=-math.log(2)
     ),

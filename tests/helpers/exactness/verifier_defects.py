@@ -5,6 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 
 from helpers.exactness import candidates, round_checks
@@ -50,6 +51,22 @@ def _() -> Any:
 def _() -> Any:
     with patch_zero_mass(lambda p, remaining: (p.ids == len(p.ids) - 1) * 1.0):
         return round_checks.check_zero_mass_residual(verify, [2, 3, 0], [0, 0, 0])
+
+
+@plant(1, "entries of a residual below 1e-9 are dropped")
+def _() -> Any:
+    tiny = Fraction(1, 10**12)
+    p = Distribution(np.arange(3), np.array([1 - 3 * tiny, 2 * tiny, tiny], dtype=object))
+    q = Distribution(np.arange(1), np.array([Fraction(1)], dtype=object))
+    expected = verification.residual(p, q).probs
+    right = verification.positive_part
+
+    def drop_small(p: Distribution, q: Distribution, weight: Any = 1) -> Any:
+        remaining = right(p, q, weight)
+        return remaining * (remaining > 1e-9)
+
+    with patch_attribute(verification, "positive_part", drop_small):
+        return abs(verification.residual(p, q).probs - expected).sum() / 2
 
 
 # --- 2: probability 0 on a drafted id -------------------------------------------------------
