@@ -55,8 +55,9 @@ class Sampling(LogitsProcessor):
             raise ArgumentError(f"min-p {self.min_p} must lie in [0, 1]; 0 keeps all ids")
 
     def __repr__(self) -> str:
-        """The settings that differ from their defaults."""
-        return f"Sampling({', '.join(f'{k}={v}' for k, v in self._list_changed().items())})"
+        """The temperature, and the settings that differ from their defaults."""
+        shown = {"temperature": self.temperature} | self._list_changed()
+        return f"Sampling({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     def __str__(self) -> str:
         """For people: "temperature 0.8, top-k 40"."""

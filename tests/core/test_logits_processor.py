@@ -179,7 +179,7 @@ def test_a_shortlist_of_bad_words_alone_drafts_nothing() -> None:
 
 def test_sampling_shows_what_differs_from_the_defaults() -> None:
     sampling = Sampling(0.5, 40, min_p=0.1, logit_bias={3: 1}, bad_words=[[1, 2]])
-    assert repr(Sampling()) == "Sampling()"
+    assert repr(Sampling()) == "Sampling(temperature=0.0)"
     assert repr(Sampling(1.0, top_k=2)) == "Sampling(temperature=1.0, top_k=2)"
     assert str(sampling) == "temperature 0.5, logit-bias of 1 ids, 1 bad words, top-k 40, min-p 0.1"
     assert Sampling(**sampling.to_json()) == sampling
