@@ -94,7 +94,7 @@ def to_sequence(value: Any, name: str) -> Iterable[Any]:
     """Several values in an order; a text is one value."""
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set):
         return value
-    raise ArgumentError(f"{name} must be a list, not {describe(value)}")
+    raise ArgumentError(f"{name} must be a sequence, not {describe(value)}")
 
 
 def to_dict(value: Any, name: str) -> dict[Any, Any]:

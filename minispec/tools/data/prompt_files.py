@@ -33,7 +33,7 @@ class _Message(Struct):
     content: str
 
 
-class _Talk(Struct):
+class _ShareGptMessage(Struct):
     role: str = field(name="from")
     content: str = field(name="value")
 
@@ -44,7 +44,7 @@ class _Line(Struct):
     prompt: str | None = None
     turns: list[str] | None = None
     messages: list[_Message] | None = None
-    conversations: list[_Talk] | None = None
+    conversations: list[_ShareGptMessage] | None = None
 
 
 def read_prompts(path: str | Path) -> list[str]:
