@@ -202,6 +202,16 @@ def test_read_tokenizer_warns_of_a_token_after_every_text(folder):
         read_tokenizer(folder)
 
 
+def test_read_tokenizer_reads_tokenizer_model_for_a_refused_tokenizer_json(folder):
+    (folder / "tokenizer.json").write_text('{"model": {"type": "WordPiece", "vocab": {}}}')
+    with pytest.warns(FileWarning, match=r"'WordPiece' is not supported.*tokenizer.model is read"):
+        tokenizer = read_tokenizer(folder)
+    assert tokenizer.decode(tokenizer.encode("as")) == "as"
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(FileError, match="'WordPiece' is not supported"):
+        read_tokenizer(folder)
+
+
 def test_read_tokenizer_names_what_a_folder_lacks(tmp_path):
     with pytest.raises(FileError, match=r"expected tokenizer.json or tokenizer.model"):
         read_tokenizer(tmp_path)

@@ -61,12 +61,17 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def read_tokenizer(folder: Path) -> TableTokenizer:
-    """The tokenizer of a folder, from `tokenizer.json` if it has one, else from `tokenizer.model`.
-    Raises FileError."""
-    settings = read_settings(folder)
+    """The tokenizer of a folder, from `tokenizer.json` if it has one, else from `tokenizer.model`,
+    which also stands in, with a warning, for a `tokenizer.json` that is refused. Raises
+    FileError."""
+    settings, path = read_settings(folder), folder / "tokenizer.model"
     if (folder / "tokenizer.json").exists():
-        return from_tokenizer_json(folder / "tokenizer.json", settings)
-    path = folder / "tokenizer.model"
+        try:
+            return from_tokenizer_json(folder / "tokenizer.json", settings)
+        except FileError as refusal:
+            if not path.exists():
+                raise
+            warnings.warn(f"{refusal}; {path} is read instead", FileWarning, stacklevel=2)
     if not path.exists():
         raise FileError(f"{folder} has no tokenizer: expected tokenizer.json or tokenizer.model")
     try:
