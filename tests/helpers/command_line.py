@@ -34,8 +34,8 @@ def run_program(
     changes: Mapping[str, str | None] | None = None,
     **options: Any,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs a command to its end, within the time limit of a test; ``prefix`` is put before it, ``changes`` are
-    to the environment."""
+    """Runs a command to its end, within the time limit of a test; ``prefix`` is put before it,
+    ``changes`` are to the environment."""
     options = {"stdin": subprocess.DEVNULL, "timeout": 280} | options
     if not {"stdout", "stderr"} & options.keys():
         options["capture_output"] = True
