@@ -1,7 +1,7 @@
 """The configuration of a Llama or Gemma 3 from ``config.json`` and ``generation_config.json``.
 
 Settings are read as transformers reads them: with its defaults, and of two that disagree the one
-that counts there. A setting that another value would change what is computed is refused by name.
+that counts there. A setting of another value that would change what is computed is refused by name.
 
 Knows nothing of weights.
 """
