@@ -274,7 +274,7 @@ def test_shards_whose_parts_contradict_each_other_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("seen", 3), ("updates", 2**52), ("updates", 5), ("seen", 0)]
+    ("key", "value"), [("seen", 3), ("updates", 2**52), ("updates", 5), ("seen", 0), ("lines", 1)]
 )
 def test_checkpoints_that_contradict_their_log_are_refused(
     key: str, value: int, tmp_path: Path

@@ -60,6 +60,7 @@ class _State(_Log):
     identity: dict[str, Any]
     seen: _Count
     updates: _Count
+    lines: _Count  # of the log
 
 
 def read_log(path: Path) -> list[LogLine]:
@@ -70,6 +71,10 @@ def read_log(path: Path) -> list[LogLine]:
 def _check_log(found: _Log, origin: str) -> list[LogLine]:
     for number, line in enumerate(found.log):
         convert(line, _EveryLine, f"{origin}: log[{number}]")
+        if other := line.keys() ^ found.log[0].keys():
+            raise FileError(
+                f"{origin}: log[{number}]: {min(other)[:40]!a} is not in every line of the log"
+            )
     return found.log
 
 
@@ -176,7 +181,8 @@ class TrainingRun(ABC):
         for name, parameter in self.model.named_parameters():
             for key in _MOMENTS:
                 tensors[f"{key}.{name}"] = self.optimizer.state[parameter][key]
-        state = {"identity": identity, "seen": self.seen, "updates": self.updates, "log": log}
+        counts = {"seen": self.seen, "updates": self.updates, "lines": len(log)}
+        state = {"identity": identity, **counts, "log": log}
         write_tensors(path, tensors, {"state": json.dumps(state)})
 
     def _restore(self, path: Path, identity: dict[str, object]) -> list[LogLine]:
@@ -196,8 +202,8 @@ class TrainingRun(ABC):
                 layout[f"{key}.{name}"] = TensorSpec(shape, frozenset((dtype,)))
         tensors = read_tensors(path, layout)
         steps = {int(value) for name, value in tensors.items() if name.startswith("step.")}
-        counts = (log[-1]["tokens"], log[-1]["updates"], steps)
-        if counts != (state.seen, state.updates, {state.updates}):
+        counts = (len(log), log[-1]["tokens"], log[-1]["updates"], steps)
+        if counts != (state.lines, state.seen, state.updates, {state.updates}):
             raise FileError(
                 f"{path}: state says {state.seen} tokens and {state.updates} updates, its log and "
                 "its optimizer say otherwise: the file is damaged, start in a new folder"
