@@ -164,7 +164,7 @@ def test_reasons_of_equivalent_mutants_belong_to_mutants() -> None:
         assert found and all(map(find_reason, found)), (file, change)
 
 
-def test_format_table_counts_both_generators_and_lists_survivors() -> None:
+def test_format_table_counts_both_generators_and_names_survivors() -> None:
     rows = [
         {"file": "a.py", "line": 3, "kind": kind, "change": "x -> y", "verdict": verdict,
          "killer": "tests/core/test_x.py::test_y" if verdict == "killed" else None}

@@ -84,9 +84,11 @@ def _find_functions(value: Any) -> list[types.FunctionType]:
 
 @dataclass
 class _Result:
-    """What a fork found: the test that failed, and the seconds of each test that it ran."""
+    """What a fork found: the test that killed the mutant, all that failed, and the seconds of each
+    test that it ran."""
 
     killer: str | None
+    failed: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -100,7 +102,7 @@ class _Recorder:
         seconds = self.result.seconds
         seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
         if report.failed:
-            self.result.killer = self.result.killer or report.nodeid
+            self.result.failed.append(report.nodeid)
 
 
 class MutantLoop:
@@ -114,7 +116,7 @@ class MutantLoop:
         report_broken: Callable[[str], None],
     ) -> None:
         """``report`` is called with each mutant and its killer; ``report_broken`` with a test that
-        fails without any mutation, and then with nothing else."""
+        fails without any mutation, and is left out."""
         self._mutants, self._jobs = mutants, jobs
         self._report, self._report_broken = report, report_broken
         self._seconds: dict[str, float] = {}  # of each test, without a mutation
@@ -131,10 +133,9 @@ class MutantLoop:
             counts[function] += 1
         self._items = {item.nodeid: item for _, item in sorted(items, key=lambda pair: pair[0])}
         [(_, baseline)] = self._fork([(None, list(self._items))], 1)
-        if baseline.killer:
-            self._report_broken(baseline.killer)
-            return True
-        self._seconds = baseline.seconds
+        for test in baseline.failed:  # they depend on the machine, and can kill nothing
+            self._report_broken(test)
+        self._seconds = {n: s for n, s in baseline.seconds.items() if n not in baseline.failed}
         work = ((mutant, self._order(mutant)) for mutant in self._mutants)
         for mutant, result in self._fork(work, self._jobs):
             assert mutant is not None
@@ -202,15 +203,15 @@ class MutantLoop:
             item.config.hook.pytest_runtest_protocol(
                 item=item, nextitem=self._items[following[0]] if following else None
             )
-            if recorder.result.killer:
-                return recorder.result.killer
+            if mutant and recorder.result.failed:
+                return recorder.result.failed[0]
         return None
 
 
 def run_in_forks(mutants: Sequence[Mutant], jobs: int, connection: Connection) -> None:
     """Collect the tests of all mutants' files once, and try each mutant in a fork. Sends the index
     of each mutant with its killer: None if all tests pass, UNDECIDED if a fresh process has to
-    try it. If a test fails without any mutation, it is sent alone, with None for the index."""
+    try it; and None with each test that fails without any mutation."""
     import pytest
 
     prepare(None)
