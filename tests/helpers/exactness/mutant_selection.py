@@ -35,10 +35,12 @@ _HEADS = ["models/test_heads.py"]
 # From a module to test files below tests/.
 SELECTION = {
     "minispec/verify": [
-        "core/test_verify.py", "core/test_empty_residual.py", *_DISTRIBUTION, _SOURCE,
+        "core/test_verify.py", "core/test_empty_residual.py", "core/test_residual.py",
+        "core/test_verdict.py", *_DISTRIBUTION, _SOURCE,
     ],
     "minispec/sampling": [
-        "core/test_sampling.py", "core/test_random_source.py", *_DISTRIBUTION, _SOURCE,
+        "core/test_sampling.py", "core/test_random_source.py", "core/test_logits_processor.py",
+        "exactness/test_shapings.py", *_DISTRIBUTION, _SOURCE,
     ],
     "minispec/propose": [
         "core/test_verify.py", "shortlists/test_shortlists.py", *_HEADS, *_LOOP, *_DISTRIBUTION,
