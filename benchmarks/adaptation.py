@@ -36,7 +36,7 @@ from minispec.learning.learner import OnlineLearner
 from minispec.models.eagle_draft import EagleDraft
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data.streams import Stream, load_streams
-from minispec.tools.evaluation import methods
+from minispec.tools.evaluation import assembly, methods
 from minispec.tools.evaluation.full_finetuning import FullFinetuningLearner
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.evaluation.memory import MeasuredLearner
@@ -76,7 +76,7 @@ def measure_speed(
     assert frozen is not None
     ratios = {}
     for domain, answers in streams:
-        learner, learning = methods.build_learner(frozen, carry=True)
+        learner, learning = assembly.build_learner(frozen, carry=True)
         sides: list[tuple[str, Draft, Learner | None]]
         sides = [("frozen", frozen.with_own_head(), None), ("learning", learning, learner)]
         seconds = {"frozen": 0.0, "learning": 0.0}

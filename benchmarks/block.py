@@ -17,8 +17,9 @@ from minispec.decode import speculative
 from minispec.io import draft_file
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data import corpus
+from minispec.tools.evaluation.assembly import build_shortlist
 from minispec.tools.evaluation.measure import measure, paired_ratio, pool
-from minispec.tools.evaluation.methods import Method, build_shortlist
+from minispec.tools.evaluation.methods import Method
 from minispec.tools.models import known_models, pretrained
 from minispec.types import Distribution, Proposal, RandomSource
 from minispec.verify import VERIFIERS, Verdict, verify

@@ -20,7 +20,7 @@ from minispec.io import draft_file
 from minispec.io.artifacts import find_artifact
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data.streams import Stream
-from minispec.tools.evaluation import methods
+from minispec.tools.evaluation import assembly, methods
 from minispec.tools.evaluation.measure import Figures, describe_machine, measure
 from minispec.tools.evaluation.recorded_answers import RecordedAnswer, record_answers
 from minispec.tools.models import pretrained
@@ -48,7 +48,7 @@ class ReplayBench:
     def shortlist_for(self, domain: str) -> Shortlist:
         name = self.method.ranking_for(domain)
         if name not in self._shortlists:
-            self._shortlists[name] = methods.build_shortlist(self.method, self.model, domain)
+            self._shortlists[name] = assembly.build_shortlist(self.method, self.model, domain)
         return self._shortlists[name]
 
     def record(self, stream: Stream) -> list[RecordedAnswer]:

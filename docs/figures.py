@@ -170,7 +170,7 @@ def measure_budget() -> None:
     from minispec.io import files
     from minispec.sampling import Sampling, SeededRandom
     from minispec.tools.data import corpus
-    from minispec.tools.evaluation import methods
+    from minispec.tools.evaluation import assembly, methods
     from minispec.tools.evaluation.measure import measure, pool
     from minispec.tools.evaluation.replay import RecordedTarget, replay_text
     from minispec.tools.models import backend, known_models, pretrained
@@ -198,7 +198,7 @@ def measure_budget() -> None:
                 method = replace(method, budget=budget, spelled="")
             elif budget != size:
                 continue
-            shortlist = methods.build_shortlist(method, model, None)
+            shortlist = assembly.build_shortlist(method, model, None)
             replays = [replay_text(text, draft, shortlist, gamma=4, stop=stop) for text in texts]
             overlap = fmean(value for replay in replays for value in replay.overlaps)
             tau = pool([replay.figures for replay in replays])["tau"]

@@ -24,7 +24,7 @@ from minispec.shortlists.full import FullShortlist
 from minispec.stopwatch import Stopwatch
 from minispec.text.tokenizer import encode_prompt
 from minispec.tools.data import corpus, ranking
-from minispec.tools.evaluation import methods
+from minispec.tools.evaluation import assembly, methods
 from minispec.verify import acceptance_probability, positive_part, residual, verify
 
 torch.set_num_threads(1)  # a pass of this size ends before a second thread has started
@@ -207,7 +207,7 @@ assert residual_outside >= p_outside
 # score highest for the draft's hidden state.
 
 # %%
-evolving = methods.build_shortlist(
+evolving = assembly.build_shortlist(
     methods.Method.parse(f"evospec@{budget}"), model.pretrained, None
 )
 selections = []

@@ -53,8 +53,7 @@ class Context:
     ``tokens``: the emitted tokens, followed by those drafted so far in this round. ``hidden``
     (D,): the draft's hidden state, on the CPU, which the selected rows of the LM head will be
     multiplied with; at depth 0 computed from the target's hidden states, later from its own.
-    ``depth``: the draft step, 0 for the first token of a round.
-    """
+    ``depth``: the draft step, from 0."""
 
     tokens: tuple[int, ...]
     hidden: Tensor
@@ -80,13 +79,9 @@ class Evidence:
     in ``verify.Verdict``. ``next_distribution``: the one that the round's last token was drawn
     from, None if the output stopped at an accepted token. Nothing after a stop is included.
 
-    ``top_ids[i]`` (k,) and ``top_logits[i]`` (k,): the target's k likeliest ids before sampling,
-    the best first, and their logits, at the position of ``tokens[i]``; k is the ``top_ids_wanted``
-    of the shortlist or the learner, the larger one. ``draft_hidden[i]`` (D,):
-    the hidden state that the draft had there: the one it drafted with, or at the token after a
-    wholly accepted path the one computed from the target's hidden states; fewer rows than tokens
-    where there is none.
-    """
+    ``top_ids[i]`` and ``top_logits[i]`` (k,): the target's k likeliest ids there before sampling,
+    the best first; k: the larger ``top_ids_wanted`` of shortlist and learner. ``draft_hidden[i]``
+    (D,): the state it was drafted from, or, after an accepted path, computed from the target's."""
 
     proposal: Proposal
     target_distributions: tuple[Distribution, ...]
@@ -107,8 +102,7 @@ class Round:
     each draft step. ``seconds``: wall time by phase. ``stop``: why decoding ended, or None.
     ``evidence``: always present for ``observe``, but returned to the caller only with ``trace``,
     since it holds (gamma + 1) * V numbers. ``events``: counts, by name, of what a learner did.
-    ``rows_probed``: rows of D numbers read to select the ids, besides their own head rows.
-    """
+    ``rows_probed``: rows of D numbers read to select the ids, besides their own head rows."""
 
     tokens: tuple[int, ...]
     text: str
@@ -175,8 +169,7 @@ class Target(Protocol):
         """An empty cache for at most ``capacity`` positions."""
 
     def step(self, ids: Tensor, cache: Any) -> Features:
-        """Run ids (T,) after the cached positions. Any split into chunks gives the same
-        features."""
+        """Run ids (T,) after the cached positions. Chunks of any size give the same features."""
 
 
 class Draft(Protocol):
@@ -222,14 +215,12 @@ class Shortlist(Protocol):
         """Update the shortlist from a finished round."""
 
     def reset(self) -> None:
-        """Restore the state after construction: called between prompts, but not between the
-        turns of a conversation."""
+        """Restore the state after construction, between prompts but not turns of a chat."""
 
 
 class BaseShortlist:
-    """A shortlist to inherit from: it learns nothing, reads no rows to choose its ids, and has no
-    parts. A subclass sets ``name`` and ``budget``, defines ``select``, and overrides what differs.
-    """
+    """A shortlist to inherit from, which learns nothing and has no parts. A subclass sets ``name``
+    and ``budget``, defines ``select``, and overrides what differs."""
 
     name: str
     budget: int
@@ -247,8 +238,8 @@ class BaseShortlist:
         return {}
 
     def on_prefill(self, tokens: Sequence[int], top_ids: Tensor) -> None:
-        """Take the tokens of a prompt, and the target's likeliest ids (T, k) after each of them but
-        the last; called only if ``top_ids_wanted`` is above 0. Nothing to learn."""
+        """Take a prompt and the target's likeliest ids (T, k) after each of its tokens but the
+        last, if ``top_ids_wanted``. Nothing to learn."""
 
     def observe(self, finished: Round) -> None:
         """Nothing to learn."""
@@ -259,31 +250,25 @@ class BaseShortlist:
 
 @dataclass(frozen=True)
 class LearnerUpdate:
-    """What a learner did with a round. ``weights_changed``: whether the draft's weights are
-    different from now on. ``counts``: what happened, by name, for reports."""
+    """Whether a learner changed the draft's weights, and counts of what happened, by name."""
 
     weights_changed: bool = False
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Learner(Protocol):
-    """A draft that learns while it serves.
-
-    It may change the draft's distribution in any way that depends on the past alone, and changes
-    its state only between rounds.
-    """
+    """A draft that learns while it serves, from the past alone, and only between rounds."""
 
     draft: Any  # the one to decode with
     invalidates_cache: bool  # whether its updates make cached keys and values stale
     top_ids_wanted: int  # how many of the target's likeliest ids and logits ``observe`` needs
 
     def start(self, continued: bool) -> None:
-        """Begin a text, before its prompt is processed; ``continued``: it continues the
-        conversation of the text before."""
+        """Begin a text, before its prompt; ``continued``: one that continues the text before."""
 
     def on_prefill(self, ids: Tensor, aux_hidden_states: Tensor, hidden: Tensor) -> None:
         """Take T positions that the draft has processed: ids (T,), auxiliary hidden states
-        (T, n_aux * D), and the draft's hidden states (T, D)."""
+        (T, n_aux * D), the draft's hidden states (T, D)."""
 
     def adjust_logits(self, logits: Tensor, ids: Tensor, context: Context, sampling: Any) -> Tensor:
         """The draft's logits (K,) over ids (K,) -> logits (K,) to draw from."""
@@ -311,5 +296,5 @@ class Tokenizer(Protocol):
         """The bytes of one token; b'' for special tokens."""
 
     def chat(self, prompt: str, *, later: bool = False) -> list[int]:
-        """Ids of a user's message in the model's chat template, ending with the header of the
-        answer. A ``later`` message begins with what ends the previous answer, its EOS included."""
+        """Ids of a user's message in the chat template, up to the answer's header. A ``later``
+        one begins with what ends the previous answer, its EOS included."""

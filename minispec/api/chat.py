@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from minispec.api.results import Output
 from minispec.checks import to_text
 from minispec.text.tokenizer import encode_prompt
+from minispec.tools.evaluation.assembly import Decoder
 from minispec.tools.evaluation.measure import measure
-from minispec.tools.evaluation.methods import Decoder
 from minispec.types import RandomSource, Round, Tokenizer
 
 

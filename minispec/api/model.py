@@ -18,8 +18,9 @@ from minispec.io import draft_file
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
 from minispec.tools.evaluation import plugins
+from minispec.tools.evaluation.assembly import Decoder, build_decoder, default_method
 from minispec.tools.evaluation.measure import measure
-from minispec.tools.evaluation.methods import Decoder, Method, build_decoder, default_method
+from minispec.tools.evaluation.methods import Method
 from minispec.tools.models import backend as backends
 from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained

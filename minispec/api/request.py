@@ -101,7 +101,7 @@ class Request:
     @property
     def learns(self) -> bool:
         """Whether the draft learns while it decodes."""
-        return self.adapt or (self.method is not None and self.method.adapt)
+        return self.adapt or (self.method is not None and self.method.adapt != "")
 
     def stop_rule(self, eos_ids: Sequence[int]) -> StopRule:
         """The stop rule of a model with these end ids."""

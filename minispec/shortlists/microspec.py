@@ -64,21 +64,3 @@ class MicroSpecShortlist(BaseShortlist):
         distinct = np.unique(np.array(self._stream, np.int64))
         if not np.array_equal(distinct, self._ids.numpy()):
             self._ids = torch.from_numpy(distinct)
-
-
-class InContextShortlist(BaseShortlist):
-    """The end ids, then the ids of the context, then the most frequent ids, up to the budget."""
-
-    name = "in_context"
-
-    def __init__(self, ranking: Tensor, budget: int, eos_ids: tuple[int, ...]) -> None:
-        """``ranking`` (N,) ids, most frequent first; 1 <= budget <= N."""
-        from minispec.shortlists.frspec import truncate_ranking
-
-        self.budget = budget
-        self._eos_ids = eos_ids
-        self._frequent = truncate_ranking(ranking, budget, eos_ids).tolist()
-
-    def select(self, context: Context) -> Tensor:
-        ids = dict.fromkeys((*self._eos_ids, *reversed(context.tokens), *self._frequent))
-        return torch.from_numpy(np.sort(list(ids)[: self.budget]))  # (K,)

@@ -14,11 +14,11 @@ from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.errors import ArgumentError
 from minispec.sampling import Sampling
-from minispec.shortlists.dynaspec import RoutedShortlist, Router
+from minispec.shortlists.dynaspec import DynaSpecShortlist, Router
 from minispec.shortlists.evospec import EvoSpecShortlist
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
-from minispec.shortlists.microspec import InContextShortlist
+from minispec.shortlists.microspec import MicroSpecShortlist
 from minispec.types import BaseShortlist, Context, Distribution, Round, Shortlist
 
 V, EOS = 4, 3
@@ -55,11 +55,11 @@ def build_evospec(per_round: bool) -> EvoSpecShortlist:
     )  # fmt: skip
 
 
-def build_dynaspec() -> RoutedShortlist:
+def build_dynaspec() -> DynaSpecShortlist:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         router = Router(V, 3).double().requires_grad_(False)
-    return RoutedShortlist(torch.arange(V), 2, (), torch.tensor([0, 1, 2, 1]), router)
+    return DynaSpecShortlist(torch.arange(V), 2, (), torch.tensor([0, 1, 2, 1]), router)
 
 
 SHORTLISTS: dict[str, Shortlist] = {
@@ -72,7 +72,7 @@ SHORTLISTS: dict[str, Shortlist] = {
 DYNAMIC: dict[str, Shortlist] = {
     "evospec, each step": build_evospec(per_round=False),
     "evospec, each round": build_evospec(per_round=True),
-    "microspec": InContextShortlist(torch.arange(V), 2, ()),
+    "microspec": MicroSpecShortlist(V, 3),
     "dynaspec": build_dynaspec(),
 }
 

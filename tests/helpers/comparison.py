@@ -8,7 +8,7 @@ from typing import Any
 from helpers.tiny_model import Tiny
 from minispec.sampling import Sampling
 from minispec.tools.data.streams import Stream
-from minispec.tools.evaluation import compare, methods
+from minispec.tools.evaluation import assembly, compare
 from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.methods import Method
 from minispec.types import Round
@@ -37,7 +37,7 @@ Seconds = Callable[[str, int, Sequence[int]], float]
 
 
 class FakeDecoders:
-    """Replaces ``methods.build_decoder``: each prompt is one round of ``tokens`` that takes
+    """Replaces ``assembly.build_decoder``: each prompt is one round of ``tokens`` that takes
     ``seconds``. ``log``: method, gamma, prompt and first random number of each run, in order."""
 
     def __init__(self, seconds: Seconds = lambda method, gamma, prompt: 1.0) -> None:
@@ -47,7 +47,7 @@ class FakeDecoders:
 
     def __call__(
         self, method: Method, model: Any, draft: Any, domain: str, *, gamma: int, **rest: Any
-    ) -> methods.Decoder:
+    ) -> assembly.Decoder:
         def decode(
             prompt: Sequence[int], source: Any, *, continued: bool = False
         ) -> Iterator[Round]:

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from helpers.tiny_model import Tiny
-from minispec.shortlists.dynaspec import RoutedShortlist, Router
+from minispec.shortlists.dynaspec import DynaSpecShortlist, Router
 from minispec.shortlists.evospec import EvoSpecShortlist
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
-from minispec.shortlists.microspec import InContextShortlist
+from minispec.shortlists.lowrank import LowRankShortlist, fit_factors
 from minispec.tools.cli import main
 from minispec.types import Round, Shortlist
 
@@ -37,8 +37,8 @@ def build_shortlists(
         EvoSpecShortlist(ranking, budget, eos_ids, clusters, rows, recency=budget, per_round=False),
         EvoSpecShortlist(half, budget, eos_ids, clusters, rows, core=core),
         EvoSpecShortlist(ranking, budget, eos_ids, clusters, rows, core=budget),
-        InContextShortlist(ranking, budget, eos_ids),
-        RoutedShortlist(ranking, budget, eos_ids, clusters, router),
+        LowRankShortlist(rows, budget, eos_ids, fit_factors(rows, torch.eye(hidden_size), 2)),
+        DynaSpecShortlist(ranking, budget, eos_ids, clusters, router),
     ]
 
 

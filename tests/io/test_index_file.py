@@ -46,7 +46,7 @@ def test_read_index_refuses_damaged_files_and_those_of_other_models(
         assert reason in capsys.readouterr().err
     assert main.main(command) == 2
     assert "minispec index build" in capsys.readouterr().err
-    command[-1] = f"routed:{tiny.ranking('general')}"
+    command[-1] = f"dynaspec:{tiny.ranking('general')}"
     assert main.main([*command, "--index", str(index)]) == 2
     assert "minispec train router" in capsys.readouterr().err
 

@@ -10,22 +10,24 @@ from helpers.shortlists import build_index
 from helpers.tiny_model import Tiny
 from minispec.io.files import write_tensors
 from minispec.io.index_file import read_index
-from minispec.shortlists.dynaspec import RoutedShortlist, Router
+from minispec.shortlists.dynaspec import DynaSpecShortlist, Router
 from minispec.tools.cli import main
 from minispec.tools.data.shards import AUX_KEY
-from minispec.tools.evaluation.methods import Method, build_shortlist
+from minispec.tools.evaluation.assembly import build_shortlist
+from minispec.tools.evaluation.methods import Method
 from minispec.types import Context
 
 
-def test_routed_select_weighs_a_clusters_probability_by_its_size() -> None:
+def test_select_weighs_a_clusters_probability_by_its_size() -> None:
     """Of two clusters of the same probability, the one with fewer rows comes first."""
     router = Router(4, 2).requires_grad_(False)
     for weight in router.parameters():
         weight.zero_()
     clusters = torch.tensor([0] * 6 + [1] * 2)
-    shortlist = RoutedShortlist(torch.arange(8), 3, (5,), clusters, router)
+    shortlist = DynaSpecShortlist(torch.arange(8), 3, (5,), clusters, router)
     context = Context((1, 2), torch.zeros(4), 0)
     assert shortlist.select(context).tolist() == [5, 6, 7]
+    assert len(shortlist.select(Context((1, 2), torch.zeros(4), 2))) == 2  # 3 / 2, rounded
     router.outer.bias[0] = 2.0  # e^2 times as likely outweighs three times the rows
     assert shortlist.select(context).tolist() == [0, 1, 5]
 
@@ -58,7 +60,7 @@ def test_train_router_routes_to_the_clusters_of_following_tokens(
     assert "holds no generated text" in capsys.readouterr().err
     assert main.main([*command, "--written", str(tmp_path)]) == 0
     model = replace(tiny.model, index=out)
-    shortlist = build_shortlist(Method.parse(f"routed@60:{tiny.ranking('general')}"), model, None)
+    shortlist = build_shortlist(Method.parse(f"dynaspec@60:{tiny.ranking('general')}"), model, None)
     ids = shortlist.select(Context((1, 2), torch.randn(hidden_size, generator=generator), 0))
     # By chance, one or two of those seven ids would be among them.
     assert len(ids) == 60 and len(set(range(100, 107)) & set(ids.tolist())) >= 4

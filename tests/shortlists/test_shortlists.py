@@ -16,11 +16,13 @@ from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import speculative
 from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlists.dynaspec import DynaSpecShortlist
 from minispec.shortlists.evospec import EvoSpecShortlist
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.cli import main
-from minispec.tools.evaluation.methods import Method, build_shortlist
+from minispec.tools.evaluation.assembly import build_shortlist
+from minispec.tools.evaluation.methods import Method
 from minispec.types import BaseShortlist, Context, Round, Shortlist
 
 
@@ -53,8 +55,10 @@ def test_shortlists_keep_their_contract(data: st.DataObject) -> None:
                 assert selected.tolist() == sorted(set(selected.tolist()))
                 assert selected.min() >= 0 and selected.max() < size
                 if not isinstance(shortlist, FullShortlist):
-                    assert set(eos_ids[:budget]) <= set(selected.tolist()) or len(eos_ids) > budget
-                    assert len(selected) == budget or isinstance(shortlist, FRSpecShortlist)
+                    dynaspec = isinstance(shortlist, DynaSpecShortlist)
+                    limit = shortlist.budget_at(depth) if dynaspec else budget
+                    assert set(eos_ids[:limit]) <= set(selected.tolist()) or len(eos_ids) > limit
+                    assert len(selected) == limit or isinstance(shortlist, FRSpecShortlist)
                 # ``select`` changes nothing.
                 assert torch.equal(shortlist.select(context), selected)
                 assert isinstance(shortlist, BaseShortlist)
@@ -94,14 +98,15 @@ def test_speculative_calls_select_once_a_round_or_at_each_draft_step() -> None:
         shortlist.select = count  # type: ignore[method-assign]
         rounds = decode_toys(shortlist)
         drafted = [len(finished.shortlist_sizes) for finished in rounds]
-        probed = shortlist.rows_probed if isinstance(shortlist, EvoSpecShortlist) else 0
+        assert isinstance(shortlist, BaseShortlist)
+        probed = shortlist.rows_probed
         assert sum(finished.rows_probed for finished in rounds) == probed * len(calls)
         once = len(calls) == sum(map(bool, drafted)) and not any(calls)
         assert once or len(calls) == sum(drafted) > len(rounds)
         calls_once.setdefault(shortlist.name, []).append(once)
     assert calls_once == {
         "full": [True], "frspec": [True], "evospec": [True, False, True, True],
-        "in_context": [False], "routed": [False],
+        "lowrank": [False], "dynaspec": [False],
     }  # fmt: skip
 
 
@@ -135,7 +140,7 @@ def test_speculative_accepts_any_object_with_the_members_of_the_protocol() -> No
         assert finished.rows_probed == 2 * len(finished.shortlist_sizes)
 
 
-@pytest.mark.parametrize("method", ["evospec@40", "evospec@0.1", "in_context@40", "evospec"])
+@pytest.mark.parametrize("method", ["evospec@40", "evospec@0.1", "lowrank@40", "evospec"])
 def test_generate_gives_the_greedy_text_with_any_shortlist(
     tiny: Tiny, index: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +160,7 @@ def test_method_takes_a_budget_as_a_number_or_a_share() -> None:
 
 
 def test_build_shortlist_uses_the_shipped_index(smollm2: object) -> None:
-    for name in ("evospec", "in_context", "routed"):
+    for name in ("evospec", "lowrank", "dynaspec"):
         shortlist = build_shortlist(Method.parse(name), smollm2, None)  # type: ignore[arg-type]
         ids = shortlist.select(Context((1, 2, 3), torch.randn(576), 0))
         assert len(ids) == 1536 == shortlist.budget

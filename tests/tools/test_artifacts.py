@@ -16,8 +16,9 @@ from minispec.io.files import read_metadata
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data import corpus, ranking
 from minispec.tools.evaluation import audit
+from minispec.tools.evaluation.assembly import build_decoder
 from minispec.tools.evaluation.measure import Figures, measure
-from minispec.tools.evaluation.methods import Method, build_decoder
+from minispec.tools.evaluation.methods import Method
 from minispec.tools.models.pretrained import Pretrained
 
 ROOT = Path(__file__).parent.parent.parent

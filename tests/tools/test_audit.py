@@ -15,7 +15,7 @@ from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
-from minispec.tools.evaluation import audit, compare, measure, methods
+from minispec.tools.evaluation import assembly, audit, compare, measure
 from minispec.tools.evaluation.methods import Method
 
 
@@ -147,7 +147,7 @@ def test_audit_finds_a_planted_defect(tiny: Tiny, monkeypatch: pytest.MonkeyPatc
         return 1.0
 
     assert isinstance(
-        methods.build_shortlist(Method.parse("full"), tiny.model, None), FullShortlist
+        assembly.build_shortlist(Method.parse("full"), tiny.model, None), FullShortlist
     )
     monkeypatch.setattr("minispec.verify.acceptance_probability", always_accept)
     found = run_compare(tiny, "autoregressive,full", temperature=0.0)

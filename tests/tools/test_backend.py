@@ -16,7 +16,8 @@ from minispec.errors import ArgumentError, FileWarning
 from minispec.models import eagle_draft
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.cli import main
-from minispec.tools.evaluation.methods import Method, build_decoder, build_learner
+from minispec.tools.evaluation.assembly import build_decoder, build_learner
+from minispec.tools.evaluation.methods import Method
 from minispec.tools.models import backend
 
 

@@ -31,7 +31,7 @@ from minispec.sampling import Sampling
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
 from minispec.tools.data.streams import Stream
-from minispec.tools.evaluation import compare, methods
+from minispec.tools.evaluation import assembly, compare
 from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.reporting import report, table
@@ -296,7 +296,7 @@ def test_compare_resets_shortlists_before_every_prompt(
         built.append(CountingShortlist(prompts))
         return built[-1]
 
-    monkeypatch.setattr(methods, "build_shortlist", build_shortlist)
+    monkeypatch.setattr(assembly, "build_shortlist", build_shortlist)
     found = run_compare(tiny, "full,frspec", temperature=0.0)
     # Two methods, each with one shortlist for both streams; reset once for each prompt and once
     # for the warm-up. Those built to look up their parts were never used.

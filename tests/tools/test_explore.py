@@ -20,7 +20,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.statistical import recent_ids
 from minispec.text.tokenizer import encode_prompt
 from minispec.tools.cli import main
-from minispec.tools.evaluation import methods
+from minispec.tools.evaluation import assembly
 from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.models.pretrained import Pretrained
@@ -49,7 +49,7 @@ def settings(tiny: Tiny, *names: str, gamma: int = 2, **changes: Any) -> Setting
 
 
 NAMES = (
-    "autoregressive", "full", "frspec@120:RANKING", "evospec@90:RANKING", "in_context@90:RANKING",
+    "autoregressive", "full", "frspec@120:RANKING", "evospec@90:RANKING", "dynaspec@90:RANKING",
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def path(page_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 def decode(tiny: Tiny, model: Pretrained, name: str, **changes: Any) -> list[Round]:
     """The rounds of a method without recording."""
     chosen = settings(tiny, name, **changes)
-    run = methods.build_decoder(
+    run = assembly.build_decoder(
         chosen.methods[0], model, tiny.draft, None, gamma=chosen.gammas[0], trace=True,
         sampling=chosen.sampling, stop=StopRule(LENGTH, model.tokenizer.eos_ids),
         verifier=chosen.verifier,
@@ -177,7 +177,7 @@ def test_explore_records_the_part_of_each_id(
     tiny: Tiny, model: Pretrained, page_data: dict[str, Any]
 ) -> None:
     size = model.target.head.vocab_size
-    evolving = methods.build_shortlist(settings(tiny, NAMES[3]).methods[0], model, None)
+    evolving = assembly.build_shortlist(settings(tiny, NAMES[3]).methods[0], model, None)
     assert isinstance(evolving, BaseShortlist)
     core = {*evolving.explain(Context((5,), torch.zeros(32), 0))["core"].tolist()}
     text = encode_prompt(model.tokenizer, PROMPT, False)

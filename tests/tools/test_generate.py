@@ -26,7 +26,7 @@ from minispec.io.index_file import write_index
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
-from minispec.tools.evaluation import methods
+from minispec.tools.evaluation import assembly, methods
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.models import pretrained
 from minispec.tools.reporting.colours import FATES
@@ -119,7 +119,7 @@ class Pieces(io.StringIO):
 
 
 def decode(tiny: Tiny, method: str, rule: StopRule = RULE, seed: int = 0) -> list[Round]:
-    run = methods.build_decoder(
+    run = assembly.build_decoder(
         Method.parse(method), tiny.model, tiny.draft, None,
         gamma=4, sampling=Sampling(1.0), stop=rule,
     )  # fmt: skip

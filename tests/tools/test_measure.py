@@ -10,7 +10,7 @@ import torch
 from helpers.tiny_model import Tiny
 from minispec.commit import StopRule
 from minispec.sampling import Sampling, SeededRandom
-from minispec.tools.evaluation import measure, methods
+from minispec.tools.evaluation import assembly, measure
 from minispec.tools.evaluation.measure import Figures
 from minispec.tools.evaluation.methods import Method
 from minispec.types import Distribution, Evidence, Proposal, Round
@@ -131,7 +131,7 @@ def test_figures_repeated_4gram_share(tokens: list[int], share: float) -> None:
 
 
 def test_measure_counts_accepted_tokens_and_one_per_pass(tiny: Tiny) -> None:
-    decode = methods.build_decoder(
+    decode = assembly.build_decoder(
         Method.parse("full"), tiny.model, tiny.draft, None,
         gamma=3, sampling=Sampling(1.0), stop=StopRule(60),
     )  # fmt: skip

@@ -18,7 +18,8 @@ from minispec.shortlists.frspec import FRSpecShortlist, truncate_ranking
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
-from minispec.tools.evaluation.methods import Method, build_shortlist, check_gamma
+from minispec.tools.evaluation.assembly import build_shortlist
+from minispec.tools.evaluation.methods import Method, check_gamma
 from minispec.types import Context, Shortlist
 
 TOKENIZER = "a" * 64
@@ -393,7 +394,7 @@ def test_build_shortlist_uses_a_token_map_whole(
 
 def test_build_shortlist_refuses_to_cut_ids_in_ascending_order(tiny: Tiny, tmp_path: Path) -> None:
     torch.save([*range(0, 300, 3)], tmp_path / "map.pt")
-    for method in ("frspec@50", "evospec", "in_context@100"):
+    for method in ("frspec@50", "evospec", "evospec@100"):
         with pytest.raises(ArgumentError, match="lists its 100 ids in ascending order") as error:
             build_map(tiny, tmp_path, method)
         assert "minispec rank" in str(error.value)

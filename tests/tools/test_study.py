@@ -18,7 +18,7 @@ from minispec.sampling import Sampling
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
 from minispec.tools.data.streams import Stream
-from minispec.tools.evaluation import compare, methods, study
+from minispec.tools.evaluation import assembly, compare, study
 from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.methods import Method
 from minispec.types import Context
@@ -38,7 +38,7 @@ def tiny(tiny: Tiny) -> Iterator[Tiny]:
 @pytest.fixture
 def use_follower(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """frspec with the ranking "mix" is a shortlist that learns and has parts."""
-    real = methods.build_shortlist
+    real = assembly.build_shortlist
 
     def shortlist(method: Method, model: Any, domain: str) -> Any:
         if method.ranking != "mix":
@@ -49,7 +49,7 @@ def use_follower(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
         ids = ranking.read_ranking(tiny.ranking("mix"), model.tokenizer.fingerprint, V)
         return Follower(ids, budget or V)
 
-    monkeypatch.setattr(methods, "build_shortlist", shortlist)
+    monkeypatch.setattr(assembly, "build_shortlist", shortlist)
 
 
 def run_compare(tiny: Tiny, names: str, **options: Any) -> Found:

@@ -29,7 +29,7 @@ from minispec.tools.data.streams import (
     build_prompt,
     plan_streams,
 )
-from minispec.tools.evaluation import audit, compare, methods, switch
+from minispec.tools.evaluation import assembly, audit, compare, switch
 from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.measure import Figures, measure
 from minispec.tools.evaluation.methods import Method
@@ -274,7 +274,7 @@ def test_shortlist_is_reset_between_conversations_only(
         followers.append(RecordingFollower(torch.arange(V), 80))
         return followers[-1]
 
-    monkeypatch.setattr(methods, "build_shortlist", shortlist)
+    monkeypatch.setattr(assembly, "build_shortlist", shortlist)
     run_compare(tiny, "frspec@80", sampling=Sampling(1.0))
     (follower,) = followers
     # Once to warm up, once for each single prompt, once for each conversation.
@@ -302,7 +302,7 @@ def test_without_own_uses_the_ranking_of_the_turns_domain(
         built[domain].domain = domain
         return built[domain]
 
-    monkeypatch.setattr(methods, "build_shortlist", shortlist)
+    monkeypatch.setattr(assembly, "build_shortlist", shortlist)
     given = [Stream("law", ("The court",)), Stream("code", ("import this",))]
     settings = Settings(
         (Method.parse("frspec@80:without-own"),), (2,), Sampling(1.0), 12, 0, switch=True

@@ -27,8 +27,10 @@ a method is NAME[@BUDGET][:RANKING][+adapt] or MODULE:CLASS[@BUDGET][+adapt]
   frspec@4096:mix      ... the 4096 most frequent ids of another ranking: general, mix,
                        without-code, ..., without-own (all but the prompts' domain), or a file
   evospec@1536         ... 1536 ids that evolve with the text (EvoSpec)
-  in_context@1536      ... the ids of the context, then the most frequent ones (MicroSpec)
-  routed@1536          ... the clusters that a trained router scores highest (DynaSpec)
+  evospec-paper@0.25/256   a static core and a buffer of retrieved ids, as published
+  microspec            ... the ids of the prompt, and the target's likeliest (MicroSpec)
+  dynaspec@1536        ... the clusters that a trained router scores highest (DynaSpec)
+  lowrank@1536         ... the ids of the highest logits under a low-rank head (SpecVocab)
   evospec@1536+adapt   ... and the draft learns from verification while it decodes
   my_module:MyShortlist@1536
                        ... the ids of your own class, from the current folder or installed
@@ -167,14 +169,28 @@ def _add_make_commands(commands: Any) -> None:
     )
     rank.set_defaults(command="rank")
 
-    index = commands.add_parser("index", help="cluster the rows of a model's LM head")
+    index = commands.add_parser("index", help="build what shortlists search")
     build = index.add_subparsers(
         required=True, metavar="ACTION", parser_class=options.Parser
-    ).add_parser("build", help="build the index that evolving shortlists search")
+    ).add_parser("build", help="build an index that a shortlist searches")
     options.add_model(build)
-    build.add_argument(
+    what = build.add_mutually_exclusive_group()
+    what.add_argument(
         "--clusters", type=int, default=2048, help="number of clusters (default: 2048)"
     )
+    what.add_argument(
+        "--bigrams", action="store_true",
+        help="count which id follows which instead, for the method evospec-paper",
+    )  # fmt: skip
+    what.add_argument(
+        "--lowrank", type=int, metavar="RANK",
+        help="fit a head of this rank instead, for the method lowrank",
+    )  # fmt: skip
+    build.add_argument(
+        "--domains", nargs="+", choices=options.DOMAINS, default=list(options.DOMAINS),
+        help="installed text to count or fit on (default: all)",
+    )  # fmt: skip
+    options.add_draft(build)
     build.add_argument("--seed", type=int, default=0, help="seed of the first centroids (0)")
     options.add_threads(build)
     build.add_argument("--out", required=True, type=Path, help="FILE.safetensors")
@@ -183,7 +199,7 @@ def _add_make_commands(commands: Any) -> None:
     train = commands.add_parser("train", help="train a part").add_subparsers(
         required=True, metavar="PART", parser_class=options.Parser
     )
-    router = train.add_parser("router", help="add a router to an index, for the method routed")
+    router = train.add_parser("router", help="add a router to an index, for the method dynaspec")
     options.add_model(router)
     options.add_draft(router)
     options.add_index(router)

@@ -123,8 +123,8 @@ def _spell_method(method: str | None, budget: str | None, ranking: str | None) -
 
     if budget is None and ranking is None:
         return method
-    spelled = "frspec" if method is None else method.removesuffix("+adapt")
-    adapt = "" if spelled == (method or "frspec") else "+adapt"
+    spelled, plus, learning = (method or "frspec").partition("+adapt")
+    adapt = plus + learning
     if budget is not None and "@" in spelled:
         raise ArgumentError(f"--budget and a budget in {spelled!r}: give one of them")
     if spelled.partition(":")[0].partition("@")[0] not in NAMES:  # MODULE:CLASS

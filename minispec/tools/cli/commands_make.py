@@ -43,13 +43,27 @@ def _check_budget(budget: int | None, limit: int) -> None:
 
 
 def build_index(options: argparse.Namespace) -> None:
-    """Clusters the rows of a model's LM head, and writes the clusters."""
+    """Clusters the rows of a model's LM head, counts bigrams, or fits a low-rank head, and writes
+    the result. Raises ArgumentError for options out of range."""
     from minispec.tools.models.threads import set_threads
-    from minispec.tools.training import recipe
+    from minispec.models.eagle_draft import EagleDraft
+    from minispec.tools.training import indices
 
     set_threads(options.threads)
     check_out(options.out, ".safetensors")
-    recipe.make_index(options.model, options.clusters, options.seed, options.out)
+    if options.bigrams:
+        indices.make_bigrams(options.model, options.domains, options.out)
+    elif options.lowrank is not None:
+        model = load_model(
+            options.model, draft=options.draft, backend="reference", threads=options.threads
+        )
+        if not isinstance(model.draft, EagleDraft):
+            raise ArgumentError(f"model {model.name} has no EAGLE draft: give one with --draft")
+        indices.make_lowrank(
+            model.pretrained, model.draft, options.lowrank, options.domains, options.out
+        )
+    else:
+        indices.make_clusters(options.model, options.clusters, options.seed, options.out)
     print(f"wrote {options.out}")
 
 

@@ -130,7 +130,8 @@ def explore(options: argparse.Namespace) -> None:
 def _choose_methods(model: "Model") -> list["Method"]:
     """The methods that a page shows by default: those that the model has all parts of, up to its
     best."""
-    from minispec.tools.evaluation.methods import Method, default_method
+    from minispec.tools.evaluation.assembly import default_method
+    from minispec.tools.evaluation.methods import Method
 
     best = default_method(model.pretrained, model.draft is not None)
     speculative = [Method.parse(name) for name in ("full", "frspec@0.25", "evospec")]

@@ -21,6 +21,7 @@ from minispec.errors import ArgumentError
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data.streams import Plan, Stream, build_prompt, plan_streams
 from minispec.tools.evaluation import audit
+from minispec.tools.evaluation.assembly import Decoder, build_decoder
 from minispec.tools.evaluation.measure import (
     Figures,
     describe_machine,
@@ -28,7 +29,7 @@ from minispec.tools.evaluation.measure import (
     peak_mb,
     reset_peak,
 )
-from minispec.tools.evaluation.methods import Decoder, Method, build_decoder
+from minispec.tools.evaluation.methods import Method
 from minispec.tools.evaluation.plugins import verifier_name
 from minispec.tools.evaluation.results import Conversations, Variant, build_rows, flatten
 from minispec.tools.evaluation.study import Study, Text

@@ -1,11 +1,13 @@
-"""What shortlists are built from, read from a model's files: a ranking, clusters, a router."""
+"""What shortlists are built from, read from a model's files."""
 
 from pathlib import Path
 
 from torch import Tensor
 
-from minispec.io import index_file
+from minispec.errors import ArgumentError
+from minispec.io import bigram_file, index_file, lowrank_file
 from minispec.io.artifacts import find_artifact
+from minispec.shortlists.bigrams import BigramGraph
 from minispec.shortlists.dynaspec import Router
 from minispec.tools.data import ranking
 from minispec.tools.models.pretrained import Pretrained
@@ -33,6 +35,34 @@ def read_router(model: Pretrained) -> tuple[Tensor, Router]:
     clusters, weights = _read_index(model, file)
     width = model.reference.head.weight.shape[1]
     return clusters, index_file.build_router(weights, width, int(clusters.max()) + 1, str(file))
+
+
+def read_bigrams(model: Pretrained) -> BigramGraph:
+    """The graph of bigrams that ships for the model, or the one in its index's folder. Raises
+    ArgumentError, FileError, FingerprintError."""
+    file = _find_part(model, "bigrams", "--bigrams")
+    size = model.target.head.vocab_size
+    return bigram_file.read_bigrams(file, size, model.tokenizer.fingerprint)
+
+
+def read_factors(model: Pretrained) -> tuple[Tensor, Tensor]:
+    """The factors (D, r) and (D, r) of a low-rank head that ship for the model, or those in its
+    index's folder. Raises ArgumentError, FileError, FingerprintError."""
+    file = _find_part(model, "lowrank", "--lowrank")
+    width = model.reference.head.weight.shape[1]
+    return lowrank_file.read_factors(file, width, model.fingerprint)
+
+
+def _find_part(model: Pretrained, name: str, option: str) -> Path:
+    """The file ``name``.safetensors beside the index that was given, else the shipped one."""
+    beside = model.index and model.index.with_name(f"{name}.safetensors")
+    file = beside if beside and beside.is_file() else find_artifact(model.name, name)
+    if file is None:
+        raise ArgumentError(
+            f"model {model.name} has no {name}.safetensors: build one beside an index with "
+            f"`minispec index build {option}`, and pass the index with --index"
+        )
+    return file
 
 
 def _read_index(model: Pretrained, file: Path) -> tuple[Tensor, dict[str, Tensor]]:

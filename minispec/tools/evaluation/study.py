@@ -20,7 +20,7 @@ from tqdm import tqdm
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError
 from minispec.tools.data.streams import SWITCH
-from minispec.tools.evaluation import methods, shortlist_files
+from minispec.tools.evaluation import assembly, shortlist_files
 from minispec.tools.evaluation.measure import pool
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.evaluation.replay import TEMPERATURE, RecordedTarget, Replay, replay_text
@@ -113,7 +113,7 @@ class Study:
         for domain in {text.domain for text in _flatten(texts)}:
             key = method.ranking_for(domain)
             if key not in by_ranking:
-                built = methods.build_shortlist(method, self._model, domain)
+                built = assembly.build_shortlist(method, self._model, domain)
                 if change:
                     assert isinstance(built, BaseShortlist)  # it has parts
                     built = _AlteredShortlist(built, self._read_ranking(str(key)), **change)

@@ -2,7 +2,7 @@
 
 from minispec.commit import StopRule
 from minispec.sampling import Sampling, SeededRandom
-from minispec.tools.evaluation import methods
+from minispec.tools.evaluation import assembly, methods
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft
 
@@ -10,9 +10,9 @@ from minispec.types import Draft
 def warm_up(model: Pretrained, draft: Draft | None) -> None:
     """Decodes eight tokens with each kind of method that the model and its draft can run: plain
     decoding, the full vocabulary and the default method."""
-    names = {"autoregressive", str(methods.default_method(model, draft is not None))}
+    names = {"autoregressive", str(assembly.default_method(model, draft is not None))}
     for name in sorted(names | {"full"} if draft else names):
-        decode = methods.build_decoder(
+        decode = assembly.build_decoder(
             methods.Method.parse(name), model, draft, None, gamma=4, sampling=Sampling(),
             stop=StopRule(8),
         )  # fmt: skip

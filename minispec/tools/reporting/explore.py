@@ -21,9 +21,10 @@ from minispec.io.files import write_text
 from minispec.sampling import SeededRandom
 from minispec.stream_decoder import StreamDecoder
 from minispec.text.tokenizer import encode_prompt
+from minispec.tools.evaluation.assembly import Decoder, build_decoder, build_shortlist
 from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.measure import describe_machine, measure
-from minispec.tools.evaluation.methods import Decoder, Method, build_decoder, build_shortlist
+from minispec.tools.evaluation.methods import Method
 from minispec.tools.evaluation.plugins import verifier_name
 from minispec.tools.evaluation.replay import RecordingShortlist, Step
 from minispec.tools.models.pretrained import Pretrained

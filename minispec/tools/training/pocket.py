@@ -38,7 +38,7 @@ from minispec.models.transformer import Layer, ModelConfig, Transformer, default
 from minispec.tools.data import corpus
 from minispec.tools.models import hf_folder, matmul_dtype
 from minispec.tools.models.tokenizer_files import from_sentencepiece
-from minispec.tools.training import recipe
+from minispec.tools.training import indices, recipe
 from minispec.tools.training.resumable import LogLine, TrainingConfig, TrainingRun, read_log
 
 SHAPE = ModelConfig(
@@ -95,7 +95,7 @@ def make(folder: Path, tokens: int, draft_tokens: int, epochs: float, seed: int)
     for source, destination in copies.items():
         with write_aside(destination) as aside:
             aside.write_bytes(source.read_bytes())
-    recipe.make_index(str(model), _CLUSTERS, seed, artifacts / "index.safetensors")
+    indices.make_clusters(str(model), _CLUSTERS, seed, artifacts / "index.safetensors")
     recipe.make_rankings(str(model), folder / "draft", artifacts / "rankings")
     return artifacts
 

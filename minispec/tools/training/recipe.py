@@ -19,7 +19,6 @@ from minispec.io import draft_file, index_file
 from minispec.io.schema import read_bytes
 from minispec.models import eagle_draft as drafts
 from minispec.models.eagle_draft import EagleDraft
-from minispec.shortlists import kmeans
 from minispec.shortlists.dynaspec import Router
 from minispec.shortlists.frspec import truncate_ranking
 from minispec.tools.data import corpus, distill, ranking
@@ -182,17 +181,6 @@ def save_ranking(
         ranking.write_token_map(out, ids)
     else:
         ranking.write_ranking(out, ids, model.tokenizer.fingerprint, details)
-
-
-def make_index(model: str, clusters: int, seed: int, out: Path) -> None:
-    """Clusters the rows of a model's LM head by k-means and writes the cluster of each id. Raises
-    ArgumentError, FileError."""
-    loaded, rounds = pretrained.load(model), 20
-    with tqdm(total=rounds, desc="clustering", unit="round", disable=None) as bar:
-        assigned = kmeans.cluster_rows(
-            loaded.reference.head.weight, clusters, seed, rounds, bar.update
-        )
-    index_file.write_index(out, assigned, {}, loaded.fingerprint, loaded.tokenizer.fingerprint)
 
 
 def make_router(

@@ -12,7 +12,7 @@ import torch
 
 from minispec.certificate.toys import ChangingShortlist
 from minispec.shortlists.bigrams import build_graph, count_bigrams
-from minispec.shortlists.dynaspec import RoutedShortlist, Router
+from minispec.shortlists.dynaspec import DynaSpecShortlist, Router
 from minispec.shortlists.evospec import EvoSpecShortlist
 from minispec.shortlists.evospec_paper import EvoSpecPaperShortlist
 from minispec.shortlists.frspec import FRSpecShortlist
@@ -162,7 +162,7 @@ def build_dynaspec(vocab_size: int, hidden_size: int = 0) -> Shortlist:
     with torch.random.fork_rng():
         torch.manual_seed(vocab_size)
         router = Router(hidden_size or vocab_size, half(vocab_size)).requires_grad_(False)
-    return RoutedShortlist(
+    return DynaSpecShortlist(
         rank_descending(vocab_size), half(vocab_size), (), pair_ids(vocab_size), router
     )
 
