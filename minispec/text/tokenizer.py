@@ -187,13 +187,12 @@ class TableTokenizer:
 
 def _fingerprint(vocabulary: Vocabulary) -> str:
     """SHA-256 over ids, bytes and whether the file marks a token as special."""
-    digest = hashlib.sha256()
-    for i, data in enumerate(vocabulary.tokens):
+    parts = [b"%d 0 %d:%b" % (i, len(data), data) for i, data in enumerate(vocabulary.tokens)]
+    for i, token in vocabulary.special.items():
         # A special token counts by its name: two that swap ids make another vocabulary.
-        special = vocabulary.special.get(i)
-        data = data if special is None else special.content.encode()
-        digest.update(b"%d %d %d:" % (i, special is not None, len(data)) + data)
-    return digest.hexdigest()
+        name = token.content.encode()
+        parts[i] = b"%d 1 %d:%b" % (i, len(name), name)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _sort(matches: Iterable[Match]) -> list[Match]:

@@ -95,7 +95,11 @@ def fill_gaps(source: str, tokens: Mapping[int, bytes]) -> list[bytes]:
             f"{source}: {len(tokens)} tokens have ids from {min(tokens)} to {size - 1}; "
             f"ids must be 0 or above and leave at most {LARGEST_GAP} numbers out"
         )
-    return [tokens.get(i, b"") for i in range(size)]
+    return (
+        [tokens.get(i, b"") for i in range(size)]
+        if size > len(tokens)
+        else [tokens[i] for i in range(size)]
+    )
 
 
 @contextmanager
