@@ -199,15 +199,32 @@ def test_speculative_rejects_unsupported_options(pair):
     per_step.per_round = False
     with pytest.raises(ArgumentError, match="every step"):
         run(per_step, Sampling(), [1])
-    with pytest.raises(ArgumentError, match="top-k"):
-        run(FullShortlist(VOCAB_SIZE), Sampling(1.0, top_k=3), [1])
+    for sampling, name in (
+        (Sampling(1.0, top_k=3), "top-k 3"),
+        (Sampling(1.0, top_p=0.9), "top-p 0.9"),
+        (Sampling(1.0, min_p=0.1), "min-p 0.1"),
+        (Sampling(0.0, repetition_penalty=1.2), "repetition-penalty 1.2"),
+        (Sampling(0.0, presence_penalty=0.5), "presence-penalty 0.5"),
+        (Sampling(0.0, frequency_penalty=0.5), "frequency-penalty 0.5"),
+        (Sampling(0.0, logit_bias=((1, 2.0),)), "logit-bias of 1 ids"),
+        (Sampling(0.0, bad_words=((1,),)), "1 bad words"),
+    ):
+        with pytest.raises(ArgumentError, match=f"{name}.*the temperature alone"):
+            run(FullShortlist(VOCAB_SIZE), sampling, [1])
     with pytest.raises(ContextError):
         run(FullShortlist(VOCAB_SIZE), Sampling(), [1] * 64)
     with pytest.raises(ArgumentError, match="float64"):
         cuda.build_target(toy_transformer())
 
 
-def test_reference_loop_with_device_models_equals_reference(pair):
+SHAPED = Sampling(
+    1.0, top_p=0.9, min_p=0.01, repetition_penalty=1.3, frequency_penalty=0.5, presence_penalty=0.2,
+    logit_bias=((3, 1.0),), bad_words=((2,), (1, 4)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, top_p=0.9), SHAPED], ids=str)
+def test_reference_loop_with_device_models_equals_reference(pair, sampling):
     target, draft = pair
     cuda_target = cuda.build_target(target)
     sides = (target, draft), (cuda_target, cuda.build_draft(draft, cuda_target).with_own_head())
@@ -216,7 +233,7 @@ def test_reference_loop_with_device_models_equals_reference(pair):
 
     def tokens(model, draft_model):
         rounds = decode.speculative(
-            model, draft_model, shortlist, [1, 2, 3], gamma=3, sampling=Sampling(1.0, top_p=0.9),
+            model, draft_model, shortlist, [1, 2, 3], gamma=3, sampling=sampling,
             rng=SeededRandom(0), stop=StopRule(7),
         )  # fmt: skip
         return [finished.tokens for finished in rounds]
