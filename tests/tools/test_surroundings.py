@@ -219,7 +219,8 @@ import sys, time
 from pathlib import Path
 from minispec.io import artifacts
 from minispec.tools.models import known_models
-artifacts.user_cache_path = lambda name: Path(sys.argv[1]) / name
+cache = Path(sys.argv[1])
+artifacts.user_cache_path = lambda name: cache / name
 sys.executable = sys.argv[2]  # in place of pip: writes temporary files, and does not end
 sys.argv = ["minispec", "fetch", "smollm2"]
 from minispec.__main__ import run
