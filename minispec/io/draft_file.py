@@ -69,7 +69,8 @@ def load_draft(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
             f"but this model exports {exported.strip('(),')}"
         )
     draft = build_draft(target)
-    draft.load_state_dict(read_tensors(path, list_weights(draft.state_dict())))
+    layout = list_weights(draft.state_dict(), torch.bfloat16)  # as ``save_draft`` writes them
+    draft.load_state_dict(read_tensors(path, layout))
     return draft.requires_grad_(False)
 
 

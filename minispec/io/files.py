@@ -147,9 +147,10 @@ def check_fingerprints(
             )
 
 
-def list_weights(state: Mapping[str, Tensor]) -> Layout:
-    """The layout of a file with these weights, in any floating dtype."""
-    return {name: TensorSpec(tuple(value.shape)) for name, value in state.items()}
+def list_weights(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Layout:
+    """The layout of a file with these weights, in a dtype, or in any floating one."""
+    dtypes = {} if dtype is None else {"dtypes": frozenset((dtype,))}
+    return {name: TensorSpec(tuple(value.shape), **dtypes) for name, value in state.items()}
 
 
 def read_tensors(path: Path, layout: Layout | None = None) -> dict[str, Tensor]:

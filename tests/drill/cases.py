@@ -13,7 +13,7 @@ from drill.values import find_illegal
 
 # Shares of the cases: one or two damaged fields, damaged bytes, no file at all.
 _FIELDS, _BYTES = 0.66, 0.94
-_PARSING = (struct.error, BadZipFile)
+_OTHERS = (struct.error, BadZipFile, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def make_case(
         if kind < _FIELDS:
             try:
                 content, field, how = part.format.damage(content, rng)
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError, *_PARSING):
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError, *_OTHERS):
                 continue  # the first damage left nothing for a second
             path.write_bytes(content)
         elif kind < _BYTES:
