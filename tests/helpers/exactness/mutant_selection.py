@@ -27,7 +27,7 @@ _CACHES = [
 ]
 
 _LEARNING = [
-    "learning/test_learner.py", "learning/test_lora.py", "learning/test_replay_buffer.py",
+    "learning/test_hooks.py", "learning/test_learner.py", "learning/test_lora.py", "learning/test_replay_buffer.py",
     "learning/test_recorder.py", "exactness/test_health.py",
 ]  # fmt: skip
 _HEADS = ["models/test_heads.py"]
@@ -36,11 +36,11 @@ _HEADS = ["models/test_heads.py"]
 SELECTION = {
     "minispec/verify": [
         "core/test_verify.py", "core/test_empty_residual.py", "core/test_residual.py",
-        "core/test_verdict.py", *_DISTRIBUTION, _SOURCE,
+        "core/test_verdict.py", "core/test_long_chains.py", *_DISTRIBUTION, _SOURCE,
     ],
     "minispec/sampling": [
         "core/test_sampling.py", "core/test_random_source.py", "core/test_logits_processor.py",
-        "exactness/test_shapings.py", *_DISTRIBUTION, _SOURCE,
+        "core/test_rows.py", "exactness/test_shapings.py", *_DISTRIBUTION, _SOURCE,
     ],
     "minispec/propose": [
         "core/test_verify.py", "shortlists/test_shortlists.py", *_HEADS, *_LOOP, *_DISTRIBUTION,
