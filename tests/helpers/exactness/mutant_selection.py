@@ -27,8 +27,8 @@ _CACHES = [
 ]
 
 _LEARNING = [
-    "learning/test_hooks.py", "learning/test_learner.py", "learning/test_lora.py", "learning/test_replay_buffer.py",
-    "learning/test_recorder.py", "exactness/test_health.py",
+    "learning/test_hooks.py", "learning/test_learner.py", "learning/test_lora.py",
+    "learning/test_replay_buffer.py", "learning/test_recorder.py", "exactness/test_health.py",
 ]  # fmt: skip
 _HEADS = ["models/test_heads.py"]
 
