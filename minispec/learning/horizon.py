@@ -11,8 +11,10 @@ it learns little else; once it succeeds, later steps count too. The loss is the 
     J = sum_k w_k T^2 KL(p_k || q_k)                                             (5)
 
 with p_k the softmax of the target's top-k logits at temperature T, and q_k the draft's distribution
-at the same temperature. The paper does not say over which ids q_k is normalised, nor whether w_k is
-a constant in the gradient: here the same top-k ids, and a constant. Pure functions.
+at the same temperature. The paper leaves open, and is decided here: q_k is normalised over the same
+top-k ids, as is the draft's distribution in L; L is computed for each sample, with the emitted
+token as the label, or the target's likeliest if the top k lack it; w_k is a constant in the
+gradient. Pure functions.
 """
 
 import torch

@@ -5,10 +5,15 @@ logits at each. When the buffer has 32 of them, the adapters (LoRA of rank 32 on
 W_v, scale 1) take one step on the horizon loss (``horizon``, beta = 0.3), with a rate of 1e-5, and
 the buffer is emptied: no sample is used twice. Nothing else learns, and no guard switches it off.
 
-The paper leaves open, and is decided here: a *failure* is a drafted token that was rejected while
-the emitted one was on the shortlist (a token outside it is the vocabulary's failure, not the
-draft's); k = 64 and T = 1; the optimiser, Adam unless plain gradient descent is asked for; what
+In the paper the draft failed where its token was rejected, or where KL(p || q) is above a threshold
+whose value is not stated. Here rejections alone count. As the paper's text has it, and unlike its
+algorithm 1, the emitted token must be on the shortlist: one outside it is the vocabulary's failure,
+not the draft's.
+
+The paper leaves open, and is decided here: k = 64 and T = 1; adapters begin as in ``lora``, without
+dropout; the optimiser, Adam unless the plain gradient step that the paper writes is asked for; what
 becomes of cached keys and values made with the old W_v: all are computed anew (``types.Learner``).
+See ``horizon`` and ``trajectories`` for what they decide.
 """
 
 from collections.abc import Mapping
@@ -54,7 +59,8 @@ class PaperLearner:
     """A draft whose W_q and W_v follow the target (see ``types.Learner``).
 
     Decode with ``draft``, a copy of the given draft with adapters; the given one is not changed.
-    With ``carry`` everything learnt is kept from one text to the next, as in the paper.
+    With ``carry`` everything learnt is kept from one text to the next, as the paper's streams of
+    requests suggest.
     """
 
     def __init__(

@@ -3,8 +3,9 @@
 At the draft's position t it reads the token t + 1 and a state, and predicts the token t + 2. A
 trajectory begins at a token where the draft failed. Its first step starts from the target's
 hidden states at the positions before, of which the last ``CONTEXT`` are kept; each later step from
-the draft's own output, as in drafting, but on the tokens that were really emitted. How many
-positions a sample holds is not in EvoSpec's paper.
+the draft's own output, as in drafting, but on the tokens that were really emitted. EvoSpec's paper
+(arXiv 2605.27390 v1) speaks of verified trajectories and leaves open what one holds: the positions
+before it, and the states and tokens of its later steps, are our choice.
 """
 
 from collections.abc import Sequence

@@ -4,11 +4,14 @@ T1 holds ids that were seen once, T2 ids that were seen again, each ordered by l
 were evicted are remembered for a while, without a place in the buffer, as the ghosts B1 and B2. A
 ghost that returns shows that its part was too short, so ``p``, the size that T1 should have, moves.
 
-EvoSpec (arXiv 2605.27390 v1, appendix A.3) keeps the dynamic part of its draft vocabulary this way,
-with three rules of its own: p starts at half the capacity and is fixed for the first 50 events;
-an id stays for at least 8 decoding steps; B1 and B2 each hold as many ids as the buffer. How p
-moves is not in the paper: here by ARC's own rule. If every id is too young to leave, a new one is
-refused, and a step is a round: these two choices are ours.
+EvoSpec (arXiv 2605.27390 v1, appendix A.3 and table 5) keeps the 256 dynamic ids of its draft
+vocabulary this way, with three rules of its own: p starts at 128 and is fixed for the first 50
+events; an id stays for at least 8 decoding steps; B1 and B2 hold 256 ids each.
+
+The paper leaves open, and is decided here: p moves by ARC's own rule; for other capacities p starts
+at half, and B1 and B2 hold as many ids as the buffer; a step is a round; if all ids of the part
+that is to shrink are too young to leave, one of the other part leaves; if these are as well, the
+new id is refused.
 
 Knows nothing of where ids come from.
 """

@@ -1,9 +1,10 @@
-"""The bigram graph of EvoSpec (arXiv 2605.27390 v1, section 3.2 and appendix A.3): which id follows
-which in text.
+"""The bigram graph of EvoSpec (arXiv 2605.27390 v1, S_graph in equation 3; appendix A.3, table 5):
+which id follows which in text.
 
 An edge u -> v has the weight p(v | u) = count(u, v) / count(u). An edge is kept if it was counted
-often enough and is likely enough; of each id, only the heaviest edges. The graph is counted once,
-before serving, and never updated. The paper counts SlimPajama and does not say how much of it.
+often enough and is likely enough; of each id, at most 64: the heaviest, as we read it. The graph is
+counted once, before serving, and never updated. The paper counts SlimPajama and does not say how
+much of it; here any encoded texts are counted.
 
 ``statistical`` is another thing: it learns from the text at hand.
 """

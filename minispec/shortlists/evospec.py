@@ -15,7 +15,8 @@ clusters, but its head rows are gathered, and its centroids read, at each step.
 
 The idea of a static core with retrieved ids is the paper's. In v1 it has a core of 32,000 ids, an
 HNSW index of the head's rows, an offline bigram graph, the target's own top 10, and a buffer of 256
-ids under ARC. These four parts, how each is built and how they share the budget, are ours.
+ids under ARC that changes only after an emitted token was missing: ``evospec_paper``. These four
+parts, how each is built and how they share the budget, are ours.
 """
 
 import numpy as np

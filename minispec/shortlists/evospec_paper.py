@@ -2,9 +2,9 @@
 
     V_t = V_static | V_dyn        V_static: the K most frequent ids; V_dyn: 256 ids under ARC
 
-V_dyn changes only when a token was emitted that V_t lacked, a *failure event*. The drafted tokens
-come from V_t, so this token is the one that the target added, and there is at most one event in a
-round. It brings, in this order:
+The paper's K is 32,000. V_dyn changes only when a token was emitted that V_t lacked, a *failure
+event*. The drafted tokens come from V_t, so this token is the one that the target added, and there
+is at most one event in a round. It brings, in this order:
 
 1. the target's 10 likeliest ids at that position;
 2. the 10 nearest head rows to the draft's hidden state there (``hnsw``);
@@ -15,11 +15,14 @@ every emitted id. Algorithm 1 expands the 10 neighbours alone; appendix A.3 and 
 kinds of seeds, and are followed here.
 
 The paper leaves open, and is decided here: which 32 enter; that ids of V_static are not candidates;
+that an id of V_dyn is used when it is retrieved again or emitted; that an event is a failure event;
 the query at a position whose draft has no hidden state of its own (the token after a wholly
 accepted path: the draft's state computed from the target's own hidden states); that the end ids are
 part of V_static. There, the retrieval runs beside the next pass of the GPU and its ids count from
 whenever it is done. Here they count from a stated number of rounds later, so that a seed reproduces
 a run; ``run`` may retrieve in the background in the meantime.
+
+The paper drafts trees and measures greedy decoding only; here chains, at any temperature.
 """
 
 from collections import deque

@@ -1,9 +1,9 @@
 """HNSW (Malkov and Yashunin, arXiv 1603.09320): nearest head rows without reading them all.
 
-EvoSpec (arXiv 2605.27390 v1, section 3.2) retrieves ids whose head rows have the largest inner
-product with a hidden state from such a graph over the target's LM head, with M = 32. Inner products
-do not define neighbours, so the rows are augmented first (Bachrach et al., RecSys 2014): with m the
-largest norm of a row,
+EvoSpec (arXiv 2605.27390 v1, S_sem in equation 3) retrieves ids whose head rows have the largest
+inner product with a hidden state from such a graph over the target's LM head, with M = 32. Inner
+products do not define neighbours, so the norms of the rows are augmented first, for which the paper
+has no formula: here that of Bachrach et al. (RecSys 2014). With m the largest norm of a row,
 
     w' = [w ; sqrt(m^2 - |w|^2)]    h' = [h ; 0]    so that    w' . h' = w . h  and  |w'| = m
 

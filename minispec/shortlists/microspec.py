@@ -7,9 +7,10 @@ accepted or not, and the target's three likeliest at every verified position (eq
 shortlist is the distinct ids of the last 3,072 elements of the stream, one for a whole round
 (equation 4). Nothing is trained, and no list of frequent ids is needed.
 
-The paper leaves open the order within a step: here that of positions, then of likelihood. At the
-last prompt token the target is asked by the first round here, so its ids join after that round.
-How the paper gathers head rows on a GPU is left to a backend.
+The paper leaves open the order within a step, here that of positions, then of likelihood; and
+whether one verified position counts or several, here that of every emitted token. At the last
+prompt token the target is asked by the first round here, so its ids join after that round. How the
+paper gathers head rows on a GPU is left to a backend. It drafts trees; here chains.
 """
 
 from collections import deque
