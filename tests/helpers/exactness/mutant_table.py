@@ -22,10 +22,11 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     killers: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        by_file[row["file"]][row["kind"] == "operator"][row["verdict"]] += 1
-        by_kind[row["kind"]][row["verdict"]] += 1
+        kind = row.get("kind", "operator")
+        by_file[row["file"]][kind == "operator"][row["verdict"]] += 1
+        by_kind[kind][row["verdict"]] += 1
         if row["killer"]:
-            killers[row["kind"]][row["killer"].split("::")[0].removeprefix("tests/")] += 1
+            killers[kind][row["killer"].split("::")[0].removeprefix("tests/")] += 1
     lines = ["killed / equivalent / survived", ""]
     lines.append("| module | operators | structure |\n| --- | --- | --- |")
     for file, counts in sorted(by_file.items()):
@@ -37,7 +38,10 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"| {kind} | {_format_counts(kind_counts)} | {most} |")
     survivors = [row for row in rows if row["verdict"] == "survived"]
     lines += ["", f"{len(survivors)} survived"]
-    lines += [f"- {row['file']}:{row['line']} {row['kind']}: {row['change']}" for row in survivors]
+    lines += [
+        f"- {row['file']}:{row['line']} {row.get('kind', 'operator')}: {row['change']}"
+        for row in survivors
+    ]
     return "\n".join(lines)
 
 
