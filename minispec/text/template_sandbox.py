@@ -1,7 +1,7 @@
 """Rendering of a Jinja template that comes with a model: code from a stranger.
 
 It runs in jinja2's sandbox, which lets it read what it is given and nothing else, and within limits
-that the sandbox does not have: two seconds, and operations that make at most 16 million characters.
+that the sandbox does not have: one second, and operations that make at most 16 million characters.
 
 Knows nothing of chats.
 """
@@ -20,18 +20,18 @@ from minispec.errors import TextError
 _LARGEST_TEMPLATE = 2**20  # characters; the largest published ones have some 20,000
 _LARGEST_TEXT = 2**24  # characters that one operation of a template may make
 _LARGEST_NUMBER = 100_000  # as jinja2's own limit for `range`
-_SECONDS = 2.0
+_SECONDS = 1.0
 
 
 @contextmanager
 def _limit_time() -> Iterator[None]:
-    """A context in which Python code of this thread is stopped after two seconds, with
+    """A context in which Python code of this thread is stopped after a second, with
     TimeoutError."""
     end, before = time.perf_counter() + _SECONDS, sys.gettrace()
 
     def check(frame: Any, event: str, argument: Any) -> Any:
         if time.perf_counter() > end:
-            raise TimeoutError(f"it takes more than {_SECONDS:.0f} seconds")
+            raise TimeoutError("it takes more than a second")
         return check
 
     sys.settrace(check)

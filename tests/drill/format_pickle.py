@@ -88,8 +88,8 @@ class Pickle:
             return damaged, "value", how
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
-        name = rng.choice([*members, "data.pkl", "data.pkl"])
-        name = next(member for member in members if member.endswith(name))
+        pickled = [name for name in members if name.endswith("data.pkl")]
+        name = rng.choice([*members, *pickled * 2])
         members[name], how = damage_bytes(members[name], rng)
         return _store(members), name.split("/")[-1], how
 
