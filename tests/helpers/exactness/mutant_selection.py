@@ -50,7 +50,7 @@ SELECTION = {
         *_LOOP, "core/test_verify.py", "shortlists/test_shortlists.py", *_DISTRIBUTION, _SOURCE,
         "learning/test_learner.py", "learning/test_lora.py",
     ],
-    "minispec/commit": ["core/test_decode.py", *_DISTRIBUTION],
+    "minispec/commit": ["core/test_decode.py", "core/test_every_stop.py", *_DISTRIBUTION],
     "minispec/shortlists/full": ["core/test_decode.py", *_SHORTLIST],
     "minispec/shortlists/frspec": [
         "tools/test_ranking.py", "exactness/test_properties.py", "models/test_eagle_draft.py",
