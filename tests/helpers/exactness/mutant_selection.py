@@ -8,6 +8,8 @@ _DISTRIBUTION = ["exactness/test_grid.py", "exactness/test_properties.py"]
 _LOOP = [
     "core/test_decode.py",
     "core/test_observed.py",
+    "core/test_stops.py",
+    "core/test_every_stop.py",
     "exactness/test_walker.py",
     "exactness/test_health.py",
 ]
