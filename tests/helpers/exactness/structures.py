@@ -125,7 +125,8 @@ def _edit_call(node: ast.Call, kinds: Kinds) -> Iterator[tuple[str, str, Edit]]:
     plain = node.args and not isinstance(node.args[0], ast.Starred | ast.GeneratorExp)
     if plain and _keeps_kind(node):
         yield "step left out", "", lambda n: n.args[0]  # f(x, ...) -> x
-    for i in range(len(node.args) - 1):
+    symmetric = ast.unparse(node.func) in ("min", "max")
+    for i in range(0 if symmetric else len(node.args) - 1):
         if may_be_equal(*(kind_of(arg, kinds) for arg in node.args[i : i + 2])):
             yield "swapped arguments", "", _swap(i)
     for i in range(len(node.keywords)):
