@@ -132,4 +132,4 @@ def _read(path: Path) -> None:
 def digests(folder: Path) -> dict[str, str]:
     """A digest of each file, without folders of downloads, which are kept for a day."""
     files = [path for path in folder.rglob("*") if path.is_file() and ".fetch-" not in str(path)]
-    return {str(path.relative_to(folder)): describe(path) for path in files}
+    return {str(path.relative_to(folder)): describe(path, folder) for path in files}

@@ -18,7 +18,7 @@ from drill.forks import Fork
 from drill.kills import Bench, digests, find_broken
 from drill.writers import WRITERS, Writer
 
-_NOBODY = 65534  # the user whom permissions bind; the superuser may write anywhere
+_FILLED = 1 << 20  # bytes of a mounted disk that are taken
 _LONGEST = 400  # characters of a message
 Problems = list[str]
 
@@ -58,15 +58,36 @@ def _check_small_files(bench: Bench) -> Problems:
 
 
 def _check_full_disk(bench: Bench) -> Problems | None:
-    """A disk of half the size of all files together; None where none can be mounted."""
+    """A disk that holds half of the files; None where none can be mounted."""
     out = bench.folder / "full disk"
     files = [path for path in (bench.folder / "whole").rglob("*") if path.is_file()]
-    size = max(8192, sum(path.stat().st_size for path in files) // 2)
-    with _mount(out, size) as mounted:
+    size = sum(path.stat().st_size for path in files) // 2
+    with _mount(out, _FILLED + size) as mounted:
         if not mounted:
             return None
+        (out / "full").write_bytes(bytes(_FILLED))
         problems = _check_refusal(bench.run(out.name))
         return problems + find_broken(out)
+
+
+def _check_read_only(bench: Bench) -> Problems | None:
+    """A folder that cannot be written to: what it holds stays as it is. Permissions do not bind
+    the superuser, who mounts a disk instead; None where it cannot."""
+    out = bench.folder / "read only"
+    with _mount(out, _FILLED) as mounted:
+        (out / "kept.json").write_text("{}")
+        if os.geteuid() != 0:
+            out.chmod(0o555)
+        elif not mounted:
+            return None
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
+        problems = _check_refusal(bench.run(out.name))
+        if [path.name for path in out.iterdir()] != ["kept.json"]:
+            problems.append(f"wrote into a folder that is read-only: {sorted(os.listdir(out))}")
+        if os.geteuid() != 0:
+            out.chmod(0o755)
+        return problems
 
 
 @contextmanager
@@ -82,33 +103,6 @@ def _mount(folder: Path, size: int) -> Iterator[bool]:
     finally:
         if mounted:
             subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def _write_as_nobody(task: Callable[[], None]) -> None:
-    if os.geteuid() == 0:
-        os.setgid(_NOBODY)
-        os.setuid(_NOBODY)
-    task()
-
-
-def _check_read_only(bench: Bench) -> Problems:
-    """A folder that cannot be written to: what it holds stays as it is."""
-    out = bench.folder / "read only"
-    out.mkdir()
-    kept = out / "kept.json"
-    kept.write_text("{}")
-    for path in (out, *out.parents):
-        if path == Path(path.anchor) or path == Path("/tmp"):
-            break
-        path.chmod(0o755)
-    out.chmod(0o555)
-    # The home that caches would be in is another's too.
-    task = partial(_write_as_nobody, bench.task(out.name))
-    problems = _check_refusal(Fork(task, bench.folder / "messages").wait())
-    if [path.name for path in out.iterdir()] != ["kept.json"] or kept.read_text() != "{}":
-        problems.append(f"changed a folder that is read-only: {sorted(os.listdir(out))}")
-    out.chmod(0o755)
-    return problems
 
 
 def _check_two_at_once(bench: Bench) -> Problems:

@@ -44,7 +44,7 @@ def run_cases(cases: Iterable[Case], intact: Path, seed: int, processes: int) ->
     left = iter(cases)
     workers: list[_Process] = []
     try:
-        for case, _ in zip(left, range(processes), strict=False):
+        for _, case in zip(range(processes), left, strict=False):
             workers.append(_Process(intact, seed))
             workers[-1].give(case)
         while workers:

@@ -96,12 +96,12 @@ TOKENIZER_SETTINGS: dict[str, Rule] = {
     "added_tokens_decoder": any_of(is_absent, is_mapping),
     "added_tokens_decoder.*": any_of(is_absent, is_mapping),
     "added_tokens_decoder.*.content": is_text,
-    "added_tokens_decoder.*.special": any_of(is_flag, is_absent),
+    "added_tokens_decoder.*.*": any_of(is_flag, is_absent),
     **_UNKNOWN,
 }
 
 TOKENIZER_JSON: dict[str, Rule] = {
-    "model.vocab.*": is_index,
+    "model.vocab.*": any_of(is_index, is_absent),  # absent where its text was changed
     "model.merges": list_of(any_of(is_text, list_of(is_text))),
     "model.merges.[]": any_of(is_text, list_of(is_text)),
     "model.merges.[].[]": is_text,

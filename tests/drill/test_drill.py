@@ -35,17 +35,16 @@ def run_drill(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_drill_refuses_hostile_files_or_reads_what_is_intact(tmp_path: Path) -> None:
-    files = run_drill(tmp_path, "files", "--files", "220", "--processes", "1")["files"]
-    assert files["files"] == 220 and files["structured"] > 110
+    files = run_drill(tmp_path, "files", "--files", "160", "--processes", "1")["files"]
+    assert files["files"] == 160 and files["structured"] > 80
     assert files["kinds"].keys() <= {"refused", "same", "unnoticed"}
-    assert min(sum(counts.values()) for counts in files["readers"].values()) > 2
-    assert files["kinds"]["refused"] > 80
+    assert min(sum(counts.values()) for counts in files["readers"].values()) > 1
+    assert files["kinds"]["refused"] > 60
 
 
-@pytest.mark.parametrize("writer", ["training", "adapters"])
-def test_drill_resumes_after_kills(writer: str, tmp_path: Path) -> None:
-    kills = run_drill(tmp_path, "kills", "--kills", "3", "--writers", writer)["kills"]
-    assert kills["kills"] == kills["resumed"] == 3
+def test_drill_resumes_after_kills(tmp_path: Path) -> None:
+    kills = run_drill(tmp_path, "kills", "--kills", "4", "--writers", "training")["kills"]
+    assert kills["kills"] == kills["resumed"] == 4
 
 
 def test_drill_loses_nothing_on_a_full_disk(tmp_path: Path) -> None:
