@@ -150,3 +150,10 @@ def test_speculative_records_ids_that_no_shortlist_can_edit() -> None:
         assert finished.evidence is not None
         for q in finished.evidence.proposal.draft_distributions:
             assert torch.equal(q.ids, A)
+
+
+def test_plain_rows_of_int8_are_within_half_a_step_of_each_rows_own_scale() -> None:
+    """Each row has its own scale: its largest number over 127."""
+    weight = WEIGHT * torch.logspace(-3, 3, SIZE)[:, None]
+    steps = weight.abs().amax(1, keepdim=True).double() / 127
+    assert ((plain_rows("cpu, int8", weight) - weight).abs() <= 0.5001 * steps).all()
