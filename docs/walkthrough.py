@@ -201,10 +201,11 @@ assert residual_outside >= p_outside
 # %% [markdown]
 # ## 7. EvoSpec: a shortlist that follows the text
 #
-# Ids that are frequent in general are not those that come next in a licence or a program. EvoSpec's
-# shortlist is selected again once a round: a small core of frequent ids, the ids of the recent
-# text, the ids that followed the last token before, and members of those clusters of head rows that
-# score highest for the draft's hidden state.
+# Ids that are frequent in general are not those that come next in a licence or a program.
+# EvoSpec adds ids that the text asks for. `evospec`, our form of that idea (`evospec-paper` is
+# the paper's), is selected again once a round: a small core of frequent ids, the ids of the
+# recent text, the ids that followed the last token before, and members of those clusters of head
+# rows that score highest for the draft's hidden state.
 
 # %%
 evolving = assembly.build_shortlist(

@@ -1,4 +1,4 @@
-"""EvoSpec's evolving shortlist (arXiv 2605.27390): a small core, and ids that the context suggests.
+"""An evolving shortlist, after EvoSpec (arXiv 2605.27390): a small core, and ids from the context.
 
 Four parts share a fixed budget, in this order; a part adds only ids that no earlier part has:
 

@@ -2,6 +2,7 @@
 
     NAME[@BUDGET][:RANKING][+adapt]   autoregressive  frspec@0.25  evospec@1536+adapt
     evospec-paper[@CORE[/BUFFER]]     evospec-paper@0.25/256  evospec-paper@32000
+    microspec[@WINDOW]                microspec  microspec@2048
     MODULE:CLASS[@BUDGET][+adapt]     my_module:MyShortlist@1536
 
 The budget is a number of ids or a share of the vocabulary; without one, the method's default, or
