@@ -23,7 +23,7 @@ def cache_folder() -> Path:
         return user_cache_path("minispec")
     except (RuntimeError, KeyError):
         raise FileError(
-            "there is no home folder for fetched models: set HOME, or XDG_CACHE_HOME to a folder"
+            "no home folder was found for fetched models: set HOME, or XDG_CACHE_HOME to a folder"
         ) from None
 
 

@@ -23,7 +23,7 @@ def test_rank_is_by_logit_and_then_by_id(count, levels):
     """Few levels make many equal logits."""
     identity = LinearHead(torch.eye(90, dtype=torch.float64))
     hidden = (
-        (torch.rand(7, 90, generator=torch.Generator().manual_seed(1)) * levels).floor().double()
+        (torch.rand(7, 90, generator=torch.Generator().manual_seed(1)) * levels).long().double()
     )
     ids, logits = RankedHead(identity, count).rank(hidden)
     for row, found, values in zip(hidden.tolist(), ids.tolist(), logits.tolist(), strict=True):

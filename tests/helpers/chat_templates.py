@@ -13,8 +13,8 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '<|head|>assistant<|body|>\n\n' }}{% endif %}"
     ),
     "instructions": (  # as Llama 2
-        "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content.strip() "
-        "+ ' [/INST]' }}{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' "
+        "+ m.content.strip() + ' [/INST]' }}{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}"
         "{% endfor %}"
     ),
     "turns": (  # as Gemma

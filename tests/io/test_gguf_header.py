@@ -138,10 +138,10 @@ def test_read_header_refuses_what_does_not_fit_the_file(tmp_path, parts: dict[st
 
 
 def test_read_header_refuses_more_elements_than_any_vocabulary(tmp_path):
-    lists = tuple(setting(b"a%d" % i, ARRAY, array(BOOL, 2**21, bytes(2**21))) for i in range(3))
+    nested = tuple(setting(b"a%d" % i, ARRAY, array(BOOL, 2**21, bytes(2**21))) for i in range(3))
     with pytest.raises(FileError, match="may hold 4,194,304 in all"):
-        read_header(write(tmp_path / "x.gguf", lists))
-    assert len(read_header(write(tmp_path / "x.gguf", lists[:2])).metadata["a1"]) == 2**21
+        read_header(write(tmp_path / "x.gguf", nested))
+    assert len(read_header(write(tmp_path / "x.gguf", nested[:2])).metadata["a1"]) == 2**21
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "."])

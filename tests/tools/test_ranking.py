@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers.tiny_model import Tiny
+from minispec.decode import check_gamma
 from minispec.errors import ArgumentError, FileError, FileWarning, FingerprintError
 from minispec.io.files import read_metadata, read_tensors, write_tensors
 from minispec.shortlists.frspec import FRSpecShortlist, truncate_ranking
@@ -19,7 +20,7 @@ from minispec.shortlists.full import FullShortlist
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
 from minispec.tools.evaluation.assembly import build_shortlist
-from minispec.tools.evaluation.methods import Method, check_gamma
+from minispec.tools.evaluation.methods import Method
 from minispec.types import Context, Shortlist
 
 TOKENIZER = "a" * 64

@@ -45,8 +45,8 @@ def _check_budget(budget: int | None, limit: int) -> None:
 def build_index(options: argparse.Namespace) -> None:
     """Clusters the rows of a model's LM head, counts bigrams, or fits a low-rank head, and writes
     the result. Raises ArgumentError for options out of range."""
-    from minispec.tools.models.threads import set_threads
     from minispec.models.eagle_draft import EagleDraft
+    from minispec.tools.models.threads import set_threads
     from minispec.tools.training import indices
 
     set_threads(options.threads)

@@ -49,8 +49,8 @@ def load_streams(
     or with ``base`` for base models.
 
     Raises ArgumentError for a name that is neither a domain nor a file or is given twice,
-    FileError for a file that cannot be read or is no file of prompts, TextError for one that is not
-    UTF-8.
+    FileError for a file that cannot be read or is not a file of prompts, TextError for one that is
+    not UTF-8.
     """
     if limit is not None and limit < 1:
         raise ArgumentError(f"limit {limit} must be 1 or above")

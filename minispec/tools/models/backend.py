@@ -159,9 +159,9 @@ def _calibration_path() -> Path:
 
 def _calibration_key(model: Pretrained) -> str:
     machine = platform.node(), os.cpu_count(), torch.__version__, torch.get_num_threads()
-    # What Numba is told for one run is not the machine's usual state.
-    told = [value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")]
-    return "-".join(map(str, (*machine, model.fingerprint[:12], model.dtype, *told)))
+    # A setting of Numba for one run is not the machine's usual state.
+    settings = [value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")]
+    return "-".join(map(str, (*machine, model.fingerprint[:12], model.dtype, *settings)))
 
 
 def _read_calibration() -> dict[str, Choice]:
