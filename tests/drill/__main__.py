@@ -40,13 +40,16 @@ def _run_parts(options: argparse.Namespace, folder: Path) -> int:
     summary: dict[str, Any] = {"seed": options.seed}
     wanted = [part for part in _PARTS if options.part in ("all", part)]
     if options.part == "all":
+        from drill.soak import drill_soak
+
         summary |= _run("files", options, folder)
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, context) as pool:
-            soak = pool.submit(_run, "soak", options, folder)
+            started = time.monotonic()
+            soak = pool.submit(drill_soak, options.tokens, options.seed)
             for part in ("kills", "places"):
                 summary |= _run(part, options, folder)
-            summary |= soak.result()
+            summary |= _report("soak", soak.result(), started)
     else:
         summary |= _run(options.part, options, folder)
     failed = sum(len(summary[part]["failures"]) for part in wanted)
@@ -58,10 +61,13 @@ def _run_parts(options: argparse.Namespace, folder: Path) -> int:
 
 
 def _run(part: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One part of the summary; its failures are printed."""
     started = time.monotonic()
     (folder / part).mkdir()
-    found = _PARTS[part](options, folder / part)
+    return _report(part, _PARTS[part](options, folder / part), started)
+
+
+def _report(part: str, found: dict[str, Any], started: float) -> dict[str, Any]:
+    """One part of the summary; its failures are printed."""
     found["seconds"] = round(time.monotonic() - started, 1)
     counts = {key: value for key, value in found.items() if isinstance(value, int | float)}
     print(f"{part}: {len(found['failures'])} failures, {counts}", flush=True)

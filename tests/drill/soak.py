@@ -46,7 +46,7 @@ def _run(backend: str, tokens: int, seed: int) -> dict[str, Any]:
     failures: list[str] = []
     done, since, number = 0, 0, 0
     started = time.process_time()
-    while done < tokens:
+    while done < tokens or len(samples) < 8:  # lines are drawn through eight points at least
         options = {"shortlist": "evospec+adapt", "temperature": 1.0, "seed": seed + number,
                    "max_new_tokens": _TURN, "ignore_eos": True}  # fmt: skip
         if number % 4 == 3:

