@@ -136,6 +136,8 @@ def _compare_acceptance(
         f"q(x)) is {format_probability(right)}, with p(x) = {format_probability(p_x)} and "
         f"q(x) = {format_probability(q_x)}"
     )
+    if not alike and 0 < p_x < ours < 1:
+        text += f"; it would be right for q(x) = {format_probability(p_x / ours)}"
     return _Comparison("acceptance", not is_equal(ours, right), text, alike)
 
 

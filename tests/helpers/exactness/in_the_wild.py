@@ -214,14 +214,14 @@ WILD: dict[str, WildCase] = {
         q=fraction_distribution([2, 1], [0, 1]),
         reported=fraction_distribution([2, 1, 1]),
         parts={"shortlist": TopTwoShortlist, "verifier": judge_with(restore_tail)},
-        says="token x = 1 is accepted with probability 4/5",
+        says="it would be right for q(x) = 1/4",
     ),
     "q in bfloat16": WildCase(
         p=fraction_distribution([1, 1]),
         q=round_to_bfloat16(_UNROUNDED),
         reported=_UNROUNDED,
         parts={"verifier": judge_with(round_to_bfloat16), "cases": [GRID[20]]},
-        says="token x = 2 is accepted with probability 1705/3408",
+        says="it would be right for q(x) = 284/341",
     ),
     "q at the drafted id alone": WildCase(
         p=fraction_distribution([2, 1, 1]),
