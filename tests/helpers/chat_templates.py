@@ -14,7 +14,8 @@ TEMPLATES = {
     ),
     "instructions": (  # as Llama 2
         "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' "
-        "+ m.content.strip() + ' [/INST]' }}{% else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}"
+        "+ m.content.strip() + ' [/INST]' }}{% else %}"
+        "{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}"
         "{% endfor %}"
     ),
     "turns": (  # as Gemma
