@@ -79,7 +79,7 @@ class Evidence:
     in ``verify.Verdict``. ``next_distribution``: the one that the round's last token was drawn
     from, None if the output stopped at an accepted token. Nothing after a stop is included.
 
-    ``top_ids[i]`` and ``top_logits[i]`` (k,): the target's k likeliest ids there before sampling,
+    ``top_ids[i]`` (k,), ``top_logits[i]`` (k,): the target's k likeliest ids there before sampling,
     the best first; k: the larger ``top_ids_wanted`` of shortlist and learner. ``draft_hidden[i]``
     (D,): the state it was drafted from, or, after an accepted path, computed from the target's."""
 

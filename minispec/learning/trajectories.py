@@ -25,9 +25,9 @@ class Trajectories:
     """B trajectories of G steps over C + G - 1 positions, the last G of them in order.
 
     ``ids`` (B, C + G - 1): the token after each position; ``aux_hidden_states`` (B, C, n_aux * D)
-    of the first C; ``valid`` (B, C): False before the text's first position; ``top_ids`` and
-    ``top_logits`` (B, G, k): the target's at each step; ``labels`` (B,): the column of the first
-    step's token; ``known`` (B, G): False beyond the end of the text.
+    of the first C; ``valid`` (B, C): False before the text's first position; ``top_ids`` (B, G, k)
+    and ``top_logits`` (B, G, k): the target's at each step; ``labels`` (B,): the column of the
+    first step's token; ``known`` (B, G): False beyond the end of the text.
     """
 
     ids: Tensor

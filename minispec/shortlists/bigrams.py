@@ -87,7 +87,7 @@ def build_graph(
     min_weight: float = MIN_WEIGHT,
     max_successors: int = MAX_SUCCESSORS,
 ) -> BigramGraph:
-    """The graph of counted pairs, as ``count_bigrams`` returns them.
+    """The graph of counted pairs: ``pairs`` (n,) and ``counts`` (n,) of ``count_bigrams``.
 
     An edge has a count of at least ``min_count`` and a weight of at least ``min_weight``; of each
     id the ``max_successors`` heaviest are kept, ties to the lower id. Weights are relative to all

@@ -31,7 +31,7 @@ Function = ast.FunctionDef
 _TENSOR = re.compile(r"\b(Tensor|Ids|Rows|ndarray|NDArray)\b")
 _NAMED = re.compile(r"\b(Mapping|dict|Callable|Iterator|Iterable|Type|type)\[")
 _TWO = re.compile(r"\w`* and `*\w+`* \((?=[\w+*/., -]*\))")  # keys and values (B, T, kv, hw)
-_SHAPE = re.compile(r"\bscalar\b|\((?:\.\.\.|[\w+*/ .-]+,(?: ?[\w+*/ .-]+,?)*)\)")
+_SHAPE = re.compile(r"\bscalar\b|\((?:\.\.\.|[\w+*/ .-]+,[\w+*/ .,-]*)\)")
 
 
 @dataclass
