@@ -37,7 +37,7 @@ _HEADER = (
 # What is not the method itself: models, files, text, proofs, tools and rivals.
 ASIDE = (
     "models/", "io/", "text/", "certificate/", "tools/", "shortlists/microspec.py",
-    "shortlists/dynaspec.py", "__main__.py",
+    "shortlists/dynaspec.py", "shortlists/lowrank.py", "__main__.py",
 )  # fmt: skip
 _NO_CODE = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,

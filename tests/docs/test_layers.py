@@ -68,7 +68,7 @@ ROOMS = {
         "minispec.io.adapter_file", "minispec.io.bigram_file", "minispec.io.lowrank_file",
     ],
     "Fast paths": [
-        "fastpath", "fastpath.scores", "fastpath.static_shapes",
+        "fastpath", "fastpath.background", "fastpath.scores", "fastpath.static_shapes",
         "fastpath.cpu", "fastpath.cpu.process",
         "fastpath.cpu.dots", "fastpath.cpu.blend", "fastpath.cpu.exponential",
         "fastpath.cpu.kernels", "fastpath.cpu.attention", "fastpath.cpu.ranks",
