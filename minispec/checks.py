@@ -27,7 +27,7 @@ _PARTS = {
 
 
 def to_int(value: Any, name: str) -> int:
-    """A whole number; True and False are not numbers here."""
+    """A whole number; True and False are not numbers here. Raises ArgumentError."""
     if not isinstance(value, bool):
         with suppress(TypeError, RuntimeError):
             return operator.index(value)  # also of numpy's integers and of integer tensors
@@ -35,7 +35,7 @@ def to_int(value: Any, name: str) -> int:
 
 
 def to_real(value: Any, name: str) -> Any:
-    """A real number, or a tensor of one; the caller checks its range."""
+    """A real number, or a tensor of one; the caller checks its range. Raises ArgumentError."""
     if hasattr(value, "item") and getattr(value, "size", None) is not None:
         with suppress(RuntimeError, ValueError):
             value = value.item()  # of numpy or torch
@@ -45,21 +45,21 @@ def to_real(value: Any, name: str) -> Any:
 
 
 def to_flag(value: Any, name: str) -> bool:
-    """True or False."""
+    """True or False. Raises ArgumentError."""
     if isinstance(value, bool):
         return value
     raise ArgumentError(f"{name} must be True or False, not {describe(value)}")
 
 
 def to_text(value: Any, name: str) -> str:
-    """A text."""
+    """A text. Raises ArgumentError."""
     if isinstance(value, str):
         return value
     raise ArgumentError(f"{name} must be a text, not {describe(value)}")
 
 
 def to_texts(value: Any, name: str) -> tuple[str, ...]:
-    """One text or several."""
+    """One text or several. Raises ArgumentError."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, Iterable) or isinstance(value, bytes):
@@ -68,14 +68,15 @@ def to_texts(value: Any, name: str) -> tuple[str, ...]:
 
 
 def to_path(value: Any, name: str) -> Path:
-    """A path, given as text or as one."""
+    """A path, given as text or as one. Raises ArgumentError."""
     if isinstance(value, str | Path):
         return Path(value)
     raise ArgumentError(f"{name} must be a path, not {describe(value)}")
 
 
 def to_ids(value: Any, name: str) -> list[int]:
-    """Token ids: a sequence of whole numbers, or an array or tensor (T,) or (1, T) of them."""
+    """Token ids: a sequence of whole numbers, or an array or tensor (T,) or (1, T) of them.
+    Raises ArgumentError."""
     if isinstance(value, str | bytes | Path):
         raise ArgumentError(
             f"{name} is {describe(value)} where token ids are needed: use tokenizer.encode(text)"
@@ -91,14 +92,14 @@ def to_ids(value: Any, name: str) -> list[int]:
 
 
 def to_sequence(value: Any, name: str) -> Iterable[Any]:
-    """Several values in an order; a text is one value."""
+    """Several values in an order; a text is one value. Raises ArgumentError."""
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set):
         return value
     raise ArgumentError(f"{name} must be a sequence, not {describe(value)}")
 
 
 def to_dict(value: Any, name: str) -> dict[Any, Any]:
-    """A mapping, or its pairs."""
+    """A mapping, or its pairs. Raises ArgumentError."""
     try:
         return dict(value)
     except (TypeError, ValueError):

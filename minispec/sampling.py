@@ -94,8 +94,8 @@ class Sampling(LogitsProcessor):
         return self.shape(self.process(logits, ids, history), ids)
 
     def process(self, logits: Tensor, ids: Tensor, history: History | None) -> Tensor:
-        """The logits (K,) changed as ``LogitsProcessor`` does, in float32 or better; the same
-        tensor if nothing is to be changed."""
+        """logits (K,), ids (K,) -> logits (K,) changed as ``LogitsProcessor`` does, in float32 or
+        better; the same tensor if nothing is to be changed."""
         if not self.changes_logits:
             return logits
         return super().process(_upcast(logits), ids, history)

@@ -122,11 +122,13 @@ class CheckedLearner:
         return getattr(self._learner, name)
 
     def start(self, continued: bool) -> None:
+        """As ``Learner.start``."""
         self._history.reset()
         self._calls.clear()
         self._learner.start(continued)
 
     def adjust_logits(self, logits: Tensor, ids: Tensor, context: Context, sampling: Any) -> Tensor:
+        """Logits (K,) over ids (K,) -> logits (K,), as ``Learner.adjust_logits``."""
         if not self._calls:
             self._weights = self._copy_weights()
         arguments = logits.clone(), ids.clone(), context, sampling
@@ -146,6 +148,7 @@ class CheckedLearner:
         return adjusted
 
     def observe(self, finished: Round) -> LearnerUpdate:
+        """As ``Learner.observe``."""
         repeated = [
             self._learner.adjust_logits(logits.clone(), ids.clone(), context, sampling).tolist()
             for (logits, ids, context, sampling), _ in self._calls

@@ -220,7 +220,7 @@ def _check_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether all numbers are finite, in float32 too, in which most models run."""
+    """Whether all numbers (...) are finite, in float32 too, in which most models run."""
     # One pass without copies, unlike isfinite(): a NaN becomes the minimum and maximum.
     # (torch has no aminmax() for eight bits.)
     values = values.float() if values.element_size() == 1 else values

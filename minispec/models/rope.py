@@ -37,7 +37,7 @@ class RopeScaling:
             )
 
     def scale(self, frequencies: Tensor) -> Tensor:
-        """frequencies (head_dim / 2,) -> those of the longer context."""
+        """frequencies (head_dim / 2,) -> those of the longer context (head_dim / 2,)."""
         wavelengths = 2 * torch.pi / frequencies
         periods = self.original_max_position_embeddings / wavelengths  # within the old context
         blend = (periods - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
@@ -58,7 +58,7 @@ class FrequencyFactors:
             _check_positive("rope factor", factor)
 
     def scale(self, frequencies: Tensor) -> Tensor:
-        """frequencies (head_dim / 2,) -> those of the longer context."""
+        """frequencies (head_dim / 2,) -> those of the longer context (head_dim / 2,)."""
         return frequencies / torch.tensor(self.factors, dtype=frequencies.dtype, device="cpu")
 
 

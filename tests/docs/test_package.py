@@ -112,12 +112,13 @@ def test_metadata(installed: Path) -> None:
     assert (about["Name"], about["Version"]) == ("minispec-decoding", "0.1.0")
     assert about["Requires-Python"] == ">=3.11"
     assert about["License-Expression"] == "Apache-2.0 AND LicenseRef-Gemma"
-    extras = {"report", "train", "cuda", "dev", "docs", "bench"}
+    extras = {"report", "train", "hnsw", "cuda", "dev", "docs", "bench"}
     assert set(about.get_all("Provides-Extra", [])) == extras
     requirements = [*map(Requirement, found.requires or ())]
     core = {wants.name for wants in requirements if not wants.marker}
     assert core == {
-        "torch", "numpy", "numba", "msgspec", "safetensors", "gguf", "tiktoken", "sentencepiece",
+        "torch", "numpy", "numba", "msgspec", "tokenizers", "jinja2",
+        "safetensors", "gguf", "tiktoken", "sentencepiece",
         "platformdirs", "tqdm",
     }  # fmt: skip
     [torch] = [wants for wants in requirements if wants.name == "torch"]

@@ -217,13 +217,13 @@ def record_distributions(
 
 
 def test_records_check_detects_distributions_in_buffer(monkeypatch):
-    buffer, distribution = torch.zeros(VOCAB_SIZE), Sampling.distribution
+    buffer, shape = torch.zeros(VOCAB_SIZE), Sampling.shape
 
     def compute_into_buffer(self: Sampling, logits: Tensor, ids: Tensor) -> Distribution:
-        fresh = distribution(self, logits, ids)
+        fresh = shape(self, logits, ids)
         return replace(fresh, probs=buffer[: len(ids)].copy_(fresh.probs))
 
-    monkeypatch.setattr(sampling.Sampling, "distribution", compute_into_buffer)
+    monkeypatch.setattr(sampling.Sampling, "shape", compute_into_buffer)
     records = Records()
     with pytest.raises(Exception, match=r"changed after they were made|probability 0"):
         run(reference_pair(), records)

@@ -140,7 +140,7 @@ def test_speculative_accepts_any_object_with_the_members_of_the_protocol() -> No
         assert finished.rows_probed == 2 * len(finished.shortlist_sizes)
 
 
-@pytest.mark.parametrize("method", ["evospec@40", "evospec@0.1", "lowrank@40", "evospec"])
+@pytest.mark.parametrize("method", ["evospec@40", "evospec@0.1", "evospec"])
 def test_generate_gives_the_greedy_text_with_any_shortlist(
     tiny: Tiny, index: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

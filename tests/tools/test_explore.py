@@ -49,7 +49,7 @@ def settings(tiny: Tiny, *names: str, gamma: int = 2, **changes: Any) -> Setting
 
 
 NAMES = (
-    "autoregressive", "full", "frspec@120:RANKING", "evospec@90:RANKING", "dynaspec@90:RANKING",
+    "autoregressive", "full", "frspec@120:RANKING", "evospec@90:RANKING", "microspec",
 )  # fmt: skip
 
 

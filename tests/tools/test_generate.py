@@ -26,7 +26,7 @@ from minispec.io.index_file import write_index
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.cli import main
 from minispec.tools.data import ranking
-from minispec.tools.evaluation import assembly, methods
+from minispec.tools.evaluation import assembly
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.models import pretrained
 from minispec.tools.reporting.colours import FATES
@@ -436,14 +436,14 @@ def test_generate_defaults_to_the_best_method_that_the_model_has(
     monkeypatch.setattr(pretrained, "load", lambda name, *options: replace(model, name=name))
     monkeypatch.setattr(draft_file, "find_draft", lambda model: tiny.draft_path)
     monkeypatch.setattr(ranking, "find_shipped_ranking", lambda model, name: tiny.ranking(name))
-    monkeypatch.setattr(methods, "find_artifact", lambda model, name: index)
+    monkeypatch.setattr(assembly, "find_artifact", lambda model, name: index)
     monkeypatch.setattr(index_file, "find_artifact", lambda model, name: index)
     answer = ask_json(ask, "--model", "smollm2")
     assert (answer["model"], answer["method"], answer["budget"]) == ("smollm2", "evospec", 10)
     assert answer["tau"] > 1
     assert ask_json(ask, "--model", "smollm2", "--adapt")["method"] == "evospec+adapt"
     # Without an index, without rankings too, and without a draft.
-    monkeypatch.setattr(methods, "find_artifact", lambda model, name: None)
+    monkeypatch.setattr(assembly, "find_artifact", lambda model, name: None)
     answer = ask_json(ask, "--model", "smollm2")
     assert (answer["method"], answer["budget"]) == ("frspec", 80)
     assert ask_json(ask, "--model", "smollm2", "--index", str(index))["method"] == "evospec"

@@ -85,7 +85,7 @@ def test_build_decoder_decodes_as_plainly_with_every_method(
     texts = []
     for method in ("autoregressive", f"{spelled}+adapt:paper"):
         name, _, learning = method.partition("+")
-        if "@" in name and not name.startswith("microspec"):
+        if name.startswith("evospec-paper"):
             name += f":{tiny.ranking('general')}"
         method = Method.parse(f"{name}{learning and '+'}{learning}")
         decode = build_decoder(method, model, tiny.draft, None, **options)

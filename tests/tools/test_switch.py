@@ -322,9 +322,9 @@ def test_audit_compares_each_answer_in_its_own_context(
     audited: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     real = audit.audit
 
-    def record(target: Any, ids: Any, plain: Any, other: Any, gap: float) -> str:
+    def record(target: Any, ids: Any, plain: Any, *others: Any) -> str:
         audited.append((tuple(ids), tuple(plain)))
-        return real(target, ids, plain, other, gap)
+        return real(target, ids, plain, *others)
 
     monkeypatch.setattr(audit, "audit", record)
     real_builder = compare.build_decoder

@@ -84,9 +84,14 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
         return plugins.build_part("shortlist", method.part, inputs, method.name, **given)
     if method.name == "microspec":
         return MicroSpecShortlist(size, int(method.ids(size) or 1))
+    eos_ids = model.tokenizer.eos_ids
+    rows = model.reference.head.weight.cpu()  # shortlists are on the CPU, as are distributions
+    if method.name == "lowrank":
+        count = method.ids(size) or 1
+        return LowRankShortlist(rows, count, eos_ids, shortlist_files.read_factors(model))
     if name is None:
         return FullShortlist(size)
-    (ids, file), eos_ids = shortlist_files.read_ranking(model, name), model.tokenizer.eos_ids
+    ids, file = shortlist_files.read_ranking(model, name)
     budget = method.ids(size)
     assert budget is not None  # a method with a ranking has one
     if budget > len(ids):
@@ -99,12 +104,9 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
         return FRSpecShortlist(ids, budget, () if whole else eos_ids)
     if method.name == "evospec-paper":
         return _build_paper_shortlist(method, model, ids, budget)
-    rows = model.reference.head.weight.cpu()  # shortlists are on the CPU, as are distributions
     if method.name == "evospec":
         clusters = shortlist_files.read_clusters(model)
         return EvoSpecShortlist(ids, budget, eos_ids, clusters, rows)
-    if method.name == "lowrank":
-        return LowRankShortlist(rows, budget, eos_ids, shortlist_files.read_factors(model))
     clusters, router = shortlist_files.read_router(model)
     return DynaSpecShortlist(ids, budget, eos_ids, clusters, router.to(rows.dtype))
 

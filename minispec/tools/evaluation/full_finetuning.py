@@ -73,7 +73,7 @@ class FullFinetuningLearner:
     ``full_distributions`` it learns from complete distributions instead of their top k.
     """
 
-    invalidates_cache = True
+    invalidates_cache, top_ids_wanted = True, 0
 
     def __init__(
         self, draft: EagleDraft, config: LearnerConfig, *, full_distributions: bool = False

@@ -66,9 +66,12 @@ class Method:
             window = _parse_budget(budget) if at else microspec.WINDOW
             return Method(name, window, spelled=text if at else name)
         share = _SHARES[name]
+        if colon and name in ("microspec", "lowrank"):
+            raise ArgumentError(f"method {name} takes no ranking: {text!r}")
+        if name == "lowrank":
+            return Method(name, _parse_budget(budget) if at else share, spelled=text)
         if share is None and (at or colon):
-            both = "no ranking" if name == "microspec" else "neither a budget nor a ranking"
-            raise ArgumentError(f"method {name} takes {both}: {text!r}")
+            raise ArgumentError(f"method {name} takes neither a budget nor a ranking: {text!r}")
         if colon and not ranking_name:
             raise ArgumentError(f"method {text!r} names no ranking after the colon")
         if share is None:

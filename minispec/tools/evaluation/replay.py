@@ -120,6 +120,7 @@ class RecordingShortlist(BaseShortlist):
         self.name, self.budget, self.per_round = inner.name, inner.budget, inner.per_round
         if isinstance(inner, BaseShortlist):
             self.rows_probed, self.part_names = inner.rows_probed, inner.part_names
+            self.top_ids_wanted = inner.top_ids_wanted
         self.steps: list[Step] = []
 
     def select(self, context: Context) -> Tensor:
@@ -132,6 +133,10 @@ class RecordingShortlist(BaseShortlist):
 
     def explain(self, context: Context) -> Mapping[str, Tensor]:
         return self._inner.explain(context) if isinstance(self._inner, BaseShortlist) else {}
+
+    def on_prefill(self, tokens: Sequence[int], top_ids: Tensor) -> None:
+        if isinstance(self._inner, BaseShortlist):
+            self._inner.on_prefill(tokens, top_ids)
 
     def observe(self, finished: Round) -> None:
         self._inner.observe(finished)

@@ -162,6 +162,7 @@ class _AlteredShortlist(BaseShortlist):
     ) -> None:
         self.name, self.budget = inner.name, inner.budget
         self.per_round = inner.per_round if per_round is None else per_round
+        self.top_ids_wanted = inner.top_ids_wanted
         self._fill = ranked[: inner.budget]
         self._inner, self._parts, self._learns = inner, parts, learns
 
@@ -173,6 +174,9 @@ class _AlteredShortlist(BaseShortlist):
         size = sum(len(ids) for ids in by_part.values())  # as large as the original
         fill = self._fill[~torch.isin(self._fill, kept)][: size - len(kept)]
         return torch.cat((kept, fill)).sort().values  # (K,)
+
+    def on_prefill(self, tokens: Sequence[int], top_ids: Tensor) -> None:
+        self._inner.on_prefill(tokens, top_ids)
 
     def observe(self, finished: Round) -> None:
         if self._learns:

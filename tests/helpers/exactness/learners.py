@@ -46,8 +46,8 @@ def build_learner(models: ToyModels) -> OnlineLearner:
 
 
 def build_paper_learner(models: ToyModels) -> PaperLearner:
-    """One trajectory of two steps is enough for an update."""
-    config = PaperConfig(rank=1, learning_rate=0.5, steps=2, top_k=3, samples=1)
+    """One trajectory of one step is enough for an update: outputs are too short for more."""
+    config = PaperConfig(rank=1, learning_rate=0.5, steps=1, top_k=3, samples=1)
     return PaperLearner(build_layer(models), config)
 
 

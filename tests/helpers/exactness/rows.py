@@ -28,7 +28,7 @@ FEW_CASES = [GRID[seed] for seed in (2, 3, 8, 9, 12, 18, 19, 20, 21, 26)]
 MORE_CASES = [c for c in GRID if c in FEW_CASES or c.seed % 2 == 0 or c.seed == 13]
 # Shortlists that learn from rejected drafts, and cases long enough that the same text is reached
 # after different rejections, with different shortlists.
-LEARNING_SHORTLISTS = ("history", "statistical", "evospec", "evospec, each step", "evospec-paper")
+LEARNING_SHORTLISTS = ("history", "statistical", "evospec", "evospec, each step")
 LONG_CASES = (Case(100, 4, 1, 5), Case(105, 4, 1, 5))
 
 
