@@ -51,12 +51,12 @@ def _decode(delay, **options):
 
 
 @pytest.mark.parametrize("delay", [1, 2, 4])
-def test_background_runner_gives_the_lists_of_the_reference(delay):
+def test_background_runner_gives_the_ids_of_the_reference(delay):
     reference = _decode(delay)
     _THREADS.clear()
     assert _decode(delay, run=BackgroundRunner()) == reference
     assert threading.get_ident() not in _THREADS
-    assert len({str(ids) for finished in reference for ids in finished}) > 3  # the lists change
+    assert len({str(ids) for finished in reference for ids in finished}) > 3  # they change
 
 
 def test_background_runner_raises_what_was_raised():

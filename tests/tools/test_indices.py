@@ -19,7 +19,7 @@ from minispec.tools.evaluation.assembly import build_decoder, build_shortlist
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.models import hnsw_cache
 
-TEXT = "the river came to the town and the town came to the river. " * 20
+TEXT = "the road came to the town and the town came to the road. " * 20
 
 
 @pytest.fixture(scope="module")
