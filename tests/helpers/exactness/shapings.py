@@ -119,15 +119,17 @@ SHAPING_KEYS = [(verifier, shaping) for verifier in VERIFIERS for shaping in SHA
 def compute_shaping_row(key: tuple[str, str]) -> dict[str, Any]:
     """A row of the certificate as JSON: chains in float64 with the production ``Sampling`` against
     plain decoding in fractions, and shorter outputs in fractions alone. All chains are walked token
-    by token; as a block only those of several shapings, which have few branches."""
+    by token; as a block only those of several shapings that exclude ids: they have few branches."""
     verifier, shaping = key
     sampling, started, worst = SHAPINGS[shaping], time.perf_counter(), 0.0
-    cases = CHAIN_CASES if verifier == "token" or shaping in TOGETHER else CHAIN_CASES[:4]
+    excludes = sampling.temperature == 0 or sampling.min_p > 0 or sampling.top_p < 1
+    few_branches = shaping in TOGETHER and excludes
+    cases = CHAIN_CASES if verifier == "token" or few_branches else CHAIN_CASES[:4]
     for case in cases:
         decode = decode_with(FullShortlist, VERIFIERS[verifier])
         worst = max(worst, shaping_distance(decode, sampling, case, "float64"))
     decode = decode_with(ChangingShortlist, VERIFIERS[verifier])
-    exact = certify_decoding(decode, sampling, SQUARE_CASES[: 4 if shaping in TOGETHER else 3])
+    exact = certify_decoding(decode, sampling, SQUARE_CASES[: 4 if few_branches else 3])
     return {
         "verifier": verifier,
         "shaping": shaping,
