@@ -50,33 +50,30 @@ def leave_out(name: str, sampling: Sampling, affects: Affects) -> Callable[[Any]
     return lambda right: PartlyShaped(right, replace(sampling, **{name: neutral}), affects)
 
 
-@plant(12, "the bonus token is drawn without top-p", "public implementations")
-def _() -> Any:
+def draw_bonus_without_top_p(least_rows: int) -> Any:
+    """A patch: the last row of a pass of at least so many rows is shaped without top-p."""
     right = Sampling.target_distributions
 
     def shape_last_otherwise(
         self: Sampling, head: Head, hidden: torch.Tensor, history: History | None = None
     ) -> list[Distribution]:
         rows = right(self, head, hidden, history)
+        if len(rows) < least_rows:
+            return rows
         return [*rows[:-1], right(replace(self, top_p=1.0), head, hidden, history)[-1]]
 
-    with patch_attribute(Sampling, "target_distributions", shape_last_otherwise):
+    return patch_attribute(Sampling, "target_distributions", shape_last_otherwise)
+
+
+@plant(12, "the bonus token is drawn without top-p", "public implementations")
+def _() -> Any:
+    with draw_bonus_without_top_p(1):
         return measure_defect(lambda right: right, ALONE["top_p"], SHORT_CHAINS)
 
 
 @plant(12, "the bonus token is drawn without top-p, from five rows on")
 def _() -> Any:
-    right = Sampling.target_distributions
-
-    def shape_last_otherwise(
-        self: Sampling, head: Head, hidden: torch.Tensor, history: History | None = None
-    ) -> list[Distribution]:
-        rows = right(self, head, hidden, history)
-        if len(rows) < 5:
-            return rows
-        return [*rows[:-1], right(replace(self, top_p=1.0), head, hidden, history)[-1]]
-
-    with patch_attribute(Sampling, "target_distributions", shape_last_otherwise):
+    with draw_bonus_without_top_p(5):
         return measure_defect(lambda right: right, ALONE["top_p"], LONG_CHAINS)
 
 
