@@ -222,15 +222,16 @@ def _prefill_prompt(
     ranked: RankedHead | None,
 ) -> None:
     """Process a prompt except for its last token, which the first round scores."""
+    reader = drafter.reader if drafter and ranked else None
     top_ids = [_NO_TOP[0]]
     for features in prefill(target, tokens[:-1], cache):
         if drafter:
             start, end = cache.length - len(features.aux_hidden_states), cache.length
             drafter.resync(torch.tensor(tokens[start + 1 : end + 1]), features.aux_hidden_states)
-        if ranked:
+        if reader and ranked:
             top_ids.append(ranked.rank(features.hidden)[0])
-    if drafter:
-        drafter.on_prefill(tokens, torch.cat(top_ids[1:] or top_ids))
+    if reader:
+        reader.on_prefill(tokens, torch.cat(top_ids[1:] or top_ids)[:, : reader.top_ids_wanted])
 
 
 def _summarize(

@@ -63,10 +63,13 @@ class Drafter:
         ours = shortlist.top_ids_wanted if isinstance(shortlist, BaseShortlist) else 0
         return max(ours, self.learner.top_ids_wanted if self.learner else 0)
 
-    def on_prefill(self, tokens: Sequence[int], top_ids: Tensor) -> None:
-        """Show the shortlist a prompt and the target's likeliest ids (T, k) after its tokens."""
-        if isinstance(self.shortlist, BaseShortlist) and self.shortlist.top_ids_wanted:
-            self.shortlist.on_prefill(tokens, top_ids[:, : self.shortlist.top_ids_wanted])
+    @property
+    def reader(self) -> BaseShortlist | None:
+        """The shortlist if it is to be shown the prompt (``BaseShortlist.on_prefill``)."""
+        shortlist = self.shortlist
+        return (
+            shortlist if isinstance(shortlist, BaseShortlist) and shortlist.reads_prompt else None
+        )
 
     def hidden_states(self, count: int) -> Tensor:
         """The hidden states (n, D) that the first ``count`` tokens of the round were predicted

@@ -228,6 +228,7 @@ class BaseShortlist:
     rows_probed: int = 0  # rows of D numbers that one ``select`` reads beside the K head rows
     part_names: tuple[str, ...] = ()  # the keys of ``explain``, () for ids of a single origin
     top_ids_wanted: int = 0  # the target's likeliest ids that ``on_prefill`` and ``observe`` need
+    reads_prompt: bool = False  # whether ``on_prefill`` is called: it costs a head over the prompt
 
     def select(self, context: Context) -> Tensor:
         """ids (K,), as ``Shortlist.select``."""
@@ -238,8 +239,7 @@ class BaseShortlist:
         return {}
 
     def on_prefill(self, tokens: Sequence[int], top_ids: Tensor) -> None:
-        """Take a prompt and the target's likeliest ids (T, k) after each of its tokens but the
-        last, if ``top_ids_wanted``. Nothing to learn."""
+        """Take a prompt, and the target's likeliest ids (T, k) after its tokens but the last."""
 
     def observe(self, finished: Round) -> None:
         """Nothing to learn."""

@@ -74,6 +74,7 @@ class CheckedShortlist(BaseShortlist):
         self.per_round = shortlist.per_round
         if isinstance(shortlist, BaseShortlist):
             self.rows_probed, self.top_ids_wanted = shortlist.rows_probed, shortlist.top_ids_wanted
+            self.reads_prompt = shortlist.reads_prompt
 
     def select(self, context: Context) -> Tensor:
         first = self._shortlist.select(context)

@@ -29,7 +29,7 @@ class MicroSpecShortlist(BaseShortlist):
     """The distinct ids among the last of a stream."""
 
     name = "microspec"
-    per_round = True
+    per_round = reads_prompt = True
     top_ids_wanted = 3  # the paper's K_pre and K_ver
 
     def __init__(self, vocab_size: int, window: int = WINDOW) -> None:

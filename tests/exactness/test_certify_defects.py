@@ -57,7 +57,7 @@ def test_certify_shows_a_shortlist_the_ids_that_it_asks_for() -> None:
     seen = set()
 
     class Watching(OneId):
-        top_ids_wanted = 2
+        top_ids_wanted, reads_prompt = 2, True
 
         def on_prefill(self, tokens: Any, top_ids: Any) -> None:
             seen.add(("prefill", top_ids.shape[-1]))

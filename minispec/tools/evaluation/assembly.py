@@ -76,7 +76,7 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
             "eos_ids": lambda: model.tokenizer.eos_ids,
             "ranking": lambda: shortlist_files.read_ranking(model, RANKING)[0],
             "clusters": lambda: shortlist_files.read_clusters(model),
-            "rows": lambda: model.reference.head.weight.cpu(),
+            "rows": lambda: _cpu_rows(model),
             "tokenizer": lambda: model.tokenizer,
             "model": lambda: model,
         }
@@ -85,10 +85,9 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
     if method.name == "microspec":
         return MicroSpecShortlist(size, int(method.ids(size) or 1))
     eos_ids = model.tokenizer.eos_ids
-    rows = model.reference.head.weight.cpu()  # shortlists are on the CPU, as are distributions
     if method.name == "lowrank":
-        count = method.ids(size) or 1
-        return LowRankShortlist(rows, count, eos_ids, shortlist_files.read_factors(model))
+        factors, count = shortlist_files.read_factors(model), method.ids(size) or 1
+        return LowRankShortlist(_cpu_rows(model), count, eos_ids, factors)
     if name is None:
         return FullShortlist(size)
     ids, file = shortlist_files.read_ranking(model, name)
@@ -106,9 +105,15 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
         return _build_paper_shortlist(method, model, ids, budget)
     if method.name == "evospec":
         clusters = shortlist_files.read_clusters(model)
-        return EvoSpecShortlist(ids, budget, eos_ids, clusters, rows)
+        return EvoSpecShortlist(ids, budget, eos_ids, clusters, _cpu_rows(model))
     clusters, router = shortlist_files.read_router(model)
-    return DynaSpecShortlist(ids, budget, eos_ids, clusters, router.to(rows.dtype))
+    dtype = model.reference.head.weight.dtype
+    return DynaSpecShortlist(ids, budget, eos_ids, clusters, router.to(dtype))
+
+
+def _cpu_rows(model: Pretrained) -> Tensor:
+    """The LM head's rows (V, D) on the CPU, where shortlists are, as are distributions."""
+    return model.reference.head.weight.cpu()
 
 
 def _build_paper_shortlist(
@@ -120,7 +125,7 @@ def _build_paper_shortlist(
             f"core {core} and buffer {buffer} of {method} exceed the vocabulary of {size} ids"
         )
     graph = shortlist_files.read_bigrams(model)
-    rows = load_hnsw(model.reference.head.weight.cpu(), model.fingerprint)
+    rows = load_hnsw(_cpu_rows(model), model.fingerprint)
     return EvoSpecPaperShortlist(ids, core, model.tokenizer.eos_ids, rows, graph, buffer=buffer)
 
 

@@ -62,14 +62,12 @@ class Method:
         name, at, budget = head.partition("@")
         if name not in NAMES:
             return _parse_own(text, name)
-        if name == "microspec" and not colon:
-            window = _parse_budget(budget) if at else microspec.WINDOW
-            return Method(name, window, spelled=text if at else name)
         share = _SHARES[name]
-        if colon and name in ("microspec", "lowrank"):
-            raise ArgumentError(f"method {name} takes no ranking: {text!r}")
-        if name == "lowrank":
-            return Method(name, _parse_budget(budget) if at else share, spelled=text)
+        if name in ("microspec", "lowrank"):
+            if colon:
+                raise ArgumentError(f"method {name} takes no ranking: {text!r}")
+            default = microspec.WINDOW if name == "microspec" else share
+            return Method(name, _parse_budget(budget) if at else default, spelled=text)
         if share is None and (at or colon):
             raise ArgumentError(f"method {name} takes neither a budget nor a ranking: {text!r}")
         if colon and not ranking_name:

@@ -120,7 +120,7 @@ class RecordingShortlist(BaseShortlist):
         self.name, self.budget, self.per_round = inner.name, inner.budget, inner.per_round
         if isinstance(inner, BaseShortlist):
             self.rows_probed, self.part_names = inner.rows_probed, inner.part_names
-            self.top_ids_wanted = inner.top_ids_wanted
+            self.top_ids_wanted, self.reads_prompt = inner.top_ids_wanted, inner.reads_prompt
         self.steps: list[Step] = []
 
     def select(self, context: Context) -> Tensor:

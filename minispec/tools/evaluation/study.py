@@ -162,7 +162,7 @@ class _AlteredShortlist(BaseShortlist):
     ) -> None:
         self.name, self.budget = inner.name, inner.budget
         self.per_round = inner.per_round if per_round is None else per_round
-        self.top_ids_wanted = inner.top_ids_wanted
+        self.top_ids_wanted, self.reads_prompt = inner.top_ids_wanted, inner.reads_prompt
         self._fill = ranked[: inner.budget]
         self._inner, self._parts, self._learns = inner, parts, learns
 

@@ -36,7 +36,7 @@ def decode_candidates(shortlist: ShortlistFactory) -> Decoding:
         candidates.reset()
         wanted = candidates.top_ids_wanted if isinstance(candidates, BaseShortlist) else 0
         ranked = RankedHead(head, max(1, wanted))
-        if wanted:
+        if isinstance(candidates, BaseShortlist) and candidates.reads_prompt:
             prefix = torch.stack([models.target.logits_after(tuple(case.prompt[:-1]))])
             candidates.on_prefill(case.prompt, ranked.rank(prefix)[0])
         output = Output(case.stop, None, case.max_new_tokens)
