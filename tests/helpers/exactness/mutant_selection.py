@@ -30,7 +30,8 @@ _CACHES = [
 
 _LEARNING = [
     "learning/test_hooks.py", "learning/test_learner.py", "learning/test_lora.py",
-    "learning/test_replay_buffer.py", "learning/test_recorder.py", "exactness/test_health.py",
+    "learning/test_replay_buffer.py", "learning/test_recorder.py", "learning/test_horizon.py",
+    "exactness/test_health.py",
 ]  # fmt: skip
 _HEADS = ["models/test_heads.py"]
 
@@ -64,6 +65,14 @@ SELECTION = {
     "minispec/shortlists/semantic": ["shortlists/test_semantic.py", *_SHORTLIST],
     "minispec/shortlists/statistical": ["shortlists/test_statistical.py", *_SHORTLIST],
     "minispec/shortlists/evospec": ["shortlists/test_evospec.py", *_SHORTLIST],
+    "minispec/shortlists/arc": ["shortlists/test_arc.py", "shortlists/test_evospec_paper.py"],
+    "minispec/shortlists/bigrams": [
+        "shortlists/test_bigrams.py", "shortlists/test_evospec_paper.py", "io/test_bigram_file.py",
+    ],
+    "minispec/shortlists/hnsw": ["shortlists/test_hnsw.py", "shortlists/test_evospec_paper.py"],
+    "minispec/shortlists/evospec_paper": ["shortlists/test_evospec_paper.py", *_SHORTLIST],
+    "minispec/shortlists/lowrank": ["shortlists/test_lowrank.py", *_SHORTLIST],
+    "minispec/ranked_head": [*_HEADS, "models/test_eagle_draft.py", "core/test_verify.py"],
     "minispec/io/index_file": [
         "io/test_index_file.py", "shortlists/test_dynaspec.py", "shortlists/test_shortlists.py",
     ],
@@ -72,6 +81,11 @@ SELECTION = {
     "minispec/learning/guard": _LEARNING,
     "minispec/learning/retrieval_learner": _LEARNING,
     "minispec/learning/lora_learner": _LEARNING,
+    "minispec/learning/replay_buffer": _LEARNING,
+    "minispec/learning/retrieval": _LEARNING,
+    "minispec/learning/horizon": _LEARNING,
+    "minispec/learning/trajectories": _LEARNING,
+    "minispec/learning/paper_learner": _LEARNING,
     "minispec/models/kv_cache": [*_CACHES, "tools/test_batched_decode.py"],
     "minispec/models/eagle_draft": [
         *_CACHES, "exactness/test_health.py", "tools/test_train_draft.py",
