@@ -14,7 +14,7 @@ from typing import Any
 from minispec.checks import convert_fields, to_ids, to_int, to_texts
 from minispec.errors import ArgumentError
 from minispec.stream_decoder import StreamDecoder
-from minispec.types import Tokenizer
+from minispec.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

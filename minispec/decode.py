@@ -22,6 +22,7 @@ from minispec.propose import Drafter
 from minispec.ranked_head import RankedHead
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
+from minispec.tokenizer import Tokenizer
 from minispec.types import (
     Distribution,
     Draft,
@@ -33,7 +34,6 @@ from minispec.types import (
     Round,
     Shortlist,
     Target,
-    Tokenizer,
 )
 from minispec.verify import Verdict, Verifier, check_verdict, verify
 

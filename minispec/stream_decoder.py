@@ -6,14 +6,14 @@ Knows nothing of how text becomes ids.
 import codecs
 from collections.abc import Iterable
 
-from minispec.types import Tokenizer
+from minispec.tokenizer import Tokenizer
 
 
 class StreamDecoder:
     """Decodes ids as they arrive and never returns part of a character.
 
     However the ids are split over calls of ``feed``, the returned texts and ``flush`` together
-    equal ``decode`` of all ids. Works with any `types.Tokenizer`; if its ``leading_space`` is
+    equal ``decode`` of all ids. Works with any `Tokenizer`; if its ``leading_space`` is
     true, the space that ``encode`` puts before a text is dropped again.
     """
 

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minispec.errors import ArgumentError
+
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
@@ -62,10 +64,23 @@ class Context:
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """A chain of drafted tokens, each with the distribution it was *really* drawn from."""
+    """A tree of drafted tokens, the nodes, each with the distribution it was *really* drawn from,
+    or the point mass on it if it was picked.
+
+    ``parents[i]``: the index of node i's parent, an earlier node; -1 after the last emitted token.
+    Siblings are verified in the order of their indices, in which they were drawn. Not given: those
+    of a chain, (-1, 0, 1, ...). Raises ArgumentError on construction."""
 
     tokens: tuple[int, ...]
     draft_distributions: tuple[Distribution, ...]
+    parents: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        parents = self.parents or tuple(range(-1, len(self) - 1))
+        inside = all(-1 <= parent < node for node, parent in enumerate(parents))
+        if len(parents) != len(self) or not inside:
+            raise ArgumentError(f"parents {parents} of {len(self)} tokens are not earlier indices")
+        object.__setattr__(self, "parents", parents)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -78,6 +93,7 @@ class Evidence:
     ``target_distributions[i]``: p at the position of the round's ``tokens[i]``. ``acceptance``: as
     in ``verify.Verdict``. ``next_distribution``: the one that the round's last token was drawn
     from, None if the output stopped at an accepted token. Nothing after a stop is included.
+    ``proposal`` is the whole tree: ``tree.follow(proposal, path)`` has q where there is p.
 
     ``top_ids[i]`` (k,), ``top_logits[i]`` (k,): the target's k likeliest ids there before sampling,
     the best first; k: the larger ``top_ids_wanted`` of shortlist and learner. ``draft_hidden[i]``
@@ -98,11 +114,12 @@ class Round:
 
     ``tokens``: the emitted tokens, none after a stop. ``text``: the text they complete (text
     that may be the start of a stop string is held back). ``path``: indices of the accepted
-    tokens that were kept. ``proposed``: the drafted tokens. ``shortlist_sizes``: ids scored at
-    each draft step. ``seconds``: wall time by phase. ``stop``: why decoding ended, or None.
-    ``evidence``: always present for ``observe``, but returned to the caller only with ``trace``,
-    since it holds (gamma + 1) * V numbers. ``events``: counts, by name, of what a learner did.
-    ``rows_probed``: rows of D numbers read to select the ids, besides their own head rows."""
+    tokens that were kept, root to leaf. ``proposed``: the drafted tokens; ``parents``: as in
+    ``Proposal``. ``shortlist_sizes``: ids scored for each of them. ``seconds``: wall time by phase.
+    ``stop``: why decoding ended, or None. ``evidence``: always present for ``observe``, but
+    returned to the caller only with ``trace``, since it holds a distribution for each token.
+    ``events``: counts, by name, of what a learner did. ``rows_probed``: rows of D numbers read to
+    select the ids, besides their own head rows."""
 
     tokens: tuple[int, ...]
     text: str
@@ -114,6 +131,7 @@ class Round:
     evidence: Evidence | None = field(default=None, repr=False)
     events: Mapping[str, int] = field(default_factory=dict)
     rows_probed: int = 0
+    parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +186,10 @@ class Target(Protocol):
     def new_cache(self, capacity: int) -> Any:
         """An empty cache for at most ``capacity`` positions."""
 
-    def step(self, ids: Tensor, cache: Any) -> Features:
-        """Run ids (T,) after the cached positions. Chunks of any size give the same features."""
+    def step(self, ids: Tensor, cache: Any, parents: Sequence[int] | None = None) -> Features:
+        """Run ids (T,) after the cached positions. Chunks of any size give the same features.
+        ``parents`` (T,), as of a ``Proposal``: run a tree. Each token is at the position after its
+        parent, and attends to the cached positions, its ancestors and itself."""
 
 
 class Draft(Protocol):
@@ -187,8 +207,11 @@ class Draft(Protocol):
     def fuse(self, aux_hidden_states: Tensor) -> Tensor:
         """(T, n_aux * D) -> states (T, D)."""
 
-    def step(self, ids: Tensor, states: Tensor, cache: Any) -> Tensor:
-        """ids (T,), states (T, D) -> the draft's own states (T, D), before the final norm."""
+    def step(
+        self, ids: Tensor, states: Tensor, cache: Any, parents: Sequence[int] | None = None
+    ) -> Tensor:
+        """ids (T,), states (T, D) -> the draft's own states (T, D), before the final norm.
+        ``parents`` (N,): of a tree whose first N - T nodes are cached, the others run now."""
 
     def apply_final_norm(self, states: Tensor) -> Tensor:
         """States (..., D) -> hidden states (..., D), the input of the LM head."""
@@ -275,26 +298,3 @@ class Learner(Protocol):
 
     def observe(self, finished: Round) -> LearnerUpdate:
         """Learn from a finished round."""
-
-
-class Tokenizer(Protocol):
-    """Text <-> ids."""
-
-    vocab_size: int
-    eos_ids: tuple[int, ...]
-    bos_id: int | None  # the id that the model expects before a text, if any; never encoded
-    leading_space: bool  # whether ``encode`` puts a space before a text, which ``decode`` drops
-    fingerprint: str
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of a text; with ``special``, names of special tokens are encoded as such."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens have no text, invalid UTF-8 becomes U+FFFD."""
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token; b'' for special tokens."""
-
-    def chat(self, prompt: str, *, later: bool = False) -> list[int]:
-        """Ids of a user's message in the chat template, up to the answer's header. A ``later``
-        one begins with what ends the previous answer, its EOS included."""

@@ -24,7 +24,8 @@ from minispec.errors import ArgumentError
 from minispec.propose import CheckedSelections
 from minispec.sampling import Sampling, SeededRandom
 from minispec.stopwatch import Stopwatch
-from minispec.types import Context, Distribution, Evidence, Proposal, Round, Shortlist, Tokenizer
+from minispec.tokenizer import Tokenizer
+from minispec.types import Context, Distribution, Evidence, Proposal, Round, Shortlist
 
 
 def speculative(

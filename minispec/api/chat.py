@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from minispec.api.results import Output
 from minispec.checks import to_text
 from minispec.text.tokenizer import encode_prompt
+from minispec.tokenizer import Tokenizer
 from minispec.tools.evaluation.assembly import Decoder
 from minispec.tools.evaluation.measure import measure
-from minispec.types import RandomSource, Round, Tokenizer
+from minispec.types import RandomSource, Round
 
 
 def time_first(rounds: Iterator[Round], started: float, delays: list[float]) -> Iterator[Round]:

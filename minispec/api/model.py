@@ -17,6 +17,7 @@ from minispec.errors import ArgumentError, FileError
 from minispec.io import draft_file
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
+from minispec.tokenizer import Tokenizer
 from minispec.tools.evaluation import plugins
 from minispec.tools.evaluation.assembly import Decoder, build_decoder, default_method
 from minispec.tools.evaluation.measure import measure
@@ -25,7 +26,7 @@ from minispec.tools.models import backend as backends
 from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.models.threads import set_threads
-from minispec.types import Draft, Round, Target, Tokenizer
+from minispec.types import Draft, Round, Target
 from minispec.verify import Verifier
 
 # A file, ``MODULE:CLASS``, or a draft of one's own: an instance, a class or a factory.

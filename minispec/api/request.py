@@ -12,9 +12,10 @@ from minispec.commit import StopRule
 from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
 from minispec.sampling import Sampling
+from minispec.tokenizer import Tokenizer
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.evaluation.plugins import find_verifier
-from minispec.types import Shortlist, Tokenizer
+from minispec.types import Shortlist
 from minispec.verify import Verifier
 
 # A method by its spelling, or a shortlist of one's own: an instance, a class or a factory.

@@ -13,7 +13,7 @@ chosen, nor of training.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,13 +60,15 @@ class EagleDraft(nn.Module):
         return self.fusion(aux_hidden_states)
 
     @torch.inference_mode()
-    def step(self, ids: Tensor, states: Tensor, cache: KVCache) -> Tensor:
+    def step(
+        self, ids: Tensor, states: Tensor, cache: KVCache, parents: Sequence[int] | None = None
+    ) -> Tensor:
         """States (T, D) of positions, and for each the token after it, ids (T,) -> the draft's own
-        states (T, D).
+        states (T, D). ``parents`` (N,): of a tree, see ``Draft.step``.
 
         Raises ContextError, before anything changes, if they exceed the cache or the context.
         """
-        metadata = self.rope.attention_metadata(cache, len(ids))
+        metadata = self.rope.attention_metadata(cache, len(ids), parents)
         output = self.run_layer(
             ids[None], states[None], lambda x: self.attention(x, metadata, cache, 0)
         )  # (1, T, D)

@@ -1,8 +1,11 @@
 """The key-value cache, and its rollback.
 
 A verify pass writes gamma + 1 positions and often keeps fewer. The rest is rolled back by
-shortening a length; nothing is copied. Knows nothing of attention.
+shortening a length. Of a chain nothing is copied; of a tree the kept path is moved together first.
+Knows nothing of attention.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -49,6 +52,16 @@ class KVCache:
         """Roll every sequence back to at most ``length`` positions."""
         self.lengths = [min(length, own) for own in self.lengths]
 
+    def keep(self, start: int, path: Sequence[int]) -> None:
+        """Of the tree of nodes that is stored from position ``start``, keep those of ``path``, in
+        ascending order, at the positions from ``start`` on; for a batch of one."""
+        end = start + len(path)
+        if path and path[-1] != len(path) - 1:  # not simply the first nodes
+            nodes = start + torch.tensor(path, device=self.keys.device)
+            self.keys[:, :, start:end] = self.keys[:, :, nodes]
+            self.values[:, :, start:end] = self.values[:, :, nodes]
+        self.truncate(end)
+
     def sequence(self, index: int) -> "KVCache":
         """A cache of one empty sequence on the storage of sequence ``index``, to fill it alone."""
         view = object.__new__(KVCache)
@@ -57,7 +70,7 @@ class KVCache:
         return view
 
     def positions(self, new: int) -> Tensor:
-        """The positions (B, T) of the next ``new`` tokens of each sequence.
+        """The positions (B, T) in the storage of the next ``new`` tokens of each sequence.
 
         Raises ContextError if they exceed the capacity.
         """

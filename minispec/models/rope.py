@@ -5,6 +5,7 @@ that are attended to.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from minispec.errors import ArgumentError, ContextError
 from minispec.models.kv_cache import KVCache
+from minispec.tree import find_ancestors, find_depths, is_chain
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ Scaling = RopeScaling | FrequencyFactors
 class AttentionMetadata:
     """Positions and mask of one pass: computed once, used by all layers with the same window."""
 
-    positions: Tensor  # (B, T)
+    positions: Tensor  # (B, T), in the cache: a tree's nodes are stored one after another
     cos: Tensor  # (B, T, 1, head_dim)
     sin: Tensor  # (B, T, 1, head_dim)
     mask: Tensor | None  # (B, 1, T * group, S), true where a query attends; None: everywhere
@@ -111,29 +113,58 @@ class Rope:
         angles = positions[..., None, None] * self._frequencies.to(positions.device).repeat(2)
         return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
-    def attention_metadata(self, cache: KVCache, new: int) -> AttentionMetadata:
-        """The metadata of the next ``new`` positions of each sequence of the cache.
+    def attention_metadata(
+        self, cache: KVCache, new: int, parents: Sequence[int] | None = None
+    ) -> AttentionMetadata:
+        """The metadata of the next ``new`` positions of each sequence of the cache; or of the last
+        ``new`` nodes of a tree (``Draft.step``), whose other nodes the cache of one sequence holds.
 
         Raises ContextError if they exceed the cache's capacity or the model's context.
         """
-        positions = cache.positions(new)  # (B, T)
+        stored = cache.positions(new)  # (B, T)
         end = max(cache.lengths) + new
-        if end > self._context_limit:
-            raise ContextError(
-                f"position {end} is outside the model's context of {self._context_limit}"
-            )
+        if parents is not None and not is_chain(parents):
+            return self._tree_metadata(cache, stored, end - len(parents), parents)
+        self._check_context(end)
         first = 0 if self.window is None else max(0, min(cache.lengths) + 1 - self.window)
         if new == 1 and len(set(cache.lengths)) == 1:
             mask = None  # a single token attends to everything cached, or to all of its window
         else:
-            queries = positions.repeat_interleave(self.group, dim=1)  # (B, T * group)
-            keys = torch.arange(first, end, device=positions.device)  # (S,)
-            distances = queries[:, None, :, None] - keys  # (B, 1, T * group, S)
-            mask = distances >= 0
-            if self.window is not None:
-                mask &= distances < self.window
+            keys = torch.arange(first, end, device=stored.device)  # (S,)
+            distances = stored[:, :, None] - keys  # (B, T, S)
+            mask = self._build_mask(distances, distances >= 0)
+        cos, sin = self.cos_sin(stored, cache.keys.dtype)
+        return AttentionMetadata(stored, cos, sin, mask, slice(first, end))
+
+    def _tree_metadata(
+        self, cache: KVCache, stored: Tensor, start: int, parents: Sequence[int]
+    ) -> AttentionMetadata:
+        """The metadata of nodes that are ``stored`` (1, T) last, of a tree that begins at the
+        position ``start``. A node of depth d is rotated as position ``start`` + d."""
+        device, new = stored.device, stored.shape[1]
+        nodes = start + torch.tensor(find_depths(parents), device=device)  # (N,)
+        positions = nodes[None, -new:]  # (1, T)
+        self._check_context(int(positions.max()) + 1)
+        lowest = int(positions.min())
+        first = 0 if self.window is None else max(0, lowest + 1 - self.window)
+        keys = torch.cat((torch.arange(first, start, device=device), nodes))  # (S,)
+        seen = torch.ones(new, len(keys), dtype=torch.bool, device=device)  # what is cached before
+        seen[:, start - first :] = find_ancestors(parents)[-new:].to(device)
+        mask = self._build_mask(positions[:, :, None] - keys, seen)
         cos, sin = self.cos_sin(positions, cache.keys.dtype)
-        return AttentionMetadata(positions, cos, sin, mask, slice(first, end))
+        return AttentionMetadata(stored, cos, sin, mask, slice(first, start + len(parents)))
+
+    def _build_mask(self, distances: Tensor, seen: Tensor) -> Tensor:
+        """Distances (B, T, S) to keys, and which are seen at all -> (B, 1, T * group, S) bool."""
+        if self.window is not None:
+            seen = seen & (distances < self.window)
+        return seen.expand_as(distances).repeat_interleave(self.group, dim=1)[:, None]
+
+    def _check_context(self, end: int) -> None:
+        if end > self._context_limit:
+            raise ContextError(
+                f"position {end} is outside the model's context of {self._context_limit}"
+            )
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ new positions, ``S`` cached positions that are attended to, ``D`` hidden size, `
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -270,15 +270,16 @@ class Transformer(nn.Module):
         sizes = (batch_size, capacity, config.num_key_value_heads, config.head_dim)
         return KVCache(config.num_hidden_layers, *sizes, weight.dtype, weight.device)
 
-    def forward(self, ids: Tensor, cache: KVCache) -> Features:
+    def forward(
+        self, ids: Tensor, cache: KVCache, parents: Sequence[int] | None = None
+    ) -> Features:
         """ids (B, T), appended to what the cache holds -> hidden (B, T, D), auxiliary hidden states
-        (B, T, n_aux * D).
-
-        Raises ContextError, before anything changes, if they exceed the cache or the context.
-        """
+        (B, T, n_aux * D). With ``parents`` (T,) they are a tree, and B is 1. Raises ContextError,
+        before anything changes, if they exceed the cache or the context."""
         config, new = self.config, ids.shape[1]
-        metadata = self.rope.attention_metadata(cache, new)
-        local = self.local_rope.attention_metadata(cache, new) if config.local_layers else metadata
+        metadata = local = self.rope.attention_metadata(cache, new, parents)
+        if config.local_layers:
+            local = self.local_rope.attention_metadata(cache, new, parents)
         ids = ids.to(self.embedding.weight.device)
         x = self.embedding(ids) * config.embedding_scale  # (B, T, D)
         outputs = []
@@ -291,8 +292,8 @@ class Transformer(nn.Module):
         return Features(self.norm(x), aux_hidden_states)
 
     @torch.inference_mode()
-    def step(self, ids: Tensor, cache: KVCache) -> Features:
+    def step(self, ids: Tensor, cache: KVCache, parents: Sequence[int] | None = None) -> Features:
         """One sequence: ids (T,) -> hidden (T, D), auxiliary hidden states (T, n_aux * D). Raises
         ContextError as ``forward``."""
-        features = self(ids[None], cache)
+        features = self(ids[None], cache, parents)
         return Features(features.hidden[0], features.aux_hidden_states[0])

@@ -1,4 +1,4 @@
-"""Text <-> ids: what all tokenizers have in common, the ``types.Tokenizer`` protocol.
+"""Text <-> ids: what all tokenizers have in common, the ``minispec.tokenizer.Tokenizer`` protocol.
 
 A ``vocabulary.Vocabulary`` is a table from id to bytes. The libraries only split text into ids;
 everything else follows from the table.
@@ -15,7 +15,7 @@ from minispec.errors import ArgumentError, TextError
 from minispec.stream_decoder import StreamDecoder
 from minispec.text.chat_template import ChatTemplate, RenderedTurn
 from minispec.text.vocabulary import AddedToken, Vocabulary
-from minispec.types import Tokenizer
+from minispec.tokenizer import Tokenizer
 
 # Tokens with these names end an answer, whether or not the file says so: llama.cpp's list, without
 # the tokens of other architectures.

@@ -18,10 +18,10 @@ PACKAGES = ("minispec", "fastpath")
 # modules that stand before it. README and docs/reading-order.md print it.
 ROOMS = {
     "The story": [
-        "minispec.errors", "minispec.checks", "minispec.types", "minispec.verify",
+        "minispec.errors", "minispec.checks", "minispec.types", "minispec.tree", "minispec.verify",
         "minispec.logits_processor",
         "minispec.sampling", "minispec.ranked_head", "minispec.stopwatch", "minispec.propose",
-        "minispec.stream_decoder", "minispec.commit", "minispec.decode",
+        "minispec.tokenizer", "minispec.stream_decoder", "minispec.commit", "minispec.decode",
     ],
     "Models": [
         "minispec.models", "minispec.models.kv_cache", "minispec.models.rope",

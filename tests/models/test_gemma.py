@@ -221,18 +221,18 @@ def test_step_attends_to_the_window_for_any_chunks_and_rollbacks(history):
     check(history)
 
 
-def widen_window(self: Rope, cache: Any, new: int) -> Any:
+def widen_window(self: Rope, cache: Any, new: int, *tree: Any) -> Any:
     window, self.window = self.window, self.window and self.window + 1
     try:
-        return _metadata(self, cache, new)
+        return _metadata(self, cache, new, *tree)
     finally:
         self.window = window
 
 
-def drop_window_in_chunks(self: Rope, cache: Any, new: int) -> Any:
+def drop_window_in_chunks(self: Rope, cache: Any, new: int, *tree: Any) -> Any:
     window, self.window = self.window, self.window if new == 1 else None
     try:
-        return _metadata(self, cache, new)
+        return _metadata(self, cache, new, *tree)
     finally:
         self.window = window
 

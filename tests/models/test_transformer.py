@@ -7,6 +7,7 @@ planted defect, which it must find.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -89,15 +90,15 @@ def test_forward_treats_each_sequence_of_a_batch_as_if_alone(contents):
 _metadata = Rope.attention_metadata
 
 
-def attend_ahead(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
+def attend_ahead(self: Rope, cache: KVCache, new: int, *tree: Any) -> AttentionMetadata:
     """Each token of a chunk attends to the whole chunk."""
-    metadata = _metadata(self, cache, new)
+    metadata = _metadata(self, cache, new, *tree)
     return replace(metadata, mask=None)
 
 
-def attend_to_others_only(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
+def attend_to_others_only(self: Rope, cache: KVCache, new: int, *tree: Any) -> AttentionMetadata:
     """The mask ends one position too early, except for the first position."""
-    metadata = _metadata(self, cache, new)
+    metadata = _metadata(self, cache, new, *tree)
     if metadata.mask is None:
         return replace(metadata, mask=None)
     keys = torch.arange(metadata.key_slice.stop)
@@ -105,16 +106,16 @@ def attend_to_others_only(self: Rope, cache: KVCache, new: int) -> AttentionMeta
     return replace(metadata, mask=(keys < queries) | (keys == 0))
 
 
-def rotate_from_zero(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
+def rotate_from_zero(self: Rope, cache: KVCache, new: int, *tree: Any) -> AttentionMetadata:
     """Each chunk is rotated as if it were the first."""
-    metadata = _metadata(self, cache, new)
+    metadata = _metadata(self, cache, new, *tree)
     cos, sin = self.cos_sin(torch.arange(new)[None], cache.keys.dtype)
     return replace(metadata, cos=cos, sin=sin)
 
 
-def mask_by_longest(self: Rope, cache: KVCache, new: int) -> AttentionMetadata:
+def mask_by_longest(self: Rope, cache: KVCache, new: int, *tree: Any) -> AttentionMetadata:
     """Short sequences have the mask of the longest one."""
-    metadata = _metadata(self, cache, new)
+    metadata = _metadata(self, cache, new, *tree)
     end = metadata.key_slice.stop
     last = torch.arange(end - new, end).repeat_interleave(self.group)
     mask = torch.arange(end) <= last[:, None]

@@ -31,6 +31,7 @@ from minispec.io.unfinished import remove_unfinished
 from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
+from minispec.tokenizer import Tokenizer
 from minispec.tools.data import corpus
 from minispec.tools.data.batched_decode import decode_batch
 from minispec.tools.data.shards import (
@@ -43,7 +44,6 @@ from minispec.tools.data.shards import (
 )
 from minispec.tools.models import pretrained
 from minispec.tools.models.matmul_dtype import MatmulDtype
-from minispec.types import Tokenizer
 
 _ROWS = 96  # batch size
 _MESSAGE_TOKENS = 40

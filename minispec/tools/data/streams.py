@@ -14,9 +14,9 @@ from typing import Protocol
 
 from minispec.errors import ArgumentError, ContextError
 from minispec.text.tokenizer import encode_prompt
+from minispec.tokenizer import Tokenizer
 from minispec.tools.data import corpus, prompt_files
 from minispec.tools.models.pretrained import Pretrained
-from minispec.types import Tokenizer
 
 SWITCH = "switch"  # the name of the stream of conversations that switch their topic
 _TURNS = 4  # per conversation, at most

@@ -28,9 +28,9 @@ from minispec.io.gguf_header import GGUFHeader, read_header
 from minispec.io.model_state import StoredTensor, build_transformer
 from minispec.io.schema import Index, convert
 from minispec.models.transformer import Transformer
+from minispec.tokenizer import Tokenizer
 from minispec.tools.models import gguf_config
 from minispec.tools.models.gguf_tokenizer import from_gguf_fields
-from minispec.types import Tokenizer
 
 _LAYER_NAMES = {
     "attn_norm": "attention_norm",

@@ -26,9 +26,9 @@ from minispec.io.files import open_safetensors, read_header, write_json, write_t
 from minispec.io.model_state import StoredTensor, build_transformer
 from minispec.io.schema import read_json
 from minispec.models.transformer import ModelConfig, Transformer
+from minispec.tokenizer import Tokenizer
 from minispec.tools.models import hf_config
 from minispec.tools.models.tokenizer_folder import read_tokenizer
-from minispec.types import Tokenizer
 
 _LAYER_NAMES = {
     "input_layernorm": "attention_norm",

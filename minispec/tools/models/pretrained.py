@@ -12,8 +12,9 @@ import torch
 from minispec.errors import ArgumentError, FileError
 from minispec.models.int8 import round_rows
 from minispec.models.transformer import Transformer
+from minispec.tokenizer import Tokenizer
 from minispec.tools.models import gguf_file, hf_folder, known_models
-from minispec.types import Target, Tokenizer
+from minispec.types import Target
 
 DTYPES = ("float64", "float32", "bfloat16", "int8")
 DEVICES = ("cpu", "cuda", "mps")

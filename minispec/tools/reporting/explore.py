@@ -21,6 +21,7 @@ from minispec.io.files import write_text
 from minispec.sampling import SeededRandom
 from minispec.stream_decoder import StreamDecoder
 from minispec.text.tokenizer import encode_prompt
+from minispec.tokenizer import Tokenizer
 from minispec.tools.evaluation.assembly import Decoder, build_decoder, build_shortlist
 from minispec.tools.evaluation.compare import Settings
 from minispec.tools.evaluation.measure import describe_machine, measure
@@ -30,7 +31,7 @@ from minispec.tools.evaluation.replay import RecordingShortlist, Step
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.reporting.colours import PHASES, css_variables
 from minispec.tools.reporting.generate import summarize
-from minispec.types import Distribution, Draft, Round, Tokenizer
+from minispec.types import Distribution, Draft, Round
 
 _WARM_UP_ROUNDS = 4
 _MOST_LIKELY = 8  # ids kept of each distribution at a position

@@ -13,9 +13,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from minispec.tokenizer import Tokenizer
 from minispec.tools.evaluation.measure import Figures, measure
 from minispec.tools.reporting.colours import ANSI_RESET, FATES
-from minispec.types import Round, Tokenizer
+from minispec.types import Round
 
 _MARKS = {"rejected": ("[-", "-]"), "recovered": ("[+", "+]"), "bonus": ("[*", "*]")}
 _MEANINGS = {
