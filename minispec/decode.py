@@ -17,12 +17,14 @@ from torch import Tensor
 from minispec.checks import check_parts, to_ids, to_int
 from minispec.commit import Committed, Output, StopRule
 from minispec.errors import ArgumentError, ContextError
+from minispec.growth import MAX_DEPTH, TreeShape
 from minispec.logits_processor import History
 from minispec.propose import Drafter
 from minispec.ranked_head import RankedHead
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
 from minispec.tokenizer import Tokenizer
+from minispec.tree import find_depths, is_chain, select
 from minispec.types import (
     Distribution,
     Draft,
@@ -37,7 +39,7 @@ from minispec.types import (
 )
 from minispec.verify import Verdict, Verifier, check_verdict, verify
 
-MAX_GAMMA = 16
+MAX_GAMMA = MAX_DEPTH
 _PREFILL_CHUNK = 512  # positions per pass: the attention mask of a whole prompt would be large
 _NO_PROPOSAL = Proposal((), ())
 _NO_TOP = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0)
@@ -64,7 +66,7 @@ def autoregressive(
     prompt = to_ids(prompt, "the prompt")
     output = open_output(target, prompt, stop, tokenizer)
     sampling.check_vocabulary(target.head.vocab_size)
-    return _decode(target, None, 0, prompt, sampling, rng, output, trace)
+    return _decode(target, None, prompt, sampling, rng, output, trace)
 
 
 def speculative(
@@ -82,19 +84,21 @@ def speculative(
     continued: bool = False,
     verifier: Verifier = verify,
     learner: Learner | None = None,
+    tree: TreeShape | None = None,
 ) -> Iterator[Round]:
     """Speculative decoding: the same output distribution, several tokens per round.
 
     Each round drafts up to ``gamma`` tokens among the ids that ``shortlist`` selects, verifies
     them in one target pass, and emits the accepted ones and one token of the target's own. Fewer
-    are drafted where the output is about to reach its limit.
+    are drafted where the output is about to reach its limit. With a ``tree`` it drafts trees of
+    this shape, and ``gamma`` does not count.
 
     The shortlist is reset first, unless ``prompt`` is the ``continued`` conversation that it has
     already observed, plus a new turn; the models process the whole prompt again. With a
     ``learner``, pass the learner's own ``draft``: it is adapted between rounds.
 
-    Spends, in this order: one choice for each drafted token, one Bernoulli draw for each token
-    examined (in ``verify_block`` for each prefix, the longest first), one choice.
+    Spends, in this order: one choice for each drafted token that was not picked, one Bernoulli draw
+    for each token examined (in ``verify_block`` for each path, the longest first), one choice.
     Raises as ``autoregressive``, and ArgumentError for gamma outside 1..16.
     """
     gamma = check_gamma(gamma)
@@ -107,8 +111,10 @@ def speculative(
         shortlist.reset()
     if learner:
         learner.start(continued)
-    drafter = Drafter(draft, shortlist, len(prompt) + output.remaining, learner, len(prompt))
-    return _decode(target, drafter, gamma, prompt, sampling, rng, output, trace, verifier)
+    shape = TreeShape.chain(gamma) if tree is None else tree
+    capacity = len(prompt) + output.remaining
+    drafter = Drafter(draft, shortlist, capacity, learner, len(prompt), shape)
+    return _decode(target, drafter, prompt, sampling, rng, output, trace, verifier)
 
 
 def check_gamma(gamma: int) -> int:
@@ -147,7 +153,6 @@ def prefill(target: Target, ids: Sequence[int], cache: Any) -> Iterator[Features
 def _decode(
     target: Target,
     drafter: Drafter | None,
-    gamma: int,
     tokens: list[int],
     sampling: Sampling,
     rng: RandomSource,
@@ -159,7 +164,8 @@ def _decode(
     if output.remaining == 0:
         return
     watch, prompt_length = Stopwatch(), len(tokens)
-    cache = target.new_cache(prompt_length + output.remaining)
+    extra_rows = drafter.shape.extra_rows if drafter else 0
+    cache = target.new_cache(prompt_length + output.remaining + extra_rows)
     top_ids_wanted = drafter.top_ids_wanted if drafter else 0
     ranked = RankedHead(target.head, top_ids_wanted) if top_ids_wanted else None
     head = ranked or target.head
@@ -168,21 +174,23 @@ def _decode(
 
     stop = None
     while stop is None:
-        # 1) Draft: up to gamma tokens, each x ~ q. The round's last token is the target's own.
+        # 1) Draft: a chain or a tree, each token x ~ q. The round's last one is the target's own.
         proposal = _NO_PROPOSAL
         if drafter:
-            length = min(gamma, output.remaining - 1)
-            proposal = drafter.propose(tokens, length, sampling, rng, watch)
+            depth = min(drafter.shape.depth, output.remaining - 1)
+            proposal = drafter.propose(tokens, depth, sampling, rng, watch)
 
         # 2) Score: one target pass over the last token and the n drafted ones gives n + 1 p's.
-        # Penalties at each position count the tokens drafted before it.
-        features = target.step(torch.tensor([tokens[-1], *proposal.tokens]), cache)
-        history = History((*tokens, *proposal.tokens), prompt_length)
+        # Penalties at each position count the tokens drafted on the way to it.
+        start = cache.length
+        nodes = torch.tensor([tokens[-1], *proposal.tokens])
+        features = target.step(nodes, cache, *_tree_arguments(proposal))
+        history = History((*tokens, *proposal.tokens), prompt_length, proposal.parents)
         distributions = sampling.target_distributions(head, features.hidden, history)
-        top = ranked.rank(features.hidden) if ranked else _NO_TOP
+        ranks = ranked.rank(features.hidden) if ranked else None
         watch.lap("target")
 
-        # 3) Verify: accept a prefix; the next token comes from a residual or from the last p.
+        # 3) Verify: accept a path; the next token comes from a residual or from the last p.
         verdict = check_verdict(verifier(proposal, distributions, rng), proposal, head.vocab_size)
         watch.lap("verify")
 
@@ -192,17 +200,20 @@ def _decode(
         kept, stop = committed.tokens, committed.stop
         tokens += kept
 
-        # 5) Roll back: the target's cache drops the rejected tokens.
-        cache.truncate(len(tokens) - 1)
+        # 5) Roll back: the target's cache keeps the last token and the accepted ones before it.
+        rows = [0, *(1 + node for node in verdict.path)][: len(kept)]
+        cache.keep(start, rows)
         watch.lap("commit")
 
         # 6) Resync: the draft's cache is rebuilt from the target's hidden states.
         if drafter and stop is None:
-            drafter.resync(torch.tensor(kept), features.aux_hidden_states[: len(kept)])
+            drafter.resync(torch.tensor(kept), features.aux_hidden_states[rows], verdict.path)
             watch.lap("draft")
 
         # 7) Learn: the shortlist and the learner update themselves for the next round.
-        finished = _summarize(proposal, distributions, top, verdict, committed, drafter)
+        shown = [distributions[row] for row in rows]
+        top_ids, top_logits = (rank[rows] for rank in ranks) if ranks else _NO_TOP
+        finished = _summarize(proposal, shown, top_ids, top_logits, verdict, committed, drafter)
         if drafter:
             drafter.shortlist.observe(finished)
             watch.lap("observe")
@@ -234,36 +245,52 @@ def _prefill_prompt(
         reader.on_prefill(tokens, torch.cat(top_ids[1:] or top_ids)[:, : reader.top_ids_wanted])
 
 
+def _tree_arguments(proposal: Proposal) -> tuple[list[int], ...]:
+    """The parents in a pass over the last emitted token and the drafted ones; nothing for a chain,
+    so that it runs on targets that have no trees."""
+    if is_chain(proposal.parents):
+        return ()
+    return ([-1, *(1 + parent for parent in proposal.parents)],)
+
+
 def _summarize(
     proposal: Proposal,
     distributions: list[Distribution],
-    top: tuple[Tensor, Tensor],
+    top_ids: Tensor,
+    top_logits: Tensor,
     verdict: Verdict,
     committed: Committed,
     drafter: Drafter | None,
 ) -> Round:
-    """The record of a round, without what lies after a stop."""
-    kept = len(committed.tokens)
+    """The record of a round, without what lies after a stop. p and the likeliest ids are those at
+    the positions of the emitted tokens."""
+    kept, path, acceptance = len(committed.tokens), verdict.path, verdict.acceptance
+    hidden = drafter.hidden_states([-1, *path][:kept]) if drafter else torch.zeros(0, 0)
     if committed.stop:
-        proposal = Proposal(proposal.tokens[:kept], proposal.draft_distributions[:kept])
+        depths = find_depths(proposal.parents)
+        nodes = [node for node, depth in enumerate(depths) if depth < kept]
+        proposal = select(proposal, nodes)
+        path = tuple(nodes.index(node) for node in path[:kept])
+        acceptance = tuple(acceptance[node] for node in nodes if node < len(acceptance))
     complete = kept == len(verdict.path) + 1  # the target's own token was emitted too
     evidence = Evidence(
         proposal,
-        tuple(distributions[:kept]),
-        verdict.acceptance[: len(proposal)],
+        tuple(distributions),
+        acceptance,
         verdict.next_distribution if complete else None,
-        top_ids=top[0][:kept],
-        top_logits=top[1][:kept],
-        draft_hidden=drafter.hidden_states(kept) if drafter else torch.zeros(0, 0),
+        top_ids=top_ids,
+        top_logits=top_logits,
+        draft_hidden=hidden,
     )
     return Round(
         tokens=committed.tokens,
         text=committed.text,
-        path=verdict.path[:kept],
+        path=path,
         proposed=proposal.tokens,
         shortlist_sizes=tuple(len(q.ids) for q in proposal.draft_distributions),
         seconds={},
         stop=committed.stop,
         evidence=evidence,
-        rows_probed=drafter.rows_probed(len(proposal)) if drafter else 0,
+        rows_probed=drafter.rows_probed if drafter else 0,
+        parents=proposal.parents,
     )

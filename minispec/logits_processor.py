@@ -18,15 +18,18 @@ from torch import Tensor
 
 from minispec.checks import convert_fields, to_dict, to_real, to_sequence
 from minispec.errors import ArgumentError
+from minispec.tree import find_path
 
 
 @dataclass(frozen=True)
 class History:
     """The tokens before a position: the first ``prompt_length`` are the prompt's, the others were
-    emitted or drafted after it."""
+    emitted or drafted after it. ``parents``: of the tree that the last tokens are, if they are
+    one."""
 
     tokens: Sequence[int]
     prompt_length: int
+    parents: Sequence[int] = ()
 
     @property
     def output(self) -> Sequence[int]:
@@ -34,8 +37,12 @@ class History:
         return self.tokens[self.prompt_length :]
 
     def without_last(self, count: int) -> "History":
-        """The history of the position ``count`` tokens earlier."""
-        return History(self.tokens[: len(self.tokens) - count], self.prompt_length)
+        """The history of the position ``count`` tokens earlier; in a tree of the tokens on the way
+        to it alone."""
+        end, start = len(self.tokens) - count, len(self.tokens) - len(self.parents)
+        path = find_path(self.parents, end - start - 1) if end > start else ()
+        drafted = [self.tokens[start + node] for node in path]
+        return History((*self.tokens[: min(start, end)], *drafted), self.prompt_length)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""Drafting: a chain of tokens, each with the exact distribution that it was drawn from.
+"""Drafting: a tree of tokens, a chain if it has no branches, each with the exact distribution that
+it was drawn from.
 
 ``Drafter`` also keeps the draft's cache correct. Errors there are silent, since verification
 corrects whatever a draft with a wrong cache proposes. After each round the cache is truncated to
@@ -12,18 +13,18 @@ Knows nothing of verification.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minispec.errors import ShortlistError
+from minispec.growth import MAX_DEPTH, Candidate, Growth, TreeShape, choose_candidates
 from minispec.logits_processor import History
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
+from minispec.tree import find_path, is_chain
 from minispec.types import (
     BaseShortlist,
     Context,
-    Distribution,
     Draft,
     Learner,
     Proposal,
@@ -35,7 +36,7 @@ from minispec.types import (
 
 class Drafter:
     """A draft with its cache, a shortlist and optionally a learner, for one sequence, whose first
-    ``prompt_length`` tokens are the prompt."""
+    ``prompt_length`` tokens are the prompt. ``shape``: what it drafts; chains if not given."""
 
     def __init__(
         self,
@@ -44,17 +45,21 @@ class Drafter:
         capacity: int,
         learner: Learner | None = None,
         prompt_length: int = 0,
+        shape: TreeShape | None = None,
     ) -> None:
         self.draft, self.shortlist, self.learner = draft, shortlist, learner
+        self.shape = shape or TreeShape.chain(MAX_DEPTH)
         self._prompt_length = prompt_length
         self._selections = CheckedSelections(shortlist, draft.head.vocab_size)
-        self._capacity = capacity
-        self._cache: Any = draft.new_cache(capacity)
+        self._capacity = capacity + self.shape.extra_rows
+        self._cache: Any = draft.new_cache(self._capacity)
         self._inputs: list[tuple[Tensor, Tensor]] = []  # of all resyncs, to rebuild the cache
         self._verified_length = 0  # cached positions computed from the target's hidden states
         self._state: Tensor | None = None  # (D,), the last output; None before the first resync
-        # (D,) on the CPU: what the tokens of the round were predicted from, as far as is known.
-        self._hidden: list[Tensor] = []
+        # (D,) on the CPU: for each node of the round, -1 for none, what the tokens after it were
+        # predicted from, as far as is known.
+        self._hidden: dict[int, Tensor] = {}
+        self.selections = 0  # calls of ``select`` in this round
 
     @property
     def top_ids_wanted(self) -> int:
@@ -71,23 +76,28 @@ class Drafter:
             shortlist if isinstance(shortlist, BaseShortlist) and shortlist.reads_prompt else None
         )
 
-    def hidden_states(self, count: int) -> Tensor:
-        """The hidden states (n, D) that the first ``count`` tokens of the round were predicted
-        from: drafted ones, and after a resync that of the token after a wholly accepted path. n
-        is lower where there are fewer."""
-        return torch.stack(self._hidden[:count]) if self._hidden else torch.zeros(0, 0)
+    def hidden_states(self, nodes: Sequence[int]) -> Tensor:
+        """The hidden states (n, D) that the tokens after some nodes of the round were predicted
+        from; -1: the first ones. After a resync that of the last accepted node is known too. n is
+        lower where there are fewer."""
+        known = [self._hidden[node] for node in nodes if node in self._hidden]
+        return torch.stack(known) if known else torch.zeros(0, 0)
 
-    def resync(self, ids: Tensor, aux_hidden_states: Tensor) -> None:
+    def resync(
+        self, ids: Tensor, aux_hidden_states: Tensor, path: Sequence[int] | None = None
+    ) -> None:
         """Rebuild the cache from T positions that the target has processed: their auxiliary
-        hidden states (T, n_aux * D), and for each position the token after it, ids (T,)."""
+        hidden states (T, n_aux * D), and for each position the token after it, ids (T,). After a
+        round, ``path``: the accepted nodes."""
         if self.learner and self.learner.invalidates_cache:
             self._inputs.append((ids, aux_hidden_states))
         before = self._state
         states = self._forward(ids, aux_hidden_states)
-        if before is not None and len(self._hidden) == len(ids) - 1:
-            # All drafted tokens were accepted: nothing was drafted where the last one came from.
-            last = states[-2] if len(ids) > 1 else before
-            self._hidden.append(self.draft.apply_final_norm(last).cpu())
+        last = path[-1] if path else -1
+        if path is not None and before is not None and last not in self._hidden:
+            # Nothing was drafted after the last accepted token, so it has no state of the draft's.
+            state = states[-2] if len(ids) > 1 else before
+            self._hidden[last] = self.draft.apply_final_norm(state).cpu()
         if self.learner:
             self.learner.on_prefill(ids, aux_hidden_states, self.draft.apply_final_norm(states))
 
@@ -116,55 +126,95 @@ class Drafter:
     def propose(
         self,
         tokens: Sequence[int],
-        gamma: int,
+        depth: int,
         sampling: Sampling,
         rng: RandomSource,
         watch: Stopwatch,
     ) -> Proposal:
-        """Draft at most ``gamma`` tokens after ``tokens``; none before the first resync, and none
-        where bad words exclude the whole shortlist.
+        """Draft at most ``depth`` levels of tokens after ``tokens``; none before the first resync,
+        and none where bad words exclude the whole shortlist.
 
-        Spends one choice for each token. Raises ShortlistError if the shortlist breaks its
-        contract.
+        Spends one choice for each token that is drawn. Raises ShortlistError if the shortlist
+        breaks its contract.
         """
-        drafted: list[int] = []
-        distributions: list[Distribution] = []
-        self._hidden = []
-        state, ids = self._state, None
-        if state is None:  # nothing was prefilled: the prompt has one token
+        self._hidden, self.selections = {}, 0
+        if self._state is None:  # nothing was prefilled: the prompt has one token
             return Proposal((), ())
-        for depth in range(gamma):
-            hidden = self.draft.apply_final_norm(state)  # (D,)
-            watch.lap("draft")
-            context = Context((*tokens, *drafted), hidden.cpu(), depth)
-            if ids is None or not self.shortlist.per_round:
-                ids = self._selections.select(context)  # (K,)
-                watch.lap("shortlist")
-            history = History(context.tokens, self._prompt_length)
-            if sampling.excludes_all(ids, history):
-                break
-            self._hidden.append(context.hidden)
-            logits = sampling.process(self.draft.head.logits_of(hidden, ids), ids, history)  # (K,)
-            if self.learner:
+        growth, ids = Growth(self.shape, depth), None
+        states = {-1: self._state}  # of each node, what the tokens after it are predicted from
+        rows: list[int] = []  # the nodes that the cache holds
+        while plan := growth.plan_level():
+            parents = [node for node, _ in plan]
+            if parents != [-1]:
+                rows += parents
+                outputs = self._run_level(growth, parents, rows, states)
+                states |= dict(zip(parents, outputs, strict=True))
+            growth.start_level()
+            for node, count in plan:
+                hidden = self.draft.apply_final_norm(states[node])  # (D,)
+                watch.lap("draft")
+                path = find_path(growth.parents, node)
+                drafted = [growth.tokens[each] for each in path]
+                context = Context((*tokens, *drafted), hidden.cpu(), len(path))
+                if ids is None or not self.shortlist.per_round:
+                    ids = self._selections.select(context)  # (K,)
+                    self.selections += 1
+                    watch.lap("shortlist")
+                found = self._expand(context, hidden, ids, count, sampling, rng, watch)
+                growth.add(node, found)
                 watch.lap("draft_head")
-                logits = self.learner.adjust_logits(logits, ids, context, sampling)
-                watch.lap("learn")
-            distribution = sampling.shape(logits, ids)
-            drafted.append(int(distribution.ids[rng.choose(distribution.probs)]))
-            distributions.append(distribution)
-            watch.lap("draft_head")
-            if depth + 1 < gamma:
-                state = self.draft.step(torch.tensor(drafted[-1:]), state[None], self._cache)[0]
+                if found:
+                    self._hidden[node] = context.hidden
         watch.lap("draft")
-        return Proposal(tuple(drafted), tuple(distributions))
+        proposal, nodes = growth.finish()
+        kept = {node: index for index, node in enumerate(nodes)} | {-1: -1}
+        self._hidden = {kept[node]: h for node, h in self._hidden.items() if node in kept}
+        return proposal
 
-    def rows_probed(self, steps: int) -> int:
-        """Rows of D numbers that the shortlist reads to choose the ids of ``steps`` draft steps;
-        0 for a shortlist that is not a ``BaseShortlist``."""
-        if not isinstance(self.shortlist, BaseShortlist):
-            return 0
-        selections = min(steps, 1) if self.shortlist.per_round else steps
-        return selections * self.shortlist.rows_probed
+    def _run_level(
+        self, growth: Growth, level: list[int], rows: list[int], states: dict[int, Tensor]
+    ) -> Tensor:
+        """One draft pass over B nodes of a level, the last of the ``rows`` -> their states (B, D).
+        A node's input is its token, and what it was predicted from."""
+        parents = [growth.parents[node] for node in rows]
+        indices = {-1: -1} | {node: row for row, node in enumerate(rows)}
+        tree = [indices[parent] for parent in parents]
+        ids = torch.tensor([growth.tokens[node] for node in level])
+        inputs = torch.stack([states[growth.parents[node]] for node in level])  # (B, D)
+        if is_chain(tree):  # which runs on drafts that have no trees
+            return self.draft.step(ids, inputs, self._cache)
+        return self.draft.step(ids, inputs, self._cache, tree)
+
+    def _expand(
+        self,
+        context: Context,
+        hidden: Tensor,
+        ids: Tensor,
+        count: int,
+        sampling: Sampling,
+        rng: RandomSource,
+        watch: Stopwatch,
+    ) -> list[Candidate]:
+        """At most ``count`` of the ids (K,) as candidates after ``context.tokens``."""
+        history = History(context.tokens, self._prompt_length)
+        if sampling.excludes_all(ids, history):
+            return []
+        logits = sampling.process(self.draft.head.logits_of(hidden, ids), ids, history)  # (K,)
+        if self.learner:
+            watch.lap("draft_head")
+            logits = self.learner.adjust_logits(logits, ids, context, sampling)
+            watch.lap("learn")
+        q = sampling.shape(logits, ids)
+        soft = sampling.temperature == 0 and not self.shape.is_chain
+        confidence = sampling.soften(logits, ids) if soft else q
+        return choose_candidates(self.shape.candidates, q, confidence, count, rng)
+
+    @property
+    def rows_probed(self) -> int:
+        """Rows of D numbers that the shortlist read to choose the ids of this round; 0 for one that
+        is not a ``BaseShortlist``."""
+        known = isinstance(self.shortlist, BaseShortlist)
+        return self.selections * self.shortlist.rows_probed if known else 0
 
 
 class CheckedSelections:
@@ -209,14 +259,3 @@ class CheckedSelections:
             )
         if not (values[1:] > values[:-1]).all():
             raise ShortlistError(f"{name}: ids are not sorted or not unique")
-
-
-def top_k_candidates(distribution: Distribution, count: int) -> Proposal:
-    """The ``count`` most likely ids of a draft distribution as candidates for one position, ties
-    to the lower id. They are picked, not drawn, so each is recorded with a point mass on it."""
-    order = np.argsort(-np.asarray(distribution.probs), kind="stable")[:count].tolist()
-    distributions = []
-    for i in order:
-        distributions.append(Distribution(distribution.ids, distribution.probs * 0))
-        distributions[-1].probs[i] = 1
-    return Proposal(tuple(int(distribution.ids[i]) for i in order), tuple(distributions))

@@ -125,6 +125,11 @@ class Sampling(LogitsProcessor):
             probs = probs / probs.sum()
         return Distribution(ids, probs)
 
+    def soften(self, logits: Tensor, ids: Tensor) -> Distribution:
+        """Processed logits (K,), ids (K,) sorted -> their softmax at temperature 1: how sure greedy
+        decoding is of each id. Otherwise as ``distribution``."""
+        return _SOFTMAX.shape(logits, ids)
+
     def target_distribution(self, logits: Tensor, history: History | None = None) -> Distribution:
         """logits (V,) of all ids -> the distribution over the ids of probability above 0. Raises
         as ``distribution``, and ArgumentError for a bias or a bad word outside the vocabulary."""
@@ -157,6 +162,9 @@ class Sampling(LogitsProcessor):
             histories = [history.without_last(n) for n in reversed(range(len(hidden)))]
         rows = head.logits(hidden)  # (T, V)
         return [self.target_distribution(*row) for row in zip(rows, histories, strict=True)]
+
+
+_SOFTMAX = Sampling(1.0)
 
 
 def _one_hot(token: Tensor, logit: Tensor) -> Distribution:

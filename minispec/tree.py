@@ -54,11 +54,6 @@ def find_ancestors(parents: Sequence[int]) -> Tensor:
     return related
 
 
-def cut(proposal: Proposal, depth: int) -> Proposal:
-    """The proposal without its nodes of ``depth`` and more."""
-    return select(proposal, [i for i, d in enumerate(find_depths(proposal.parents)) if d < depth])
-
-
 def select(proposal: Proposal, nodes: Sequence[int]) -> Proposal:
     """Some nodes of a proposal, in order, the parents of each among them."""
     if len(nodes) == len(proposal):

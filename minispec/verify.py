@@ -22,6 +22,13 @@ of i < n tokens with probability R_i / (R_i + 1 - w_i). The next token is drawn 
 normalised (w_i p - q)+. At least i tokens are kept with probability w_i, which is never below
 the product of min(1, p/q) of the token-level test; docs/exactness.md has the proof.
 
+**Trees.** With several candidates for a position, each is tested against what those rejected
+before it left of p: the residual takes the place of p (SpecInfer, Multi-Candidate, Sequoia:
+arXiv 2305.09781, 2401.06706, 2402.12374), and of w p. Verified token by token, a tree is walked
+from the root: the accepted candidate's children are next. As a block it is walked from the leaves
+(Traversal Verification, arXiv 2505.12398): a node whose children were all rejected is tested with
+the weight that they left, R / (R + 1 - w) after each. A chain has one child everywhere.
+
 The arithmetic uses only operators, indexing and sums, so that the same lines run on tensors
 and, for a proof, on arrays of fractions. Knows nothing of models.
 """
@@ -31,6 +38,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minispec.errors import ArgumentError
+from minispec.tree import find_path, list_children
 from minispec.types import Distribution, Proposal, RandomSource
 
 
@@ -38,13 +46,13 @@ from minispec.types import Distribution, Proposal, RandomSource
 class Verdict:
     """The result of verifying a proposal.
 
-    ``path``: indices of the accepted tokens (for a chain 0..n-1). ``next_token``: the target's
-    own token, drawn from ``next_distribution``: the residual after a rejection, otherwise the
-    target's distribution after the last accepted token (the *bonus token*). ``acceptance``: for
-    each examined token, in the proposal's order, its acceptance probability: by ``verify`` given
-    that all earlier ones were accepted, by ``verify_block`` given only which tokens they are.
-    Tokens and indices are Python ints: anything else, a tensor or a numpy integer too, raises
-    ArgumentError on construction.
+    ``path``: indices of the accepted tokens, root to leaf (for a chain 0..n-1). ``next_token``: the
+    target's own token, drawn from ``next_distribution``: the residual after a rejection, otherwise
+    the target's distribution after the last accepted token (the *bonus token*). ``acceptance``:
+    the acceptance probability of each token up to the last one examined, in the proposal's order,
+    None if it was not examined: by ``verify`` given that it was reached, by ``verify_block`` given
+    only which tokens lead to it. Tokens and indices are Python ints: anything else, a tensor or a
+    numpy integer too, raises ArgumentError on construction.
     """
 
     path: tuple[int, ...]
@@ -61,20 +69,24 @@ class Verdict:
                 )
 
 
+# Proposal, p after the last emitted token and after each drafted one, random source.
 Verifier = Callable[[Proposal, Sequence[Distribution], RandomSource], Verdict]
 
 
 def check_verdict(verdict: Any, proposal: Proposal, vocab_size: int) -> Verdict:
-    """The result of a verifier of a chain. Raises ArgumentError if it is not a Verdict, if its
-    path is not a beginning of the chain, or if its token is outside the vocabulary."""
+    """The result of a verifier. Raises ArgumentError if it is not a Verdict, if its path does not
+    lead from a root to its last node, or if its token is outside the vocabulary."""
     if not isinstance(verdict, Verdict):
         raise ArgumentError(f"a verifier returned a {type(verdict).__name__}, expected a Verdict")
     path, token = tuple(verdict.path), verdict.next_token
-    if path != tuple(range(len(path))) or len(path) > len(proposal):
-        raise ArgumentError(
-            f"a verifier accepted the indices {list(path)}, expected 0, 1, ... without a gap, "
-            f"below {len(proposal)}"
-        )
+    if path:
+        inside = all(0 <= node < len(proposal) for node in path)
+        expected = find_path(proposal.parents, path[-1]) if inside else None
+        if path != expected:
+            raise ArgumentError(
+                f"a verifier accepted the indices {list(path)}, expected those from a first token "
+                f"to one of its descendants (0, 1, ... in a chain), below {len(proposal)}"
+            )
     if not 0 <= token < vocab_size:
         raise ArgumentError(f"a verifier emitted token {token}, outside 0..{vocab_size - 1}")
     return verdict
@@ -83,71 +95,58 @@ def check_verdict(verdict: Any, proposal: Proposal, vocab_size: int) -> Verdict:
 def verify(
     proposal: Proposal, target_distributions: Sequence[Distribution], rng: RandomSource
 ) -> Verdict:
-    """Verify a chain token by token.
+    """Verify a proposal token by token, from the root.
 
-    ``target_distributions``: p at the position of each drafted token and after the last one,
-    len(proposal) + 1 in all. Spends one Bernoulli draw for each token examined and one choice.
-    Raises ArgumentError if the lengths do not match, or if a token has probability 0 under the
-    distribution it is recorded with.
+    ``target_distributions``: p after the last emitted token and after each drafted one,
+    len(proposal) + 1 in all. The output follows p for any q_i that may depend on all tokens drafted
+    before token i: siblings may be drawn from the same q, or from q without the earlier ones.
+    Spends one Bernoulli draw for each token examined and one choice. Raises ArgumentError if the
+    lengths do not match, or if a token has probability 0 under the distribution it is recorded
+    with.
     """
     _check_lengths(proposal, target_distributions)
-    acceptance = []
-    for i, (token, q) in enumerate(zip(proposal.tokens, proposal.draft_distributions, strict=True)):
-        p = target_distributions[i]
-        acceptance.append(acceptance_probability(p, q, token))
-        if not rng.bernoulli(acceptance[-1]):
-            return _draw_next(range(i), residual(p, q), acceptance, rng)
-    return _draw_next(range(len(proposal)), target_distributions[-1], acceptance, rng)
+    children = list_children(proposal.parents)
+    acceptance: dict[int, Any] = {}
+    path: list[int] = []
+    p, candidates = target_distributions[0], children[-1]
+    while candidates:
+        node, *candidates = candidates
+        q = proposal.draft_distributions[node]
+        acceptance[node] = acceptance_probability(p, q, proposal.tokens[node])
+        if rng.bernoulli(acceptance[node]):
+            path.append(node)
+            p, candidates = target_distributions[1 + node], children[node]
+        else:
+            p = residual(p, q)
+    return _draw_next(path, p, acceptance, rng)
 
 
 def verify_block(
     proposal: Proposal, target_distributions: Sequence[Distribution], rng: RandomSource
 ) -> Verdict:
-    """Verify a chain as a block, from its end. On average it keeps at least as many tokens as
-    ``verify``. Arguments and errors as ``verify``. Spends one Bernoulli draw for each prefix
-    examined, the longest first, and one choice."""
+    """Verify a proposal as a block, from its leaves: of a tree, Traversal Verification. On average
+    it keeps at least as many tokens of a chain as ``verify``. Arguments and errors as ``verify``.
+    Spends one Bernoulli draw for each node that is tested, the first leaf first, and one choice."""
     _check_lengths(proposal, target_distributions)
-    weights: list[Any] = [1]  # w_i, the probability that at least i tokens are kept
-    for token, p, q in zip(
-        proposal.tokens, target_distributions[:-1], proposal.draft_distributions, strict=True
-    ):
-        weights.append(acceptance_probability(p, q, token, weights[-1]))
-    kept = len(proposal)
-    while kept > 0 and not rng.bernoulli(
-        _block_acceptance(kept, proposal, target_distributions, weights[kept])
-    ):
-        kept -= 1
-    distribution = target_distributions[-1]
-    if kept < len(proposal):
-        distribution = residual(
-            target_distributions[kept], proposal.draft_distributions[kept], weights[kept]
-        )
-    return _draw_next(range(kept), distribution, weights[1:], rng)
+    children = list_children(proposal.parents)
+    acceptance: dict[int, Any] = {}
 
+    def descend(node: int, weight: Any) -> tuple[int, Distribution] | None:
+        """The last accepted node of the subtree of ``node``, which is kept with probability
+        ``weight`` given the tokens that lead to it, and the distribution of the token after it;
+        None if no node of it is kept."""
+        p = target_distributions[1 + node]
+        for child in children[node]:
+            q = proposal.draft_distributions[child]
+            acceptance[child] = acceptance_probability(p, q, proposal.tokens[child], weight)
+            if found := descend(child, acceptance[child]):
+                return found
+            weight, p = _weight_after_rejection(p, q, weight), residual(p, q, weight)
+        kept = node < 0 or rng.bernoulli(weight)
+        return (node, p) if kept else None
 
-def verify_siblings(
-    siblings: Proposal, target_distributions: Sequence[Distribution], rng: RandomSource
-) -> Verdict:
-    """Verify several candidates for the same position; at most one is accepted.
-
-    Multi-candidate verification (SpecInfer, Multi-Candidate, Sequoia:
-    arXiv 2305.09781, 2401.06706, 2402.12374): each candidate is tested against the residual left
-    by the candidates rejected before it. The output follows p for any q_i that may depend on the
-    candidates before i: a point mass for a candidate that was picked rather than drawn
-    (``propose.top_k_candidates``), the same q for all (as in SpecInfer), or q without the earlier
-    ones (drawn without replacement, as in the other two).
-
-    ``target_distributions[0]`` is p at the position, ``target_distributions[1 + i]`` p after
-    candidate i. Otherwise as ``verify``.
-    """
-    _check_lengths(siblings, target_distributions)
-    p, acceptance = target_distributions[0], []
-    for i, (token, q) in enumerate(zip(siblings.tokens, siblings.draft_distributions, strict=True)):
-        acceptance.append(acceptance_probability(p, q, token))
-        if rng.bernoulli(acceptance[-1]):
-            return _draw_next([i], target_distributions[1 + i], acceptance, rng)
-        p = residual(p, q)
-    return _draw_next([], p, acceptance, rng)
+    last, distribution = descend(-1, 1) or (-1, target_distributions[0])
+    return _draw_next(find_path(proposal.parents, last), distribution, acceptance, rng)
 
 
 def acceptance_probability(p: Distribution, q: Distribution, token: int, weight: Any = 1) -> Any:
@@ -181,18 +180,12 @@ def positive_part(p: Distribution, q: Distribution, weight: Any = 1) -> Any:
     return difference * (difference > 0)
 
 
-def _block_acceptance(
-    kept: int, proposal: Proposal, target_distributions: Sequence[Distribution], weight: Any
-) -> Any:
-    """The probability that a prefix of ``kept`` tokens passes, given that no longer one did: w_n
-    for the whole chain, otherwise R / (R + 1 - w)."""
-    if kept == len(proposal):
-        return weight
-    mass = positive_part(
-        target_distributions[kept], proposal.draft_distributions[kept], weight
-    ).sum()
-    # An empty residual has no next token to draw: a shorter prefix must be kept.
-    return mass / (mass + 1 - weight) if mass > 0 else 0
+def _weight_after_rejection(p: Distribution, q: Distribution, weight: Any) -> Any:
+    """R / (R + 1 - w): the probability that a node of weight w is kept after all, given that a
+    child drawn from q is not."""
+    mass = positive_part(p, q, weight).sum()
+    # An empty residual has no next token to draw: a shorter path must be kept.
+    return mass / (mass + (1 - weight)) if mass > 0 else 0
 
 
 def _check_lengths(proposal: Proposal, target_distributions: Sequence[Distribution]) -> None:
@@ -204,11 +197,12 @@ def _check_lengths(proposal: Proposal, target_distributions: Sequence[Distributi
 
 
 def _draw_next(
-    path: Sequence[int], distribution: Distribution, acceptance: Sequence[Any], rng: RandomSource
+    path: Sequence[int], distribution: Distribution, acceptance: dict[int, Any], rng: RandomSource
 ) -> Verdict:
     """The verdict with the next token drawn from ``distribution``."""
     token = int(distribution.ids[rng.choose(distribution.probs)])
-    return Verdict(tuple(path), token, distribution, tuple(acceptance))
+    examined = tuple(acceptance.get(node) for node in range(max(acceptance, default=-1) + 1))
+    return Verdict(tuple(path), token, distribution, examined)
 
 
 VERIFIERS: dict[str, Verifier] = {"token": verify, "block": verify_block}

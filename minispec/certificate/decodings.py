@@ -16,6 +16,7 @@ from minispec.certificate.cases import Case
 from minispec.certificate.exact_sampling import ExactSampling
 from minispec.certificate.toys import Table, ToyDraft, ToyTarget
 from minispec.decode import autoregressive, speculative
+from minispec.growth import TreeShape
 from minispec.logits_processor import History
 from minispec.models.lm_head import LinearHead
 from minispec.sampling import Sampling
@@ -45,6 +46,7 @@ class _CachedSampling:
         if sampling.changes_logits:
             self.process = _cache_by_value(sampling.process)
         self.shape = _cache_by_value(sampling.shape)
+        self.soften = _cache_by_value(sampling.soften)
         self.distribution = _cache_by_value(sampling.distribution)
         self._target_distributions = _cache_by_value(sampling.target_distributions)
         self._sampling = sampling
@@ -76,7 +78,7 @@ def _key(argument: Any) -> Hashable:
     if isinstance(argument, Tensor):
         return argument.numpy().tobytes()
     if isinstance(argument, History):
-        return tuple(argument.tokens), argument.prompt_length
+        return tuple(argument.tokens), argument.prompt_length, tuple(argument.parents)
     argument = getattr(argument, "wrapped", argument)  # a head that also ranks
     return tuple(argument) if isinstance(argument, list) else id(argument)
 
@@ -125,8 +127,9 @@ def decode_with(
     shortlist: Callable[[int], Shortlist],
     verifier: Verifier = verify,
     learner: Callable[[ToyModels], Learner] | None = None,
+    tree: TreeShape | None = None,
 ) -> Decoding:
-    """Speculative decoding with a shortlist, a verifier and a learner.
+    """Speculative decoding with a shortlist, a verifier, a learner, and a tree in place of a chain.
 
     ``shortlist``: a function of the vocabulary size, called once per size. ``learner``: a function
     of the toy models, called once for each; its draft replaces the toy draft. Gradients are
@@ -143,7 +146,7 @@ def decode_with(
             models.target, trained.draft if trained else models.draft,
             build_shortlist(case.vocab_size), case.prompt, gamma=case.gamma,
             sampling=models.sampling, rng=source, stop=case.stop, verifier=verifier, trace=True,
-            learner=trained,
+            learner=trained, tree=tree,
         )  # fmt: skip
 
     return decode

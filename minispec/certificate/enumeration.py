@@ -20,6 +20,7 @@ from minispec.certificate.cases import GRID, Case
 from minispec.certificate.decodings import FRACTIONS, Backend, Decoding, ToyModels, decode_plain
 from minispec.certificate.walker import enumerate_branches, total_variation
 from minispec.sampling import Sampling
+from minispec.tree import follow, list_rejected
 from minispec.types import Round
 from minispec.verify import positive_part
 
@@ -95,7 +96,7 @@ def output_distribution(
                 p, q = first.target_distributions[0], first.proposal.draft_distributions[0]
                 covered = p.probs[p.common_indices(q)[0]].sum()
                 missed += float(probability) * (1 - float(covered))
-                rejected += float(probability) * (len(rounds[0].path) < len(rounds[0].proposed))
+                rejected += float(probability) * bool(list_rejected(rounds[0]))
                 accepted += probability * len(rounds[0].path)
     if certificate is not None:
         certificate.stressed += missed > 0.05 and 0.05 < rejected < 0.95
@@ -109,12 +110,11 @@ def _find_kinds(rounds: Sequence[Round], case: Case) -> set[str]:
     for finished in rounds:
         evidence = finished.evidence
         assert evidence is not None
-        pairs = list(
-            zip(evidence.target_distributions, evidence.proposal.draft_distributions, strict=False)
-        )
+        verified = follow(evidence.proposal, finished.path).draft_distributions
+        pairs = list(zip(evidence.target_distributions, verified, strict=False))
         if any(positive_part(p, q).sum() == 0 for p, q in pairs):
             kinds.add("zero_mass_residual")
-        rejected = len(finished.path) < len(finished.proposed)
+        rejected = bool(list_rejected(finished))
         last = finished.tokens[-1]
         if (
             rejected
@@ -122,7 +122,7 @@ def _find_kinds(rounds: Sequence[Round], case: Case) -> set[str]:
             and last not in pairs[len(finished.path)][1].ids.tolist()
         ):
             kinds.add("residual_off_list")
-        if finished.proposed and len(finished.tokens) > len(finished.proposed) and not rejected:
+        if finished.proposed and evidence.next_distribution and not rejected:
             kinds.add("full_acceptance")
         if finished.stop == "eos" and not evidence.next_distribution:
             kinds.add("eos_inside")

@@ -75,6 +75,10 @@ class ExactSampling:
         order = _invert(penalty, "repetition-penalty") if grows else round(penalty)
         return weight**order if grows == (weight > 1) else _root(weight, order)
 
+    def soften(self, logits: Weights, ids: Tensor) -> Distribution:
+        """As ``Sampling.soften``: temperature 1 and nothing else."""
+        return ExactSampling(Sampling(1.0)).shape(logits, ids)
+
     def shape(self, logits: Weights, ids: Tensor) -> Distribution:
         """Processed weights (K,), sorted ids (K,) -> their distribution."""
         weights = _read(logits)

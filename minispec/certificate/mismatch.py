@@ -11,6 +11,7 @@ from typing import Any
 
 from minispec.certificate.decodings import Decoding, ToyModels
 from minispec.certificate.walker import enumerate_branches
+from minispec.tree import follow, list_rejected
 from minispec.types import Round
 
 # How the last token of an output came about.
@@ -125,7 +126,7 @@ def _find_origin(rounds: Iterable[Round], position: int) -> str:
         return ORIGINS[0]
     if not finished.proposed:
         return ORIGINS[4]
-    if kept == len(finished.proposed):
+    if not list_rejected(finished):
         return ORIGINS[3]
-    q = evidence.proposal.draft_distributions[kept]
+    q = follow(evidence.proposal, finished.path).draft_distributions[kept]
     return ORIGINS[1 if finished.tokens[position] in q.ids.tolist() else 2]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minispec.errors import ContextError
 from minispec.models.lm_head import LinearHead
+from minispec.tree import find_path
 from minispec.types import BaseShortlist, Context, Features, Head
 
 Table = Callable[[tuple[int, ...]], Tensor]
@@ -32,6 +33,10 @@ class ToyCache:
     def truncate(self, length: int) -> None:
         """Drop all inputs from position ``length`` on."""
         del self.inputs[length:]
+
+    def keep(self, start: int, path: Sequence[int]) -> None:
+        """Of the inputs from position ``start`` on, keep those of ``path``."""
+        self.inputs[start:] = [self.inputs[start + node] for node in path]
 
     def extend(self, inputs: Sequence[Any]) -> None:
         """Append inputs. Raises ContextError above the capacity."""
@@ -65,10 +70,12 @@ class ToyTarget:
         """An empty cache."""
         return ToyCache(capacity)
 
-    def step(self, ids: Tensor, cache: ToyCache) -> Features:
-        start = cache.length
+    def step(self, ids: Tensor, cache: ToyCache, parents: Sequence[int] | None = None) -> Features:
+        before = tuple(cache.inputs)
         cache.extend(ids.tolist())
-        prefixes = [tuple(cache.inputs[: start + i + 1]) for i in range(len(ids))]
+        tree = range(-1, len(ids) - 1) if parents is None else parents
+        paths = [[int(ids[i]) for i in find_path(tree, node)] for node in range(len(ids))]
+        prefixes = [(*before, *path) for path in paths]
         hidden = torch.stack([self.logits_after(tokens) for tokens in prefixes])  # (T, V)
         padding = [0] * self.context_limit
         rows = [[token + 1 for token in tokens] + padding[len(tokens) :] for tokens in prefixes]
@@ -100,15 +107,21 @@ class ToyDraft:
     def fuse(self, aux_hidden_states: Tensor) -> Tensor:
         return aux_hidden_states
 
-    def step(self, ids: Tensor, states: Tensor, cache: ToyCache) -> Tensor:
+    def step(
+        self, ids: Tensor, states: Tensor, cache: ToyCache, parents: Sequence[int] | None = None
+    ) -> Tensor:
         outputs = states.clone()  # (T, context)
+        tree = range(-1, len(ids) - 1) if parents is None else parents
+        start = cache.length + len(ids) - len(tree)
         for row, token in enumerate(ids.tolist()):
             tokens = _decode_tokens(states[row])
-            # Input t is the tokens up to t and the next one, so the cache must hold t inputs.
-            if len(tokens) != cache.length + 1 or any(
-                tokens[: i + 2] != cached for i, cached in enumerate(cache.inputs)
+            path = find_path(tree, len(tree) - len(ids) + row)[:-1]
+            past = [*cache.inputs[:start], *(cache.inputs[start + node] for node in path)]
+            # Input t is the tokens up to t and the next one, so there must be t inputs before.
+            if len(tokens) != len(past) + 1 or any(
+                tokens[: i + 2] != cached for i, cached in enumerate(past)
             ):
-                raise AssertionError(f"draft step after {tokens} with a cache of {cache.inputs}")
+                raise AssertionError(f"draft step after {tokens} with a past of {past}")
             cache.extend([(*tokens, token)])
             outputs[row, len(tokens)] = token + 1.0
         return outputs

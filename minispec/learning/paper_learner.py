@@ -34,6 +34,7 @@ from minispec.learning.trajectories import (
 )
 from minispec.models.eagle_draft import EagleDraft
 from minispec.sampling import Sampling
+from minispec.tree import follow
 from minispec.types import Context, LearnerUpdate, Round
 
 
@@ -137,7 +138,7 @@ def _find_failure(finished: Round) -> list[int]:
     index = len(finished.path)
     evidence = finished.evidence
     assert evidence is not None  # always present for learners
-    distributions = evidence.proposal.draft_distributions
+    distributions = follow(evidence.proposal, finished.path).draft_distributions
     if index >= min(len(finished.tokens), len(distributions)):
         return []
     listed = bool((torch.as_tensor(distributions[index].ids) == finished.tokens[index]).any())

@@ -15,7 +15,8 @@ from torch import Tensor
 from minispec.learning import curriculum
 from minispec.learning.losses import acceptance_rate
 from minispec.learning.replay_buffer import NGRAM_SIZE, ReplayBuffer
-from minispec.types import Evidence, Round
+from minispec.tree import follow
+from minispec.types import Round
 
 _ACCEPTANCE_HORIZON = 64  # positions in the moving average of the acceptance rate
 _Position = tuple[Tensor, Tensor, Tensor]  # auxiliary hidden states, key, n-gram
@@ -59,7 +60,7 @@ class PositionRecorder:
         finite, as ``refused_verdicts``, if there was any position to store."""
         evidence = finished.evidence
         assert evidence is not None  # always present for learners
-        rates = _acceptance_rates(evidence)
+        rates = _acceptance_rates(finished)
         for rate in filter(math.isfinite, rates):
             self.acceptance += (rate - self.acceptance) / _ACCEPTANCE_HORIZON
         positions, first = self._take_revealed(finished)
@@ -103,9 +104,12 @@ def is_consistent(finished: Round) -> bool:
     return all(float(p.probability(token)) > 0 for p, token in pairs)
 
 
-def _acceptance_rates(evidence: Evidence) -> list[float]:
-    """alpha at each position that has both a target and a draft distribution."""
+def _acceptance_rates(finished: Round) -> list[float]:
+    """alpha at each position that has both a target and a draft distribution; in a tree that of the
+    accepted candidate, or of the first one where none was."""
+    assert finished.evidence is not None  # always present for learners
+    verified = follow(finished.evidence.proposal, finished.path)
     pairs = zip(
-        evidence.target_distributions, evidence.proposal.draft_distributions, strict=False
+        finished.evidence.target_distributions, verified.draft_distributions, strict=False
     )  # the bonus token has no q
     return [acceptance_rate(p, q) for p, q in pairs]

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from minispec.tree import list_rejected
 from minispec.types import Round
 
 Ids = npt.NDArray[np.int64]
@@ -49,9 +50,9 @@ class StatisticalIndex:
     def observe(self, finished: Round) -> None:
         """Learn the pairs of neighbouring tokens of a round."""
         before = (self._last, *finished.tokens[:-1])
-        accepted = len(finished.path)
-        if accepted < len(finished.proposed):  # the first rejected draft, below what replaced it
-            self._learn(before[accepted], finished.proposed[accepted])
+        # What was rejected after the accepted tokens is below what replaced it, the first above.
+        for token in reversed(list_rejected(finished)):
+            self._learn(before[len(finished.path)], token)
         for token, successor in zip(before, finished.tokens, strict=True):
             self._learn(token, successor)
         self._last = finished.tokens[-1]

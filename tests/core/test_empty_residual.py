@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 
 from minispec.certificate.walker import distribution_of
-from minispec.propose import top_k_candidates
+from minispec.growth import pick_candidates
 from minispec.types import Distribution, Proposal
-from minispec.verify import Verdict, residual, verify, verify_block, verify_siblings
+from minispec.verify import Verdict, Verifier, residual, verify, verify_block
 
 Arithmetic = Callable[[Sequence[Fraction]], Any]
 ARITHMETICS: dict[str, Arithmetic] = {
@@ -44,69 +44,77 @@ class RejectingSource:
         return int(possible[0])
 
 
+VERIFIERS = pytest.mark.parametrize("verifier", [verify, verify_block])
+
+
+def build_siblings(tokens: Sequence[int], distributions: Sequence[Distribution]) -> Proposal:
+    return Proposal(tuple(tokens), tuple(distributions), (-1,) * len(tokens))
+
+
+@VERIFIERS
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @given(p=WEIGHTS, q=WEIGHTS, count=st.integers(1, 5), seed=st.integers(0, 99))
-def test_verify_siblings_draws_a_possible_token_after_any_rejections(
-    arithmetic: str, p: list[int], q: list[int], count: int, seed: int
+def test_siblings_draw_a_possible_token_after_any_rejections(
+    verifier: Verifier, arithmetic: str, p: list[int], q: list[int], count: int, seed: int
 ) -> None:
     """Also where the candidates took all of p: what is left then is the residual before, and no
     token that p excludes, id 0 included."""
     target, draft = build(arithmetic, p), build(arithmetic, q)
     possible = [i for i, weight in enumerate(q) if weight]
     drawn = [possible[(seed + i * i) % len(possible)] for i in range(count)]
-    proposals = [Proposal(tuple(drawn), (draft,) * count), top_k_candidates(draft, count)]
-    for siblings in proposals:
-        if any(
-            d.probability(t) == 0
-            for t, d in zip(siblings.tokens, siblings.draft_distributions, strict=True)
-        ):
-            continue  # a candidate picked from beyond the support
+    picked = pick_candidates(draft, count)
+    for siblings in (
+        build_siblings(drawn, (draft,) * count),
+        build_siblings([c.token for c in picked], [c.distribution for c in picked]),
+    ):
         after = [target] * (1 + len(siblings.tokens))
-        verdict = verify_siblings(siblings, after, RejectingSource())
+        verdict = verifier(siblings, after, RejectingSource())
         left = verdict.next_distribution
         assert p[verdict.next_token] > 0
         assert abs(float(left.probs.sum()) - 1) < 1e-5
         assert all(p[i] for i in np.flatnonzero(np.asarray(left.probs)))
 
 
+@VERIFIERS
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("weights", [[0, 1, 2], [0, 0, 1], [0, 3, 0, 1]])
-def test_verify_siblings_of_equal_distributions_draws_from_what_was_left(
-    arithmetic: str, weights: list[int]
+def test_siblings_of_equal_distributions_draw_from_what_was_left(
+    verifier: Verifier, arithmetic: str, weights: list[int]
 ) -> None:
     """p is exhausted by the first candidate already: nothing of it may fall to id 0."""
     p = build(arithmetic, weights)
     token = max(range(len(weights)), key=weights.__getitem__)
     for count in (1, 2, 3):
-        siblings = Proposal((token,) * count, (p,) * count)
+        siblings = build_siblings((token,) * count, (p,) * count)
 
         class AlwaysRejecting(RejectingSource):
             def bernoulli(self, probability: Any) -> bool:
                 return False
 
-        verdict = verify_siblings(siblings, [p] * (count + 1), AlwaysRejecting())
+        verdict = verifier(siblings, [p] * (count + 1), AlwaysRejecting())
         assert verdict.path == () and weights[verdict.next_token] > 0
         assert list(verdict.next_distribution.probs) == list(p.probs)
 
 
+@VERIFIERS
 @given(p=WEIGHTS, q=WEIGHTS, count=st.integers(1, 3))
-def test_verify_siblings_keeps_the_distribution_in_every_branch(
-    p: list[int], q: list[int], count: int
+def test_siblings_keep_the_distribution_in_every_branch(
+    verifier: Verifier, p: list[int], q: list[int], count: int
 ) -> None:
     """In fractions, over all draws of the candidates and all coins; many of these exhaust p."""
     target, draft = build("fraction", p), build("fraction", q)
 
     def program(source: Any) -> int:
         drawn = tuple(int(source.choose(draft.probs)) for _ in range(count))
-        siblings = Proposal(drawn, (draft,) * count)
-        verdict: Verdict = verify_siblings(siblings, [target] * (count + 1), source)
+        siblings = build_siblings(drawn, (draft,) * count)
+        verdict: Verdict = verifier(siblings, [target] * (count + 1), source)
         return drawn[verdict.path[0]] if verdict.path else verdict.next_token
 
     ours = distribution_of(program)
     assert all(ours.get(i, 0) == share for i, share in enumerate(target.probs))
 
 
-@pytest.mark.parametrize("verifier", [verify, verify_block, verify_siblings])
+@pytest.mark.parametrize("verifier", [verify, verify_block])
 @pytest.mark.parametrize("share", [1e-6, 1e-9, 1e-12, 1e-15, 2.0**-53], ids=str)
 def test_verify_gives_tiny_shares_of_the_residual_their_turn(verifier: Any, share: float) -> None:
     """An id whose probability is tiny, and of which the shortlist knows nothing, is all that is

@@ -12,7 +12,7 @@ import pytest
 
 from minispec.certificate.walker import distribution_of, fraction_distribution
 from minispec.types import Distribution, Proposal
-from minispec.verify import verify, verify_block, verify_siblings
+from minispec.verify import Verifier, verify, verify_block
 
 VERIFIERS = [verify, verify_block]
 
@@ -119,8 +119,11 @@ def test_verify_block_tests_each_prefix_with_its_own_weight(length: int) -> None
         assert list(verdict.next_distribution.probs) == [x / sum(excess) for x in excess]
 
 
+@pytest.mark.parametrize("verifier", [verify, verify_block])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_verify_siblings_continues_after_the_candidate_that_was_accepted(count: int) -> None:
+def test_siblings_continue_after_the_candidate_that_was_accepted(
+    count: int, verifier: Verifier
+) -> None:
     """In fractions: the joint distribution of the token and of the one after it, where each
     candidate has another continuation."""
     q = fraction_distribution([3, 2, 1])
@@ -129,7 +132,7 @@ def test_verify_siblings_continues_after_the_candidate_that_was_accepted(count: 
         drawn = tuple(int(source.choose(q.probs)) for _ in range(count))
         p = [draw_distribution("p", (), 3)]
         p += [draw_distribution("p", (token,), 3) for token in drawn]
-        verdict = verify_siblings(Proposal(drawn, (q,) * count), p, source)
+        verdict = verifier(Proposal(drawn, (q,) * count, (-1,) * count), p, source)
         if verdict.path:
             assert verdict.next_distribution is p[1 + verdict.path[0]]
             return drawn[verdict.path[0]], verdict.next_token
@@ -142,10 +145,10 @@ def test_verify_siblings_continues_after_the_candidate_that_was_accepted(count: 
             assert ours[first, second] == share * other
 
 
-def test_verify_siblings_of_eight_candidates_accepts_any_of_them() -> None:
+def test_verify_of_eight_siblings_accepts_any_of_them() -> None:
     p = [fraction_distribution([i + 1, 5]) for i in range(9)]
     q = fraction_distribution([1, 1])
     for i in range(8):
         source = ScriptedSource(*[False] * i, True)
-        verdict = verify_siblings(Proposal((1,) * 8, (q,) * 8), p, source)
+        verdict = verify(Proposal((1,) * 8, (q,) * 8, (-1,) * 8), p, source)
         assert verdict.path == (i,) and verdict.next_distribution is p[1 + i]

@@ -10,7 +10,7 @@ import torch
 
 from minispec.certificate.walker import distribution_of, fraction_distribution
 from minispec.types import Distribution, Proposal, RandomSource
-from minispec.verify import Verdict, residual, verify, verify_block, verify_siblings
+from minispec.verify import Verdict, residual, verify, verify_block
 
 Verifier = Callable[[Proposal, Sequence[Distribution], RandomSource], Verdict]
 
@@ -33,7 +33,7 @@ def make_distribution(shares: Sequence[Fraction], exact: bool) -> Distribution:
     return Distribution(torch.arange(len(shares)), torch.tensor([*map(float, shares)]).double())
 
 
-@pytest.mark.parametrize("verifier", [verify, verify_block, verify_siblings])
+@pytest.mark.parametrize("verifier", [verify, verify_block])
 def test_decoding_is_exact_for_probabilities_below_any_threshold(verifier: Verifier) -> None:
     """Whole numbers from 1 to 10^12 as weights, in fractions: a dropped entry would be seen."""
     p = fraction_distribution([10**12, 1, 3, 0, 2])
@@ -48,7 +48,7 @@ def test_decoding_is_exact_for_probabilities_below_any_threshold(verifier: Verif
     assert distribution_of(sample_first) == expected
 
 
-@pytest.mark.parametrize("verifier", [verify, verify_block, verify_siblings])
+@pytest.mark.parametrize("verifier", [verify, verify_block])
 @pytest.mark.parametrize("weights", [[0, 2, 3], [2, 3, 0]])
 def test_empty_residual_falls_back_to_p(verifier: Verifier, weights: list[int]) -> None:
     """If p = q a rejection comes from rounding alone. The next token is then drawn from p: never
@@ -64,6 +64,7 @@ def test_empty_residual_falls_back_to_p(verifier: Verifier, weights: list[int]) 
             return next(i for i, share in enumerate(probs) if share)
 
     for tokens in ([1], [1, 1]):
-        proposal = Proposal(tuple(tokens), (p,) * len(tokens))
-        verdict = verifier(proposal, [p] * (len(tokens) + 1), Rejecting())
-        assert verdict.path == () and p.probability(verdict.next_token) > 0
+        for parents in ((), (-1,) * len(tokens)):
+            proposal = Proposal(tuple(tokens), (p,) * len(tokens), parents)
+            verdict = verifier(proposal, [p] * (len(tokens) + 1), Rejecting())
+            assert verdict.path == () and p.probability(verdict.next_token) > 0

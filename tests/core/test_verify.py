@@ -19,7 +19,8 @@ from minispec.certificate.walker import (
     total_variation,
 )
 from minispec.errors import ArgumentError
-from minispec.propose import Drafter, top_k_candidates
+from minispec.growth import pick_candidates
+from minispec.propose import Drafter
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
 from minispec.types import Context, Distribution, Proposal
@@ -30,7 +31,6 @@ from minispec.verify import (
     residual,
     verify,
     verify_block,
-    verify_siblings,
 )
 
 PROMPT = (0, 1)
@@ -187,7 +187,7 @@ def test_verify_never_accepts_a_token_that_the_target_excludes() -> None:
     assert verdict.path == () and verdict.next_token == 1
 
 
-@pytest.mark.parametrize("verifier", [verify, verify_block, verify_siblings])
+@pytest.mark.parametrize("verifier", [verify, verify_block])
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_verify_rejects_a_wrong_number_of_distributions(count: int, verifier: Verifier) -> None:
     distribution = fraction_distribution([1, 1])
@@ -195,7 +195,7 @@ def test_verify_rejects_a_wrong_number_of_distributions(count: int, verifier: Ve
         verifier(Proposal((0,), (distribution,)), [distribution] * count, BranchingSource([]))
 
 
-@pytest.mark.parametrize("verifier", [verify, verify_block, verify_siblings])
+@pytest.mark.parametrize("verifier", [verify, verify_block])
 def test_verify_rejects_a_token_of_probability_0_under_q(verifier: Verifier) -> None:
     distribution = fraction_distribution([1, 1])
     with pytest.raises(ArgumentError, match="token 1 has probability 0 under its recorded draft"):
@@ -206,20 +206,22 @@ def test_verify_rejects_a_token_of_probability_0_under_q(verifier: Verifier) -> 
         )
 
 
-@pytest.mark.parametrize("verifier", [verify, verify_block, verify_siblings])
+@pytest.mark.parametrize("verifier", [verify, verify_block])
 def test_verify_rejects_a_token_without_a_distribution(verifier: Verifier) -> None:
     distribution = fraction_distribution([1, 1])
     with pytest.raises(ValueError, match="zip"):
         verifier(Proposal((0,), ()), [distribution] * 2, BranchingSource([]))
 
 
-def test_top_k_candidates_are_point_masses_on_the_most_likely_ids() -> None:
+def test_pick_candidates_are_point_masses_on_the_most_likely_ids() -> None:
     distribution = Distribution(torch.tensor([2, 3, 5, 7]), torch.tensor([0.2, 0.3, 0.2, 0.3]))
     for count, tokens in [(1, (3,)), (3, (3, 7, 2)), (9, (3, 7, 2, 5))]:
-        proposal = top_k_candidates(distribution, count)
-        assert proposal.tokens == tokens
-        for token, point_mass in zip(tokens, proposal.draft_distributions, strict=True):
-            assert point_mass.probability(token) == 1 == point_mass.probs.sum()
+        found = pick_candidates(distribution, count)
+        assert tuple(candidate.token for candidate in found) == tokens
+        for candidate in found:
+            point_mass = candidate.distribution
+            assert point_mass.probability(candidate.token) == 1 == point_mass.probs.sum()
+            assert candidate.confidence == float(distribution.probability(candidate.token))
 
 
 def test_verdict_records_the_acceptance_of_each_examined_token() -> None:
@@ -247,9 +249,16 @@ def test_verdict_records_the_acceptance_of_each_examined_token() -> None:
     assert verify_block(chain, [p] * 3, ScriptedSource(False, True)).path == (0,)
     complete = verify_block(chain, [p] * 3, ScriptedSource(True))
     assert complete.path == (0, 1) and complete.next_distribution is p
-    siblings = verify_siblings(chain, [p] * 3, ScriptedSource(False, True))
-    assert siblings.path == (1,) and siblings.acceptance == (half, 0)
-    assert verify_siblings(chain, [p] * 3, ScriptedSource(False, False)).path == ()
+    siblings = Proposal((0, 0), (q, q), (-1, -1))
+    second = verify(siblings, [p] * 3, ScriptedSource(False, True))
+    assert second.path == (1,) and second.acceptance == (half, 0)
+    assert verify(siblings, [p] * 3, ScriptedSource(False, False)).path == ()
+    tree = Proposal((0, 0, 0), (q,) * 3, (-1, -1, 1))
+    assert verify(tree, [p] * 4, ScriptedSource(True)).acceptance == (half,)
+    assert verify_block(tree, [p] * 4, ScriptedSource(False, True)).path == (1, 2)
+    skipping = Proposal((0, 0, 1), (q,) * 3, (-1, 0, -1))
+    found = verify(skipping, [p] * 4, ScriptedSource(False, True))
+    assert found.path == (2,) and found.acceptance == (half, None, 1)
 
 
 def test_verify_block_matches_a_computation_by_hand() -> None:

@@ -20,7 +20,8 @@ ROOMS = {
     "The story": [
         "minispec.errors", "minispec.checks", "minispec.types", "minispec.tree", "minispec.verify",
         "minispec.logits_processor",
-        "minispec.sampling", "minispec.ranked_head", "minispec.stopwatch", "minispec.propose",
+        "minispec.sampling", "minispec.ranked_head", "minispec.stopwatch", "minispec.growth",
+        "minispec.propose",
         "minispec.tokenizer", "minispec.stream_decoder", "minispec.commit", "minispec.decode",
     ],
     "Models": [

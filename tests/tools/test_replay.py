@@ -145,7 +145,7 @@ def test_recorded_target_has_the_features_of_the_target(model: Pretrained) -> No
     step = text.step(torch.tensor([7, 8]), cache)
     assert torch.equal(step.aux_hidden_states, features.aux_hidden_states[2:4])
     assert text.head.logits(step.hidden).argmax(-1).tolist() == [8, 9]
-    cache.truncate(3)
+    cache.keep(3, ())
     assert text.head.logits(text.step(torch.tensor([0]), cache).hidden).argmax().item() == 9
 
 

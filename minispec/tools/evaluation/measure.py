@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from minispec.tree import find_depths, follow
 from minispec.types import Round
 
 _RESAMPLES = 2000
@@ -34,7 +35,8 @@ class Figures:
     """What decoding one prompt produced and cost.
 
     ``passes``: target passes. ``seconds``: by phase, "prefill" among them. ``accepted_at``: rounds
-    in which the draft's i-th token was accepted; ``proposed_at``: rounds in which there was one.
+    in which a draft at depth i was accepted; ``proposed_at``: rounds in which there was one.
+    ``drafted``: drafted tokens in all.
     ``latencies``: seconds per token, those of a round spread evenly over its tokens. ``emitted``:
     tokens by round. ``coverage``: the mass of the target's distribution on the shortlist, for each
     draft step whose past the target accepted; empty unless rounds carry evidence. ``events``: what
@@ -73,7 +75,7 @@ class Figures:
 
     @property
     def acceptance(self) -> list[float]:
-        """The share of the proposals accepted, by position in the chain."""
+        """The share of the proposals accepted, by depth."""
         return [a / p for a, p in zip(self.accepted_at, self.proposed_at, strict=True)]
 
     @property
@@ -102,8 +104,9 @@ def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         tokens += finished.tokens
         text.append(finished.text)
         seconds.update(finished.seconds)
-        accepted.update(finished.path)
-        proposed.update(range(len(finished.proposed)))
+        accepted.update(range(len(finished.path)))
+        parents = finished.parents or range(-1, len(finished.proposed) - 1)
+        proposed.update(range(max(find_depths(parents), default=-1) + 1))
         spent = sum(s for phase, s in finished.seconds.items() if phase != "prefill")
         latencies += [spent / len(finished.tokens)] * len(finished.tokens)
         sizes += finished.shortlist_sizes
@@ -111,10 +114,9 @@ def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         events.update(finished.events)
         emitted.append(len(finished.tokens))
         if finished.evidence:
+            verified = follow(finished.evidence.proposal, finished.path)
             pairs = zip(
-                finished.evidence.target_distributions,
-                finished.evidence.proposal.draft_distributions,
-                strict=False,
+                finished.evidence.target_distributions, verified.draft_distributions, strict=False
             )
             coverage += [min(1.0, float(p.probs[p.common_indices(q)[0]].sum())) for p, q in pairs]
         stop, passes = finished.stop, passes + 1

@@ -47,8 +47,8 @@ class _Position:
 
     length: int = 0
 
-    def truncate(self, length: int) -> None:
-        self.length = min(length, self.length)
+    def keep(self, start: int, path: Sequence[int]) -> None:
+        self.length = start + len(path)
 
 
 class ReplayTarget:

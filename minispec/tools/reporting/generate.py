@@ -16,6 +16,7 @@ from tqdm import tqdm
 from minispec.tokenizer import Tokenizer
 from minispec.tools.evaluation.measure import Figures, measure
 from minispec.tools.reporting.colours import ANSI_RESET, FATES
+from minispec.tree import list_rejected
 from minispec.types import Round
 
 _MARKS = {"rejected": ("[-", "-]"), "recovered": ("[+", "+]"), "bonus": ("[*", "*]")}
@@ -111,10 +112,11 @@ def trace_round(finished: Round, tokenizer: Tokenizer, colours: bool) -> str:
     accepted = len(finished.path)
     last = "plain"
     if finished.proposed:
-        last = "bonus" if accepted == len(finished.proposed) else "recovered"
+        last = "recovered" if list_rejected(finished) else "bonus"
+    rejected = [t for node, t in enumerate(finished.proposed) if node not in finished.path]
     parts = (
         ("accepted", _text(finished.tokens[:accepted], tokenizer)),
-        ("rejected", _text(finished.proposed[accepted:], tokenizer).replace("\n", "\\n")),
+        ("rejected", _text(rejected, tokenizer).replace("\n", "\\n")),
         (last, _text(finished.tokens[accepted:], tokenizer)),
     )
     return "".join(_style(fate, text, colours) for fate, text in parts if text)

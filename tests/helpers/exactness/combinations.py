@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from fastpath.cpu.head import CpuHead
-from helpers.exactness.candidates import decode_candidates
 from helpers.exactness.learners import (
     HIDDEN_SIZE,
     build_learner,
@@ -38,13 +37,11 @@ LEARNING: dict[str, tuple[ShortlistFactory, Callable[[ToyModels], Learner]]] = {
     "frspec+adapt, poisoned": (build_frspec, build_poisoned),
 }  # fmt: skip
 DRAFTERS = (*SHORTLISTS, *LEARNING)
-VERIFIERS = (*CHAIN_VERIFIERS, "candidates")
+VERIFIERS = (*CHAIN_VERIFIERS,)
 
 
 def build_decoding(verifier: str, drafter: str) -> Decoding:
     """The decoding with a verifier and a shortlist, or a shortlist and a learner, by name."""
-    if verifier == "candidates":
-        return decode_candidates(SHORTLISTS[drafter])
     if drafter in LEARNING:
         shortlist, learner = LEARNING[drafter]
         return decode_with(shortlist, CHAIN_VERIFIERS[verifier], learner)
@@ -91,8 +88,6 @@ def explain_refusal(backend: str, arithmetic: str, verifier: str, drafter: str) 
         return "a draft that learns runs on the reference backend alone"
     if arithmetic == "fraction":
         return "a draft that learns has gradients, which are floats"
-    if verifier == "candidates":
-        return "candidates run in the test suite's own loop, in which no draft learns"
     return None
 
 

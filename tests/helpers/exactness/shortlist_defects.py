@@ -73,7 +73,7 @@ def _() -> Any:
         every_id = torch.arange(self.draft.head.vocab_size)
         later = [
             sampling.distribution(self.draft.head.logits(hidden), every_id)
-            for hidden in self.hidden_states(len(drafted))
+            for hidden in self.hidden_states(range(-1, len(drafted) - 1))
         ]
         return Proposal(drafted.tokens, tuple(later))
 

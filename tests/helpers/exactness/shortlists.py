@@ -50,7 +50,7 @@ class HistoryShortlist(BaseShortlist):
         assert finished.evidence is not None
         self._rejected += finished.proposed[len(finished.path) :]
         acceptance = [
-            finished.evidence.acceptance,
+            [share for share in finished.evidence.acceptance if share is not None],
             *(distribution.probs for distribution in finished.evidence.target_distributions),
         ]
         # Rounded, so that fractions, float64 and float32 give the same key.

@@ -8,18 +8,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from helpers.exactness import candidates, round_checks
+from helpers.exactness import round_checks
 from helpers.exactness.planting import keep_possible, patch_attribute, plant, worst_tv
 from helpers.exactness.shortlists import build_frspec
-from minispec import propose
+from minispec import growth
 from minispec import verify as verification
 from minispec.certificate.decodings import ToyModels, decode_with
 from minispec.certificate.toys import ChangingShortlist
+from minispec.growth import Candidate, TreeShape
 from minispec.propose import Drafter
 from minispec.sampling import SeededRandom
 from minispec.shortlists.full import FullShortlist
 from minispec.types import Distribution, Proposal, RandomSource, Round
-from minispec.verify import Verdict, positive_part, verify, verify_block
+from minispec.verify import (
+    Verdict,
+    acceptance_probability,
+    positive_part,
+    verify,
+    verify_block,
+)
 
 # --- 1: a residual of zero mass -------------------------------------------------------------
 
@@ -145,14 +152,13 @@ def _() -> Any:
 
 @plant(4, "candidates picked by argmax are verified with their softmax", "transformers, Gemma-4")
 def _() -> Any:
-    right = propose.top_k_candidates
+    right = growth.pick_candidates
 
-    def soft(distribution: Distribution, count: int) -> Proposal:
-        points = right(distribution, count)
-        return keep_possible(points, [distribution] * len(points))
+    def pick_soft(confidence: Distribution, count: int) -> list[Candidate]:
+        return [replace(c, distribution=confidence) for c in right(confidence, count)]
 
-    with patch_attribute(candidates, "top_k_candidates", soft):
-        return worst_tv(candidates.decode_candidates(build_frspec))
+    with patch_attribute(growth, "pick_candidates", pick_soft):
+        return worst_tv(decode_with(build_frspec, tree=TreeShape(1, 2, 2)))
 
 
 @plant(4, "a chain drafted by argmax is verified with its softmax", "transformers, Gemma-4")
@@ -204,20 +210,32 @@ def _() -> Any:
 
 @plant(5, "a block's coin uses q of the last accepted position instead of the next")
 def _() -> Any:
+    class Shifted:
+        """The coins of verify_block for a chain, each with q of the position before."""
+
+        def __init__(
+            self, proposal: Proposal, p: Sequence[Distribution], rng: RandomSource
+        ) -> None:
+            self._proposal, self._p, self._rng = proposal, p, rng
+            self._kept, self.choose = len(proposal), rng.choose
+            self._weights: list[Any] = [1]
+            for pair in zip(p[:-1], proposal.draft_distributions, proposal.tokens, strict=True):
+                self._weights.append(acceptance_probability(*pair, self._weights[-1]))
+
+        def bernoulli(self, probability: Any) -> bool:
+            kept, self._kept = self._kept, self._kept - 1
+            if kept < len(self._proposal):
+                q = self._proposal.draft_distributions[kept - 1]
+                mass = positive_part(self._p[kept], q, self._weights[kept]).sum()
+                probability = mass / (mass + 1 - self._weights[kept]) if mass > 0 else 0
+            return self._rng.bernoulli(probability)
+
     def previous(
-        kept: int, proposal: Proposal, distributions: Sequence[Distribution], reach: Any
-    ) -> Any:
-        if kept == len(proposal):
-            return reach
-        q = proposal.draft_distributions[kept - 1]
-        mass = positive_part(distributions[kept], q, reach).sum()
-        return mass / (mass + 1 - reach) if mass > 0 else 0
+        proposal: Proposal, distributions: Sequence[Distribution], rng: RandomSource
+    ) -> Verdict:
+        return verify_block(proposal, distributions, Shifted(proposal, distributions, rng))
 
-    with patch_attribute(verification, "_block_acceptance", previous):
-        return worst_tv(decode_with(ChangingShortlist, verify_block))
-
-
-# --- 6: the draft changes before verification -----------------------------------------------
+    return worst_tv(decode_with(ChangingShortlist, previous))
 
 
 @plant(6, "q is recomputed by the draft after it has changed")
