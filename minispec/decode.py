@@ -207,7 +207,9 @@ def _decode(
 
         # 6) Resync: the draft's cache is rebuilt from the target's hidden states.
         if drafter and stop is None:
-            drafter.resync(torch.tensor(kept), features.aux_hidden_states[rows], verdict.path)
+            states = features.aux_hidden_states
+            states = states[torch.tensor(rows, device=states.device)]
+            drafter.resync(torch.tensor(kept), states, verdict.path)
             watch.lap("draft")
 
         # 7) Learn: the shortlist and the learner update themselves for the next round.

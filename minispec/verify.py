@@ -79,14 +79,12 @@ def check_verdict(verdict: Any, proposal: Proposal, vocab_size: int) -> Verdict:
     if not isinstance(verdict, Verdict):
         raise ArgumentError(f"a verifier returned a {type(verdict).__name__}, expected a Verdict")
     path, token = tuple(verdict.path), verdict.next_token
-    if path:
-        inside = all(0 <= node < len(proposal) for node in path)
-        expected = find_path(proposal.parents, path[-1]) if inside else None
-        if path != expected:
-            raise ArgumentError(
-                f"a verifier accepted the indices {list(path)}, expected those from a first token "
-                f"to one of its descendants (0, 1, ... in a chain), below {len(proposal)}"
-            )
+    inside = all(0 <= node < len(proposal) for node in path)
+    if not inside or (path and path != find_path(proposal.parents, path[-1])):
+        raise ArgumentError(
+            f"a verifier accepted the indices {list(path)}, expected 0, 1, ... without a gap, below "
+            f"{len(proposal)}; in a tree, each the parent of the next"
+        )
     if not 0 <= token < vocab_size:
         raise ArgumentError(f"a verifier emitted token {token}, outside 0..{vocab_size - 1}")
     return verdict
@@ -193,6 +191,11 @@ def _check_lengths(proposal: Proposal, target_distributions: Sequence[Distributi
         raise ArgumentError(
             f"{len(proposal)} drafted tokens need {len(proposal) + 1} target distributions, "
             f"got {len(target_distributions)}"
+        )
+    if len(proposal.draft_distributions) != len(proposal):
+        raise ArgumentError(
+            f"{len(proposal)} drafted tokens have {len(proposal.draft_distributions)} draft "
+            "distributions, expected one for each"
         )
 
 

@@ -209,7 +209,7 @@ def test_verify_rejects_a_token_of_probability_0_under_q(verifier: Verifier) -> 
 @pytest.mark.parametrize("verifier", [verify, verify_block])
 def test_verify_rejects_a_token_without_a_distribution(verifier: Verifier) -> None:
     distribution = fraction_distribution([1, 1])
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ArgumentError, match="1 drafted tokens have 0 draft distributions"):
         verifier(Proposal((0,), ()), [distribution] * 2, BranchingSource([]))
 
 

@@ -19,6 +19,7 @@ from helpers.exactness.strategies import property_settings
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import speculative
+from minispec.growth import TreeShape
 from minispec.models.kv_cache import KVCache
 from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
@@ -34,6 +35,7 @@ histories = st.fixed_dictionaries({
     "seed": st.integers(0, 10**6),
     "shortlist": names,
     "verifier": verifiers,
+    "tree": st.sampled_from([None, "2x2x5", "3x3x7:static", "3x2x6:drawn", "2x3x6:distinct"]),
 })  # fmt: skip
 
 
@@ -43,6 +45,7 @@ def assert_history_fresh(history: History) -> None:
         history["prompt"], build_shortlist(history["shortlist"], 50, 24), gamma=history["gamma"],
         sampling=Sampling(history["temperature"]), rng=SeededRandom(history["seed"]),
         verifier=VERIFIERS[history["verifier"]],
+        tree=TreeShape.parse(history["tree"]) if history["tree"] else None,
     )  # fmt: skip
 
 
@@ -103,7 +106,7 @@ def test_acceptance_of_a_draft_with_the_target_logits_is_the_mass_on_its_shortli
 
 HISTORY: History = {
     "prompt": [1, 2, 3], "gamma": 3, "temperature": 5.0, "seed": 0, "shortlist": "full",
-    "verifier": "token",
+    "verifier": "token", "tree": None,
 }  # fmt: skip
 
 
@@ -116,11 +119,13 @@ def keep_drafted_keys(patch: pytest.MonkeyPatch) -> None:
     """The draft keeps the keys of accepted draft tokens, which it computed from its own states."""
     right = Drafter.resync
 
-    def resync_rest(self: Drafter, ids: torch.Tensor, aux_hidden_states: torch.Tensor) -> None:
+    def resync_rest(
+        self: Drafter, ids: torch.Tensor, aux_hidden_states: torch.Tensor, *path: Any
+    ) -> None:
         drafted = self._cache.length - self._verified_length
         skip = min(drafted, len(ids) - 1)
         self._verified_length += skip
-        right(self, ids[skip:], aux_hidden_states[skip:])
+        right(self, ids[skip:], aux_hidden_states[skip:], *path)
 
     patch.setattr(Drafter, "resync", resync_rest)
 
@@ -131,14 +136,26 @@ def shift_hidden_states(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Drafter,
         "resync",
-        lambda self, ids, aux_hidden_states: right(self, ids, aux_hidden_states.roll(1, 0)),
+        lambda self, ids, aux, *path: right(self, ids, aux.roll(1, 0), *path),
     )
 
 
-@pytest.mark.parametrize("defect", [skip_truncation, keep_drafted_keys, shift_hidden_states])
-def test_stale_cache_is_detected(defect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_first_nodes(patch: pytest.MonkeyPatch) -> None:
+    """The target's cache keeps the first nodes of a tree instead of the accepted ones."""
+    patch.setattr(KVCache, "keep", lambda self, start, path: self.truncate(start + len(path)))
+
+
+@pytest.mark.parametrize("tree", [None, "2x3x6"])
+@pytest.mark.parametrize(
+    "defect", [skip_truncation, keep_drafted_keys, shift_hidden_states, keep_first_nodes]
+)
+def test_stale_cache_is_detected(
+    defect: Any, tree: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The output would still be exact, which is why these tests exist."""
+    if defect is keep_first_nodes and tree is None:
+        return  # of a chain they are the accepted ones
     defect(monkeypatch)
     with pytest.raises((AssertionError, ValueError)):
         for seed in range(10):
-            assert_history_fresh(HISTORY | {"seed": seed})
+            assert_history_fresh(HISTORY | {"seed": seed, "tree": tree})

@@ -14,105 +14,40 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers.drafts import caches_equal, toy_draft
-from helpers.toys import GEMMA, TOY, toy_transformer
+from helpers.trees import (
+    DRAFTS,
+    TARGETS,
+    Tree,
+    draw_tree,
+    measure_draft,
+    measure_kept,
+    measure_target,
+)
 from minispec.errors import ContextError
 from minispec.models import rope
 from minispec.models.kv_cache import KVCache
 from minispec.models.rope import AttentionMetadata, Rope
-from minispec.models.transformer import Transformer
-from minispec.tree import find_depths, find_path
-
-TARGETS = {"Llama": toy_transformer(), "Gemma": toy_transformer(**GEMMA)}
-DRAFTS = {name: toy_draft(target) for name, target in TARGETS.items()}
-ids = st.integers(0, TOY.vocab_size - 1)
-
-
-@st.composite
-def trees(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
-    """Cached tokens, the tokens of a tree of up to 12 nodes, and their parents."""
-    past = draw(st.lists(ids, max_size=8))
-    parents = [draw(st.integers(-1, node - 1)) for node in range(draw(st.integers(1, 12)))]
-    return past, [draw(ids) for _ in parents], parents
-
-
-def to_ids(tokens: Sequence[int]) -> Tensor:
-    return torch.tensor(tokens, dtype=torch.int64)
-
-
-def check_target(tree: tuple[list[int], list[int], list[int]], target: Transformer) -> None:
-    past, tokens, parents = tree
-    cache = target.new_cache(32)
-    target.step(to_ids(past), cache)
-    features = target.step(to_ids(tokens), cache, parents)
-    for node in range(len(parents)):
-        path = find_path(parents, node)
-        alone = target.step(to_ids([*past, *(tokens[i] for i in path)]), target.new_cache(32))
-        for ours, fresh in (
-            (features.hidden, alone.hidden),
-            (features.aux_hidden_states, alone.aux_hidden_states),
-        ):
-            assert float((ours[list(path)] - fresh[len(past) :]).abs().max()) < 1e-10
-
-
-def check_keep(tree: tuple[list[int], list[int], list[int]], target: Transformer) -> None:
-    """Every path is kept, and so is each beginning of one."""
-    past, tokens, parents = tree
-    for node in range(-1, len(parents)):
-        path = find_path(parents, node)
-        cache, fresh = target.new_cache(32), target.new_cache(32)
-        target.step(to_ids(past), cache)
-        target.step(to_ids(tokens), cache, parents)
-        cache.keep(len(past), path)
-        target.step(to_ids([*past, *(tokens[i] for i in path)]), fresh)
-        assert caches_equal(cache, fresh)
-
-
-def check_draft(tree: tuple[list[int], list[int], list[int]], name: str) -> None:
-    """Level by level, each level a pass that finds the earlier ones in the cache. A node's state is
-    what the draft returned for its parent."""
-    past, tokens, parents = tree
-    draft, depths = DRAFTS[name], find_depths(parents)
-    root = torch.sin(torch.arange(24, dtype=torch.float64))
-    given_states = torch.cos(torch.arange(24 * len(past), dtype=torch.float64)).reshape(-1, 24)
-    cache = draft.new_cache(32)
-    draft.step(to_ids(past), given_states, cache)
-    states: dict[int, Tensor] = {-1: root}
-    rows: list[int] = []  # the nodes in the order in which they are processed
-    for depth in range(max(depths) + 1):
-        level = [node for node, d in enumerate(depths) if d == depth]
-        rows += level
-        inputs = torch.stack([states[parents[node]] for node in level])
-        row_parents = [rows.index(parents[n]) if parents[n] >= 0 else -1 for n in rows]
-        level_ids = to_ids([tokens[node] for node in level])
-        outputs = draft.step(level_ids, inputs, cache, row_parents)
-        states |= dict(zip(level, outputs, strict=True))
-    for node in range(len(parents)):
-        alone, state = draft.new_cache(32), root
-        draft.step(to_ids(past), given_states, alone)
-        for each in find_path(parents, node):
-            state = draft.step(to_ids([tokens[each]]), state[None], alone)[0]
-        assert float((states[node] - state).abs().max()) < 1e-10
+from minispec.tree import find_depths
 
 
 @settings(max_examples=100, deadline=None)
-@given(tree=trees(), name=st.sampled_from(list(TARGETS)))
-def test_step_gives_each_node_the_features_of_its_own_path(tree: Any, name: str) -> None:
-    check_target(tree, TARGETS[name])
+@given(tree=draw_tree(), name=st.sampled_from(list(TARGETS)))
+def test_step_gives_each_node_the_features_of_its_own_path(tree: Tree, name: str) -> None:
+    assert measure_target(tree, name) < 1e-10
 
 
 @settings(max_examples=60, deadline=None)
-@given(tree=trees(), name=st.sampled_from(list(DRAFTS)))
+@given(tree=draw_tree(), name=st.sampled_from(list(DRAFTS)))
 def test_draft_step_by_levels_gives_each_node_the_state_of_its_own_path(
-    tree: Any, name: str
+    tree: Tree, name: str
 ) -> None:
-    check_draft(tree, name)
+    assert measure_draft(tree, name) < 1e-10
 
 
 @settings(max_examples=40, deadline=None)
-@given(tree=trees())
-def test_keep_leaves_the_cache_of_a_pass_over_the_path(tree: Any) -> None:
-    check_keep(tree, TARGETS["Llama"])
+@given(tree=draw_tree())
+def test_keep_leaves_the_cache_of_a_pass_over_the_path(tree: Tree) -> None:
+    assert measure_kept(tree, "Llama") == 0
 
 
 def test_step_counts_depth_not_nodes_against_the_context() -> None:
@@ -174,32 +109,37 @@ def keep_length_only(self: KVCache, start: int, path: Sequence[int]) -> None:
     self.truncate(start + len(path))
 
 
-Check = Callable[[Any, Any], None]
-DEFECTS: list[tuple[Check, Any, Any, str, Any]] = [
-    (check_target, TARGETS["Llama"], rope, "find_ancestors", see_cousins),
-    (check_target, TARGETS["Llama"], rope, "find_depths", count_nodes_as_positions),
-    (check_target, TARGETS["Llama"], rope, "find_depths", share_position),
-    (check_target, TARGETS["Gemma"], Rope, "_tree_metadata", window_by_node),
-    (check_draft, "Llama", rope, "find_ancestors", see_cousins),
-    (check_draft, "Llama", rope, "find_depths", share_position),
-    (check_keep, TARGETS["Llama"], KVCache, "keep", keep_from_the_next),
-    (check_keep, TARGETS["Llama"], KVCache, "keep", keep_length_only),
+Measure = Callable[[Tree, str], float]
+DEFECTS: list[tuple[Measure, str, Any, str, Any]] = [
+    (measure_target, "Llama", rope, "find_ancestors", see_cousins),
+    (measure_target, "Llama", rope, "find_depths", count_nodes_as_positions),
+    (measure_target, "Llama", rope, "find_depths", share_position),
+    (measure_target, "Gemma", Rope, "_tree_metadata", window_by_node),
+    (measure_draft, "Llama", rope, "find_ancestors", see_cousins),
+    (measure_draft, "Llama", rope, "find_depths", share_position),
+    (measure_kept, "Llama", KVCache, "keep", keep_from_the_next),
+    (measure_kept, "Llama", KVCache, "keep", keep_length_only),
 ]
 
 
 @pytest.mark.parametrize(
-    "check, model, owner, name, defect", DEFECTS,
+    "measure, model, owner, name, defect", DEFECTS,
     ids=[f"{case[0].__name__}-{case[-1].__name__}" for case in DEFECTS],
 )  # fmt: skip
 def test_checks_find_planted_defects(
-    monkeypatch: pytest.MonkeyPatch, check: Check, model: Any, owner: Any, name: str, defect: Any
+    monkeypatch: pytest.MonkeyPatch,
+    measure: Measure,
+    model: str,
+    owner: Any,
+    name: str,
+    defect: Any,
 ) -> None:
     @settings(
         max_examples=100, deadline=None, database=None, derandomize=True, phases=[Phase.generate]
     )
-    @given(trees())
-    def run(tree: Any) -> None:
-        check(tree, model)
+    @given(draw_tree())
+    def run(tree: Tree) -> None:
+        assert measure(tree, model) < 1e-10
 
     monkeypatch.setattr(owner, name, defect)
     with pytest.raises(AssertionError):
