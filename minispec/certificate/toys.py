@@ -121,7 +121,7 @@ class ToyDraft:
             if len(tokens) != len(past) + 1 or any(
                 tokens[: i + 2] != cached for i, cached in enumerate(past)
             ):
-                raise AssertionError(f"draft step after {tokens} with a past of {past}")
+                raise AssertionError(f"draft step after {tokens} with a cache of {past}")
             cache.extend([(*tokens, token)])
             outputs[row, len(tokens)] = token + 1.0
         return outputs

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from numba import set_num_threads
 
+from helpers.exactness.optimal import BOUND_CASES, compute_shares, format_shares
 from helpers.exactness.planted import DEFECTS
 from helpers.exactness.rows import (
     Key,
@@ -28,12 +29,13 @@ from helpers.exactness.rows import (
     list_keys,
 )
 from helpers.exactness.shapings import SHAPING_KEYS, compute_shaping_row, find_shaping_faults
+from helpers.exactness.tree_rows import compute_tree_row, find_tree_faults, list_tree_keys
 from minispec.certificate.enumeration import Certificate
 
 HERE = Path(__file__).parent
 # Test files that do not run beside the certificate: the grid and the planted defects are
 # enumerated here, and tests of the real model or of mutants are not properties.
-NOT_RUN = ("test_grid.py", "test_statistics.py", "test_mutants.py")
+NOT_RUN = ("test_grid.py", "test_trees.py", "test_statistics.py", "test_mutants.py")
 
 
 def use_one_thread() -> None:
@@ -64,6 +66,14 @@ def print_row(key: Key, row: dict[str, Any]) -> None:
     print(f"{row['cases']:6}{row['stressed']:9}{row['branches']:9}  {row['worst_tv']:.1e}")
 
 
+def print_tree_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Print a row of a tree, and return it."""
+    print(f"{row['backend']:10}{row['arithmetic']:12}{row['tree']:24}{row['verifier']:8}", end="")
+    print(f"{row['shortlist']:25}{row['sampling']:29}{row['cases']:3}{row['branches']:9}", end="")
+    print(f"  {row['worst_tv']:.1e}")
+    return row
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("certificate", nargs="?", type=Path, help="JSON file to write")
@@ -80,7 +90,9 @@ def main() -> int:
     pool = context.Pool(initializer=use_one_thread)
     possible, refused = list_keys()
     computed = pool.imap(compute_row, possible)
+    grown = pool.imap(compute_tree_row, list_tree_keys())
     shaped = pool.imap(compute_shaping_row, SHAPING_KEYS)
+    bounded = pool.imap(compute_shares, BOUND_CASES)
     detected = pool.imap(detect_defect, range(len(DEFECTS)))
     faults: list[str] = []
     rows: list[dict[str, Any]] = []
@@ -99,6 +111,9 @@ def main() -> int:
     if gains["fewer"]:
         faults.append(f"block verification accepts fewer tokens in {gains['fewer']} cases")
 
+    tree_rows = [print_tree_row(row) for row, _ in grown]
+    faults += find_tree_faults(tree_rows)
+
     shapings = []
     for row in shaped:
         shapings.append(row)
@@ -108,6 +123,10 @@ def main() -> int:
         print(f"{row['worst_tv_float64']:.1e}, {row['cases']} cases in fractions ", end="")
         print(f"{row['worst_tv_fraction']:.1e}")
         faults += find_shaping_faults(row)
+
+    print("the most tokens that any verifier could accept in a round, and the share of each:")
+    bounds = list(bounded)
+    print("\n".join(format_shares(bounds)))
 
     planted = []
     for defect, (found, distance) in zip(DEFECTS, detected, strict=True):
@@ -127,7 +146,9 @@ def main() -> int:
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     certificate = {
         "rows": rows,
+        "trees": tree_rows,
         "shapings": shapings,
+        "bounds": bounds,
         "refused": refused,
         "planted": planted,
         "block_against_token": gains,
@@ -138,8 +159,12 @@ def main() -> int:
     if options.certificate:
         options.certificate.parent.mkdir(parents=True, exist_ok=True)
         options.certificate.write_text(json.dumps(certificate, indent=1) + "\n", "utf-8")
-    branches = sum(row["branches"] for row in rows)
-    print(f"{len(rows)} rows, {cases} cases ({stressed} stressed), {branches} branches, ", end="")
+    branches = sum(row["branches"] for row in [*rows, *tree_rows])
+    cases += sum(row["cases"] for row in tree_rows)
+    print(
+        f"{len(rows)} rows of chains, {len(tree_rows)} of trees, {cases} cases ({stressed} stressed), {branches} branches, ",
+        end="",
+    )
     print(f"{len(planted)} planted defects, {certificate['seconds']} s ", end="")
     print(f"({certificate['cpu_seconds']} s of CPU time)")
     print("\n".join(["NOT EXACT:", *faults] if faults else ["exact"]))

@@ -1,4 +1,4 @@
-"""Fifteen properties of exact speculative decoding, each over cases drawn by hypothesis.
+"""Sixteen properties of exact speculative decoding, each over cases drawn by hypothesis.
 
 The numbers are those of ``docs/exactness.md``. Each property is broken by at least one planted
 defect that its check must detect, so no check passes whatever happens.
@@ -19,10 +19,12 @@ from helpers.exactness.strategies import (
     DrawnCase,
     draw_case,
     draw_sampling,
+    draw_shape,
     draw_shortlist,
     output_distance,
     property_settings,
 )
+from helpers.exactness.tree_checks import check_exhausted_siblings
 from minispec.certificate.decodings import Backend, decode_with
 from minispec.growth import TreeShape
 from minispec.sampling import Sampling, SeededRandom
@@ -250,6 +252,32 @@ def test_15_rows_of_a_batch_are_independent(
     sampling_checks.check_rows_independent(lengths, rows, temperatures)
 
 
+@property_settings
+@given(case=draw_case(SMALL_SHAPES), data=st.data(), sampling=draw_sampling(), shape=draw_shape())
+@each_verifier
+def test_16_trees_are_exact(
+    case: DrawnCase, data: st.DataObject, sampling: Sampling, shape: TreeShape, verifier: Verifier
+) -> None:
+    """Of any shape, with shortlists that depend on the path and on what was rejected."""
+    decode = decode_with(draw_shortlist(data), verifier, tree=shape)
+    assert output_distance(decode, case, sampling) == 0
+
+
+@property_settings
+@given(case=draw_case([(3, 1, 3), (4, 1, 2)]), shape=draw_shape())
+@each_verifier
+def test_16_every_node_is_shaped_after_its_own_path(
+    case: DrawnCase, shape: TreeShape, verifier: Verifier
+) -> None:
+    shaping = Sampling(1.0, presence_penalty=math.log(4), bad_words=((0, 2), (1, 1)))
+    assert output_distance(decode_with(FullShortlist, verifier, tree=shape), case, shaping) == 0
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS.values(), ids=VERIFIERS)
+def test_16_siblings_may_take_all_of_p(verifier: Verifier) -> None:
+    assert check_exhausted_siblings(verifier) == 0
+
+
 @pytest.mark.parametrize("planted", DEFECTS, ids=lambda d: f"{d.property}, {d.defect}")
 def test_planted_defect_is_detected(planted: PlantedDefect) -> None:
     detected, distance = planted.detect()
@@ -257,4 +285,4 @@ def test_planted_defect_is_detected(planted: PlantedDefect) -> None:
 
 
 def test_every_property_has_a_planted_defect() -> None:
-    assert {planted.property for planted in DEFECTS} == set(range(1, 16))
+    assert {planted.property for planted in DEFECTS} == set(range(1, 17))

@@ -16,6 +16,7 @@ from minispec.certificate.decodings import FRACTIONS, Backend, Decoding, ToyMode
 from minispec.certificate.enumeration import output_distribution
 from minispec.certificate.walker import total_variation
 from minispec.commit import StopRule
+from minispec.growth import CANDIDATES, GROWTHS, TreeShape
 from minispec.sampling import Sampling
 from minispec.types import BaseShortlist, Context, RandomSource, Round
 
@@ -75,6 +76,15 @@ def draw_sampling(draw: st.DrawFn) -> Sampling:
     """Temperatures that are exact in fractions; top-p away from any sum of a few shares."""
     temperature = draw(st.sampled_from([1.0, 0.5, 0.0]))
     return Sampling(temperature, draw(st.integers(0, 3)), draw(st.sampled_from([1.0, 0.87, 0.618])))
+
+
+@st.composite
+def draw_shape(draw: st.DrawFn) -> TreeShape:
+    """Trees of up to five nodes, of every growth and kind of candidates."""
+    depth, beam = draw(st.sampled_from([(1, 2), (2, 2), (2, 1), (3, 2), (1, 3), (2, 3)]))
+    nodes = draw(st.integers(depth, min(5, beam + (depth - 1) * beam**2)))
+    growth, candidates = draw(st.sampled_from(GROWTHS)), draw(st.sampled_from(CANDIDATES))
+    return TreeShape(depth, beam, nodes, growth, candidates)
 
 
 class DrawnShortlist(BaseShortlist):
