@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minispec.errors import ArgumentError, ContextError
+from minispec.errors import ContextError
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import PackedHead
 from minispec.models.rope import Rope
@@ -178,15 +178,11 @@ class StaticTarget:
         return StaticCache(model.config, model.rope, model.config.num_hidden_layers, capacity, like)
 
     @torch.inference_mode()
-    def step(
-        self, ids: Tensor, cache: StaticCache, parents: Sequence[int] | None = None
-    ) -> Features:
+    def step(self, ids: Tensor, cache: StaticCache) -> Features:
         """ids (T,) -> hidden states (T, D) and auxiliary hidden states (T, n_aux * D).
 
-        Raises ContextError, before anything is changed, if they do not fit the cache, and
-        ArgumentError for the ``parents`` of a tree.
+        Raises ContextError, before anything is changed, if they do not fit the cache.
         """
-        _refuse_tree(parents)
         new = len(ids)
         hidden, aux_hidden_states = _run_padded(self._run, cache, ids.to(cache.keys[0].device))
         cache.length += new
@@ -210,11 +206,8 @@ class StaticDraft:
         return self._draft.fuse(aux_hidden_states)
 
     @torch.inference_mode()
-    def step(
-        self, ids: Tensor, states: Tensor, cache: StaticCache, parents: Sequence[int] | None = None
-    ) -> Tensor:
+    def step(self, ids: Tensor, states: Tensor, cache: StaticCache) -> Tensor:
         """ids (T,), states (T, D) -> the draft's states (T, D). Raises as ``StaticTarget.step``."""
-        _refuse_tree(parents)
         new = len(ids)
         output = _run_padded(self._run, cache, ids.to(states.device), states)
         cache.length += new
@@ -229,11 +222,6 @@ class StaticDraft:
         clone = copy.copy(self)
         clone.head = PackedHead(self._draft.head.weight)
         return clone
-
-
-def _refuse_tree(parents: Sequence[int] | None) -> None:
-    if parents is not None:
-        raise ArgumentError("backends compiled and cuda draft chains, no trees: use reference")
 
 
 def _run_padded(run: Pass, cache: StaticCache, *inputs: Tensor) -> Any:

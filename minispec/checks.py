@@ -5,6 +5,7 @@ one element, an array of ids. Everything else raises ArgumentError with what was
 would be right. Knows nothing of what the values mean.
 """
 
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
@@ -119,6 +120,16 @@ def check_parts(**parts: Any) -> None:
         members, remedy = _PARTS[name]
         if isinstance(part, type) or not all(hasattr(part, member) for member in members):
             raise ArgumentError(f"{name} is {describe(part)}: give {remedy}")
+
+
+def check_trees(*models: Any) -> None:
+    """Raises ArgumentError for a target or a draft whose ``step`` takes no ``parents``."""
+    for model in models:
+        if "parents" not in inspect.signature(model.step).parameters:
+            raise ArgumentError(
+                f"{describe(model)} runs chains, no trees: its step takes no parents; use another "
+                "backend or no tree"
+            )
 
 
 def describe(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minispec.checks import check_parts, to_ids, to_int
+from minispec.checks import check_parts, check_trees, to_ids, to_int
 from minispec.commit import Committed, Output, StopRule
 from minispec.errors import ArgumentError, ContextError
 from minispec.growth import MAX_DEPTH, TreeShape
@@ -24,7 +24,7 @@ from minispec.ranked_head import RankedHead
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
 from minispec.tokenizer import Tokenizer
-from minispec.tree import find_depths, is_chain, select
+from minispec.tree import find_depths, list_arguments, select
 from minispec.types import (
     Distribution,
     Draft,
@@ -112,6 +112,8 @@ def speculative(
     if learner:
         learner.start(continued)
     shape = TreeShape.chain(gamma) if tree is None else tree
+    if not shape.is_chain:
+        check_trees(target, draft)
     capacity = len(prompt) + output.remaining
     drafter = Drafter(draft, shortlist, capacity, learner, len(prompt), shape)
     return _decode(target, drafter, prompt, sampling, rng, output, trace, verifier)
@@ -184,7 +186,7 @@ def _decode(
         # Penalties at each position count the tokens drafted on the way to it.
         start = cache.length
         nodes = torch.tensor([tokens[-1], *proposal.tokens])
-        features = target.step(nodes, cache, *_tree_arguments(proposal))
+        features = target.step(nodes, cache, *list_arguments(proposal))
         history = History((*tokens, *proposal.tokens), prompt_length, proposal.parents)
         distributions = sampling.target_distributions(head, features.hidden, history)
         ranks = ranked.rank(features.hidden) if ranked else None
@@ -245,14 +247,6 @@ def _prefill_prompt(
             top_ids.append(ranked.rank(features.hidden)[0])
     if reader:
         reader.on_prefill(tokens, torch.cat(top_ids[1:] or top_ids)[:, : reader.top_ids_wanted])
-
-
-def _tree_arguments(proposal: Proposal) -> tuple[list[int], ...]:
-    """The parents in a pass over the last emitted token and the drafted ones; nothing for a chain,
-    so that it runs on targets that have no trees."""
-    if is_chain(proposal.parents):
-        return ()
-    return ([-1, *(1 + parent for parent in proposal.parents)],)
 
 
 def _summarize(

@@ -54,6 +54,14 @@ def find_ancestors(parents: Sequence[int]) -> Tensor:
     return related
 
 
+def list_arguments(proposal: Proposal) -> tuple[list[int], ...]:
+    """The last argument of ``Target.step`` for a pass over the last emitted token and the drafted
+    ones: its parents. None for a chain, which runs on targets that have no trees."""
+    if is_chain(proposal.parents):
+        return ()
+    return ([-1, *(1 + parent for parent in proposal.parents)],)
+
+
 def select(proposal: Proposal, nodes: Sequence[int]) -> Proposal:
     """Some nodes of a proposal, in order, the parents of each among them."""
     if len(nodes) == len(proposal):

@@ -82,8 +82,8 @@ def check_verdict(verdict: Any, proposal: Proposal, vocab_size: int) -> Verdict:
     inside = all(0 <= node < len(proposal) for node in path)
     if not inside or (path and path != find_path(proposal.parents, path[-1])):
         raise ArgumentError(
-            f"a verifier accepted the indices {list(path)}, expected 0, 1, ... without a gap, below "
-            f"{len(proposal)}; in a tree, each the parent of the next"
+            f"a verifier accepted the indices {list(path)}, expected 0, 1, ... without a gap, "
+            f"below {len(proposal)}; in a tree, each the parent of the next"
         )
     if not 0 <= token < vocab_size:
         raise ArgumentError(f"a verifier emitted token {token}, outside 0..{vocab_size - 1}")

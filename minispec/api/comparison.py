@@ -7,11 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minispec.api.model import Model
-from minispec.api.request import BadWords, ShortlistLike, build_sampling, check_seed
+from minispec.api.request import (
+    BadWords,
+    ShortlistLike,
+    TreeLike,
+    build_sampling,
+    check_seed,
+    to_tree,
+)
 from minispec.api.results import Comparison
 from minispec.checks import describe, to_flag, to_int, to_sequence, to_text
 from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
+from minispec.growth import TreeShape
 from minispec.sampling import Sampling
 from minispec.tools.data.corpus import DOMAINS
 from minispec.tools.data.streams import Stream, load_streams
@@ -44,13 +52,15 @@ def compare(
     ignore_eos: bool = False,
     verifier: str | Verifier = "token",
     raw: bool | None = None,
+    tree: TreeLike | Sequence[TreeLike] = None,
 ) -> Comparison:
     """Decodes the same prompts with each method, in turn and after a warm-up, and compares tau,
     speed and, if greedy, the ids.
 
     ``methods``: spelled as for ``Model.generate``, or shortlists of one's own. ``prompts``: texts,
     or texts by the name of their stream; None for the project's own of four domains. ``gamma``:
-    drafted tokens per round (``num_speculative_tokens`` of vLLM), one or several. The other
+    drafted tokens per round (``num_speculative_tokens`` of vLLM), one or several. ``tree``: one or
+    several, as of ``Model.generate``; "chain" for chains of each gamma. The other
     options are those of ``Model.generate``. Speeds are wall time on this machine: run nothing else.
 
     Raises ArgumentError, TextError, ContextError, FileError and FingerprintError, all before
@@ -73,6 +83,7 @@ def compare(
         ignore_eos=to_flag(ignore_eos, "ignore_eos"),
         verifier=verifier,
         raw=model.is_base if raw is None else to_flag(raw, "raw"),
+        trees=tuple(map(to_tree, tree if isinstance(tree, list | tuple) else [tree])),
     )
     return run_comparison(model, build_streams(prompts, model.is_base), settings)
 
@@ -110,6 +121,7 @@ def build_settings(
     raw: bool,
     switch: bool = False,
     study: bool = False,
+    trees: tuple[TreeShape | None, ...] = (None,),
 ) -> Settings:
     """Checked settings of a comparison; ``switch`` and ``study`` as in ``Settings``. Raises
     ArgumentError."""
@@ -118,6 +130,7 @@ def build_settings(
     return Settings(
         methods=tuple(methods), gammas=gammas, sampling=sampling, max_new_tokens=max_new_tokens,
         seed=seed, ignore_eos=ignore_eos, raw=raw, switch=switch, study=study, verifier=verifier,
+        trees=trees,
     )  # fmt: skip
 
 

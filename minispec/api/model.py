@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minispec.api.chat import Chat, time_first
-from minispec.api.request import BadWords, Request, ShortlistLike, build_request
+from minispec.api.request import BadWords, Request, ShortlistLike, TreeLike, build_request
 from minispec.api.results import Output
 from minispec.checks import to_flag, to_ids, to_path
 from minispec.errors import ArgumentError, FileError
@@ -44,6 +44,7 @@ def load(
     threads: int | None = None,
     measure_backends: bool = False,
     adapt: bool = False,
+    trees: bool = False,
 ) -> "Model":
     """Loads a model with its draft.
 
@@ -52,12 +53,12 @@ def load(
     ``dtype``: "float32", "bfloat16", "float64" or "int8". ``backend``: "reference", "cpu",
     "compiled" or "cuda"; "auto" takes the fastest that was measured before (by ``minispec doctor``,
     or now with ``measure_backends``), else the reference, and with ``adapt`` one on which a draft
-    can learn. ``device``: where the reference runs, "cpu", "cuda" or "mps". ``draft``: None for the
-    draft that ships for the model, a file made by ``minispec train draft``, False for none, or a
-    draft of one's own as an instance, a class, a factory or "MODULE:CLASS"; a class is called with
-    the values of the parameters that it names, from ``target``, ``tokenizer`` and ``model``.
-    ``index``: a file made by ``minispec index build``, None for the one that ships. ``threads``:
-    torch's threads, for the whole process.
+    can learn, with ``trees`` one that drafts trees. ``device``: where the reference runs, "cpu",
+    "cuda" or "mps". ``draft``: None for the draft that ships for the model, a file made by
+    ``minispec train draft``, False for none, or a draft of one's own as an instance, a class, a
+    factory or "MODULE:CLASS"; a class is called with the values of the parameters that it names,
+    from ``target``, ``tokenizer`` and ``model``. ``index``: a file made by ``minispec index
+    build``, None for the one that ships. ``threads``: torch's threads, for the whole process.
 
     Raises ArgumentError, FileError, FingerprintError.
     """
@@ -71,7 +72,10 @@ def load(
     eagle = None
     if isinstance(own, Path):
         eagle = draft_file.load_draft(own, loaded.reference, loaded.fingerprint)
-    loaded, placed = backends.place_on_backend(loaded, eagle, backend, measure_backends, adapt)
+    trees = to_flag(trees, "trees")
+    loaded, placed = backends.place_on_backend(
+        loaded, eagle, backend, measure_backends, adapt, trees
+    )
     if own is not None and not isinstance(own, Path):
         placed = _build_own_draft(own, loaded)
     return Model(loaded, placed)
@@ -158,7 +162,7 @@ class Model:
         frequency_penalty: float = 0.0, logit_bias: Mapping[int, float] | None = None,
         bad_words: BadWords = (), seed: int = 0, stop: str | Sequence[str] = (),
         ignore_eos: bool = False, verifier: str | Verifier = "token", adapt: bool = False,
-        raw: bool | None = None, parse_special: bool = False,
+        raw: bool | None = None, parse_special: bool = False, tree: TreeLike = None,
     ) -> Output:  # fmt: skip
         """Generates the answer to a prompt: text, or token ids, which are used as they are.
 
@@ -169,7 +173,8 @@ class Model:
         ``clusters`` (V,), ``rows`` (V, D), ``tokenizer`` and ``model``; parameters with a default
         keep it, and a single one of another name gets the vocabulary size. None: the best that the
         model has all parts of, evospec first.
-        ``gamma``: drafted tokens per round, vLLM's ``num_speculative_tokens``, 1 to 16.
+        ``gamma``: drafted tokens per round, vLLM's ``num_speculative_tokens``, 1 to 16. ``tree``:
+        "4x3x8" drafts trees instead, of depth 4, beam 3 and 8 nodes (see ``growth.TreeShape``).
         ``temperature``: 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep all ids.
         ``repetition_penalty`` (1: none) counts prompt and output, ``presence_penalty`` and
         ``frequency_penalty`` (0: none) the output alone. ``logit_bias``: what is added to the
@@ -192,7 +197,7 @@ class Model:
             repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, logit_bias=logit_bias, bad_words=bad_words,
             seed=seed, stop=stop, ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
-            parse_special=parse_special,
+            parse_special=parse_special, tree=tree,
         )  # fmt: skip
         started, delays = time.perf_counter(), list[float]()
         ids = self.encode_prompt(prompt, request)
@@ -210,7 +215,7 @@ class Model:
         frequency_penalty: float = 0.0, logit_bias: Mapping[int, float] | None = None,
         bad_words: BadWords = (), seed: int = 0, stop: str | Sequence[str] = (),
         ignore_eos: bool = False, verifier: str | Verifier = "token", adapt: bool = False,
-        raw: bool | None = None, parse_special: bool = False,
+        raw: bool | None = None, parse_special: bool = False, tree: TreeLike = None,
     ) -> Iterator[Round]:  # fmt: skip
         """The same as ``generate``, round by round as they are decoded: ``round.text`` is the text
         that became certain. The iteration can be abandoned at any round. Options and errors as
@@ -221,7 +226,7 @@ class Model:
             repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, logit_bias=logit_bias, bad_words=bad_words,
             seed=seed, stop=stop, ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
-            parse_special=parse_special,
+            parse_special=parse_special, tree=tree,
         )  # fmt: skip
         return self.run(self.encode_prompt(prompt, request), request)
 
@@ -234,7 +239,7 @@ class Model:
         frequency_penalty: float = 0.0, logit_bias: Mapping[int, float] | None = None,
         bad_words: BadWords = (), seed: int = 0, stop: str | Sequence[str] = (),
         ignore_eos: bool = False, verifier: str | Verifier = "token", adapt: bool = False,
-        raw: bool | None = None, parse_special: bool = False,
+        raw: bool | None = None, parse_special: bool = False, tree: TreeLike = None,
     ) -> Chat:  # fmt: skip
         """A conversation: ``chat.send(text)`` and ``chat.stream(text)`` answer one message each,
         and shortlist and learner keep their state from turn to turn. ``max_new_tokens`` is per
@@ -245,7 +250,7 @@ class Model:
             repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty, logit_bias=logit_bias, bad_words=bad_words,
             seed=seed, stop=stop, ignore_eos=ignore_eos, verifier=verifier, adapt=adapt, raw=raw,
-            parse_special=parse_special,
+            parse_special=parse_special, tree=tree,
         )  # fmt: skip
         return self.start_chat(request)
 
@@ -291,5 +296,5 @@ class Model:
         return build_decoder(
             self.method_of(request), self.pretrained, self.draft, None, gamma=request.gamma,
             sampling=self.sampling_of(request), stop=request.stop_rule(self.tokenizer.eos_ids),
-            verifier=request.verifier,
+            verifier=request.verifier, tree=request.tree,
         )  # fmt: skip

@@ -7,10 +7,11 @@ before any model is loaded. Knows nothing of models.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from minispec.checks import to_flag, to_int, to_sequence, to_texts
+from minispec.checks import to_flag, to_int, to_sequence, to_text, to_texts
 from minispec.commit import StopRule
 from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
+from minispec.growth import TreeShape
 from minispec.sampling import Sampling
 from minispec.tokenizer import Tokenizer
 from minispec.tools.evaluation.methods import Method
@@ -20,6 +21,7 @@ from minispec.verify import Verifier
 
 # A method by its spelling, or a shortlist of one's own: an instance, a class or a factory.
 ShortlistLike = str | Method | Shortlist | Callable[..., Shortlist]
+TreeLike = str | TreeShape | None  # "4x3x8"; None or "chain" for chains
 BadWords = str | Sequence[str | Sequence[int]]  # texts, or sequences of token ids
 _LARGEST_SEED = 2**31 - 1
 
@@ -78,7 +80,8 @@ def build_sampling(
 
 @dataclass(frozen=True)
 class Request:
-    """Checked options of a request. ``method``: None for the best that the model has. ``stop``
+    """Checked options of a request. ``method``: None for the best that the model has. ``tree``:
+    None for chains of ``gamma`` tokens. ``stop``
     lacks the model's end ids, which are added unless ``ignore_eos``. ``raw``: continue the prompt's
     text without a chat template; None for what suits the model. ``parse_special``: read names of
     special tokens in raw text."""
@@ -93,6 +96,7 @@ class Request:
     ignore_eos: bool
     raw: bool | None
     parse_special: bool = False
+    tree: TreeShape | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -130,6 +134,7 @@ def build_request(
     adapt: bool = False,
     raw: bool | None = None,
     parse_special: bool = False,
+    tree: TreeLike = None,
 ) -> Request:
     """Checks the options of ``Model.generate``, where they are explained. Raises ArgumentError."""
     method = None if shortlist is None else Method.of(shortlist)
@@ -157,7 +162,16 @@ def build_request(
         ignore_eos=ignore_eos,
         raw=raw,
         parse_special=parse_special,
+        tree=to_tree(tree),
     )
+
+
+def to_tree(tree: TreeLike) -> TreeShape | None:
+    """The shape of a tree, given as one or spelled; None for chains. Raises ArgumentError."""
+    if isinstance(tree, TreeShape) or tree is None:
+        return tree
+    spelled = to_text(tree, "tree").strip()
+    return None if spelled == "chain" else TreeShape.parse(spelled)
 
 
 def check_seed(seed: int) -> int:

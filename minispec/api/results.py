@@ -76,9 +76,9 @@ class Ratio:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One method at one gamma over all prompts.
+    """One method at one gamma, or with one tree, over all prompts.
 
-    ``gamma`` and ``budget`` (ids scored per draft step) are None where the method has none.
+    ``gamma``, ``tree`` and ``budget`` (ids scored per draft step) are None where there is none.
     ``tau``: tokens per target pass. ``speedup``: speed over plain decoding's, None unless
     "autoregressive" was compared too. ``identical``: whether every output is plain greedy
     decoding's, id for id, None when sampling; near-ties of the two largest logits count as
@@ -92,6 +92,7 @@ class MethodResult:
     tokens_per_second: float
     speedup: Ratio | None
     identical: bool | None
+    tree: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,4 +143,5 @@ def _result(row: Mapping[str, Any]) -> MethodResult:
         tokens_per_second=row["tokens_per_second"],
         speedup=Ratio(**ratio) if ratio else None,
         identical=lossless["identical"] == lossless["checked"] if lossless else None,
+        tree=row.get("tree"),
     )

@@ -161,12 +161,9 @@ def main() -> int:
         options.certificate.write_text(json.dumps(certificate, indent=1) + "\n", "utf-8")
     branches = sum(row["branches"] for row in [*rows, *tree_rows])
     cases += sum(row["cases"] for row in tree_rows)
-    print(
-        f"{len(rows)} rows of chains, {len(tree_rows)} of trees, {cases} cases ({stressed} stressed), {branches} branches, ",
-        end="",
-    )
-    print(f"{len(planted)} planted defects, {certificate['seconds']} s ", end="")
-    print(f"({certificate['cpu_seconds']} s of CPU time)")
+    print(f"{len(rows)} rows of chains, {len(tree_rows)} of trees, {cases} cases ", end="")
+    print(f"({stressed} stressed), {branches} branches, {len(planted)} planted defects, ", end="")
+    print(f"{certificate['seconds']} s ({certificate['cpu_seconds']} s of CPU time)")
     print("\n".join(["NOT EXACT:", *faults] if faults else ["exact"]))
     return 1 if faults else 0
 

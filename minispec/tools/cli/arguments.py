@@ -88,6 +88,7 @@ def _add_run_commands(commands: Any) -> None:
     generate.add_argument("--ranking", help="ranking to take ids from (default: general)")
     generate.add_argument("--adapt", action="store_true", help="let the draft learn meanwhile")
     options.add_gamma(generate)
+    options.add_tree(generate)
     options.add_decoding(generate, max_new_tokens=256)
     generate.add_argument(
         "--parse-special", action="store_true",
@@ -115,6 +116,7 @@ def _add_run_commands(commands: Any) -> None:
     compare.add_argument(
         "--gamma", default="4", metavar="N[,N...]", help="tokens drafted per round (default: 4)"
     )
+    options.add_tree(compare, several=True)
     compare.add_argument(
         "--switch", action="store_true", help="add conversations whose domain changes each turn"
     )

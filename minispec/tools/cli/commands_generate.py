@@ -36,11 +36,12 @@ def generate(options: argparse.Namespace) -> None:
         adapt=options.adapt,
         raw=True if options.raw else None,
         parse_special=options.parse_special,
+        tree=options.tree,
     )
     model = load_model(
         options.model, draft=options.draft, index=options.index, dtype=options.dtype,
         backend=options.backend, device=options.device, threads=options.threads,
-        plain=request.is_plain, learns=request.learns,
+        plain=request.is_plain, learns=request.learns, trees=request.tree is not None,
     )  # fmt: skip
     if chats:
         _chat(model, request, options.trace, options.json)
@@ -105,7 +106,8 @@ def _describe(model: "Model", request: "Request", prompt_tokens: int) -> dict[st
     return {
         "model": model.name,
         "method": str(method),
-        "gamma": None if plain else request.gamma,
+        "gamma": None if plain or request.tree else request.gamma,
+        "tree": None if plain or request.tree is None else str(request.tree),
         "budget": method.ids(model.target.head.vocab_size),
         "sampling": model.sampling_of(request).to_json(),
         "verifier": None if plain else verifier_name(request.verifier),

@@ -41,13 +41,14 @@ def fetch(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
     """Compares methods, and writes the report's files."""
     from minispec.api.comparison import build_settings, run_comparison
-    from minispec.api.request import build_sampling
+    from minispec.api.request import build_sampling, to_tree
     from minispec.tools.data import streams
     from minispec.tools.models import known_models
     from minispec.tools.reporting import table
 
     check_extra("report", "matplotlib", "bokeh")
     methods = parse_methods(options.methods)
+    trees = tuple(map(to_tree, options.tree.split(",")))
     sampling = build_sampling(**list_shaping(options))
     base = known_models.is_base(options.model)
     settings = build_settings(
@@ -61,6 +62,7 @@ def compare(options: argparse.Namespace) -> None:
         raw=options.raw or base,
         switch=options.switch,
         study=options.study,
+        trees=trees,
     )
     prompts = streams.load_streams(options.prompts, options.limit, base)
     for method in methods:
@@ -74,6 +76,7 @@ def compare(options: argparse.Namespace) -> None:
         backend=options.backend, device=options.device, threads=options.threads,
         plain=all(method.name == "autoregressive" for method in methods) and not options.study,
         learns=any(method.adapt for method in methods), measure_backends=True,
+        trees=any(trees),
     )  # fmt: skip
     resolved = sampling.resolve(model.tokenizer)
     settings = replace(settings, threads=_threads(), sampling=resolved)

@@ -72,6 +72,16 @@ def add_gamma(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tree(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """The shape of the trees to draft; ``several``: to set side by side."""
+    parser.add_argument(
+        "--tree", default="chain", metavar="TREE[,TREE...]" if several else "TREE",
+        help="chain (of gamma tokens), or DEPTHxBEAMxNODES: trees of the most confident tokens, "
+        "such as 4x3x8; with :static always the same places; :drawn or :distinct draw candidates, "
+        "with or without replacement, instead of picking the likeliest (default: chain)",
+    )  # fmt: skip
+
+
 def add_methods(parser: argparse.ArgumentParser, default: str | None, note: str) -> None:
     """Methods to set side by side; ``note`` explains the default."""
     parser.add_argument(

@@ -8,9 +8,11 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from minispec.checks import check_trees
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, check_gamma, speculative
 from minispec.errors import ArgumentError
+from minispec.growth import TreeShape
 from minispec.io.artifacts import find_artifact
 from minispec.learning.learner import OnlineLearner
 from minispec.learning.paper_learner import PaperLearner
@@ -160,12 +162,13 @@ def build_decoder(
     trace: bool = False,
     verifier: str | Verifier = "token",
     shortlist: Shortlist | None = None,
+    tree: TreeShape | None = None,
 ) -> Decoder:
     """A method ready to decode prompts of a domain: (ids, random source) -> rounds.
-    ``shortlist`` replaces the method's own.
+    ``shortlist`` replaces the method's own. ``tree``: None for chains of ``gamma`` tokens.
 
-    Raises as ``build_shortlist``, and ArgumentError for gamma out of range, an unknown verifier
-    or a missing draft.
+    Raises as ``build_shortlist``, and ArgumentError for gamma out of range, an unknown verifier,
+    a missing draft, or one that drafts no trees.
     """
     target, tokenizer = model.target, model.tokenizer
     if method.name == "autoregressive":
@@ -185,7 +188,10 @@ def build_decoder(
     learner: OnlineLearner | PaperLearner | None = None
     if method.adapt:
         learner, drafting = build_learner(drafting, method.adapt)
+    if tree is not None:
+        check_trees(target, drafting)
     return lambda prompt, rng, *, continued=False: speculative(
         target, drafting, chosen, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop,
         tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify, learner=learner,
+        tree=tree,
     )  # fmt: skip

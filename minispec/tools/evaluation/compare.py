@@ -18,6 +18,7 @@ from tqdm import tqdm
 from minispec.commit import StopRule
 from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
+from minispec.growth import TreeShape
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data.streams import Plan, Stream, build_prompt, plan_streams
 from minispec.tools.evaluation import audit
@@ -31,7 +32,13 @@ from minispec.tools.evaluation.measure import (
 )
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.evaluation.plugins import verifier_name
-from minispec.tools.evaluation.results import Conversations, Variant, build_rows, flatten
+from minispec.tools.evaluation.results import (
+    Conversations,
+    Variant,
+    build_rows,
+    flatten,
+    list_variants,
+)
 from minispec.tools.evaluation.study import Study, Text
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft
@@ -55,11 +62,16 @@ class Settings:
     switch: bool = False  # add a stream of conversations that switch between the others
     study: bool = False  # add the sweep of budgets and the ablations, by replay
     verifier: str | Verifier = "token"
+    trees: tuple[TreeShape | None, ...] = (None,)  # None: chains, of each gamma
 
     def __post_init__(self) -> None:
-        if not self.methods or not self.gammas:
-            raise ArgumentError("at least one method and one gamma are needed")
-        for name, values in (("method", self.methods), ("gamma", self.gammas)):
+        if not self.methods or not self.gammas or not self.trees:
+            raise ArgumentError("at least one method, one gamma and one tree are needed")
+        for name, values in (
+            ("method", self.methods),
+            ("gamma", self.gammas),
+            ("tree", self.trees),
+        ):
             if len(set(values)) != len(values):
                 raise ArgumentError(f"a {name} is named twice")
         for gamma in self.gammas:
@@ -137,11 +149,7 @@ def _build_decoders(
 ) -> dict[Variant, dict[str, Decoder]]:
     """A decoder for every variant and stream. Streams for which a method has the same shortlist
     share one decoder, and so one packed copy of its head rows."""
-    variants = [
-        Variant(method, gamma)
-        for method in settings.methods
-        for gamma in (settings.gammas if method.name != "autoregressive" else (None,))
-    ]
+    variants = [*list_variants(settings.methods, settings.gammas, settings.trees)]
     shared: dict[tuple[Variant, str | None], Decoder] = {}
     decoders: dict[Variant, dict[str, Decoder]] = {variant: {} for variant in variants}
     for variant, stream in itertools.product(variants, streams):
@@ -157,6 +165,7 @@ def _build_decoders(
                 stop=stop,
                 trace=True,
                 verifier=settings.verifier,
+                tree=variant.tree,
             )
         decoders[variant][stream.name] = shared[key]
     return decoders

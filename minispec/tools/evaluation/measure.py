@@ -57,6 +57,7 @@ class Figures:
     coverage: tuple[float, ...] = ()
     prompt: tuple[int, ...] = ()
     events: dict[str, int] = field(default_factory=dict)
+    drafted: int = 0
 
     @property
     def decode_seconds(self) -> float:
@@ -72,6 +73,11 @@ class Figures:
     def tau(self) -> float:
         """Tokens emitted per target pass; 0 without passes."""
         return len(self.tokens) / self.passes if self.passes else 0.0
+
+    @property
+    def drafted_per_pass(self) -> float:
+        """Drafted tokens verified per target pass; 0 without passes."""
+        return self.drafted / self.passes if self.passes else 0.0
 
     @property
     def acceptance(self) -> list[float]:
@@ -99,7 +105,7 @@ def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
     emitted: list[int] = []
     coverage: list[float] = []
     events: Counter[str] = Counter()
-    stop, passes = None, 0
+    stop, passes, drafted = None, 0, 0
     for finished in rounds:
         tokens += finished.tokens
         text.append(finished.text)
@@ -120,6 +126,7 @@ def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
             )
             coverage += [min(1.0, float(p.probs[p.common_indices(q)[0]].sum())) for p, q in pairs]
         stop, passes = finished.stop, passes + 1
+        drafted += len(finished.proposed)
     depth = max(proposed, default=-1) + 1
     return Figures(
         tokens=tuple(tokens),
@@ -136,6 +143,7 @@ def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         coverage=tuple(coverage),
         prompt=tuple(prompt),
         events=dict(events),
+        drafted=drafted,
     )
 
 
@@ -154,6 +162,7 @@ def pool(figures: Sequence[Figures]) -> dict[str, Any]:
         "tokens": tokens,
         "target_passes": passes,
         "tau": tokens / passes,
+        "drafted_per_pass": sum(f.drafted for f in figures) / passes,
         "accepted_by_position": [a / p for a, p in zip(accepted, proposed, strict=True)],
         "tokens_per_second": speed(figures),
         "latency_ms": {"p50": _quantile(latencies, 0.5), "p95": _quantile(latencies, 0.95)},

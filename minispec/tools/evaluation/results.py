@@ -3,11 +3,12 @@
 Knows nothing of how the figures were measured; that is ``minispec.tools.evaluation.compare``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from minispec.growth import TreeShape
 from minispec.tools.data.streams import SWITCH
 from minispec.tools.evaluation import switch
 from minispec.tools.evaluation.measure import Figures, paired_ratio, pool, speed
@@ -16,10 +17,27 @@ from minispec.tools.evaluation.methods import Method
 
 @dataclass(frozen=True)
 class Variant:
-    """A method at one gamma; plain decoding has none."""
+    """A method at one gamma or with one tree; plain decoding has neither."""
 
     method: Method
     gamma: int | None
+    tree: TreeShape | None = None
+
+
+def list_variants(
+    methods: Sequence[Method], gammas: Sequence[int], trees: Sequence[TreeShape | None]
+) -> Iterator[Variant]:
+    """Each method with each gamma and tree, None standing for the chains of all gammas; plain
+    decoding once."""
+    for method in methods:
+        if method.name == "autoregressive":
+            yield Variant(method, None)
+            continue
+        for tree in trees:
+            if tree is None:
+                yield from (Variant(method, gamma) for gamma in gammas)
+            else:
+                yield Variant(method, None, tree)
 
 
 # By stream, by conversation, by turn; a single prompt is a conversation of one turn.
@@ -43,7 +61,8 @@ def build_rows(
     origin: Mapping[Variant, Mapping[str, Mapping[str, float]]],
     vocab_size: int,
 ) -> list[dict[str, Any]]:
-    """One row per variant and stream; with several gammas, one more per method at its fastest.
+    """One row per variant and stream; with several gammas or trees, one more per method at its
+    fastest.
 
     ``peaks``: peak memory in MB. ``lossless``: the audit's classes by stream, None if it did not
     run. ``origin``: the share of accepted tokens by part of the shortlist, by stream.
@@ -59,7 +78,7 @@ def build_rows(
         "autoregressive": best.get(Method("autoregressive")),
         "frspec": best.get(_choose_frspec(methods)),
     }
-    several_gammas = len({variant.gamma for variant in conversations} - {None}) > 1
+    several = len({(v.gamma, v.tree) for v in conversations} - {(None, None)}) > 1
     rows = []
     for stream in (*names, "all"):
         for variant in conversations:
@@ -68,6 +87,7 @@ def build_rows(
                 "method": str(variant.method),
                 "stream": stream,
                 "gamma": variant.gamma,
+                "tree": variant.tree and str(variant.tree),
                 "best": False,
                 "budget": variant.method.ids(vocab_size),
                 **pool(ours),
@@ -75,7 +95,7 @@ def build_rows(
                 "origin": origin.get(variant, {}).get(stream),
             }
             if stream == SWITCH:
-                full = conversations.get(Variant(Method("full"), variant.gamma))
+                full = conversations.get(Variant(Method("full"), variant.gamma, variant.tree))
                 row["switch_curve"] = switch.compute_curve(
                     conversations[variant][stream], full[stream] if full else None
                 )
@@ -85,13 +105,13 @@ def build_rows(
             for key, reference in references.items():
                 row[f"ratio_to_{key}"] = at_best[f"ratio_to_{key}"] = None
                 if reference:
-                    # At the same gamma; at the reference's fastest where one of the two has none.
-                    same = Variant(reference.method, variant.gamma)
+                    # With the same gamma or tree; at the reference's fastest where it has none.
+                    same = Variant(reference.method, variant.gamma, variant.tree)
                     theirs = pools[same if same in pools else reference][stream]
                     row[f"ratio_to_{key}"] = paired_ratio(ours, theirs)
                     at_best[f"ratio_to_{key}"] = paired_ratio(ours, pools[reference][stream])
             rows.append(row)
-            if several_gammas and best[variant.method] == variant:
+            if several and best[variant.method] == variant:
                 rows.append(at_best)
     return rows
 

@@ -95,6 +95,7 @@ def summarize(figures: Figures, first_token: float | None) -> dict[str, Any]:
         "stop": figures.stop or "length",
         "target_passes": figures.passes,
         "tau": figures.tau,
+        "drafted_per_pass": figures.drafted_per_pass,
         "tokens_per_second": figures.tokens_per_second,
         "seconds_to_first_token": first_token,
         "seconds": figures.seconds,

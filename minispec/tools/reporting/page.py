@@ -22,8 +22,10 @@ from minispec.io.files import write_aside
 from minispec.sampling import Sampling
 from minispec.tools.reporting.colours import PHASE_COLOURS, PHASES
 from minispec.tools.reporting.table import (
+    format_label,
     format_lossless,
     format_ratio,
+    format_setting,
     format_switches,
     ratio_windows,
 )
@@ -81,7 +83,7 @@ def _format_table(rows: Sequence[Row]) -> str:
         cells = (
             r["method"] + (" (best)" if r["best"] else ""),
             r["stream"],
-            r["gamma"] or "-",
+            format_setting(r, ""),
             r["budget"] or "-",
             f"{r['tau']:.3f}",
             "-" if r["coverage"] is None else f"{r['coverage']:.1%}",
@@ -169,13 +171,8 @@ def _hide_toolbar(plot: Any) -> Any:
     return plot
 
 
-def _label(r: Row) -> str:
-    """A method and its gamma."""
-    return r["method"] + (f", gamma {r['gamma']}" if r["gamma"] else "")
-
-
 def _plot_bars(rows: Sequence[Row], key: str, title: str) -> Any:
-    source = {"name": [_label(r) for r in rows], "value": [r[key] for r in rows]}
+    source = {"name": [format_label(r) for r in rows], "value": [r[key] for r in rows]}
     plot = _bar_figure(source["name"], title, tooltips=[("", "@name"), (title, "@value{0.000}")])
     plot.hbar(y="name", right="value", height=0.7, source=source)
     plot.x_range.start = 0
@@ -190,7 +187,7 @@ def _plot_stacks(
 ) -> Any:
     """Stacked bars; a part that is zero in every bar is left out."""
     parts = list(dict.fromkeys(part for share in shares for part in share if share[part]))
-    source: dict[str, Any] = {"name": [_label(r) for r in rows]}
+    source: dict[str, Any] = {"name": [format_label(r) for r in rows]}
     source |= {part: [share.get(part, 0.0) for share in shares] for part in parts}
     tips = [("", "@name"), ("$name", "@$name{0.000}")]
     plot = _bar_figure(source["name"], title, tooltips=tips)
@@ -231,14 +228,14 @@ def _plot_switches(rows: Sequence[Row]) -> Any:
         for after in (False, True):  # two lines: no window lies across the switch
             part = [w for w in ratio_windows(r) if (w["start"] >= 0) == after]
             source = {key: [w["ratio_to_full"][key] for w in part] for key in ("low", "high")}
-            source |= {"x": [w["start"] for w in part], "name": [_label(r)] * len(part)}
+            source |= {"x": [w["start"] for w in part], "name": [format_label(r)] * len(part)}
             source |= {"y": [w["ratio_to_full"]["value"] for w in part]}
             glyphs += [
                 plot.line("x", "y", source=source, color=colour, line_width=2),
                 plot.scatter("x", "y", source=source, color=colour, size=6),
                 plot.varea("x", "low", "high", source=source, color=colour, alpha=0.12),
             ]
-        items.append((_label(r), glyphs))
+        items.append((format_label(r), glyphs))
     _add_legend(plot, items)
     return _hide_toolbar(plot)
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from minispec.io.files import write_aside, write_json
 from minispec.sampling import Sampling
 from minispec.tools.reporting.colours import PHASE_COLOURS, PHASES
-from minispec.tools.reporting.table import Row, ratio_windows
+from minispec.tools.reporting.table import Row, format_label, ratio_windows
 
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
@@ -41,8 +41,8 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
 
 
 def _label(row: Row, separator: str) -> str:
-    """A method and its gamma, escaped for matplotlib."""
-    return _escape(row["method"] + (f"{separator}gamma {row['gamma']}" if row["gamma"] else ""))
+    """A method and its gamma or tree, escaped for matplotlib."""
+    return _escape(format_label(row, separator))
 
 
 def _escape(text: str) -> str:

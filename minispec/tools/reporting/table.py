@@ -12,14 +12,17 @@ Row = Mapping[str, Any]
 
 def format_table(report: Mapping[str, Any]) -> str:
     """The report as aligned text, one line for each method and stream."""
-    lines = [["method", "stream", "gamma", "tau", "tokens/s", "vs plain", "vs FR-Spec", "lossless"]]
+    trees = any(row.get("tree") for row in report["results"])
+    names = ["method", "stream", "tree" if trees else "gamma", "tau", *["nodes"] * trees]
+    lines = [[*names, "tokens/s", "vs plain", "vs FR-Spec", "lossless"]]
     for row in report["results"]:
         lines.append(
             [
                 row["method"] + (" (best)" if row["best"] else ""),
                 row["stream"],
-                str(row["gamma"] or "-"),
+                format_setting(row, "chain of " if trees else ""),
                 f"{row['tau']:.2f}",
+                *[f"{row['drafted_per_pass']:.1f}" for _ in range(trees)],
                 f"{row['tokens_per_second']:.1f}",
                 format_ratio(row["ratio_to_autoregressive"]),
                 format_ratio(row["ratio_to_frspec"]),
@@ -31,6 +34,17 @@ def format_table(report: Mapping[str, Any]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def format_setting(row: Row, gamma: str) -> str:
+    """The tree of a row, or its gamma after ``gamma``; a dash for plain decoding."""
+    return row.get("tree") or (f"{gamma}{row['gamma']}" if row["gamma"] else "-")
+
+
+def format_label(row: Row, separator: str = ", ") -> str:
+    """A method and its gamma or tree."""
+    tree = f"tree {row['tree']}" if row.get("tree") else format_setting(row, "gamma ")
+    return row["method"] + (f"{separator}{tree}" if tree != "-" else "")
 
 
 def format_samples(report: Mapping[str, Any]) -> str:
@@ -56,7 +70,7 @@ def format_switches(report: Mapping[str, Any]) -> list[str]:
             after = curve["regained_after"]
             reached = "not reached" if after is None else f"reached after {after} tokens"
             lines.append(
-                f"{row['method']}, gamma {row['gamma']}: {format_ratio(first)} of full's tau in "
+                f"{format_label(row)}: {format_ratio(first)} of full's tau in "
                 f"the {curve['window']} tokens after {curve['switches']} switches, 95% {reached}"
             )
     return lines
