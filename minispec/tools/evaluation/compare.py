@@ -65,13 +65,10 @@ class Settings:
     trees: tuple[TreeShape | None, ...] = (None,)  # None: chains, of each gamma
 
     def __post_init__(self) -> None:
-        if not self.methods or not self.gammas or not self.trees:
-            raise ArgumentError("at least one method, one gamma and one tree are needed")
-        for name, values in (
-            ("method", self.methods),
-            ("gamma", self.gammas),
-            ("tree", self.trees),
-        ):
+        for name in ("method", "gamma", "tree"):
+            values = getattr(self, f"{name}s")
+            if not values:
+                raise ArgumentError("at least one method and one gamma are needed")
             if len(set(values)) != len(values):
                 raise ArgumentError(f"a {name} is named twice")
         for gamma in self.gammas:
