@@ -146,10 +146,10 @@ def _build_decoders(
 ) -> dict[Variant, dict[str, Decoder]]:
     """A decoder for every variant and stream. Streams for which a method has the same shortlist
     share one decoder, and so one packed copy of its head rows."""
-    variants = [*list_variants(settings.methods, settings.gammas, settings.trees)]
-    shared: dict[tuple[Variant, str | None], Decoder] = {}
+    variants = list_variants(settings.methods, settings.gammas, settings.trees)
     decoders: dict[Variant, dict[str, Decoder]] = {variant: {} for variant in variants}
-    for variant, stream in itertools.product(variants, streams):
+    shared: dict[tuple[Variant, str | None], Decoder] = {}
+    for variant, stream in itertools.product(decoders, streams):
         key = variant, variant.method.ranking_for(stream.name)
         if key not in shared:
             shared[key] = build_decoder(

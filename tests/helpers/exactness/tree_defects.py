@@ -107,7 +107,7 @@ def _() -> Any:
 # --- what stays in a tree -------------------------------------------------------------------
 
 
-@plant(16, "drawn candidates are ranked again, and the least likely are dropped", "EAGLE-2")
+@plant(16, "drawn candidates are ranked again, and the least likely are dropped")
 def _() -> Any:
     def finish(self: Growth) -> tuple[Proposal, list[int]]:
         tree = Proposal(tuple(self.tokens), tuple(self._distributions), tuple(self.parents))
