@@ -26,7 +26,7 @@ import numpy as np
 
 from minispec.checks import convert_fields, to_int, to_text
 from minispec.errors import ArgumentError
-from minispec.tree import select
+from minispec.tree import find_path, select
 from minispec.types import Distribution, Proposal, RandomSource
 
 MAX_DEPTH = 16
@@ -161,7 +161,9 @@ class Growth:
         if self._count_levels() == self._depth:
             return []
         if self._shape.growth == "static":
-            places = ((node, self._shape.places.get(self._path(node), 0)) for node in self._level)
+            places = (
+                (node, self._shape.places.get(self._ranks_of(node), 0)) for node in self._level
+            )
             return [(node, count) for node, count in places if count]
         best = sorted(self._level, key=lambda node: -self._confidence(node))[: self._shape.beam]
         if self._shape.candidates == "top":
@@ -181,6 +183,14 @@ class Growth:
         chosen = [index for _, index in sorted(slots)[: -(-left // levels)]]
         return [(node, n) for i, node in enumerate(best) if (n := chosen.count(i))]
 
+    def path(self, node: int) -> tuple[int, ...]:
+        """The nodes from the root to ``node``; none for -1."""
+        return find_path(self.parents, node)
+
+    def read(self, node: int) -> list[int]:
+        """The tokens on the way to a node, its own included."""
+        return [self.tokens[each] for each in self.path(node)]
+
     def start_level(self) -> None:
         """Begin the next level: what is added from now on belongs to it."""
         self._level = []
@@ -189,7 +199,7 @@ class Growth:
         """Add candidates for the position after ``parent``, in the order in which they are to be
         verified. A token that is there already may be drawn again, but gets no candidates: after
         its rejection it has no probability left."""
-        confidence, ranks = self._confidence(parent), self._path(parent)
+        confidence, ranks = self._confidence(parent), self._ranks_of(parent)
         seen: set[int] = set()
         for rank, candidate in enumerate(candidates):
             if candidate.token not in seen:
@@ -214,7 +224,7 @@ class Growth:
     def _confidence(self, node: int) -> float:
         return 1.0 if node < 0 else self._confidences[node]
 
-    def _path(self, node: int) -> tuple[int, ...]:
+    def _ranks_of(self, node: int) -> tuple[int, ...]:
         return () if node < 0 else self._ranks[node]
 
 

@@ -21,7 +21,7 @@ from minispec.growth import MAX_DEPTH, Candidate, Growth, TreeShape, choose_cand
 from minispec.logits_processor import History
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
-from minispec.tree import find_path, is_chain
+from minispec.tree import is_chain
 from minispec.types import (
     BaseShortlist,
     Context,
@@ -144,31 +144,38 @@ class Drafter:
         states = {-1: self._state}  # of each node, what the tokens after it are predicted from
         rows: list[int] = []  # the nodes that the cache holds
         while plan := growth.plan_level():
-            parents = [node for node, _ in plan]
-            if parents != [-1]:
-                rows += parents
-                outputs = self._run_level(growth, parents, rows, states)
-                states |= dict(zip(parents, outputs, strict=True))
-            growth.start_level()
-            for node, count in plan:
-                hidden = self.draft.apply_final_norm(states[node])  # (D,)
-                watch.lap("draft")
-                path = find_path(growth.parents, node)
-                drafted = [growth.tokens[each] for each in path]
-                context = Context((*tokens, *drafted), hidden.cpu(), len(path))
+            nodes = [node for node, _ in plan]
+            if nodes != [-1]:
+                rows += nodes
+                outputs = self._run_level(growth, nodes, rows, states)
+                states |= dict(zip(nodes, outputs, strict=True))
+            hidden = self.draft.apply_final_norm(torch.stack([states[node] for node in nodes]))
+            watch.lap("draft")
+            contexts = [
+                Context((*tokens, *growth.read(node)), state.cpu(), len(growth.path(node)))
+                for node, state in zip(nodes, hidden, strict=True)
+            ]
+            choices = []  # the ids for each node
+            for context in contexts:
                 if ids is None or not self.shortlist.per_round:
                     ids = self._selections.select(context)  # (K,)
                     self.selections += 1
-                    watch.lap("shortlist")
-                found = self._expand(context, hidden, ids, count, sampling, rng, watch)
+                choices.append(ids)
+            watch.lap("shortlist")
+            logits = self._score(hidden, choices)
+            growth.start_level()
+            for (node, count), context, *scored in zip(
+                plan, contexts, logits, choices, strict=True
+            ):
+                found = self._expand(context, *scored, count, sampling, rng, watch)
                 growth.add(node, found)
-                watch.lap("draft_head")
                 if found:
                     self._hidden[node] = context.hidden
+            watch.lap("draft_head")
         watch.lap("draft")
-        proposal, nodes = growth.finish()
-        kept = {node: index for index, node in enumerate(nodes)} | {-1: -1}
-        self._hidden = {kept[node]: h for node, h in self._hidden.items() if node in kept}
+        proposal, kept = growth.finish()
+        indices = {node: index for index, node in enumerate(kept)} | {-1: -1}
+        self._hidden = {indices[n]: state for n, state in self._hidden.items() if n in indices}
         return proposal
 
     def _run_level(
@@ -176,30 +183,38 @@ class Drafter:
     ) -> Tensor:
         """One draft pass over B nodes of a level, the last of the ``rows`` -> their states (B, D).
         A node's input is its token, and what it was predicted from."""
-        parents = [growth.parents[node] for node in rows]
         indices = {-1: -1} | {node: row for row, node in enumerate(rows)}
-        tree = [indices[parent] for parent in parents]
+        parents = [indices[growth.parents[node]] for node in rows]
         ids = torch.tensor([growth.tokens[node] for node in level])
         inputs = torch.stack([states[growth.parents[node]] for node in level])  # (B, D)
-        if is_chain(tree):  # which runs on drafts that have no trees
+        if is_chain(parents):  # which runs on drafts that have no trees
             return self.draft.step(ids, inputs, self._cache)
-        return self.draft.step(ids, inputs, self._cache, tree)
+        return self.draft.step(ids, inputs, self._cache, parents)
+
+    def _score(self, hidden: Tensor, choices: list[Tensor]) -> list[Tensor]:
+        """hidden (B, D), ids (K,) for each -> the logits (K,) of each. Nodes with the same ids are
+        scored together, so that each row of the head is read once."""
+        if len(hidden) > 1 and all(ids is choices[0] for ids in choices):
+            return [*self.draft.head.logits_of(hidden, choices[0])]
+        pairs = zip(hidden, choices, strict=True)
+        return [self.draft.head.logits_of(state, ids) for state, ids in pairs]
 
     def _expand(
         self,
         context: Context,
-        hidden: Tensor,
+        logits: Tensor,
         ids: Tensor,
         count: int,
         sampling: Sampling,
         rng: RandomSource,
         watch: Stopwatch,
     ) -> list[Candidate]:
-        """At most ``count`` of the ids (K,) as candidates after ``context.tokens``."""
+        """At most ``count`` of the ids (K,), with their logits (K,), as candidates for the position
+        after ``context.tokens``."""
         history = History(context.tokens, self._prompt_length)
         if sampling.excludes_all(ids, history):
             return []
-        logits = sampling.process(self.draft.head.logits_of(hidden, ids), ids, history)  # (K,)
+        logits = sampling.process(logits, ids, history)
         if self.learner:
             watch.lap("draft_head")
             logits = self.learner.adjust_logits(logits, ids, context, sampling)
