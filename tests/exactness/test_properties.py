@@ -88,7 +88,7 @@ def test_3_recorded_distributions_survive_a_reused_buffer(
 
 @property_settings
 @given(case=draw_case(), data=st.data(), sampling=draw_sampling())
-def test_4_top_k_candidates_are_point_masses(
+def test_4_picked_candidates_are_point_masses(
     case: DrawnCase, data: st.DataObject, sampling: Sampling
 ) -> None:
     decode = decode_with(draw_shortlist(data), tree=TreeShape(1, 2, 2))

@@ -4,7 +4,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
-_DISTRIBUTION = ["exactness/test_grid.py", "exactness/test_properties.py"]
+_TREES = ["core/test_tree.py", "core/test_growth.py", "core/test_tree_decoding.py"]
+_DISTRIBUTION = [
+    "exactness/test_grid.py", "exactness/test_trees.py", "exactness/test_properties.py",
+]  # fmt: skip
 _LOOP = [
     "core/test_decode.py",
     "core/test_observed.py",
@@ -24,6 +27,7 @@ _SHORTLIST = [
 ]
 _CACHES = [
     "models/test_eagle_draft.py",
+    "models/test_tree_attention.py",
     "models/test_transformer.py",
     "exactness/test_metamorphic.py",
 ]
@@ -39,18 +43,21 @@ _HEADS = ["models/test_heads.py"]
 SELECTION = {
     "minispec/verify": [
         "core/test_verify.py", "core/test_empty_residual.py", "core/test_residual.py",
-        "core/test_verdict.py", "core/test_long_chains.py", *_DISTRIBUTION, _SOURCE,
+        "core/test_verdict.py", "core/test_long_chains.py", *_TREES, *_DISTRIBUTION, _SOURCE,
     ],
+    "minispec/tree": [*_TREES, "models/test_tree_attention.py", *_DISTRIBUTION],
+    "minispec/growth": [*_TREES, *_DISTRIBUTION],
     "minispec/sampling": [
         "core/test_sampling.py", "core/test_random_source.py", "core/test_logits_processor.py",
         "core/test_rows.py", "exactness/test_shapings.py", *_DISTRIBUTION, _SOURCE,
     ],
     "minispec/propose": [
-        "core/test_verify.py", "shortlists/test_shortlists.py", *_HEADS, *_LOOP, *_DISTRIBUTION,
-        "learning/test_learner.py", "learning/test_lora.py",
+        "core/test_verify.py", "shortlists/test_shortlists.py", *_HEADS, *_LOOP, *_TREES,
+        *_DISTRIBUTION, "learning/test_learner.py", "learning/test_lora.py",
     ],
     "minispec/decode": [
-        *_LOOP, "core/test_verify.py", "shortlists/test_shortlists.py", *_DISTRIBUTION, _SOURCE,
+        *_LOOP, *_TREES, "core/test_verify.py", "shortlists/test_shortlists.py", *_DISTRIBUTION,
+        _SOURCE,
         "learning/test_learner.py", "learning/test_lora.py",
     ],
     "minispec/commit": ["core/test_decode.py", "core/test_every_stop.py", *_DISTRIBUTION],
@@ -99,7 +106,7 @@ SELECTION = {
 }  # fmt: skip
 # Files that determine the distribution of the output: all of their mutants must be killed.
 DISTRIBUTION_FILES = tuple(
-    f"minispec/{file}" for file in ("verify", "sampling", "propose", "decode", "commit")
+    f"minispec/{file}" for file in ("verify", "sampling", "growth", "propose", "decode", "commit")
 )
 
 
