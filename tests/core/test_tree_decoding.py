@@ -3,6 +3,7 @@
 That outputs have the target's distribution is certified in ``tests/exactness``.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -136,6 +137,7 @@ def test_a_wider_tree_is_drafted_with_one_pass_for_each_level(
     passes: list[int] = []
     right = type(DRAFT).step
 
+    @functools.wraps(right)
     def count(self: Any, ids: Any, *rest: Any) -> Any:
         passes.append(len(ids))
         return right(self, ids, *rest)
