@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minispec.checks import refuse_tree
 from minispec.errors import ContextError
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import PackedHead
@@ -178,11 +179,15 @@ class StaticTarget:
         return StaticCache(model.config, model.rope, model.config.num_hidden_layers, capacity, like)
 
     @torch.inference_mode()
-    def step(self, ids: Tensor, cache: StaticCache) -> Features:
+    def step(
+        self, ids: Tensor, cache: StaticCache, parents: Sequence[int] | None = None
+    ) -> Features:
         """ids (T,) -> hidden states (T, D) and auxiliary hidden states (T, n_aux * D).
 
-        Raises ContextError, before anything is changed, if they do not fit the cache.
+        Raises ContextError, before anything is changed, if they do not fit the cache, and
+        ArgumentError for a tree.
         """
+        refuse_tree(self, parents)
         new = len(ids)
         hidden, aux_hidden_states = _run_padded(self._run, cache, ids.to(cache.keys[0].device))
         cache.length += new
@@ -206,8 +211,11 @@ class StaticDraft:
         return self._draft.fuse(aux_hidden_states)
 
     @torch.inference_mode()
-    def step(self, ids: Tensor, states: Tensor, cache: StaticCache) -> Tensor:
+    def step(
+        self, ids: Tensor, states: Tensor, cache: StaticCache, parents: Sequence[int] | None = None
+    ) -> Tensor:
         """ids (T,), states (T, D) -> the draft's states (T, D). Raises as ``StaticTarget.step``."""
+        refuse_tree(self, parents)
         new = len(ids)
         output = _run_padded(self._run, cache, ids.to(states.device), states)
         cache.length += new

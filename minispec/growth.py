@@ -91,7 +91,9 @@ class TreeShape:
             )
         if any(len(given) > 1 for given in options.values()):
             raise ArgumentError(f"tree {text!r} names two ways of the same choice: give one")
-        return TreeShape(*map(int, sizes), **{n: given[0] for n, given in options.items() if given})
+        depth, beam, nodes = map(int, sizes)
+        chosen = {name: given[0] for name, given in options.items() if given}
+        return TreeShape(depth, beam, nodes, **chosen)
 
     def __str__(self) -> str:
         """As ``parse`` reads it; a chain by its length."""

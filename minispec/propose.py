@@ -164,10 +164,10 @@ class Drafter:
             watch.lap("shortlist")
             logits = self._score(hidden, choices)
             growth.start_level()
-            for (node, count), context, *scored in zip(
+            for (node, count), context, row, own in zip(
                 plan, contexts, logits, choices, strict=True
             ):
-                found = self._expand(context, *scored, count, sampling, rng, watch)
+                found = self._expand(context, row, own, count, sampling, rng, watch)
                 growth.add(node, found)
                 if found:
                     self._hidden[node] = context.hidden
@@ -228,8 +228,9 @@ class Drafter:
     def rows_probed(self) -> int:
         """Rows of D numbers that the shortlist read to choose the ids of this round; 0 for one that
         is not a ``BaseShortlist``."""
-        known = isinstance(self.shortlist, BaseShortlist)
-        return self.selections * self.shortlist.rows_probed if known else 0
+        if not isinstance(self.shortlist, BaseShortlist):
+            return 0
+        return self.selections * self.shortlist.rows_probed
 
 
 class CheckedSelections:

@@ -51,8 +51,8 @@ class StatisticalIndex:
         """Learn the pairs of neighbouring tokens of a round."""
         before = (self._last, *finished.tokens[:-1])
         # What was rejected after the accepted tokens is below what replaced it, the first above.
-        for token in reversed(list_rejected(finished)):
-            self._learn(before[len(finished.path)], token)
+        for rejected in reversed(list_rejected(finished)):
+            self._learn(before[len(finished.path)], rejected)
         for token, successor in zip(before, finished.tokens, strict=True):
             self._learn(token, successor)
         self._last = finished.tokens[-1]

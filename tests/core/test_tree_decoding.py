@@ -27,7 +27,7 @@ from minispec.shortlists.microspec import MicroSpecShortlist
 from minispec.shortlists.statistical import StatisticalIndex
 from minispec.tree import find_path, follow
 from minispec.types import BaseShortlist, Context, Distribution, Proposal, Round
-from minispec.verify import VERIFIERS, Verifier, verify, verify_block
+from minispec.verify import VERIFIERS, Verdict, Verifier, verify, verify_block
 
 TREES = (
     "1x3x3", "3x2x7", "4x3x9", "3x2x6:drawn", "3x3x8:distinct", "3x3x8:static",
@@ -71,11 +71,11 @@ def test_verification_of_a_chain_is_that_of_its_papers(
     p, q = ([build(pair[side]) for pair in pairs] for side in (0, 1))
     rng = SeededRandom(seed)
     tokens = tuple(rng.choose(each.probs) for each in q[:-1])
-    chain, verdicts, sources = Proposal(tokens, tuple(q[:-1])), [], []
+    chain, found, sources = Proposal(tokens, tuple(q[:-1])), list[Verdict](), []
     for verifier in (ours, published):
         sources.append(RecordingSource(seed))
-        verdicts.append(verifier(chain, p, sources[-1]))
-    first, second = verdicts
+        found.append(verifier(chain, p, sources[-1]))
+    first, second = found
     assert (first.path, first.next_token) == (second.path, second.next_token)
     assert list(map(float, first.acceptance)) == list(map(float, second.acceptance))
     assert first.next_distribution.probs.tolist() == second.next_distribution.probs.tolist()

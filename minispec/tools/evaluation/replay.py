@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minispec.checks import refuse_tree
 from minispec.commit import StopRule
 from minispec.decode import prefill, speculative
 from minispec.sampling import Sampling, SeededRandom
@@ -75,7 +76,8 @@ class ReplayTarget:
         """A cache at the start of the text."""
         return _Position()
 
-    def step(self, ids: Tensor, cache: _Position) -> Features:
+    def step(self, ids: Tensor, cache: _Position, parents: Sequence[int] | None = None) -> Features:
+        refuse_tree(self, parents)
         # A chain may run past the end of the text. The stop rule cuts it off there, so any
         # prediction will do: the last one is repeated.
         positions = torch.arange(cache.length, cache.length + len(ids))  # (T,)
