@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from fastpath.cpu.head import CpuHead
 from fastpath.cpu.kernels import multiply
-from fastpath.cpu.process import check_fork, why_unfit
+from fastpath.cpu.positions import place_tokens
+from fastpath.cpu.process import why_unfit
 from fastpath.cpu.rows import allocate_rows
 from fastpath.cpu.steps import apply_rms_norm, run_draft, run_target
-from minispec.errors import ContextError
 from minispec.learning.lora import LoraLinear
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.int8 import quantize_rows, row_scales
@@ -100,18 +100,16 @@ class CpuTarget:
         """An empty cache for one sequence of at most ``capacity`` positions, in float32."""
         return _new_cache(self._config, self._config.num_hidden_layers, capacity)
 
-    def step(self, ids: Tensor, cache: KVCache) -> Features:
+    def step(self, ids: Tensor, cache: KVCache, parents: Sequence[int] | None = None) -> Features:
         """Token ids (T,) at the next positions of the cache -> hidden states (T, D) and auxiliary
-        hidden states (T, n_aux * D).
-
-        Raises ContextError, before anything is changed, if they do not fit the cache.
-        """
-        start, end = _next_positions(cache, len(ids))
+        hidden states (T, n_aux * D). ``parents``: see ``Target.step``. Raises ContextError as
+        ``place_tokens``."""
+        place = place_tokens(cache, len(ids), parents, self.context_limit)
         scale = self._config.embedding_scale
         hidden, aux_hidden_states = run_target(
             (self.embedding[ids].float() * scale).numpy(), *self._stacks, self._norms,
-            self._settings, self._local_layers, self._cos[:, start:end], self._sin[:, start:end],
-            cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], start, self._aux_layer_ids,
+            self._settings, self._local_layers, self._cos, self._sin,
+            cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], place, self._aux_layer_ids,
             self.threads,
         )  # fmt: skip
         cache.advance(len(ids))
@@ -151,20 +149,20 @@ class CpuDraft:
         multiply(rows, scales, aux_hidden_states.numpy(), states.numpy(), self._target.threads)
         return states
 
-    def step(self, ids: Tensor, states: Tensor, cache: KVCache) -> Tensor:
+    def step(
+        self, ids: Tensor, states: Tensor, cache: KVCache, parents: Sequence[int] | None = None
+    ) -> Tensor:
         """Token ids (T,), each one position after its state (T, D) -> the draft's states (T, D).
-
-        Raises ContextError, before anything is changed, if they do not fit the cache.
-        """
-        start, end = _next_positions(cache, len(ids))
+        ``parents``: see ``Draft.step``. Raises ContextError as ``place_tokens``."""
+        place = place_tokens(cache, len(ids), parents, self._config.context_limit)
         self._refresh_adapted()
         cos, sin = self._rope
         rows, scales = zip(*self._projections[:-1], strict=True)
         embedded = self.reference.embedding[ids].float()
         new = run_draft(
             embedded.numpy(), states.numpy(), rows, scales, self._norms,
-            self._settings, cos[start:end], sin[start:end],
-            cache.keys.numpy()[0, 0], cache.values.numpy()[0, 0], start, self._target.threads,
+            self._settings, cos, sin,
+            cache.keys.numpy()[0, 0], cache.values.numpy()[0, 0], place, self._target.threads,
         )  # fmt: skip
         cache.advance(len(ids))
         return torch.from_numpy(new)
@@ -198,16 +196,6 @@ class CpuDraft:
 
 def _new_cache(config: ModelConfig, layers: int, capacity: int) -> KVCache:
     return KVCache(layers, 1, capacity, config.num_key_value_heads, config.head_dim, torch.float32)
-
-
-def _next_positions(cache: KVCache, new: int) -> tuple[int, int]:
-    """The first of ``new`` positions and the one after the last. Raises ContextError, and
-    ArgumentError in a fork of a process whose threads Numba used."""
-    check_fork()
-    start, end = cache.length, cache.length + new
-    if end > cache.capacity:
-        raise ContextError(f"{start} + {new} positions do not fit a cache of {cache.capacity}")
-    return start, end
 
 
 def _rope_tables(rope: Rope, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:

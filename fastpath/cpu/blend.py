@@ -1,4 +1,4 @@
-"""Weighted sums of equally spaced rows, the second innermost loop (LLVM, CPU).
+"""Weighted sums of rows, the second innermost loop (LLVM, CPU).
 
 Attention's sum over the values. A plain loop would check for every row whether it overlaps the
 output, and would load and store the sum each time; here the sum stays in registers.
@@ -18,21 +18,21 @@ _f32, _i32, _i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _floats = ir.VectorType(_f32, LANES)
 
 
-def _blend(typingctx, weights, rows, first, step, size, out, start, count):
-    """out[start + j] = sum over s < ``size`` of weights[j, s] * rows[first + s * step], for
-    j < ``count``, a literal from 1 to 3.
+def _blend(typingctx, weights, rows, ids, size, out, start, count):
+    """out[start + j] = sum over s < ``size`` of weights[j, s] * rows[ids[s]], for j < ``count``, a
+    literal from 1 to 3. ``ids`` is an int64 array (S,), or for equally spaced rows a pair
+    (first, step) that stands for first + s * step. The order of the sum is that of s.
 
     ``weights`` (J, S), ``rows`` (N, D) and ``out`` (M, D) are float32 and contiguous.
     """
-    signature = types.void(
-        weights, rows, types.intp, types.intp, types.intp, out, types.intp, count
-    )
+    signature = types.void(weights, rows, ids, types.intp, out, types.intp, count)
+    spaced = isinstance(ids, types.BaseTuple)
     outputs = range(count.literal_value)
 
     def codegen(context, builder, signature, args):
         weight_array, row_array, out_array = (
             context.make_array(kind)(context, builder, value)
-            for kind, value in ((weights, args[0]), (rows, args[1]), (out, args[5]))
+            for kind, value in ((weights, args[0]), (rows, args[1]), (out, args[4]))
         )
         width = builder.extract_value(row_array.shape, 1)
         weight_stride = builder.extract_value(weight_array.shape, 1)
@@ -42,8 +42,17 @@ def _blend(typingctx, weights, rows, first, step, size, out, start, count):
 
         call = partial(call_function, builder)
 
-        begin = at(row_array.data, builder.mul(args[2], width))
-        stride = builder.mul(args[3], width)
+        if spaced:
+            first, step = cgutils.unpack_tuple(builder, args[2])
+            begin, stride = at(row_array.data, builder.mul(first, width)), builder.mul(step, width)
+        else:
+            id_array = context.make_array(ids)(context, builder, args[2])
+
+        def row_address(index: Any) -> Any:
+            if spaced:
+                return at(begin, builder.mul(index, stride))
+            pointer = builder.gep(id_array.data, [index], source_etype=_i64)
+            return at(row_array.data, builder.mul(builder.load(pointer, typ=_i64), width))
 
         def blend_columns(column: Any, vectors: int, mask: Any) -> None:
             """Computes ``vectors`` vectors of each output, from ``column`` on."""
@@ -58,8 +67,8 @@ def _blend(typingctx, weights, rows, first, step, size, out, start, count):
             slots = [cgutils.alloca_once(builder, _floats) for _ in range(vectors * len(outputs))]
             for slot in slots:
                 builder.store(ir.Constant(_floats, [0.0] * LANES), slot)
-            with cgutils.for_range(builder, args[4]) as loop:
-                row = at(begin, builder.mul(loop.index, stride))
+            with cgutils.for_range(builder, args[3]) as loop:
+                row = row_address(loop.index)
                 loaded = [load(at(row, index)) for index in columns]
                 sums = iter(slots)
                 for j in outputs:
@@ -77,7 +86,7 @@ def _blend(typingctx, weights, rows, first, step, size, out, start, count):
                         builder.store(call(name, _floats, broadcast, vector, old), slot)
             sums = iter(slots)
             for j in outputs:
-                out_row = at(out_array.data, builder.mul(builder.add(args[6], _i64(j)), width))
+                out_row = at(out_array.data, builder.mul(builder.add(args[5], _i64(j)), width))
                 for index in columns:
                     total, address = builder.load(next(sums), typ=_floats), at(out_row, index)
                     if mask is None:

@@ -69,18 +69,20 @@ def apply_gate(gate_up, scales, states, gelu, both, out, threads):
 
 
 @njit(cache=CACHE)
-def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, values, start, threads):
+def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, values, place, threads):
     """One decoder layer: adds the output of attention over ``inputs`` (T, input size), then the
-    output of the MLP, to the residual stream x (T, D) in place. Writes the keys and values of
-    positions ``start`` and following into keys and values (S, num_key_value_heads, head_dim).
+    output of the MLP, to the residual stream x (T, D) in place. Writes the new keys and values
+    into keys and values (S, num_key_value_heads, head_dim).
 
     ``weights``: query, key and value projections as (heads + 2 num_key_value_heads) * head_dim
     rows; output; gate and up; down. ``scales``: the scales of their rows. ``norms``: before the
     MLP, after attention, after the MLP, of queries, of keys. ``settings``: epsilon, attention's
-    scale and window, whether the activation is GELU. ``cos``, ``sin`` (T, head_dim).
+    scale and window, whether the activation is GELU. ``cos``, ``sin`` (context, head_dim).
+    ``place``: see ``positions.place_tokens``.
     """
     mlp_norm, attention_post_norm, mlp_post_norm, query_norm, key_norm = norms
     epsilon, scale, window, gelu = settings
+    start, positions = place[0], place[1]
     projections, output, gate_up, down = weights
     projections_scale, output_scale, gate_up_scale, down_scale = scales
     new, width = x.shape
@@ -97,12 +99,12 @@ def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, value
             apply_rms_norm(queries, query_norm, epsilon, queries, 0)
             apply_rms_norm(new_keys, key_norm, epsilon, new_keys, 0)
         for head in range(heads + num_key_value_heads):
-            apply_rope(split[t, head], cos[t], sin[t])
+            apply_rope(split[t, head], cos[positions[t]], sin[positions[t]])
         keys[start + t] = split[t, heads : heads + num_key_value_heads]
         values[start + t] = split[t, heads + num_key_value_heads :]
     attended = allocate_buffer(new, heads * head_dim)  # (T, heads * head_dim)
     by_head = attended.reshape(new, heads, head_dim)
-    attend(split, keys, values, start, window, scale, by_head, threads)
+    attend(split, keys, values, place, window, scale, by_head, threads)
     update = allocate_buffer(new, width)  # (T, D)
     multiply(output, output_scale, attended, update, threads)
     if len(attention_post_norm):
@@ -133,7 +135,7 @@ def run_target(
     sin,
     keys,
     values,
-    start,
+    place,
     aux_hidden_state_layer_ids,
     threads,
 ):
@@ -142,8 +144,8 @@ def run_target(
 
     ``norms``: before attention (L, D), those of ``run_layer``, each (L, D), and the final one (D,).
     ``settings``: as in ``run_layer``; the window applies only to layers that are ``local`` (L,).
-    ``cos``, ``sin`` (2, T, head_dim): for global and for local layers. ``keys``, ``values``
-    (L, S, num_key_value_heads, head_dim).
+    ``cos``, ``sin`` (2, context, head_dim): for global and for local layers. ``keys``, ``values``
+    (L, S, num_key_value_heads, head_dim). ``place``: as in ``run_layer``.
     """
     attention_norms, inner_norms, final_norm = norms
     mlp_norms, attention_post_norms, mlp_post_norms, query_norms, key_norms = inner_norms
@@ -174,12 +176,12 @@ def run_target(
                 query_norms[index],
                 key_norms[index],
             ),
-            (epsilon, scale, window if kind else start + new, gelu),
+            (epsilon, scale, window if kind else keys.shape[1], gelu),
             cos[kind],
             sin[kind],
             keys[index],
             values[index],
-            start,
+            place,
             threads,
         )
         if (
@@ -194,13 +196,13 @@ def run_target(
 
 @njit(cache=CACHE)
 def run_draft(
-    embedded, states, weights, scales, norms, settings, cos, sin, keys, values, start, threads
+    embedded, states, weights, scales, norms, settings, cos, sin, keys, values, place, threads
 ):
     """The draft's layer over embeddings (T, D) of the next tokens and states (T, D) -> the draft's
     own states (T, D).
 
     ``norms``: of the embedding, of the state, and those of ``run_layer``. ``keys``, ``values``
-    (S, num_key_value_heads, head_dim).
+    (S, num_key_value_heads, head_dim). ``place``: as in ``run_layer``.
     """
     embedding_norm, state_norm, inner_norms = norms
     new, width = states.shape
@@ -210,6 +212,6 @@ def run_draft(
     x = allocate_buffer(new, width)
     x[:] = states
     run_layer(
-        x, inputs, weights, scales, inner_norms, settings, cos, sin, keys, values, start, threads
+        x, inputs, weights, scales, inner_norms, settings, cos, sin, keys, values, place, threads
     )
     return x

@@ -140,7 +140,8 @@ def test_attend_equals_reference(
     keys, values = torch.randn(2, size + 3, num_key_value_heads, head_dim, generator=rng)
     out = np.full((new + 1, heads, head_dim), 7, np.float32)
     scale = np.float32(head_dim**-0.5)
-    attend(queries.numpy(), keys.numpy(), values.numpy(), start, window, scale, out[:new], threads)
+    place = (start, np.arange(start, size), start, np.empty((0, 0), np.int64))
+    attend(queries.numpy(), keys.numpy(), values.numpy(), place, window, scale, out[:new], threads)
     distance = torch.arange(start, size)[:, None] - torch.arange(size)
     expected = F.scaled_dot_product_attention(
         queries[:, :heads].transpose(0, 1),

@@ -1,0 +1,44 @@
+"""Where the tokens of a pass are: in the cache, in the text, and on which path of a tree."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastpath.cpu.process import check_fork
+from minispec.errors import ContextError
+from minispec.models.kv_cache import KVCache
+from minispec.tree import find_depths, find_path, is_chain
+
+Place = tuple[int, np.ndarray, int, np.ndarray]
+_NO_PATHS = np.empty((0, 0), np.int64)
+
+
+def place_tokens(
+    cache: KVCache, new: int, parents: Sequence[int] | None, context_limit: int
+) -> Place:
+    """The places of ``new`` tokens that follow what is cached: the first position that they are
+    stored at, their positions in the text (T,), the position of the tree's roots, and where the
+    nodes of each path are stored (T, depth). For a chain the paths are empty: tokens are stored in
+    the order of the text.
+
+    ``parents`` (N,): of a tree whose last T nodes are the new ones, as in ``Draft.step``. Raises
+    ContextError, before anything is changed, if the tokens exceed the cache or the context, and
+    ArgumentError in a fork of a process whose threads Numba used.
+    """
+    check_fork()
+    start, end = cache.length, cache.length + new
+    if end > cache.capacity:
+        raise ContextError(f"{start} + {new} positions do not fit a cache of {cache.capacity}")
+    if parents is None or is_chain(parents):
+        positions, root, paths = np.arange(start, end), start, _NO_PATHS
+        last = end
+    else:
+        root, depths = end - len(parents), find_depths(parents)
+        positions = root + np.array(depths[-new:])
+        paths = np.zeros((new, max(depths) + 1), np.int64)
+        for row, node in enumerate(range(len(parents) - new, len(parents))):
+            paths[row, : depths[node] + 1] = root + np.array(find_path(parents, node))
+        last = int(positions.max()) + 1
+    if last > context_limit:
+        raise ContextError(f"position {last} is outside the model's context of {context_limit}")
+    return start, positions, root, paths
