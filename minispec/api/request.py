@@ -100,8 +100,8 @@ class Request:
 
     @property
     def is_plain(self) -> bool:
-        """Whether plain decoding was asked for, which needs no draft."""
-        return self.method is not None and self.method.name == "autoregressive"
+        """Whether the method that was asked for needs no draft."""
+        return self.method is not None and not self.method.needs_draft
 
     @property
     def learns(self) -> bool:

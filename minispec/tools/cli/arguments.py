@@ -20,8 +20,10 @@ a model is a name (pocket, which ships with the package; smollm2 or gemma3-270m,
 fetch NAME`), a GGUF file, or a folder of safetensors in Hugging Face layout, of the Llama or
 Gemma 3 architecture
 
-a method is NAME[@BUDGET][:RANKING][+adapt] or MODULE:CLASS[@BUDGET][+adapt]
+a method is NAME[@BUDGET][:RANKING][+adapt][+suffix] or MODULE:CLASS[@BUDGET][+adapt][+suffix]
   autoregressive       plain decoding, one token per target pass
+  suffix               speculative decoding without a draft: what followed the last words earlier
+                       in the text (SuffixDecoding)
   full                 speculative decoding; the draft scores the whole vocabulary
   frspec@0.25          ... the most frequent quarter of the vocabulary (FR-Spec)
   frspec@4096:mix      ... the 4096 most frequent ids of another ranking: general, mix,
@@ -33,6 +35,7 @@ a method is NAME[@BUDGET][:RANKING][+adapt] or MODULE:CLASS[@BUDGET][+adapt]
   lowrank@1536         ... the ids of the highest logits under a low-rank head (SpecVocab)
   evospec@1536+adapt   ... and the draft learns from verification while it decodes;
                        +adapt:paper as EvoSpec's paper has it
+  evospec@1536+suffix  ... and what suffix proposes, beside the draft's tokens
   my_module:MyShortlist@1536
                        ... the ids of your own class, from the current folder or installed
 """

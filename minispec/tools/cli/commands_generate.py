@@ -1,6 +1,7 @@
 """The command ``generate``: one prompt, or a chat on the terminal."""
 
 import argparse
+import re
 import sys
 import time
 from contextlib import suppress
@@ -13,6 +14,8 @@ from minispec.tools.cli.process import decode_argument
 if TYPE_CHECKING:
     from minispec.api.model import Model
     from minispec.api.request import Request
+
+_ADDITIONS = re.compile(r"(\+adapt(:paper)?|\+suffix)*$")  # at the end of a method
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -125,20 +128,20 @@ def _spell_method(method: str | None, budget: str | None, ranking: str | None) -
 
     if budget is None and ranking is None:
         return method
-    spelled, plus, learning = (method or "frspec").partition("+adapt")
-    adapt = plus + learning
+    spelled = _ADDITIONS.sub("", method or "frspec")
+    additions = (method or "frspec")[len(spelled) :]
     if budget is not None and "@" in spelled:
         raise ArgumentError(f"--budget and a budget in {spelled!r}: give one of them")
     if spelled.partition(":")[0].partition("@")[0] not in NAMES:  # MODULE:CLASS
         if ranking is not None:
             raise ArgumentError(f"--ranking does not apply to {spelled!r}: leave it out")
-        return f"{spelled}@{budget}{adapt}"
+        return f"{spelled}@{budget}{additions}"
     name, colon, own_ranking = spelled.partition(":")
     if ranking is not None and colon:
         raise ArgumentError(f"--ranking and a ranking in {spelled!r}: give one of them")
     at = "" if budget is None else f"@{budget}"
     end = f":{ranking}" if ranking is not None else f"{colon}{own_ranking}"
-    return f"{name}{at}{end}{adapt}"
+    return f"{name}{at}{end}{additions}"
 
 
 def _read_message() -> str | None:

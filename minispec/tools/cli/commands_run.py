@@ -74,7 +74,7 @@ def compare(options: argparse.Namespace) -> None:
     model = load_model(
         options.model, draft=options.draft, index=options.index, dtype=options.dtype,
         backend=options.backend, device=options.device, threads=options.threads,
-        plain=all(method.name == "autoregressive" for method in methods) and not options.study,
+        plain=not any(method.needs_draft for method in methods) and not options.study,
         learns=any(method.adapt for method in methods), measure_backends=True,
         trees=any(trees),
     )  # fmt: skip
@@ -117,7 +117,7 @@ def explore(options: argparse.Namespace) -> None:
     model = load_model(
         options.model, draft=options.draft, index=options.index, dtype=options.dtype,
         backend=options.backend, device=options.device, threads=options.threads,
-        plain=bool(methods) and all(method.name == "autoregressive" for method in methods),
+        plain=bool(methods) and not any(method.needs_draft for method in methods),
         learns=any(method.adapt for method in methods),
     )  # fmt: skip
     chosen = tuple(methods or _choose_methods(model))

@@ -25,6 +25,8 @@ from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.shortlists.lowrank import LowRankShortlist
 from minispec.shortlists.microspec import MicroSpecShortlist
+from minispec.suffix_decoding import suffix_decoding
+from minispec.suffix_index import SuffixIndex
 from minispec.tools.data import ranking
 from minispec.tools.evaluation import plugins, shortlist_files
 from minispec.tools.evaluation.methods import OWN_SHARE, RANKING, Method
@@ -178,10 +180,20 @@ def build_decoder(
         )  # fmt: skip
     check_gamma(gamma)
     verify = plugins.find_verifier(verifier)
+    if method.name == "suffix":
+        index = SuffixIndex()
+        return lambda prompt, rng, *, continued=False: suffix_decoding(
+            target, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop, index=index,
+            tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify,
+        )  # fmt: skip
+    if method.suffix:
+        raise ArgumentError(
+            f"method {method} proposes a tree, and verifiers take chains: use suffix alone"
+        )
     if draft is None:
         raise ArgumentError(
-            f"method {method} needs a draft, and model {model.name} has none: use autoregressive, "
-            "or train a draft and give it with --draft"
+            f"method {method} needs a draft, and model {model.name} has none: use autoregressive "
+            "or suffix, or train a draft and give it with --draft"
         )
     chosen = shortlist or build_shortlist(method, model, domain)
     drafting = draft.with_own_head()

@@ -113,7 +113,8 @@ def compare(
         # Origins are of replays, which draft and answer with unchanged logits.
         replayed = plain.greedy and not settings.sampling.changes_logits
         for variant in conversations if replayed else ():
-            if variant.gamma and variant.method.name != "full":
+            if variant.method.needs_draft and variant.method.name != "full":
+                assert variant.gamma is not None
                 texts = _collect_texts(plan, conversations[variant])
                 origin[variant] = study.compute_origin(variant.method, texts, variant.gamma)
         if settings.study:

@@ -1,6 +1,7 @@
 """Methods by name: the spelling of a way of decoding.
 
     NAME[@BUDGET][:RANKING][+adapt]   autoregressive  frspec@0.25  evospec@1536+adapt
+    suffix  METHOD+suffix             suffix  evospec@1536+suffix
     evospec-paper[@CORE[/BUFFER]]     evospec-paper@0.25/256  evospec-paper@32000
     microspec[@WINDOW]                microspec  microspec@2048
     MODULE:CLASS[@BUDGET][+adapt]     my_module:MyShortlist@1536
@@ -8,8 +9,9 @@
 The budget is a number of ids or a share of the vocabulary; without one, the method's default, or
 all ids of a token map. The ranking is a shipped one, a file, or ``without-own``, the mix of all
 domains except the prompt's. With ``+adapt`` the draft learns while it decodes a prompt or
-conversation, with ``+adapt:paper`` as EvoSpec's paper has it. ``MODULE:CLASS`` is a shortlist of
-one's own (``plugins``).
+conversation, with ``+adapt:paper`` as EvoSpec's paper has it. ``suffix`` proposes continuations of
+the text so far (SuffixDecoding), without a draft; ``+suffix`` adds them to what a draft proposes.
+``MODULE:CLASS`` is a shortlist of one's own (``plugins``).
 """
 
 from dataclasses import dataclass, field, replace
@@ -25,21 +27,22 @@ from minispec.tools.evaluation import plugins
 OWN_SHARE = 1 / 32  # of the vocabulary: the default budget of context-dependent shortlists
 # The built-in methods and the default share of the vocabulary that each drafts from.
 _SHARES = {
-    "autoregressive": None, "full": None, "microspec": None, "frspec": 0.25,
+    "autoregressive": None, "suffix": None, "full": None, "microspec": None, "frspec": 0.25,
     "evospec": OWN_SHARE, "dynaspec": OWN_SHARE, "lowrank": OWN_SHARE,
     "evospec-paper": 0.25,  # of its core; the buffer has a number of ids
 }  # fmt: skip
 NAMES = tuple(_SHARES)
 _RENAMED = {"in_context": "microspec", "routed": "dynaspec"}
 RANKING, _WITHOUT_OWN = "general", "without-own"  # the default, and that by the prompt's domain
-_ADAPT, _ADAPT_PAPER = "+adapt", "+adapt:paper"
+_ADAPT, _ADAPT_PAPER, _SUFFIX = "+adapt", "+adapt:paper", "+suffix"
 
 
 @dataclass(frozen=True)
 class Method:
     """A method. ``budget`` is a share of V if it is a float, and None with a ranking's file for its
     default; ``buffer``: the ids of ``evospec-paper`` beside this budget; ``adapt``: how the draft
-    learns, "+adapt", "+adapt:paper" or "" for a frozen one; ``part``: a shortlist of one's own, an
+    learns, "+adapt", "+adapt:paper" or "" for a frozen one; ``suffix``: whether continuations of
+    the text are proposed beside the draft's tokens; ``part``: a shortlist of one's own, an
     instance, class or factory. ``spelled`` is the text that the user gave, for display."""
 
     name: str
@@ -48,16 +51,20 @@ class Method:
     spelled: str = field(default="", compare=False)
     adapt: str = ""
     buffer: int | None = None
+    suffix: bool = False
     part: Any = field(default=None, compare=False, repr=False)
 
     @staticmethod
     def parse(text: str) -> "Method":
-        """Reads ``NAME[@BUDGET][:RANKING][+adapt]`` or ``MODULE:CLASS[@BUDGET][+adapt]``, and
-        imports the latter. Raises ArgumentError."""
-        for suffix in (_ADAPT, _ADAPT_PAPER):
-            if text.endswith(suffix):
-                method = Method.parse(text.removesuffix(suffix))
-                return replace(method.with_learning(suffix), spelled=text)
+        """Reads ``NAME[@BUDGET][:RANKING]`` or ``MODULE:CLASS[@BUDGET]``, with ``+adapt`` and
+        ``+suffix`` in any order, and imports the latter. Raises ArgumentError."""
+        if text.endswith(_SUFFIX):
+            method = Method.parse(text.removesuffix(_SUFFIX))
+            return replace(method.with_suffix(), spelled=text)
+        for adapt in (_ADAPT, _ADAPT_PAPER):
+            if text.endswith(adapt):
+                method = Method.parse(text.removesuffix(adapt))
+                return replace(method.with_learning(adapt), spelled=text)
         head, colon, ranking_name = text.partition(":")
         name, at, budget = head.partition("@")
         if name not in NAMES:
@@ -94,13 +101,26 @@ class Method:
         plugins.check_part("shortlist", method, name)
         return Method(f"{name} (own)" if name in NAMES else name, part=method)
 
+    @property
+    def needs_draft(self) -> bool:
+        """Whether a draft proposes tokens."""
+        return self.name not in ("autoregressive", "suffix")
+
     def with_learning(self, adapt: str = _ADAPT) -> "Method":
-        """The same method with a draft that learns. Raises ArgumentError for plain decoding."""
-        if self.name == "autoregressive":
-            raise ArgumentError(
-                f"method autoregressive has no draft that could learn: drop {adapt}"
-            )
+        """The same method with a draft that learns. Raises ArgumentError without a draft."""
+        if not self.needs_draft:
+            raise ArgumentError(f"method {self.name} has no draft that could learn: drop {adapt}")
         return replace(self, spelled=f"{self}{adapt}", adapt=adapt)
+
+    def with_suffix(self) -> "Method":
+        """The same method with continuations of the text beside the draft's tokens. Raises
+        ArgumentError without a draft, and where it has them."""
+        if not self.needs_draft or self.suffix:
+            raise ArgumentError(
+                f"method {self} takes no {_SUFFIX}: give it once, to a method with a draft, or "
+                "suffix alone"
+            )
+        return replace(self, spelled=f"{self}{_SUFFIX}", suffix=True)
 
     def __str__(self) -> str:
         at = "" if self.budget is None else f"@{self.budget}"

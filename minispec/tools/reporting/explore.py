@@ -50,8 +50,9 @@ def explore(
     stop = StopRule(settings.max_new_tokens, () if settings.ignore_eos else tokenizer.eos_ids)
     prepared: list[tuple[Method, Decoder, RecordingShortlist | None]] = []
     for method in settings.methods:
-        plain = method.name == "autoregressive"
-        recording = None if plain else RecordingShortlist(build_shortlist(method, model, None))
+        recording = None
+        if method.needs_draft:
+            recording = RecordingShortlist(build_shortlist(method, model, None))
         decode = build_decoder(
             method, model, draft, None, gamma=settings.gammas[0], sampling=settings.sampling,
             stop=stop, trace=True, verifier=settings.verifier, shortlist=recording,

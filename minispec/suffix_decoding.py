@@ -1,0 +1,53 @@
+"""Speculative decoding without a draft: the text proposes its own continuations.
+
+Any target can be decoded this way, since nothing is trained and no hidden state is read. It pays
+where text repeats itself, as code and law do.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from minispec.checks import check_parts, to_ids
+from minispec.commit import StopRule
+from minispec.decode import check_gamma, decode_rounds, open_output
+from minispec.sampling import Sampling
+from minispec.suffix_index import SuffixIndex
+from minispec.tokenizer import Tokenizer
+from minispec.types import RandomSource, Round, Target
+from minispec.verify import Verifier, verify
+
+
+def suffix_decoding(
+    target: Target,
+    prompt: Sequence[int],
+    *,
+    gamma: int,
+    sampling: Sampling,
+    rng: RandomSource,
+    stop: StopRule,
+    index: SuffixIndex | None = None,
+    tokenizer: Tokenizer | None = None,
+    trace: bool = False,
+    continued: bool = False,
+    verifier: Verifier = verify,
+) -> Iterator[Round]:
+    """Decode with continuations of the longest suffix match as proposals (SuffixDecoding, arXiv
+    2411.04975): the same output distribution as plain decoding's.
+
+    Each round proposes up to ``gamma`` tokens, the most frequent continuation in ``index``, a new
+    index by default, to which prompt and output are added. It is reset first, unless ``prompt`` is
+    the ``continued`` conversation that it holds, plus a new turn.
+
+    Spends, in this order: one Bernoulli draw for each token examined, one choice. Raises as
+    ``decode.autoregressive``, and ArgumentError for gamma outside 1..16.
+    """
+    gamma = check_gamma(gamma)
+    check_parts(target=target, sampling=sampling, rng=rng, stop=stop)
+    prompt = to_ids(prompt, "the prompt")
+    output = open_output(target, prompt, stop, tokenizer)
+    sampling.check_vocabulary(target.head.vocab_size)
+    index = index or SuffixIndex()
+    if not continued:
+        index.reset()
+    return decode_rounds(
+        target, None, gamma, prompt, sampling, rng, output, trace, verifier, index
+    )  # fmt: skip
