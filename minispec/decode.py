@@ -12,23 +12,23 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minispec.checks import check_parts, check_trees, to_ids, to_int
-from minispec.commit import Committed, Output, StopRule
+from minispec.commit import Output, StopRule
 from minispec.errors import ArgumentError, ContextError
 from minispec.growth import MAX_DEPTH, TreeShape
 from minispec.logits_processor import History
 from minispec.propose import Drafter
 from minispec.ranked_head import RankedHead
+from minispec.rounds import summarize_round
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
+from minispec.suffix_candidates import SuffixProposer
+from minispec.suffix_index import SuffixIndex
 from minispec.tokenizer import Tokenizer
-from minispec.tree import find_depths, list_arguments, select
+from minispec.tree import list_arguments
 from minispec.types import (
-    Distribution,
     Draft,
-    Evidence,
     Features,
     Learner,
     Proposal,
@@ -37,7 +37,7 @@ from minispec.types import (
     Shortlist,
     Target,
 )
-from minispec.verify import Verdict, Verifier, check_verdict, verify
+from minispec.verify import Verifier, check_verdict, verify
 
 MAX_GAMMA = MAX_DEPTH
 _PREFILL_CHUNK = 512  # positions per pass: the attention mask of a whole prompt would be large
@@ -66,7 +66,7 @@ def autoregressive(
     prompt = to_ids(prompt, "the prompt")
     output = open_output(target, prompt, stop, tokenizer)
     sampling.check_vocabulary(target.head.vocab_size)
-    return _decode(target, None, prompt, sampling, rng, output, trace)
+    return decode_rounds(target, None, prompt, sampling, rng, output, trace)
 
 
 def speculative(
@@ -85,16 +85,18 @@ def speculative(
     verifier: Verifier = verify,
     learner: Learner | None = None,
     tree: TreeShape | None = None,
+    index: SuffixIndex | None = None,
 ) -> Iterator[Round]:
     """Speculative decoding: the same output distribution, several tokens per round.
 
     Each round drafts up to ``gamma`` tokens among the ids that ``shortlist`` selects, verifies
     them in one target pass, and emits the accepted ones and one token of the target's own. Fewer
     are drafted where the output is about to reach its limit. With a ``tree`` it drafts trees of
-    this shape, and ``gamma`` does not count.
+    this shape, and ``gamma`` does not count. With an ``index``, continuations of the text, which
+    it is given, are proposed as well (``suffix_candidates``).
 
-    The shortlist is reset first, unless ``prompt`` is the ``continued`` conversation that it has
-    already observed, plus a new turn; the models process the whole prompt again. With a
+    Shortlist and index are reset first, unless ``prompt`` is the ``continued`` conversation that
+    they have already observed, plus a new turn; the models process the whole prompt again. With a
     ``learner``, pass the learner's own ``draft``: it is adapted between rounds.
 
     Spends, in this order: one choice for each drafted token that was not picked, one Bernoulli draw
@@ -109,6 +111,8 @@ def speculative(
     sampling.check_vocabulary(target.head.vocab_size)
     if not continued:
         shortlist.reset()
+        if index:
+            index.reset()
     if learner:
         learner.start(continued)
     shape = TreeShape.chain(gamma) if tree is None else tree
@@ -116,7 +120,8 @@ def speculative(
         check_trees(target, draft)
     capacity = len(prompt) + output.remaining
     drafter = Drafter(draft, shortlist, capacity, learner, len(prompt), shape)
-    return _decode(target, drafter, prompt, sampling, rng, output, trace, verifier)
+    suffix = SuffixProposer(index, shape.depth, index.config.nodes) if index else None
+    return decode_rounds(target, drafter, prompt, sampling, rng, output, trace, verifier, suffix)
 
 
 def check_gamma(gamma: int) -> int:
@@ -152,7 +157,7 @@ def prefill(target: Target, ids: Sequence[int], cache: Any) -> Iterator[Features
         yield target.step(torch.tensor(ids[start : start + _PREFILL_CHUNK]), cache)
 
 
-def _decode(
+def decode_rounds(
     target: Target,
     drafter: Drafter | None,
     tokens: list[int],
@@ -161,12 +166,14 @@ def _decode(
     output: Output,
     trace: bool,
     verifier: Verifier = verify,
+    suffix: SuffixProposer | None = None,
 ) -> Iterator[Round]:
-    """All rounds of one prompt; ``tokens`` is the prompt at first, and grows."""
+    """All rounds of one prompt; ``tokens`` is the prompt at first, and grows. Tokens are proposed
+    by ``drafter`` and by ``suffix``, as far as these are given."""
     if output.remaining == 0:
         return
     watch, prompt_length = Stopwatch(), len(tokens)
-    extra_rows = drafter.shape.extra_rows if drafter else 0
+    extra_rows = (drafter.shape.extra_rows if drafter else 0) + (suffix.nodes if suffix else 0)
     cache = target.new_cache(prompt_length + output.remaining + extra_rows)
     top_ids_wanted = drafter.top_ids_wanted if drafter else 0
     ranked = RankedHead(target.head, top_ids_wanted) if top_ids_wanted else None
@@ -181,6 +188,11 @@ def _decode(
         if drafter:
             depth = min(drafter.shape.depth, output.remaining - 1)
             proposal = drafter.propose(tokens, depth, sampling, rng, watch)
+        num_drafted = len(proposal)
+        if suffix:
+            history = History(tokens, prompt_length)
+            proposal = suffix.extend(proposal, output.remaining - 1, sampling, history)
+            watch.lap("draft")
 
         # 2) Score: one target pass over the last token and the n drafted ones gives n + 1 p's.
         # Penalties at each position count the tokens drafted on the way to it.
@@ -217,7 +229,9 @@ def _decode(
         # 7) Learn: the shortlist and the learner update themselves for the next round.
         shown = [distributions[row] for row in rows]
         top_ids, top_logits = (rank[rows] for rank in ranks) if ranks else _NO_TOP
-        finished = _summarize(proposal, shown, top_ids, top_logits, verdict, committed, drafter)
+        finished = summarize_round(
+            proposal, num_drafted, shown, top_ids, top_logits, verdict, committed, drafter
+        )
         if drafter:
             drafter.shortlist.observe(finished)
             watch.lap("observe")
@@ -247,46 +261,3 @@ def _prefill_prompt(
             top_ids.append(ranked.rank(features.hidden)[0])
     if reader:
         reader.on_prefill(tokens, torch.cat(top_ids[1:] or top_ids)[:, : reader.top_ids_wanted])
-
-
-def _summarize(
-    proposal: Proposal,
-    distributions: list[Distribution],
-    top_ids: Tensor,
-    top_logits: Tensor,
-    verdict: Verdict,
-    committed: Committed,
-    drafter: Drafter | None,
-) -> Round:
-    """The record of a round, without what lies after a stop. p and the likeliest ids are those at
-    the positions of the emitted tokens."""
-    kept, path, acceptance = len(committed.tokens), verdict.path, verdict.acceptance
-    hidden = drafter.hidden_states([-1, *path][:kept]) if drafter else torch.zeros(0, 0)
-    if committed.stop:
-        depths = find_depths(proposal.parents)
-        nodes = [node for node, depth in enumerate(depths) if depth < kept]
-        proposal = select(proposal, nodes)
-        path = tuple(nodes.index(node) for node in path[:kept])
-        acceptance = tuple(acceptance[node] for node in nodes if node < len(acceptance))
-    complete = kept == len(verdict.path) + 1  # the target's own token was emitted too
-    evidence = Evidence(
-        proposal,
-        tuple(distributions),
-        acceptance,
-        verdict.next_distribution if complete else None,
-        top_ids=top_ids,
-        top_logits=top_logits,
-        draft_hidden=hidden,
-    )
-    return Round(
-        tokens=committed.tokens,
-        text=committed.text,
-        path=path,
-        proposed=proposal.tokens,
-        shortlist_sizes=tuple(len(q.ids) for q in proposal.draft_distributions),
-        seconds={},
-        stop=committed.stop,
-        evidence=evidence,
-        rows_probed=drafter.rows_probed if drafter else 0,
-        parents=proposal.parents,
-    )

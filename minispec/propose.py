@@ -11,6 +11,7 @@ Knows nothing of verification.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -78,9 +79,9 @@ class Drafter:
 
     def hidden_states(self, nodes: Sequence[int]) -> Tensor:
         """The hidden states (n, D) that the tokens after some nodes of the round were predicted
-        from; -1: the first ones. After a resync that of the last accepted node is known too. n is
-        lower where there are fewer."""
-        known = [self._hidden[node] for node in nodes if node in self._hidden]
+        from; -1: the first ones. After a resync those of all accepted nodes are known too. n is
+        lower where a node has none: the first n are given."""
+        known = [self._hidden[node] for node in takewhile(self._hidden.__contains__, nodes)]
         return torch.stack(known) if known else torch.zeros(0, 0)
 
     def resync(
@@ -93,11 +94,11 @@ class Drafter:
             self._inputs.append((ids, aux_hidden_states))
         before = self._state
         states = self._forward(ids, aux_hidden_states)
-        last = path[-1] if path else -1
-        if path is not None and before is not None and last not in self._hidden:
-            # Nothing was drafted after the last accepted token, so it has no state of the draft's.
-            state = states[-2] if len(ids) > 1 else before
-            self._hidden[last] = self.draft.apply_final_norm(state).cpu()
+        if path is not None and before is not None:
+            # Where nothing was drafted after an accepted token, it has no state of the draft's.
+            for node, state in zip([-1, *path], [before, *states], strict=False):
+                if node not in self._hidden:
+                    self._hidden[node] = self.draft.apply_final_norm(state).cpu()
         if self.learner:
             self.learner.on_prefill(ids, aux_hidden_states, self.draft.apply_final_norm(states))
 

@@ -8,20 +8,21 @@ follows in the continuation is appended below it.
 indices, each against the residual left by those rejected before it: r_0 = p, candidate x_i is
 accepted with probability min(1, r_i(x_i) / q_i(x_i)), r_(i+1) = (r_i - q_i)+, normalised. If, given
 all that was tested before it, x_i is distributed as q_i, the token emitted at the node follows r_i
-(the identity in ``verify``), and by induction p. Two things must hold for that:
+(the identity in ``verify``), and by induction p. So
 
-* A draft's token is tested before every candidate that depends on it: it follows q only while
-  nothing is known of it. Whether a continuation is there depends on what the draft drew, so at
-  each node the continuations come after the draft's tokens.
-* A continuation depends on the past and on the draft's tokens, and those at its own node have been
-  tested, so given them it is a point mass. Draws elsewhere in the tree are independent of what
-  is tested at this node: they may decide how many continuations there are.
+* what a continuation depends on is tested before it: given that, it is a point mass. It depends on
+  the past, on the tokens on the way to it, and on the draft's tokens at its own node, which come
+  before it there. It depends on no draws elsewhere in the tree: how many continuations are looked
+  up is known before anything is drawn, and those that repeat drafted tokens leave no room for more.
+* a draft's token follows its q given what is tested before it, since nothing of that depends on it.
 
-With the continuation first, and left out where the draft draws the same token, the output would be
+With the continuation first, and left out where the draft drew the same token, the output would be
 wrong: while it is there, the draft's token is known to differ from it, and does not follow q.
 
 Knows nothing of models.
 """
+
+from dataclasses import dataclass
 
 import torch
 
@@ -32,27 +33,31 @@ from minispec.tree import find_path
 from minispec.types import Distribution, Proposal
 
 
-def add_continuations(
-    proposal: Proposal, index: SuffixIndex, depth: int, sampling: Sampling, history: History
-) -> Proposal:
-    """A proposal with continuations of the text of ``history``, at most ``depth`` tokens long and
-    ``index.config.nodes`` in all. The index is given what it lacks of the text. Where the draft
-    proposed nothing, the most frequent continuation alone, a chain of ``depth`` tokens."""
-    index.extend(history.tokens[index.text_length :])
-    if not len(proposal):
-        found = index.find(depth, depth, siblings=1)
-        return merge_continuations(proposal, found, depth, sampling, history)
-    limit = index.config.nodes
-    found = index.find(depth, limit + len(proposal))  # as many may repeat the draft's
-    return merge_continuations(proposal, found, limit, sampling, history)
+@dataclass(frozen=True)
+class SuffixProposer:
+    """Adds continuations from ``index`` to proposals: at most ``nodes`` tokens, paths of at most
+    ``depth``, and at most ``siblings`` after a token, or any number."""
+
+    index: SuffixIndex
+    depth: int
+    nodes: int
+    siblings: int | None = None
+
+    def extend(
+        self, proposal: Proposal, depth: int, sampling: Sampling, history: History
+    ) -> Proposal:
+        """The proposal for the text of ``history`` with its continuations, paths of at most
+        ``depth``. The index is given what it lacks of the text."""
+        self.index.extend(history.tokens[self.index.text_length :])
+        found = self.index.find(min(depth, self.depth), self.nodes, self.siblings)
+        return merge_continuations(proposal, found, sampling, history)
 
 
 def merge_continuations(
-    proposal: Proposal, found: Continuations, limit: int, sampling: Sampling, history: History
+    proposal: Proposal, found: Continuations, sampling: Sampling, history: History
 ) -> Proposal:
-    """A proposal with at most ``limit`` tokens of ``found`` appended, the likeliest first, each
-    unless its path is proposed already. Tokens that would complete a bad word are left out, and
-    what follows them: their p is 0."""
+    """A proposal with the tokens of ``found`` appended, each unless its path is proposed already.
+    Tokens that would complete a bad word are left out, and what follows them: their p is 0."""
     tokens, distributions = [*proposal.tokens], [*proposal.draft_distributions]
     parents = [*proposal.parents]
     nodes: dict[tuple[int, int], int] = {}  # by parent and token; of equal siblings the first
@@ -62,8 +67,8 @@ def merge_continuations(
     for token, parent in zip(found.tokens, found.parents, strict=True):
         above = -1 if parent < 0 else merged[parent]
         node = None if above is None else nodes.get((above, token))
-        if above is not None and node is None and len(tokens) - len(proposal) < limit:
-            path = [tokens[node] for node in find_path(parents, above)]
+        if above is not None and node is None:
+            path = [tokens[each] for each in find_path(parents, above)]
             past = History((*history.tokens, *path), history.prompt_length)
             if not sampling.excludes_all(torch.tensor([token]), past):
                 node = nodes[above, token] = len(tokens)

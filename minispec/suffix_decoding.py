@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from minispec.checks import check_parts, to_ids
 from minispec.commit import StopRule
 from minispec.decode import check_gamma, decode_rounds, open_output
+from minispec.growth import TreeShape
 from minispec.sampling import Sampling
+from minispec.suffix_candidates import SuffixProposer
 from minispec.suffix_index import SuffixIndex
 from minispec.tokenizer import Tokenizer
 from minispec.types import RandomSource, Round, Target
@@ -29,13 +31,15 @@ def suffix_decoding(
     trace: bool = False,
     continued: bool = False,
     verifier: Verifier = verify,
+    tree: TreeShape | None = None,
 ) -> Iterator[Round]:
     """Decode with continuations of the longest suffix match as proposals (SuffixDecoding, arXiv
     2411.04975): the same output distribution as plain decoding's.
 
     Each round proposes up to ``gamma`` tokens, the most frequent continuation in ``index``, a new
-    index by default, to which prompt and output are added. It is reset first, unless ``prompt`` is
-    the ``continued`` conversation that it holds, plus a new turn.
+    index by default, to which prompt and output are added; with a ``tree``, continuations up to its
+    depth, beam and nodes, and ``gamma`` does not count. The index is reset first, unless ``prompt``
+    is the ``continued`` conversation that it holds, plus a new turn.
 
     Spends, in this order: one Bernoulli draw for each token examined, one choice. Raises as
     ``decode.autoregressive``, and ArgumentError for gamma outside 1..16.
@@ -48,6 +52,6 @@ def suffix_decoding(
     index = index or SuffixIndex()
     if not continued:
         index.reset()
-    return decode_rounds(
-        target, None, gamma, prompt, sampling, rng, output, trace, verifier, index
-    )  # fmt: skip
+    shape = TreeShape.chain(gamma) if tree is None else tree
+    suffix = SuffixProposer(index, shape.depth, shape.nodes, shape.beam)
+    return decode_rounds(target, None, prompt, sampling, rng, output, trace, verifier, suffix)

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minispec.certificate.exact_sampling import ExactSampling
 from minispec.certificate.walker import distribution_of, fraction_distribution, total_variation
 from minispec.logits_processor import History
 from minispec.sampling import Sampling
-from minispec.suffix_candidates import add_continuations, merge_continuations
+from minispec.suffix_candidates import SuffixProposer, merge_continuations
 from minispec.suffix_index import Continuations, SuffixConfig, SuffixIndex
 from minispec.types import Distribution, Proposal
-from minispec.verify import verify_siblings
+from minispec.verify import verify, verify_block
 
 PROMPT = History((9,), 1)
 V = 3
@@ -27,9 +27,9 @@ def draw(*tokens: int) -> tuple[Distribution, ...]:
     return tuple(Distribution(torch.arange(10), torch.full((10,), 0.1)) for _ in tokens)
 
 
-def merge(proposal: Proposal, tokens, parents, limit: int = 8, **shaping: Any) -> Proposal:
+def merge(proposal: Proposal, tokens, parents, **shaping: Any) -> Proposal:
     found = Continuations(tuple(tokens), tuple(parents))
-    return merge_continuations(proposal, found, limit, Sampling(**shaping), PROMPT)
+    return merge_continuations(proposal, found, Sampling(**shaping), PROMPT)
 
 
 def test_merge_continuations_shares_prefixes_with_the_drafts_tokens():
@@ -55,72 +55,116 @@ def test_merge_continuations_keeps_a_chain_a_chain():
     assert len(merge(nothing, (), ())) == 0
 
 
-def test_merge_continuations_adds_at_most_the_limit():
-    merged = merge(Proposal((1,), draw(1)), (1, 2, 3, 4, 5), (-1, 0, -1, 1, 2), limit=2)
-    assert merged.tokens == (1, 2, 3)  # 1 is the draft's: it takes no place
-    assert merged.parents == (-1, 0, -1)
-
-
 def test_merge_continuations_leaves_out_bad_words_and_what_follows_them():
     shaping = {"bad_words": ((2,), (1, 3))}
     merged = merge(Proposal((), ()), (2, 5, 1, 3, 4), (-1, 0, -1, 2, 2), **shaping)
     assert merged.tokens == (1, 4) and merged.parents == (-1, 0)
 
 
-def test_add_continuations_follows_the_text_and_branches_beside_a_draft():
-    index = SuffixIndex(SuffixConfig(min_match=1, nodes=3))
-    tokens = (1, 2, 5, 1, 2, 6, 1)
-    alone = add_continuations(Proposal((), ()), index, 4, Sampling(), History(tokens, 2))
-    assert (alone.tokens, alone.parents) == ((2, 6, 1), (-1, 0, 1))  # the latest place first
-    longer = History((*tokens, 2), 2)
-    drafted = add_continuations(Proposal((7,), draw(7)), index, 2, Sampling(), longer)
+def test_extend_follows_the_text_and_keeps_its_limits():
+    index = SuffixIndex(SuffixConfig(min_match=1))
+    tokens, nothing = (1, 2, 5, 1, 2, 6, 1), Proposal((), ())
+
+    def extend(proposal: Proposal, text, most: int, **limits: int) -> tuple[Any, Any]:
+        proposer = SuffixProposer(index, **({"depth": 4, "nodes": 3} | limits))
+        merged = proposer.extend(proposal, most, Sampling(), History(text, 2))
+        return merged.tokens, merged.parents
+
+    assert extend(nothing, tokens, 9, siblings=1) == ((2, 6, 1), (-1, 0, 1))
+    longer = (*tokens, 2)
+    assert extend(nothing, longer, 9, siblings=1) == ((6, 1, 2), (-1, 0, 1))  # the latest place
     assert index.text_length == 8
-    assert drafted.tokens == (7, 6, 5, 1) and drafted.parents == (-1, -1, -1, 1)
-    assert add_continuations(Proposal((), ()), index, 0, Sampling(), longer).tokens == ()
+    assert extend(nothing, longer, 2) == ((6, 5, 1), (-1, -1, 0))
+    assert extend(nothing, longer, 9, depth=1) == ((6, 5), (-1, -1))
+    assert extend(nothing, longer, 0) == ((), ())
+    assert extend(Proposal((7,), draw(7)), longer, 2) == ((7, 6, 5, 1), (-1, -1, -1, 1))
+    # The draft's own 6 takes the place of the continuation's.
+    assert extend(Proposal((6,), draw(6)), longer, 2) == ((6, 5, 1), (-1, -1, 0))
 
 
+WEIGHTS = st.lists(st.integers(0, 4), min_size=V, max_size=V).filter(any)
+VERIFIERS = {"token": verify, "block": verify_block}
+# Two levels: each drawn token of the first has a drawn one below it, and continuations branch.
+BRANCHES = Continuations((0, 1, 2, 1, 0), (-1, 0, -1, 0, 2))
+
+
+@pytest.mark.parametrize("verifier", VERIFIERS)
 @given(
-    p=st.lists(st.integers(0, 4), min_size=V, max_size=V).filter(any),
-    q=st.lists(st.integers(0, 4), min_size=V, max_size=V).filter(any),
+    p=WEIGHTS,
+    q=WEIGHTS,
     drawn=st.integers(0, 2),
     picked=st.lists(st.integers(0, V - 1), unique=True, max_size=V),
 )
-def test_drawn_and_picked_siblings_leave_the_target_distribution(p, q, drawn, picked):
+def test_drawn_and_picked_siblings_leave_the_target_distribution(verifier, p, q, drawn, picked):
     """One position, in fractions: candidates drawn from q, with replacement, and continuations
     added unless one of those is the same token. Every branch is enumerated."""
-    assert emit_distribution(p, q, drawn, picked, continuations_first=False) == {
+    found = Continuations(tuple(picked), (-1,) * len(picked))
+    emitted = emit_distribution(verifier, [p] * 9, q, drawn, 0, found)
+    assert {token: share for (token,), share in emitted.items()} == {
         token: Fraction(weight, sum(p)) for token, weight in enumerate(p) if weight
     }
 
 
+@pytest.mark.parametrize("verifier", VERIFIERS)
+@given(first=WEIGHTS, after=st.lists(WEIGHTS, min_size=V, max_size=V), q=WEIGHTS)
+@settings(max_examples=25)
+def test_continuations_on_two_levels_leave_the_target_distribution(verifier, first, after, q):
+    emitted = emit_distribution(verifier, [first, *after], q, 2, 1, BRANCHES)
+    assert emitted == multiply_levels(first, after)
+
+
 def test_a_continuation_tested_before_the_draft_that_may_replace_it_is_not_exact():
-    """The same with the continuation first, left out where the draft drew the same token."""
-    p, q = (1, 1, 2), (2, 1, 1)
-    wrong = emit_distribution(p, q, 1, [0], continuations_first=True)
-    assert total_variation(wrong, {0: Fraction(1, 4), 1: Fraction(1, 4), 2: Fraction(1, 2)}) > 0.02
+    """The continuation first, left out where the draft drew the same token."""
+    p, found = (1, 1, 2), Continuations((0,), (-1,))
+    wrong = emit_distribution("token", [p] * 9, (2, 1, 1), 1, 0, found, change=put_drafted_last)
+    right = {(0,): Fraction(1, 4), (1,): Fraction(1, 4), (2,): Fraction(1, 2)}
+    assert total_variation(wrong, right) > 0.02
 
 
-def emit_distribution(p, q, drawn: int, picked, *, continuations_first: bool) -> dict[Any, Any]:
-    """The distribution of the token that verification emits at a position with distribution p."""
-    target, draft = fraction_distribution(p), fraction_distribution(q)
-    found = Continuations(tuple(picked), (-1,) * len(picked))
+def emit_distribution(
+    verifier: str, p, q, drawn: int, below: int, found: Continuations, change=None
+) -> dict[Any, Any]:
+    """The distribution of the text that verification emits. ``p[0]``: weights of the first token,
+    ``p[1 + i]``: of the token after token i. ``drawn`` candidates are drawn from q for the first,
+    and ``below`` after each of them. A second token that was not verified is drawn as well, if any
+    is drafted. ``change`` the merged proposal of so many drafted tokens."""
+    targets, draft = [*map(fraction_distribution, p)], fraction_distribution(q)
     sampling = ExactSampling(Sampling(1.0))
 
-    def emit(source) -> int:
-        tokens = [int(draft.ids[source.choose(draft.probs)]) for _ in range(drawn)]
-        own = Proposal(tuple(tokens), (draft,) * drawn, (-1,) * drawn)
-        merged = merge_continuations(own, found, 8, sampling, PROMPT)
-        if continuations_first:
-            order = [*range(drawn, len(merged)), *range(drawn)]
-            merged = Proposal(
-                tuple(merged.tokens[i] for i in order),
-                tuple(merged.draft_distributions[i] for i in order),
-            )
-        after = itertools.repeat(target, len(merged))  # any: only the position's token is read
-        verdict = verify_siblings(merged, [target, *after], source)
-        return merged.tokens[verdict.path[0]] if verdict.path else verdict.next_token
+    def emit(source) -> tuple[int, ...]:
+        parents = [*[-1] * drawn, *[node for node in range(drawn) for _ in range(below)]]
+        tokens = [int(draft.ids[source.choose(draft.probs)]) for _ in parents]
+        own = Proposal(tuple(tokens), (draft,) * len(parents), tuple(parents))
+        merged = merge_continuations(own, found, sampling, PROMPT)
+        if change:
+            merged = change(merged, len(own))
+        after = [targets[1 + token] for token in merged.tokens]
+        verdict = VERIFIERS[verifier](merged, [targets[0], *after], source)
+        text = (*(merged.tokens[node] for node in verdict.path), verdict.next_token)
+        if below and len(text) == 1:
+            second = targets[1 + text[0]]
+            text = (*text, int(second.ids[source.choose(second.probs)]))
+        return text[: 1 + (below > 0)]
 
     return distribution_of(emit)
+
+
+def multiply_levels(first, after) -> dict[Any, Any]:
+    """The distribution of two tokens in plain decoding."""
+    pairs = itertools.product(range(V), range(V))
+    shares = {
+        (a, b): Fraction(first[a] * after[a][b], sum(first) * sum(after[a])) for a, b in pairs
+    }
+    return {text: share for text, share in shares.items() if share}
+
+
+def put_drafted_last(merged: Proposal, drafted: int) -> Proposal:
+    order = [*range(drafted, len(merged)), *range(drafted)]
+    return Proposal(
+        tuple(merged.tokens[i] for i in order),
+        tuple(merged.draft_distributions[i] for i in order),
+        (-1,) * len(merged),
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
@@ -128,5 +172,5 @@ def emit_distribution(p, q, drawn: int, picked, *, continuations_first: bool) ->
 def test_continuations_are_point_masses_under_any_sampling(shape, temperature):
     sampling = shape(temperature, top_k=2, top_p=0.5, min_p=0.5)
     found = Continuations((4,), (-1,))
-    merged = merge_continuations(Proposal((), ()), found, 8, sampling, PROMPT)
+    merged = merge_continuations(Proposal((), ()), found, sampling, PROMPT)
     assert [*merged.draft_distributions[0].probs] == [1]

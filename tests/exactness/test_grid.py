@@ -24,6 +24,7 @@ from helpers.exactness.combinations import (
     build_decoding,
     explain_refusal,
 )
+from helpers.exactness.continuations import CONTINUATIONS
 from helpers.exactness.learners import build_layer
 from helpers.exactness.rows import (
     LEARNING_SHORTLISTS,
@@ -49,12 +50,12 @@ SOME_CASES = [GRID[i] for i in (2, 8, 11, 13)]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS_BY_NAME)
-@pytest.mark.parametrize("shortlist", SHORTLISTS)
+@pytest.mark.parametrize("drafter", [*SHORTLISTS, *CONTINUATIONS])
 @pytest.mark.parametrize("verifier", VERIFIERS)
 def test_decoding_has_exactly_the_target_distribution(
-    verifier: str, shortlist: str, sampling: str
+    verifier: str, drafter: str, sampling: str
 ) -> None:
-    decode = build_decoding(verifier, shortlist)
+    decode = build_decoding(verifier, drafter)
     certificate = certify_decoding(decode, SAMPLINGS_BY_NAME[sampling], SOME_CASES)
     assert isinstance(certificate.worst_tv, Fraction | int) and certificate.worst_tv == 0
     greedy = SAMPLINGS_BY_NAME[sampling].temperature == 0

@@ -186,10 +186,6 @@ def build_decoder(
             target, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop, index=index,
             tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify,
         )  # fmt: skip
-    if method.suffix:
-        raise ArgumentError(
-            f"method {method} proposes a tree, and verifiers take chains: use suffix alone"
-        )
     if draft is None:
         raise ArgumentError(
             f"method {method} needs a draft, and model {model.name} has none: use autoregressive "
@@ -202,8 +198,9 @@ def build_decoder(
         learner, drafting = build_learner(drafting, method.adapt)
     if tree is not None:
         check_trees(target, drafting)
+    beside = SuffixIndex() if method.suffix else None
     return lambda prompt, rng, *, continued=False: speculative(
         target, drafting, chosen, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop,
         tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify, learner=learner,
-        tree=tree,
+        tree=tree, index=beside,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from minispec.tree import find_depths, follow
+from minispec.tree import find_depths, follow, select
 from minispec.types import Round
 
 _RESAMPLES = 2000
@@ -120,7 +120,11 @@ def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         events.update(finished.events)
         emitted.append(len(finished.tokens))
         if finished.evidence:
-            verified = follow(finished.evidence.proposal, finished.path)
+            drafted = range(len(finished.shortlist_sizes))  # without continuations of the text
+            verified = follow(
+                select(finished.evidence.proposal, drafted),
+                [node for node in finished.path if node in drafted],
+            )
             pairs = zip(
                 finished.evidence.target_distributions, verified.draft_distributions, strict=False
             )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fastpath.cpu.head import CpuHead
+from helpers.exactness.continuations import CONTINUATIONS, decode_continuations
 from helpers.exactness.learners import (
     HIDDEN_SIZE,
     build_learner,
@@ -36,12 +37,15 @@ LEARNING: dict[str, tuple[ShortlistFactory, Callable[[ToyModels], Learner]]] = {
     ),
     "frspec+adapt, poisoned": (build_frspec, build_poisoned),
 }  # fmt: skip
-DRAFTERS = (*SHORTLISTS, *LEARNING)
+DRAFTERS = (*SHORTLISTS, *LEARNING, *CONTINUATIONS)
 VERIFIERS = (*CHAIN_VERIFIERS,)
 
 
 def build_decoding(verifier: str, drafter: str) -> Decoding:
-    """The decoding with a verifier and a shortlist, or a shortlist and a learner, by name."""
+    """The decoding with a verifier and a shortlist, a shortlist and a learner, or continuations of
+    the text, by name."""
+    if drafter in CONTINUATIONS:
+        return decode_continuations(drafter, CHAIN_VERIFIERS[verifier])
     if drafter in LEARNING:
         shortlist, learner = LEARNING[drafter]
         return decode_with(shortlist, CHAIN_VERIFIERS[verifier], learner)

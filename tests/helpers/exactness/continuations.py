@@ -1,33 +1,51 @@
-"""Decoding with continuations of the text alone, as the certificate enumerates it."""
+"""Decoding with continuations of the text, alone or beside a draft, as the certificate enumerates
+it."""
 
 from collections.abc import Iterable
 from functools import cache
 
+from helpers.exactness.shortlists import SHORTLISTS
 from minispec.certificate.decodings import Decoding, ToyModels
+from minispec.decode import speculative
+from minispec.growth import TreeShape
 from minispec.suffix_decoding import suffix_decoding
 from minispec.suffix_index import SuffixConfig, SuffixIndex
 from minispec.types import RandomSource, Round
 from minispec.verify import Verifier
 
+# A shortlist, None without a draft, and the shape of its trees, None for chains.
+CONTINUATIONS: dict[str, tuple[str | None, TreeShape | None]] = {
+    "suffix": (None, None),
+    "suffix, branches": (None, TreeShape(2, 2, 3)),
+    "history+suffix": ("history", None),
+    "history+suffix, branches": ("history", TreeShape(2, 2, 3, candidates="drawn")),
+}
+
 
 @cache
-def build_suffix_index(vocab_size: int) -> SuffixIndex:
-    """An index that matches one token or two. An earlier text has every id, those that may be EOS
-    too, so that the first round has a proposal."""
-    return SuffixIndex(
-        SuffixConfig(min_match=1, max_match=2, capacity=32), [[*range(vocab_size), 0, 1]]
-    )
+def build_index(vocab_size: int) -> SuffixIndex:
+    """An index that matches one token or two, for three continuations. An earlier text has every
+    id, those that may be EOS too, so that the first round has a proposal."""
+    config = SuffixConfig(min_match=1, max_match=2, capacity=32, nodes=3)
+    return SuffixIndex(config, [[*range(vocab_size), 0, 1, 1]])
 
 
-def decode_continuations(verifier: Verifier) -> Decoding:
-    """Speculative decoding without a draft."""
+def decode_continuations(name: str, verifier: Verifier) -> Decoding:
+    """Speculative decoding with one of ``CONTINUATIONS``."""
+    shortlist, tree = CONTINUATIONS[name]
+    build_shortlist = cache(SHORTLISTS[shortlist or "full"])
 
     def decode(models: ToyModels, source: RandomSource) -> Iterable[Round]:
-        case = models.case
-        return suffix_decoding(
-            models.target, case.prompt, gamma=case.gamma, sampling=models.sampling, rng=source,
-            stop=case.stop, index=build_suffix_index(case.vocab_size), trace=True,
-            verifier=verifier,
+        case, index = models.case, build_index(models.case.vocab_size)
+        if shortlist is None:
+            return suffix_decoding(
+                models.target, case.prompt, gamma=case.gamma, sampling=models.sampling, rng=source,
+                stop=case.stop, index=index, trace=True, verifier=verifier, tree=tree,
+            )  # fmt: skip
+        return speculative(
+            models.target, models.draft, build_shortlist(case.vocab_size), case.prompt,
+            gamma=case.gamma, sampling=models.sampling, rng=source, stop=case.stop, index=index,
+            trace=True, verifier=verifier, tree=tree,
         )  # fmt: skip
 
     return decode
