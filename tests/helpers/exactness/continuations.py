@@ -17,8 +17,8 @@ from minispec.verify import Verifier
 CONTINUATIONS: dict[str, tuple[str | None, TreeShape | None]] = {
     "suffix": (None, None),
     "suffix, branches": (None, TreeShape(2, 2, 3)),
-    "history+suffix": ("history", None),
-    "history+suffix, branches": ("history", TreeShape(2, 2, 3, candidates="drawn")),
+    "evospec+suffix": ("evospec", None),
+    "evospec+suffix, branches": ("evospec", TreeShape(2, 2, 3, candidates="drawn")),
 }
 
 
