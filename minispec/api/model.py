@@ -166,9 +166,9 @@ class Model:
     ) -> Output:  # fmt: skip
         """Generates the answer to a prompt: text, or token ids, which are used as they are.
 
-        ``shortlist``: the method, spelled ``NAME[@BUDGET][:RANKING][+adapt]`` ("evospec@1536",
-        "frspec@0.25", "full", "autoregressive" for plain decoding), or a shortlist of one's own: an
-        instance, a class, a factory, or "MODULE:CLASS". A class is called with the values of the
+        ``shortlist``: the method, spelled ``NAME[@BUDGET][:RANKING][+adapt][+suffix]`` (such as
+        "evospec@1536", "full", "suffix" without a draft, "autoregressive" for plain decoding), or a
+        shortlist of one's own: an instance, a class, a factory, or "MODULE:CLASS". A class is called with the values of the
         parameters that it names, from ``vocab_size``, ``budget``, ``eos_ids``, ``ranking`` (N,),
         ``clusters`` (V,), ``rows`` (V, D), ``tokenizer`` and ``model``; parameters with a default
         keep it, and a single one of another name gets the vocabulary size. None: the best that the

@@ -16,9 +16,15 @@ from fastpath.cpu import positions
 from fastpath.cpu.attention import attend
 from fastpath.cpu.positions import place_tokens
 from helpers.toys import GEMMA, TOY, toy_transformer
+from minispec.commit import StopRule
+from minispec.decode import autoregressive, speculative
 from minispec.errors import ContextError
+from minispec.growth import TreeShape
 from minispec.models.eagle_draft import init_from_target
 from minispec.models.kv_cache import KVCache
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlists.full import FullShortlist
+from minispec.suffix_index import SuffixConfig, SuffixIndex
 from minispec.tree import find_ancestors, find_depths, find_path
 
 MODELS = {"llama": {}, "gemma": GEMMA}
@@ -219,3 +225,22 @@ def test_comparison_with_the_reference_finds_planted_defects(monkeypatch, name, 
     monkeypatch.setattr(positions, name, defect)
     with pytest.raises((AssertionError, ValueError)):
         compare()
+
+
+@pytest.mark.parametrize("tree", [None, "3x2x6", "3x2x6:drawn", "2x3x9:static:distinct"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_greedy_decoding_of_trees_and_continuations_equals_plain_decoding(kind, tree):
+    """Token by token, without near ties: each row of a pass has the bits of plain decoding."""
+    _, _, target, draft = build_pair("gemma", kind)
+    prompt, rng = draw_ids(6, 3).tolist() * 2, SeededRandom(0)
+    options = {"sampling": Sampling(), "rng": rng, "stop": StopRule(40)}
+    plain = [t for each in autoregressive(target, prompt, **options) for t in each.tokens]
+    shape = tree and TreeShape.parse(tree)
+    rounds = [
+        *speculative(
+            target, draft, FullShortlist(TOY.vocab_size), prompt, gamma=4, tree=shape,
+            index=SuffixIndex(SuffixConfig(min_match=1)), **options,
+        )
+    ]  # fmt: skip
+    assert [token for each in rounds for token in each.tokens] == plain
+    assert any(each.path != tuple(range(len(each.path))) for each in rounds), "nothing to compact"
