@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from minispec.auto_shape import ShapeChooser
 from minispec.checks import check_parts, check_trees, to_ids, to_int
 from minispec.commit import Output, StopRule
 from minispec.errors import ArgumentError, ContextError
@@ -84,7 +85,7 @@ def speculative(
     continued: bool = False,
     verifier: Verifier = verify,
     learner: Learner | None = None,
-    tree: TreeShape | None = None,
+    tree: TreeShape | ShapeChooser | None = None,
     index: SuffixIndex | None = None,
 ) -> Iterator[Round]:
     """Speculative decoding: the same output distribution, several tokens per round.
@@ -92,12 +93,13 @@ def speculative(
     Each round drafts up to ``gamma`` tokens among the ids that ``shortlist`` selects, verifies
     them in one target pass, and emits the accepted ones and one token of the target's own. Fewer
     are drafted where the output is about to reach its limit. With a ``tree`` it drafts trees of
-    this shape, and ``gamma`` does not count. With an ``index``, continuations of the text, which
-    it is given, are proposed as well (``suffix_candidates``).
+    this shape, or of those that a chooser chooses, and ``gamma`` does not count. With an ``index``,
+    continuations of the text, which it is given, are proposed as well (``suffix_candidates``).
 
-    Shortlist and index are reset first, unless ``prompt`` is the ``continued`` conversation that
-    they have already observed, plus a new turn; the models process the whole prompt again. With a
-    ``learner``, pass the learner's own ``draft``: it is adapted between rounds.
+    Shortlist, index and chooser are reset first, unless ``prompt`` is the ``continued``
+    conversation that they have already observed, plus a new turn; the models process the whole
+    prompt again. With a ``learner``, pass the learner's own ``draft``: it is adapted between
+    rounds.
 
     Spends, in this order: one choice for each drafted token that was not picked, one Bernoulli draw
     for each token examined (in ``verify_block`` for each path, the longest first), one choice.
@@ -115,12 +117,16 @@ def speculative(
             index.reset()
     if learner:
         learner.start(continued)
-    shape = TreeShape.chain(gamma) if tree is None else tree
-    if not shape.is_chain:
+    chooser = tree if isinstance(tree, ShapeChooser) else None
+    if chooser and not continued:
+        chooser.reset()
+    shape = tree if isinstance(tree, TreeShape) else TreeShape.chain(gamma)
+    largest = chooser.largest if chooser else shape
+    if index or not largest.is_chain:
         check_trees(target, draft)
     capacity = len(prompt) + output.remaining
-    drafter = Drafter(draft, shortlist, capacity, learner, len(prompt), shape)
-    suffix = SuffixProposer(index, shape.depth, index.config.nodes) if index else None
+    drafter = Drafter(draft, shortlist, capacity, learner, len(prompt), shape, chooser)
+    suffix = SuffixProposer(index, largest.depth, index.config.nodes) if index else None
     return decode_rounds(target, drafter, prompt, sampling, rng, output, trace, verifier, suffix)
 
 
@@ -173,7 +179,7 @@ def decode_rounds(
     if output.remaining == 0:
         return
     watch, prompt_length = Stopwatch(), len(tokens)
-    extra_rows = (drafter.shape.extra_rows if drafter else 0) + (suffix.nodes if suffix else 0)
+    extra_rows = (drafter.extra_rows if drafter else 0) + (suffix.nodes if suffix else 0)
     cache = target.new_cache(prompt_length + output.remaining + extra_rows)
     top_ids_wanted = drafter.top_ids_wanted if drafter else 0
     ranked = RankedHead(target.head, top_ids_wanted) if top_ids_wanted else None
@@ -186,7 +192,7 @@ def decode_rounds(
         # 1) Draft: a chain or a tree, each token x ~ q. The round's last one is the target's own.
         proposal = _NO_PROPOSAL
         if drafter:
-            depth = min(drafter.shape.depth, output.remaining - 1)
+            depth = min(drafter.choose_depth(), output.remaining - 1)
             proposal = drafter.propose(tokens, depth, sampling, rng, watch)
         num_drafted = len(proposal)
         if suffix:

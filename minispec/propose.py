@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minispec.auto_shape import ShapeChooser
 from minispec.errors import ShortlistError
 from minispec.growth import MAX_DEPTH, Candidate, Growth, TreeShape, choose_candidates
 from minispec.logits_processor import History
@@ -37,7 +38,8 @@ from minispec.types import (
 
 class Drafter:
     """A draft with its cache, a shortlist and optionally a learner, for one sequence, whose first
-    ``prompt_length`` tokens are the prompt. ``shape``: what it drafts; chains if not given."""
+    ``prompt_length`` tokens are the prompt. ``shape``: what it drafts; chains if not given.
+    ``chooser``: chooses the shape of each round instead."""
 
     def __init__(
         self,
@@ -47,20 +49,25 @@ class Drafter:
         learner: Learner | None = None,
         prompt_length: int = 0,
         shape: TreeShape | None = None,
+        chooser: ShapeChooser | None = None,
     ) -> None:
         self.draft, self.shortlist, self.learner = draft, shortlist, learner
         self.shape = shape or TreeShape.chain(MAX_DEPTH)
+        self.extra_rows = (chooser.largest if chooser else self.shape).extra_rows
+        self._chooser = chooser
         self._prompt_length = prompt_length
         self._selections = CheckedSelections(shortlist, draft.head.vocab_size)
-        self._capacity = capacity + self.shape.extra_rows
+        self._capacity = capacity + self.extra_rows
         self._cache: Any = draft.new_cache(self._capacity)
         self._inputs: list[tuple[Tensor, Tensor]] = []  # of all resyncs, to rebuild the cache
+        self._delayed: list[tuple[Tensor, Tensor]] = []  # of resyncs that wait for a draft
         self._verified_length = 0  # cached positions computed from the target's hidden states
         self._state: Tensor | None = None  # (D,), the last output; None before the first resync
         # (D,) on the CPU: for each node of the round, -1 for none, what the tokens after it were
         # predicted from, as far as is known.
         self._hidden: dict[int, Tensor] = {}
         self.selections = 0  # calls of ``select`` in this round
+        self._is_idle = False  # whether this round was to draft nothing
 
     @property
     def top_ids_wanted(self) -> int:
@@ -77,6 +84,15 @@ class Drafter:
             shortlist if isinstance(shortlist, BaseShortlist) and shortlist.reads_prompt else None
         )
 
+    def choose_depth(self) -> int:
+        """The most levels of the next round's tree; 0 for none."""
+        if self._chooser:
+            shape = self._chooser.choose()
+            if shape is None:
+                return 0
+            self.shape = shape
+        return self.shape.depth
+
     def hidden_states(self, nodes: Sequence[int]) -> Tensor:
         """The hidden states (n, D) that the tokens after some nodes of the round were predicted
         from; -1: the first ones. After a resync those of all accepted nodes are known too. n is
@@ -89,7 +105,11 @@ class Drafter:
     ) -> None:
         """Rebuild the cache from T positions that the target has processed: their auxiliary
         hidden states (T, n_aux * D), and for each position the token after it, ids (T,). After a
-        round, ``path``: the accepted nodes."""
+        round, ``path``: the accepted nodes. After a round that was to draft nothing it waits until
+        the next draft, so that one pass does for several such rounds."""
+        if self._is_idle and self.learner is None:
+            self._delayed.append((ids, aux_hidden_states))
+            return
         if self.learner and self.learner.invalidates_cache:
             self._inputs.append((ids, aux_hidden_states))
         before = self._state
@@ -104,7 +124,10 @@ class Drafter:
 
     def learn(self, finished: Round) -> Mapping[str, int]:
         """Let the learner, if there is one, learn from a round. Returns its counts by name, with
-        ``changed`` among them if the draft's weights changed."""
+        ``changed`` among them if the draft's weights changed. What is drafted next is chosen anew
+        too."""
+        if self._chooser:
+            self._chooser.observe(finished)
         if self.learner is None:
             return {}
         update = self.learner.observe(finished)
@@ -139,6 +162,11 @@ class Drafter:
         breaks its contract.
         """
         self._hidden, self.selections = {}, 0
+        self._is_idle = depth == 0
+        if self._delayed and not self._is_idle:
+            delayed = [torch.cat(parts) for parts in zip(*self._delayed, strict=True)]
+            self._forward(*delayed)
+            self._delayed = []
         if self._state is None:  # nothing was prefilled: the prompt has one token
             return Proposal((), ())
         growth, ids = Growth(self.shape, depth), None

@@ -100,7 +100,7 @@ def _load_state(folder: Path) -> Outcome:
 def _write_calibration(folder: Path) -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder)
     choice = {"backend": "reference", "milliseconds": {"reference": [1.0, 2.0], "cpu": [3.0, 4.0]}}
-    write_json(backend._calibration_path(), {backend._calibration_key(model()): choice})
+    write_json(backend._calibration_path(), {backend.calibration_key(model()): choice})
 
 
 def _load_calibration(folder: Path) -> Outcome:

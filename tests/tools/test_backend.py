@@ -110,7 +110,7 @@ def test_choose_backend_replaces_a_damaged_calibration(
     tiny: Tiny, cache: Path, damaged: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not JSON of the right form is named and measured again."""
-    key = json.dumps(backend._calibration_key(tiny.model))
+    key = json.dumps(backend.calibration_key(tiny.model))
     text = damaged.replace('"KEY"', key)
     text = f"{{{key}: {text}}}" if damaged.startswith('{"backend') else text
     cache.parent.mkdir()

@@ -95,7 +95,7 @@ def choose_backend(model: Pretrained, again: bool = False) -> Choice:
     """The fastest backend for this model, as measured. Kept in the user's cache directory, and
     measured ``again`` only if asked for, or if the backend cannot run any more."""
     choices = _read_calibration()
-    key = _calibration_key(model)
+    key = calibration_key(model)
     found = choices.get(key)
     if again or found is None or why_unavailable(model, found.backend):
         threads = torch.get_num_threads()
@@ -111,7 +111,7 @@ def choose_backend(model: Pretrained, again: bool = False) -> Choice:
 
 def read_cached_choice(model: Pretrained) -> Choice:
     """The choice of an earlier ``choose_backend``, or the reference if there was none."""
-    found = _read_calibration().get(_calibration_key(model))
+    found = _read_calibration().get(calibration_key(model))
     if found is None or why_unavailable(model, found.backend):
         return Choice("reference", {"reference": (1.0, 1.0)})
     return found
@@ -168,7 +168,8 @@ def _calibration_path() -> Path:
     return cache_folder() / "calibration.json"
 
 
-def _calibration_key(model: Pretrained) -> str:
+def calibration_key(model: Pretrained) -> str:
+    """What measurements hold for: the machine, its threads and settings, the model, its dtype."""
     machine = platform.node(), os.cpu_count(), torch.__version__, torch.get_num_threads()
     # A setting of Numba for one run is not the machine's usual state.
     settings = [value for name, value in sorted(os.environ.items()) if name.startswith("NUMBA_")]

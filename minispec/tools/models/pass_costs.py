@@ -1,0 +1,125 @@
+"""What passes cost on this machine, for ``--gamma auto`` and ``--tree auto``.
+
+Target passes over several rows, draft steps and whole rounds are timed on the model itself, once
+for each backend, dtype, number of threads and budget, and kept in the user's cache folder.
+"""
+
+import timeit
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from msgspec import Struct, to_builtins
+
+from minispec.auto_shape import PassCosts
+from minispec.commit import StopRule
+from minispec.decode import speculative
+from minispec.errors import FileError, FileWarning
+from minispec.growth import TreeShape
+from minispec.io import files
+from minispec.io.artifacts import cache_folder
+from minispec.io.schema import Positive, read_json
+from minispec.sampling import Sampling, SeededRandom
+from minispec.tools.models.backend import calibration_key
+from minispec.tools.models.pretrained import Pretrained
+from minispec.types import Draft, Shortlist
+
+_TARGET_ROWS = (1, 2, 3, 5, 9, 17, 25)
+_DRAFT_ROWS = (1, 2, 4, 6)
+_CONTEXT = 64  # positions in the cache of a timed pass
+_REPEATS = 5  # timed passes, of which the fastest counts
+_ROUNDS = 12  # timed rounds, of which the middle one counts
+_LARGEST = 2**22  # bytes of the file
+
+
+class _Costs(Struct, frozen=True):
+    """``PassCosts`` as they are kept."""
+
+    target: list[tuple[int, Positive]]
+    draft: list[tuple[int, Positive]]
+    rest: float
+
+
+def load_costs(
+    model: Pretrained, draft: Draft, shortlist: Shortlist, sampling: Sampling
+) -> PassCosts:
+    """The costs for a model, its draft and a shortlist: as they were measured before, else measured
+    now, which takes a few seconds. They are kept per budget, and for greedy decoding apart."""
+    kept = _read_kept()
+    key = "-".join(
+        map(str, (calibration_key(model), model.backend, shortlist.budget, _is_greedy(sampling)))
+    )
+    if key not in kept:
+        kept[key] = _measure(model, draft, shortlist, sampling)
+        with suppress(FileError):  # without a writable cache, each call measures again
+            files.write_json(_path(), to_builtins(kept))
+    found = kept[key]
+    return PassCosts(tuple(found.target), tuple(found.draft), found.rest)
+
+
+def _measure(model: Pretrained, draft: Draft, shortlist: Shortlist, sampling: Sampling) -> _Costs:
+    target = model.target
+    cache = target.new_cache(_CONTEXT + max(_TARGET_ROWS))
+    features = target.step(torch.arange(_CONTEXT) + 1, cache)
+    greedy = _is_greedy(sampling)
+
+    def run_target(rows: int) -> None:
+        hidden = target.step(torch.arange(rows) + 1, cache).hidden
+        cache.truncate(_CONTEXT)
+        target.head.argmax(hidden) if greedy else target.head.logits(hidden)
+
+    own = draft.new_cache(_CONTEXT + max(_DRAFT_ROWS))
+    states = draft.step(
+        torch.arange(_CONTEXT) + 1, draft.fuse(features.aux_hidden_states), own
+    )  # (T, D)
+    ids = torch.arange(min(shortlist.budget, draft.head.vocab_size))  # (K,)
+
+    def run_draft(rows: int) -> None:
+        new = draft.step(torch.arange(rows) + 1, states[:rows], own)
+        own.truncate(_CONTEXT)
+        for state in new:
+            draft.head.logits_of(draft.apply_final_norm(state), ids)
+
+    costs = PassCosts(
+        tuple((rows, _time(run_target, rows)) for rows in _TARGET_ROWS),
+        tuple((rows, _time(run_draft, rows)) for rows in _DRAFT_ROWS),
+    )
+    rounds = speculative(
+        target, draft, shortlist, [1, 2, 3], gamma=2, sampling=sampling, rng=SeededRandom(0),
+        stop=StopRule(3 * _ROUNDS), tree=TreeShape.chain(2),
+    )  # fmt: skip
+    spent = sorted(sum(finished.seconds.values()) for finished in rounds)
+    rest = max(0.0, spent[len(spent) // 2] - costs.round_seconds(2, 1, 2))
+    return _Costs([*costs.target], [*costs.draft], rest)
+
+
+def _time(run: Callable[[int], None], rows: int) -> float:
+    run(rows)
+    return min(timeit.repeat(lambda: run(rows), number=1, repeat=_REPEATS))
+
+
+def _is_greedy(sampling: Sampling) -> bool:
+    """Whether verification needs the largest logits alone."""
+    return sampling.temperature == 0 and not sampling.changes_logits
+
+
+def _path() -> Path:
+    return cache_folder() / "pass-costs.json"
+
+
+def _read_kept() -> dict[str, _Costs]:
+    """Earlier costs by key; a file that is missing or damaged counts as empty, the latter with a
+    warning."""
+    try:
+        path = _path()
+    except FileError:  # without a home nothing is kept
+        return {}
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path, dict[str, _Costs], _LARGEST)
+    except FileError as error:
+        warnings.warn(f"{error}: ignored, passes are measured again", FileWarning, stacklevel=2)
+        return {}
