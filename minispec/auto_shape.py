@@ -1,9 +1,9 @@
 """How much to draft in a round: the shape that promises the most tokens a second.
 
-A round that drafts a tree of n nodes and depth d, b nodes a level, emits 1 + A tokens in the mean and
-takes T(1 + n) + D(1) + (d - 1) D(b) + R seconds: a target pass over 1 + n rows, d draft steps, and
-the rest. T, D and R are measured (``PassCosts``), A is estimated from the rounds before: with h_dk
-the share of rounds in which, at depth d, the candidate of rank k was accepted,
+A round that drafts a tree of n nodes and depth d, b nodes a level, emits 1 + A tokens in the mean
+and takes T(1 + n) + D(1) + (d - 1) D(b) + R seconds: a target pass over 1 + n rows, d draft steps,
+and the rest. T, D and R are measured (``PassCosts``), A is estimated from the rounds before: with
+h_dk the share of rounds in which, at depth d, the candidate of rank k was accepted,
 
     A = sum over the nodes of the product of h on the way to them,
 

@@ -122,8 +122,10 @@ def speculative(
         chooser.reset()
     shape = tree if isinstance(tree, TreeShape) else TreeShape.chain(gamma)
     largest = chooser.largest if chooser else shape
-    if index or not largest.is_chain:
+    if not largest.is_chain:
         check_trees(target, draft)
+    if index:
+        check_trees(target)
     capacity = len(prompt) + output.remaining
     drafter = Drafter(draft, shortlist, capacity, learner, len(prompt), shape, chooser)
     suffix = SuffixProposer(index, largest.depth, index.config.nodes) if index else None

@@ -13,7 +13,7 @@ all that was tested before it, x_i is distributed as q_i, the token emitted at t
 * what a continuation depends on is tested before it: given that, it is a point mass. It depends on
   the past, on the tokens on the way to it, and on the draft's tokens at its own node, which come
   before it there. It depends on no draws elsewhere in the tree: how many continuations are looked
-  up is known before anything is drawn, and those that repeat drafted tokens make no place for others.
+  up is known before anything is drawn, and those that repeat drafted tokens are not replaced.
 * a draft's token follows its q given what is tested before it, since nothing of that depends on it.
 
 With the continuation first, and left out where the draft drew the same token, the output would be

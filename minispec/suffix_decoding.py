@@ -6,7 +6,7 @@ where text repeats itself, as code and law do.
 
 from collections.abc import Iterator, Sequence
 
-from minispec.checks import check_parts, to_ids
+from minispec.checks import check_parts, check_trees, to_ids
 from minispec.commit import StopRule
 from minispec.decode import check_gamma, decode_rounds, open_output
 from minispec.growth import TreeShape
@@ -53,5 +53,7 @@ def suffix_decoding(
     if not continued:
         index.reset()
     shape = TreeShape.chain(gamma) if tree is None else tree
+    if shape.beam > 1:
+        check_trees(target)
     suffix = SuffixProposer(index, shape.depth, shape.nodes, shape.beam)
     return decode_rounds(target, None, prompt, sampling, rng, output, trace, verifier, suffix)

@@ -21,8 +21,8 @@ from fastpath.cuda.verify import Outcome, choose, compute_distributions, verify
 from minispec.commit import Output, StopRule
 from minispec.decode import check_gamma, open_output, prefill
 from minispec.errors import ArgumentError
-from minispec.propose import CheckedSelections
 from minispec.sampling import Sampling, SeededRandom
+from minispec.selections import CheckedSelections
 from minispec.stopwatch import Stopwatch
 from minispec.tokenizer import Tokenizer
 from minispec.types import Context, Distribution, Evidence, Proposal, Round, Shortlist

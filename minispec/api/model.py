@@ -168,11 +168,11 @@ class Model:
 
         ``shortlist``: the method, spelled ``NAME[@BUDGET][:RANKING][+adapt][+suffix]`` (such as
         "evospec@1536", "full", "suffix" without a draft, "autoregressive" for plain decoding), or a
-        shortlist of one's own: an instance, a class, a factory, or "MODULE:CLASS". A class is called with the values of the
-        parameters that it names, from ``vocab_size``, ``budget``, ``eos_ids``, ``ranking`` (N,),
-        ``clusters`` (V,), ``rows`` (V, D), ``tokenizer`` and ``model``; parameters with a default
-        keep it, and a single one of another name gets the vocabulary size. None: the best that the
-        model has all parts of, evospec first.
+        shortlist of one's own: an instance, a class, a factory, or "MODULE:CLASS". A class is
+        called with the parameters that it names, from ``vocab_size``, ``budget``, ``eos_ids``,
+        ``ranking`` (N,), ``clusters`` (V,), ``rows`` (V, D), ``tokenizer`` and ``model``;
+        parameters with a default keep it, and a single one of another name gets the vocabulary
+        size. None: the best that the model has all parts of, evospec first.
         ``gamma``: drafted tokens per round, vLLM's ``num_speculative_tokens``, 1 to 16. ``tree``:
         "4x3x8" drafts trees instead, of depth 4, beam 3 and 8 nodes (see ``growth.TreeShape``).
         ``temperature``: 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep all ids.

@@ -142,9 +142,7 @@ def test_estimate_leaves_out_stops_and_continuations():
     assert (estimate.rates() == AcceptanceEstimate().rates()).all()
     # The second candidate for the first place is a continuation, which was accepted: the draft's
     # own was rejected, and its second place was not reached.
-    estimate.observe(
-        make_round(TreeShape.chain(2), (2,), (-1, 0, -1), shortlist_sizes=(V, V))
-    )
+    estimate.observe(make_round(TreeShape.chain(2), (2,), (-1, 0, -1), shortlist_sizes=(V, V)))
     rates = estimate.rates()
     assert rates[0, 0] < 0.45 and rates[1, 1] == rates[2, 1]
     deep = tuple(range(-1, 15))

@@ -21,7 +21,7 @@ ROOMS = {
         "minispec.errors", "minispec.checks", "minispec.types", "minispec.tree", "minispec.verify",
         "minispec.logits_processor",
         "minispec.sampling", "minispec.ranked_head", "minispec.stopwatch", "minispec.growth",
-        "minispec.auto_shape",
+        "minispec.auto_shape", "minispec.selections",
         "minispec.propose", "minispec.suffix_index", "minispec.suffix_candidates",
         "minispec.tokenizer", "minispec.stream_decoder", "minispec.commit", "minispec.rounds",
         "minispec.decode", "minispec.suffix_decoding",

@@ -184,7 +184,7 @@ def build_decoder(
         index = SuffixIndex()
         return lambda prompt, rng, *, continued=False: suffix_decoding(
             target, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop, index=index,
-            tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify,
+            tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify, tree=tree,
         )  # fmt: skip
     if draft is None:
         raise ArgumentError(

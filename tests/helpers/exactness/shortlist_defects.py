@@ -19,7 +19,8 @@ from helpers.exactness.shortlists import build_evospec_paper, build_frspec
 from minispec import verify as verification
 from minispec.certificate.decodings import decode_with
 from minispec.certificate.toys import ChangingShortlist
-from minispec.propose import CheckedSelections, Drafter
+from minispec.propose import Drafter
+from minispec.selections import CheckedSelections
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.types import Distribution, Proposal, RandomSource
