@@ -8,8 +8,10 @@ h_dk the share of rounds in which, at depth d, the candidate of rank k was accep
     A = sum over the nodes of the product of h on the way to them,
 
 for the n nodes with the largest products. The shape with the largest (1 + A) / seconds is taken,
-plain decoding (n = 0) among them. Where plain decoding is best, a shape is tried now and then all
-the same, at growing intervals, since only rounds that draft tell whether that has changed.
+plain decoding (n = 0) among them. Ranks that were seldom tried are thought a little better than
+they were, as in UCB1 (Auer et al., Machine Learning 47, 2002), so that they are tried. Where plain
+decoding is best, a shape is tried now and then all the same, at growing intervals, since only
+rounds that draft tell whether that has changed.
 
 **The choice must not anticipate.** It is made before anything is drawn in the round, from finished
 rounds alone. A length that depends on the round's own tokens (a chain cut before a token whose
@@ -31,9 +33,10 @@ from minispec.tree import list_children
 from minispec.types import Round
 
 _RANKS = 6  # candidates of a node whose acceptance is estimated
-_MEMORY = 0.98  # what a round counts after the next one
-_PRIOR, _RATIO = 0.5, 0.3  # acceptance of the likeliest candidate, and of each next one beside it
-_PRIOR_ROUNDS = 4  # rounds that the prior counts as
+_MEMORY = 0.99  # what a round counts after the next one
+_PRIOR, _RATIO = 0.6, 0.35  # acceptance of the likeliest candidate, and of each next one beside it
+_PRIOR_ROUNDS = 8  # rounds that the prior counts as
+_OPTIMISM = 0.1  # in the choice, over the square root of the rounds in which a rank was tried
 _PERIOD = 4  # rounds between two choices
 _PATIENCE, _LONGEST_PATIENCE = 4, 64  # plain rounds before a shape is tried
 
@@ -103,8 +106,9 @@ class AcceptanceEstimate:
                 break
             self._accepted[depth, own.index(following)] += 1
 
-    def rates(self) -> Rates:
-        """h (depth, rank): what was seen at this depth, and where little was, at all depths."""
+    def rates(self, optimism: float = 0.0) -> Rates:
+        """h (depth, rank): what was seen at this depth, and where little was, at all depths; with
+        ``optimism`` more for ranks that were seldom tried."""
         pooled = np.empty(_RANKS)
         accepted, tried = self._accepted.sum(0), self._tried.sum(0)
         before = _PRIOR / _RATIO
@@ -114,7 +118,7 @@ class AcceptanceEstimate:
                 tried[rank] + _PRIOR_ROUNDS
             )
         rates: Rates = (self._accepted + _PRIOR_ROUNDS * pooled) / (self._tried + _PRIOR_ROUNDS)
-        return rates
+        return np.minimum(rates + optimism / np.sqrt(tried + _PRIOR_ROUNDS), 1.0)
 
 
 def expect_accepted(rates: Rates, depth: int, beam: int, nodes: int) -> list[float]:
@@ -139,8 +143,8 @@ def expect_accepted(rates: Rates, depth: int, beam: int, nodes: int) -> list[flo
 
 
 class ShapeChooser:
-    """Chooses the shape of each round. ``beams``: (1,) for chains alone. ``candidates``: of trees
-    that branch, as in ``TreeShape``."""
+    """Chooses the shape of each round, for one prompt or several: it keeps counts, no text.
+    ``beams``: (1,) for chains alone. ``candidates``: of trees that branch, as in ``TreeShape``."""
 
     def __init__(
         self,
@@ -153,10 +157,17 @@ class ShapeChooser:
     ) -> None:
         self._costs, self._max_nodes, self._candidates = costs, max_nodes, candidates
         self._sizes = [(depth, beam) for beam in beams for depth in range(1, max_depth + 1)]
+        self._seconds = {  # of a round with ``depth`` or more nodes, by depth and beam
+            (depth, beam): [
+                costs.round_seconds(depth, beam, nodes)
+                for nodes in range(depth, self._count_most(depth, beam) + 1)
+            ]
+            for depth, beam in self._sizes
+        }
         self.reset()
 
     def reset(self) -> None:
-        """Restore the state after construction, between prompts."""
+        """Restore the state after construction."""
         self._estimate = AcceptanceEstimate()
         self._rounds = self._plain_rounds = 0
         self._patience = _PATIENCE
@@ -196,14 +207,14 @@ class ShapeChooser:
 
     def _find_best(self) -> tuple[TreeShape, bool]:
         """The best shape, and whether it is better than plain decoding."""
-        rates, plain = self._estimate.rates(), 1 / self._costs.round_seconds(0, 1, 0)
+        rates, plain = self._estimate.rates(_OPTIMISM), 1 / self._costs.round_seconds(0, 1, 0)
         best, size = 0.0, (1, 1, 1)
         for depth, beam in self._sizes:
             sums = expect_accepted(rates, depth, beam, self._count_most(depth, beam))
-            for nodes in range(depth, len(sums) + 1):
-                rate = (1 + sums[nodes - 1]) / self._costs.round_seconds(depth, beam, nodes)
-                if rate > best:
-                    best, size = rate, (depth, beam, nodes)
+            pairs = zip(sums[depth - 1 :], self._seconds[depth, beam], strict=True)
+            for nodes, (accepted, seconds) in enumerate(pairs, depth):
+                if (1 + accepted) / seconds > best:
+                    best, size = (1 + accepted) / seconds, (depth, beam, nodes)
         return self._build(*size), best > plain
 
     def _count_most(self, depth: int, beam: int) -> int:

@@ -96,10 +96,9 @@ def speculative(
     this shape, or of those that a chooser chooses, and ``gamma`` does not count. With an ``index``,
     continuations of the text, which it is given, are proposed as well (``suffix_candidates``).
 
-    Shortlist, index and chooser are reset first, unless ``prompt`` is the ``continued``
-    conversation that they have already observed, plus a new turn; the models process the whole
-    prompt again. With a ``learner``, pass the learner's own ``draft``: it is adapted between
-    rounds.
+    Shortlist and index are reset first, unless ``prompt`` is the ``continued`` conversation that
+    they have already observed, plus a new turn; the models process the whole prompt again. With a
+    ``learner``, pass the learner's own ``draft``: it is adapted between rounds.
 
     Spends, in this order: one choice for each drafted token that was not picked, one Bernoulli draw
     for each token examined (in ``verify_block`` for each path, the longest first), one choice.
@@ -118,8 +117,6 @@ def speculative(
     if learner:
         learner.start(continued)
     chooser = tree if isinstance(tree, ShapeChooser) else None
-    if chooser and not continued:
-        chooser.reset()
     shape = tree if isinstance(tree, TreeShape) else TreeShape.chain(gamma)
     largest = chooser.largest if chooser else shape
     if not largest.is_chain:

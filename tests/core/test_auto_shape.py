@@ -125,13 +125,13 @@ def test_expect_accepted_keeps_to_the_beam():
 def test_estimate_counts_candidates_by_depth_and_rank():
     estimate = AcceptanceEstimate()
     before = estimate.rates()
-    assert before[0, 0] == before[3, 0] == 0.5 and before[0, 1] == pytest.approx(0.15)
+    assert before[0, 0] == before[3, 0] == 0.6 and before[0, 1] == pytest.approx(0.21)
     tree = (-1, -1, 0, 0, 1)  # two candidates, the first has two, the second has one
     for _ in range(200):
         estimate.observe(make_round(TreeShape(2, 2, 5), (0, 3), tree))
     rates = estimate.rates()
     assert rates[0, 0] > 0.9 and rates[0, 1] < 0.1 and rates[1, 0] < 0.2 and rates[1, 1] > 0.9
-    for _ in range(200):  # the last rounds count more
+    for _ in range(400):  # the last rounds count more
         estimate.observe(make_round(TreeShape(2, 2, 5), (), tree))
     assert estimate.rates()[0, 0] < 0.1
 
@@ -144,39 +144,46 @@ def test_estimate_leaves_out_stops_and_continuations():
     # own was rejected, and its second place was not reached.
     estimate.observe(make_round(TreeShape.chain(2), (2,), (-1, 0, -1), shortlist_sizes=(V, V)))
     rates = estimate.rates()
-    assert rates[0, 0] < 0.45 and rates[1, 1] == rates[2, 1]
+    assert rates[0, 0] < 0.6 and rates[1, 1] == rates[2, 1]
     deep = tuple(range(-1, 15))
     estimate.observe(make_round(TreeShape.chain(16), tuple(range(16)), deep))
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "rates",
     [[[0.9, 0.05, 0.02]] * 16, [[0.5, 0.2, 0.1]] * 16, [[0.75, 0.1, 0.05], [0.3, 0.1, 0.05]] * 8,
      [[0.25, 0.05, 0.0]] * 16],
     ids=["sure", "broad", "shallow", "poor"],
 )  # fmt: skip
-def test_chooser_comes_within_three_percent_of_the_best_shape(rates, seed):
+def test_chooser_comes_within_three_percent_of_the_best_shape(rates):
+    """In the mean of four runs, after 45 rounds, about a prompt."""
     padded = np.array([[*row, 0, 0, 0] for row in rates])
-    padded[:, 3:] = 1e-9
-    rng, chooser = random.Random(seed), ShapeChooser(COSTS)
-    for _ in range(300):
-        shape = chooser.choose()
-        chooser.observe(simulate(shape, [*padded.tolist()], rng))
-
-    def rate(shape: TreeShape | None) -> float:
-        if shape is None:
-            return 1.0
-        accepted = expect_accepted(padded, shape.depth, shape.beam, shape.nodes)[-1]
-        return (1 + accepted) / COSTS.round_seconds(shape.depth, shape.beam, shape.nodes)
-
+    tokens = seconds = 0.0
+    for seed in range(4):
+        rng, chooser = random.Random(seed), ShapeChooser(COSTS)
+        for number in range(300):
+            shape = chooser.choose()
+            chooser.observe(simulate(shape, padded.tolist(), rng))
+            if number >= 45:
+                tokens += 1 + (expect(shape, padded) if shape else 0)
+                seconds += COSTS.round_seconds(*list_sizes(shape))
     shapes = [None, *map(TreeShape.chain, range(1, 9))]
     for depth, beam in itertools.product(range(1, 9), (2, 3, 4, 6)):
         most = min(24, beam + (depth - 1) * beam**2)
         shapes += [TreeShape(depth, beam, nodes) for nodes in range(depth, most + 1)]
-    best = max(map(rate, shapes))
-    chosen = [rate(chooser.choose()) for _ in range(20)]
-    assert np.mean(chosen) > 0.97 * best
+    best = max(
+        (1 + (expect(shape, padded) if shape else 0)) / COSTS.round_seconds(*list_sizes(shape))
+        for shape in shapes
+    )
+    assert 0.97 * best < tokens / seconds <= best + 1e-9
+
+
+def expect(shape: TreeShape, rates: Any) -> float:
+    return expect_accepted(rates, shape.depth, shape.beam, shape.nodes)[-1]
+
+
+def list_sizes(shape: TreeShape | None) -> tuple[int, int, int]:
+    return (shape.depth, shape.beam, shape.nodes) if shape else (0, 1, 0)
 
 
 def test_chooser_decodes_plainly_where_nothing_is_accepted():
@@ -188,10 +195,9 @@ def test_chooser_decodes_plainly_where_nothing_is_accepted():
         shape = chooser.choose()
         chooser.observe(simulate(shape, never, rng))
         if number >= 200:
-            size = (shape.depth, shape.beam, shape.nodes) if shape else (0, 1, 0)
-            spent += COSTS.round_seconds(*size)
+            spent += COSTS.round_seconds(*list_sizes(shape))
     assert 1000 < spent < 1020
-    for _ in range(400):  # and it notices a change
+    for _ in range(1000):  # and it notices a change
         chooser.observe(simulate(chooser.choose(), [[0.9] + [0.01] * 5] * 16, rng))
     assert chooser.choose() is not None
     chooser.reset()
@@ -243,6 +249,7 @@ CASES = [GRID[seed] for seed in (2, 8, 13, 20)]
 def certify(chooser: ShapeChooser) -> Any:
     def decode(models: ToyModels, source: Any) -> Any:
         case = models.case
+        chooser.reset()
         return speculative(
             models.target, models.draft, FullShortlist(case.vocab_size), case.prompt, gamma=4,
             sampling=models.sampling, rng=source, stop=case.stop, trace=True, tree=chooser,
