@@ -120,10 +120,10 @@ def measure(rounds: Iterable[Round], prompt: Sequence[int] = ()) -> Figures:
         events.update(finished.events)
         emitted.append(len(finished.tokens))
         if finished.evidence:
-            drafted = range(len(finished.shortlist_sizes))  # without continuations of the text
+            own = range(len(finished.shortlist_sizes))  # nodes without continuations of the text
             verified = follow(
-                select(finished.evidence.proposal, drafted),
-                [node for node in finished.path if node in drafted],
+                select(finished.evidence.proposal, own),
+                [node for node in finished.path if node in own],
             )
             pairs = zip(
                 finished.evidence.target_distributions, verified.draft_distributions, strict=False
