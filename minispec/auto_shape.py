@@ -32,6 +32,7 @@ from minispec.growth import MAX_DEPTH, TreeShape
 from minispec.tree import list_children
 from minispec.types import Round
 
+_BEAMS = (1, 2, 3, 4, 6)
 _RANKS = 6  # candidates of a node whose acceptance is estimated
 _MEMORY = 0.99  # what a round counts after the next one
 _PRIOR, _RATIO = 0.6, 0.35  # acceptance of the likeliest candidate, and of each next one beside it
@@ -44,15 +45,39 @@ Rates = npt.NDArray[np.float64]  # (depth, rank)
 
 
 @dataclass(frozen=True)
+class AutoShape:
+    """Stands for the shapes that a ``ShapeChooser`` chooses: ``chains`` alone, or all."""
+
+    chains: bool = False
+
+    def __str__(self) -> str:
+        return "auto:chain" if self.chains else "auto"
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether no tree is ever chosen."""
+        return self.chains
+
+    def build_chooser(self, costs: "PassCosts", candidates: str) -> "ShapeChooser":
+        """A chooser for passes of these costs; ``candidates``: of trees, as in ``TreeShape``."""
+        beams = (1,) if self.chains else _BEAMS
+        return ShapeChooser(costs, beams=beams, candidates=candidates)
+
+
+Shape = TreeShape | AutoShape
+
+
+@dataclass(frozen=True)
 class PassCosts:
     """Seconds of passes, measured at some numbers of rows, ascending; between them they are
     interpolated. ``target``: pairs of rows and seconds of a target pass with its verification;
-    ``draft``: of a draft step with the logits of a shortlist; ``rest``: of a round besides. Raises
-    ArgumentError on construction."""
+    ``draft``: of a draft step with the logits of a shortlist; ``rest``, ``plain_rest``: seconds of
+    a round besides, with a draft and without. Raises ArgumentError on construction."""
 
     target: tuple[tuple[int, float], ...]
     draft: tuple[tuple[int, float], ...]
     rest: float = 0.0
+    plain_rest: float = 0.0
 
     def __post_init__(self) -> None:
         for name, pairs in (("target", self.target), ("draft", self.draft)):
@@ -65,7 +90,7 @@ class PassCosts:
     def round_seconds(self, depth: int, beam: int, nodes: int) -> float:
         """Seconds of a round with a tree of this shape; of a plain one for depth 0."""
         if depth == 0:
-            return _interpolate(self.target, 1)
+            return _interpolate(self.target, 1) + self.plain_rest
         drafting = _interpolate(self.draft, 1) + (depth - 1) * _interpolate(self.draft, beam)
         return _interpolate(self.target, 1 + nodes) + drafting + self.rest
 
@@ -151,7 +176,7 @@ class ShapeChooser:
         costs: PassCosts,
         *,
         max_depth: int = 8,
-        beams: Sequence[int] = (1, 2, 3, 4, 6),
+        beams: Sequence[int] = _BEAMS,
         max_nodes: int = 24,
         candidates: str = "top",
     ) -> None:

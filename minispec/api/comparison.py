@@ -13,13 +13,13 @@ from minispec.api.request import (
     TreeLike,
     build_sampling,
     check_seed,
+    split_auto,
     to_tree,
 )
 from minispec.api.results import Comparison
+from minispec.auto_shape import Shape
 from minispec.checks import describe, to_flag, to_int, to_sequence, to_text
-from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
-from minispec.growth import TreeShape
 from minispec.sampling import Sampling
 from minispec.tools.data.corpus import DOMAINS
 from minispec.tools.data.streams import Stream, load_streams
@@ -37,7 +37,7 @@ def compare(
     methods: Sequence[ShortlistLike],
     *,
     prompts: Prompts | None = None,
-    gamma: int | Sequence[int] = 4,
+    gamma: int | str | Sequence[int | str] = 4,
     max_new_tokens: int = 96,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -74,16 +74,20 @@ def compare(
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty, logit_bias=logit_bias, bad_words=bad_words,
     )  # fmt: skip
+    gammas, trees = split_auto(
+        [*gamma] if isinstance(gamma, list | tuple) else [gamma],
+        [*map(to_tree, tree if isinstance(tree, list | tuple) else [tree])],
+    )
     settings = build_settings(
         [Method.of(method) for method in several],
-        gammas=tuple(map(check_gamma, gamma if isinstance(gamma, list | tuple) else [gamma])),
+        gammas=tuple(gammas),
         sampling=sampling.resolve(model.tokenizer),
         max_new_tokens=max_new_tokens,
         seed=seed,
         ignore_eos=to_flag(ignore_eos, "ignore_eos"),
         verifier=verifier,
         raw=model.is_base if raw is None else to_flag(raw, "raw"),
-        trees=tuple(map(to_tree, tree if isinstance(tree, list | tuple) else [tree])),
+        trees=tuple(trees),
     )
     return run_comparison(model, build_streams(prompts, model.is_base), settings)
 
@@ -121,7 +125,7 @@ def build_settings(
     raw: bool,
     switch: bool = False,
     study: bool = False,
-    trees: tuple[TreeShape | None, ...] = (None,),
+    trees: tuple[Shape | None, ...] = (None,),
 ) -> Settings:
     """Checked settings of a comparison; ``switch`` and ``study`` as in ``Settings``. Raises
     ArgumentError."""

@@ -6,7 +6,9 @@ before any model is loaded. Knows nothing of models.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from minispec.auto_shape import AutoShape, Shape
 from minispec.checks import to_flag, to_int, to_sequence, to_text, to_texts
 from minispec.commit import StopRule
 from minispec.decode import check_gamma
@@ -21,8 +23,9 @@ from minispec.verify import Verifier
 
 # A method by its spelling, or a shortlist of one's own: an instance, a class or a factory.
 ShortlistLike = str | Method | Shortlist | Callable[..., Shortlist]
-TreeLike = str | TreeShape | None  # "4x3x8"; None or "chain" for chains
+TreeLike = str | Shape | None  # "4x3x8", "auto"; None or "chain" for chains
 BadWords = str | Sequence[str | Sequence[int]]  # texts, or sequences of token ids
+AUTO = "auto"  # a gamma that is chosen round by round
 _LARGEST_SEED = 2**31 - 1
 
 
@@ -96,12 +99,18 @@ class Request:
     ignore_eos: bool
     raw: bool | None
     parse_special: bool = False
-    tree: TreeShape | None = None
+    tree: Shape | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether the method that was asked for needs no draft."""
         return self.method is not None and not self.method.needs_draft
+
+    @property
+    def branches(self) -> bool:
+        """Whether trees are proposed."""
+        beside = self.method is not None and self.method.suffix
+        return beside or (self.tree is not None and not self.tree.is_chain)
 
     @property
     def learns(self) -> bool:
@@ -116,7 +125,7 @@ class Request:
 def build_request(
     *,
     shortlist: ShortlistLike | None = None,
-    gamma: int = 4,
+    gamma: int | str = 4,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -141,7 +150,8 @@ def build_request(
     if method is not None:
         method.ranking_for(None)  # a single prompt has no domain that could be left out
         method = method.with_learning() if adapt and not method.adapt else method
-    gamma, seed = check_gamma(gamma), check_seed(seed)
+    [gamma], [shape] = split_auto([gamma], [to_tree(tree)])
+    seed = check_seed(seed)
     find_verifier(verifier)
     flags = {"ignore_eos": ignore_eos, "adapt": adapt, "parse_special": parse_special}
     for name, flag in flags.items() if raw is None else [*flags.items(), ("raw", raw)]:
@@ -162,16 +172,30 @@ def build_request(
         ignore_eos=ignore_eos,
         raw=raw,
         parse_special=parse_special,
-        tree=to_tree(tree),
+        tree=shape,
     )
 
 
-def to_tree(tree: TreeLike) -> TreeShape | None:
+def to_tree(tree: TreeLike) -> Shape | None:
     """The shape of a tree, given as one or spelled; None for chains. Raises ArgumentError."""
-    if isinstance(tree, TreeShape) or tree is None:
+    if isinstance(tree, TreeShape | AutoShape) or tree is None:
         return tree
     spelled = to_text(tree, "tree").strip()
+    if spelled in ("auto", "auto:chain"):
+        return AutoShape(chains=spelled != "auto")
     return None if spelled == "chain" else TreeShape.parse(spelled)
+
+
+def split_auto(
+    gammas: Sequence[Any], trees: Sequence[Shape | None]
+) -> tuple[list[int], list[Shape | None]]:
+    """Lengths of chains and shapes, where a length "auto" has become a shape: it replaces the
+    chains if there is no other length. Raises ArgumentError."""
+    lengths = [check_gamma(gamma) for gamma in gammas if gamma != AUTO]
+    shapes = [tree for tree in trees if tree is not None or lengths]
+    if len(lengths) < len(gammas) and None in trees:
+        shapes.append(AutoShape(chains=True))
+    return lengths or [check_gamma(4)], shapes
 
 
 def check_seed(seed: int) -> int:

@@ -92,7 +92,7 @@ ROOMS = {
         "minispec.tools.models.known_models", "minispec.tools.models.pretrained",
         "minispec.tools.models.hnsw_cache", "minispec.tools.models.matmul_dtype",
         "minispec.tools.models.threads",
-        "minispec.tools.models.backend",
+        "minispec.tools.models.backend", "minispec.tools.models.pass_costs",
         "minispec.tools.data", "minispec.tools.data.corpus", "minispec.tools.data.ranking",
         "minispec.tools.data.batched_decode", "minispec.tools.data.shards",
         "minispec.tools.data.distill",

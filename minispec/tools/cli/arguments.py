@@ -90,7 +90,7 @@ def _add_run_commands(commands: Any) -> None:
     generate.add_argument("--budget", help="ids the draft scores: a number, or a share (0.25)")
     generate.add_argument("--ranking", help="ranking to take ids from (default: general)")
     generate.add_argument("--adapt", action="store_true", help="let the draft learn meanwhile")
-    options.add_gamma(generate)
+    options.add_gamma(generate, auto=True)
     options.add_tree(generate)
     options.add_decoding(generate, max_new_tokens=256)
     generate.add_argument(
@@ -117,7 +117,10 @@ def _add_run_commands(commands: Any) -> None:
     )  # fmt: skip
     options.add_methods(compare, "autoregressive,full,frspec@0.25", "(default: %(default)s)")
     compare.add_argument(
-        "--gamma", default="4", metavar="N[,N...]", help="tokens drafted per round (default: 4)"
+        "--gamma",
+        default="4",
+        metavar="N[,N...]",
+        help="tokens drafted per round, or auto (default: 4)",
     )
     options.add_tree(compare, several=True)
     compare.add_argument(

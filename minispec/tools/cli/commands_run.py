@@ -41,19 +41,22 @@ def fetch(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
     """Compares methods, and writes the report's files."""
     from minispec.api.comparison import build_settings, run_comparison
-    from minispec.api.request import build_sampling, to_tree
+    from minispec.api.request import AUTO, build_sampling, split_auto, to_tree
     from minispec.tools.data import streams
     from minispec.tools.models import known_models
     from minispec.tools.reporting import table
 
     check_extra("report", "matplotlib", "bokeh")
     methods = parse_methods(options.methods)
-    trees = tuple(map(to_tree, options.tree.split(",")))
+    gammas, trees = split_auto(
+        [text if text == AUTO else parse_integer(text, "gamma") for text in _split(options.gamma)],
+        [*map(to_tree, options.tree.split(","))],
+    )
     sampling = build_sampling(**list_shaping(options))
     base = known_models.is_base(options.model)
     settings = build_settings(
         methods,
-        gammas=tuple(parse_integer(text, "gamma") for text in options.gamma.split(",")),
+        gammas=tuple(gammas),
         sampling=sampling.sampling,
         max_new_tokens=options.max_new_tokens,
         seed=options.seed,
@@ -62,7 +65,7 @@ def compare(options: argparse.Namespace) -> None:
         raw=options.raw or base,
         switch=options.switch,
         study=options.study,
-        trees=trees,
+        trees=tuple(trees),
     )
     prompts = streams.load_streams(options.prompts, options.limit, base)
     for method in methods:
@@ -76,7 +79,7 @@ def compare(options: argparse.Namespace) -> None:
         backend=options.backend, device=options.device, threads=options.threads,
         plain=not any(method.needs_draft for method in methods) and not options.study,
         learns=any(method.adapt for method in methods), measure_backends=True,
-        trees=any(trees),
+        trees=any(tree and not tree.is_chain for tree in trees) or any(m.suffix for m in methods),
     )  # fmt: skip
     resolved = sampling.resolve(model.tokenizer)
     settings = replace(settings, threads=_threads(), sampling=resolved)
@@ -86,6 +89,10 @@ def compare(options: argparse.Namespace) -> None:
     print_kept("\n\n".join(filter(None, (texts, str(comparison), switches))))
     comparison.save(options.out)
     print(f"wrote report.json, report.png and report.html into {options.out}")
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def explore(options: argparse.Namespace) -> None:

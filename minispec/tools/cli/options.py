@@ -65,11 +65,19 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
 
 
-def add_gamma(parser: argparse.ArgumentParser) -> None:
-    """The length of a proposal."""
+def add_gamma(parser: argparse.ArgumentParser, auto: bool = False) -> None:
+    """The length of a proposal; ``auto``: it may be chosen round by round."""
     parser.add_argument(
-        "--gamma", type=int, default=4, help="tokens drafted per round (default: 4)"
-    )
+        "--gamma", type=_parse_gamma if auto else int, default=4,
+        help="tokens drafted per round" + (", or auto" if auto else "") + " (default: 4)",
+    )  # fmt: skip
+
+
+def _parse_gamma(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
 
 
 def add_tree(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -78,7 +86,8 @@ def add_tree(parser: argparse.ArgumentParser, several: bool = False) -> None:
         "--tree", default="chain", metavar="TREE[,TREE...]" if several else "TREE",
         help="chain (of gamma tokens), or DEPTHxBEAMxNODES: trees of the most confident tokens, "
         "such as 4x3x8; with :static always the same places; :drawn or :distinct draw candidates, "
-        "with or without replacement, instead of picking the likeliest (default: chain)",
+        "with or without replacement, instead of picking the likeliest; auto chooses round by "
+        "round, by what passes cost here and what was accepted (default: chain)",
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from minispec.auto_shape import AutoShape, Shape, ShapeChooser
 from minispec.checks import check_trees
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, check_gamma, speculative
@@ -32,6 +33,7 @@ from minispec.tools.evaluation import plugins, shortlist_files
 from minispec.tools.evaluation.methods import OWN_SHARE, RANKING, Method
 from minispec.tools.models.backend import LEARNING_BACKENDS
 from minispec.tools.models.hnsw_cache import load_hnsw
+from minispec.tools.models.pass_costs import load_costs
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, RandomSource, Round, Shortlist
 from minispec.verify import Verifier
@@ -164,10 +166,12 @@ def build_decoder(
     trace: bool = False,
     verifier: str | Verifier = "token",
     shortlist: Shortlist | None = None,
-    tree: TreeShape | None = None,
+    tree: Shape | None = None,
 ) -> Decoder:
     """A method ready to decode prompts of a domain: (ids, random source) -> rounds.
     ``shortlist`` replaces the method's own. ``tree``: None for chains of ``gamma`` tokens.
+
+    With an ``AutoShape``, costs that were not measured before are measured now.
 
     Raises as ``build_shortlist``, and ArgumentError for gamma out of range, an unknown verifier,
     a missing draft, or one that drafts no trees.
@@ -181,6 +185,8 @@ def build_decoder(
     check_gamma(gamma)
     verify = plugins.find_verifier(verifier)
     if method.name == "suffix":
+        if isinstance(tree, AutoShape):
+            raise ArgumentError(f"tree {tree} needs a draft, and method suffix has none")
         index = SuffixIndex()
         return lambda prompt, rng, *, continued=False: suffix_decoding(
             target, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop, index=index,
@@ -196,11 +202,17 @@ def build_decoder(
     learner: OnlineLearner | PaperLearner | None = None
     if method.adapt:
         learner, drafting = build_learner(drafting, method.adapt)
-    if tree is not None:
+    if tree is not None and not tree.is_chain:
         check_trees(target, drafting)
     beside = SuffixIndex() if method.suffix else None
+    shape: TreeShape | ShapeChooser | None
+    if isinstance(tree, AutoShape):
+        costs = load_costs(model, drafting, chosen, sampling)
+        shape = tree.build_chooser(costs, "top" if sampling.temperature == 0 else "distinct")
+    else:
+        shape = tree
     return lambda prompt, rng, *, continued=False: speculative(
         target, drafting, chosen, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop,
         tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify, learner=learner,
-        tree=tree, index=beside,
+        tree=shape, index=beside,
     )  # fmt: skip

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from minispec.auto_shape import Shape
 from minispec.commit import StopRule
 from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
-from minispec.growth import TreeShape
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data.streams import Plan, Stream, build_prompt, plan_streams
 from minispec.tools.evaluation import audit
@@ -62,7 +62,7 @@ class Settings:
     switch: bool = False  # add a stream of conversations that switch between the others
     study: bool = False  # add the sweep of budgets and the ablations, by replay
     verifier: str | Verifier = "token"
-    trees: tuple[TreeShape | None, ...] = (None,)  # None: chains, of each gamma
+    trees: tuple[Shape | None, ...] = (None,)  # None: chains, of each gamma
 
     def __post_init__(self) -> None:
         for name in ("method", "gamma", "tree"):
@@ -113,8 +113,7 @@ def compare(
         # Origins are of replays, which draft and answer with unchanged logits.
         replayed = plain.greedy and not settings.sampling.changes_logits
         for variant in conversations if replayed else ():
-            if variant.method.needs_draft and variant.method.name != "full":
-                assert variant.gamma is not None
+            if variant.gamma and variant.method.name != "full":
                 texts = _collect_texts(plan, conversations[variant])
                 origin[variant] = study.compute_origin(variant.method, texts, variant.gamma)
         if settings.study:

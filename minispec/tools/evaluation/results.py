@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from minispec.growth import TreeShape
+from minispec.auto_shape import Shape
 from minispec.tools.data.streams import SWITCH
 from minispec.tools.evaluation import switch
 from minispec.tools.evaluation.measure import Figures, paired_ratio, pool, speed
@@ -21,11 +21,11 @@ class Variant:
 
     method: Method
     gamma: int | None
-    tree: TreeShape | None = None
+    tree: Shape | None = None
 
 
 def list_variants(
-    methods: Sequence[Method], gammas: Sequence[int], trees: Sequence[TreeShape | None]
+    methods: Sequence[Method], gammas: Sequence[int], trees: Sequence[Shape | None]
 ) -> Iterator[Variant]:
     """Each method with each gamma and tree, None standing for the chains of all gammas; plain
     decoding once."""

@@ -68,7 +68,9 @@ class Study:
         self, method: Method, texts: Texts, gamma: int
     ) -> dict[str, dict[str, float]]:
         """By stream, the share of accepted tokens that each part of the method's shortlist
-        contained; empty for a shortlist without parts."""
+        contained; empty for a shortlist without parts, and without a draft."""
+        if not method.needs_draft:
+            return {}
         shortlists = self._build_shortlists(method, texts)
         if not _have_parts(shortlists):
             return {}

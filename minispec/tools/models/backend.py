@@ -29,7 +29,7 @@ from minispec.types import Draft, Target
 
 NAMES = ("reference", "cpu", "compiled", "cuda")
 LEARNING_BACKENDS = ("reference", "cpu")  # on which a draft can learn while it decodes
-TREE_BACKENDS = ("reference",)  # on which trees can be drafted
+TREE_BACKENDS = ("reference", "cpu")  # on which trees can be drafted
 _CONTEXT = 64  # positions in the cache of a timed pass
 _LARGEST_CALIBRATION = 2**22  # bytes
 _REPEATS = 7  # timed passes, of which the fastest counts

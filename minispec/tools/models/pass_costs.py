@@ -4,33 +4,34 @@ Target passes over several rows, draft steps and whole rounds are timed on the m
 for each backend, dtype, number of threads and budget, and kept in the user's cache folder.
 """
 
+import statistics
 import timeit
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from msgspec import Struct, to_builtins
 
 from minispec.auto_shape import PassCosts
 from minispec.commit import StopRule
-from minispec.decode import speculative
+from minispec.decode import autoregressive, speculative
 from minispec.errors import FileError, FileWarning
-from minispec.growth import TreeShape
 from minispec.io import files
 from minispec.io.artifacts import cache_folder
 from minispec.io.schema import Positive, read_json
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.models.backend import calibration_key
 from minispec.tools.models.pretrained import Pretrained
-from minispec.types import Draft, Shortlist
+from minispec.types import Draft, Round, Shortlist
 
 _TARGET_ROWS = (1, 2, 3, 5, 9, 17, 25)
 _DRAFT_ROWS = (1, 2, 4, 6)
 _CONTEXT = 64  # positions in the cache of a timed pass
 _REPEATS = 5  # timed passes, of which the fastest counts
-_ROUNDS = 12  # timed rounds, of which the middle one counts
+_ROUNDS = 12  # timed rounds at least, of which the middle one counts
 _LARGEST = 2**22  # bytes of the file
 
 
@@ -40,6 +41,7 @@ class _Costs(Struct, frozen=True):
     target: list[tuple[int, Positive]]
     draft: list[tuple[int, Positive]]
     rest: float
+    plain_rest: float
 
 
 def load_costs(
@@ -56,7 +58,7 @@ def load_costs(
         with suppress(FileError):  # without a writable cache, each call measures again
             files.write_json(_path(), to_builtins(kept))
     found = kept[key]
-    return PassCosts(tuple(found.target), tuple(found.draft), found.rest)
+    return PassCosts(tuple(found.target), tuple(found.draft), found.rest, found.plain_rest)
 
 
 def _measure(model: Pretrained, draft: Draft, shortlist: Shortlist, sampling: Sampling) -> _Costs:
@@ -86,13 +88,19 @@ def _measure(model: Pretrained, draft: Draft, shortlist: Shortlist, sampling: Sa
         tuple((rows, _time(run_target, rows)) for rows in _TARGET_ROWS),
         tuple((rows, _time(run_draft, rows)) for rows in _DRAFT_ROWS),
     )
-    rounds = speculative(
-        target, draft, shortlist, [1, 2, 3], gamma=2, sampling=sampling, rng=SeededRandom(0),
-        stop=StopRule(3 * _ROUNDS), tree=TreeShape.chain(2),
-    )  # fmt: skip
-    spent = sorted(sum(finished.seconds.values()) for finished in rounds)
-    rest = max(0.0, spent[len(spent) // 2] - costs.round_seconds(2, 1, 2))
-    return _Costs([*costs.target], [*costs.draft], rest)
+    options: Any = {"sampling": sampling, "rng": SeededRandom(0), "stop": StopRule(3 * _ROUNDS)}
+    drafting = speculative(target, draft, shortlist, [1, 2, 3], gamma=2, **options)
+    rest = _time_rounds(drafting) - costs.round_seconds(2, 1, 2)
+    plain_rest = _time_rounds(autoregressive(target, [1, 2, 3], **options)) - costs.target[0][1]
+    return _Costs([*costs.target], [*costs.draft], max(0.0, rest), max(0.0, plain_rest))
+
+
+def _time_rounds(rounds: Iterable[Round]) -> float:
+    """Seconds of the middle one, by time, of some rounds."""
+    return statistics.median(
+        sum(seconds for phase, seconds in finished.seconds.items() if phase != "prefill")
+        for finished in rounds
+    )
 
 
 def _time(run: Callable[[int], None], rows: int) -> float:
