@@ -174,7 +174,7 @@ class Model:
         parameters with a default keep it, and a single one of another name gets the vocabulary
         size. None: the best that the model has all parts of, evospec first.
         ``gamma``: drafted tokens per round, vLLM's ``num_speculative_tokens``, 1 to 16. ``tree``:
-        "4x3x8" drafts trees instead, of depth 4, beam 3 and 8 nodes (see ``growth.TreeShape``).
+        "4x3x8" drafts trees of depth 4, beam 3, 8 nodes (``growth.TreeShape``). Both take "auto".
         ``temperature``: 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 keep all ids.
         ``repetition_penalty`` (1: none) counts prompt and output, ``presence_penalty`` and
         ``frequency_penalty`` (0: none) the output alone. ``logit_bias``: what is added to the

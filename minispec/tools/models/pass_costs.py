@@ -69,7 +69,7 @@ def _measure(model: Pretrained, draft: Draft, shortlist: Shortlist, sampling: Sa
 
     def run_target(rows: int) -> None:
         hidden = target.step(torch.arange(rows) + 1, cache).hidden
-        cache.truncate(_CONTEXT)
+        cache.keep(_CONTEXT, ())
         target.head.argmax(hidden) if greedy else target.head.logits(hidden)
 
     own = draft.new_cache(_CONTEXT + max(_DRAFT_ROWS))
