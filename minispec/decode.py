@@ -112,6 +112,7 @@ def speculative(
     if learner:
         learner.start(continued)
     shape = TreeShape.chain(gamma) if tree is None else tree
+    check_parts(tree=shape)
     if not shape.is_chain:
         check_trees(target, draft)
     capacity = len(prompt) + output.remaining
