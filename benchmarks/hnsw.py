@@ -22,9 +22,12 @@ import numpy as np
 import torch
 
 import minispec
+from minispec.commit import StopRule
+from minispec.decode import speculative
+from minispec.sampling import Sampling, SeededRandom
+from minispec.shortlists.full import FullShortlist
 from minispec.shortlists.hnsw import NEIGHBOURS, augment_rows
 from minispec.tools.data import corpus
-from minispec.types import Round
 
 BUILD_BEAM, SEARCH_BEAMS, COUNT = 128, (64, 128, 256, 512), 10
 
@@ -34,17 +37,17 @@ Library = tuple[Callable[[Any], Any], Callable[[Any, Any, int], Any], Callable[[
 
 def collect_queries(model: minispec.Model, prompts: int, tokens: int) -> torch.Tensor:
     """Hidden states (T, D) of the draft, from decoding some prompts of each domain."""
+    target, tokenizer = model.pretrained.target, model.tokenizer
+    assert model.draft is not None
     found: list[torch.Tensor] = []
-
-    def keep(finished: Round) -> None:
-        assert finished.evidence
-        found.append(finished.evidence.draft_hidden)
-
-    texts = [t for name in corpus.DOMAINS for t in corpus.load_prompts(name)[:prompts]]
-    for text in texts:
-        for finished in model.stream(text, method="full", max_new_tokens=tokens, trace=True):
-            keep(finished)
-    return torch.cat([hidden for hidden in found if len(hidden)]).float()
+    for text in (t for name in corpus.DOMAINS for t in corpus.load_prompts(name)[:prompts]):
+        rounds = speculative(
+            target, model.draft, FullShortlist(target.head.vocab_size), tokenizer.chat(text),
+            gamma=4, sampling=Sampling(), rng=SeededRandom(0), trace=True,
+            stop=StopRule(tokens, tokenizer.eos_ids),
+        )  # fmt: skip
+        found += [r.evidence.draft_hidden for r in rounds if r.evidence and not r.stop]
+    return torch.cat(found).float()
 
 
 def open_usearch() -> Library:

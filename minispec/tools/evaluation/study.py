@@ -243,7 +243,7 @@ class _AlteredShortlist(BaseShortlist):
 
 def _name_curve(method: Method) -> str:
     """A method without its budget."""
-    buffer = "" if method.buffer is None else f"/{method.buffer}"
+    buffer = "" if method.buffer is None else f"/{method.buffer}/{method.delay or 1}"
     return f"{method.name}{buffer}" + (f":{method.ranking}" if method.ranking else "")
 
 
