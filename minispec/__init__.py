@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from minispec.commit import StopRule
     from minispec.decode import autoregressive, speculative
     from minispec.errors import MinispecError
+    from minispec.growth import TreeShape
     from minispec.sampling import Sampling, SeededRandom
     from minispec.types import BaseShortlist, Context, Distribution, Draft, Round, Shortlist
 
@@ -53,6 +54,7 @@ _HOMES = {
     "autoregressive": "minispec.decode",
     "speculative": "minispec.decode",
     "MinispecError": "minispec.errors",
+    "TreeShape": "minispec.growth",
     "Sampling": "minispec.sampling",
     "SeededRandom": "minispec.sampling",
     "BaseShortlist": "minispec.types",
@@ -66,7 +68,7 @@ _HOMES = {
 __all__ = [
     "BaseShortlist", "Chat", "Comparison", "Context", "Distribution", "Draft", "MethodResult",
     "MinispecError", "Model", "Output", "Round", "Sampling", "SeededRandom", "Shortlist",
-    "StopRule", "autoregressive", "certify", "compare", "load", "speculative",
+    "StopRule", "TreeShape", "autoregressive", "certify", "compare", "load", "speculative",
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ _PARTS = {
     "shortlist": (("select", "observe", "reset", "budget"), "a minispec.BaseShortlist"),
     "sampling": (("target_distributions", "distribution"), "minispec.Sampling(...)"),
     "rng": (("bernoulli", "choose"), "minispec.SeededRandom(seed)"),
+    "tree": (("depth", "beam", "nodes"), "minispec.TreeShape(depth, beam, nodes), or None"),
     "stop": (("max_new_tokens", "eos_ids", "stop_strings"), "minispec.StopRule(...)"),
     "tokenizer": (("token_bytes", "vocab_size"), "minispec.load(...).tokenizer, or None"),
 }

@@ -117,7 +117,9 @@ def speculative(
     if learner:
         learner.start(continued)
     chooser = tree if isinstance(tree, ShapeChooser) else None
-    shape = tree if isinstance(tree, TreeShape) else TreeShape.chain(gamma)
+    own = None if isinstance(tree, ShapeChooser) else tree
+    shape = TreeShape.chain(gamma) if own is None else own
+    check_parts(tree=shape)
     largest = chooser.largest if chooser else shape
     if not largest.is_chain:
         check_trees(target, draft)

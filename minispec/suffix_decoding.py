@@ -53,6 +53,7 @@ def suffix_decoding(
     if not continued:
         index.reset()
     shape = TreeShape.chain(gamma) if tree is None else tree
+    check_parts(tree=shape)
     if shape.beam > 1:
         check_trees(target)
     suffix = SuffixProposer(index, shape.depth, shape.nodes, shape.beam)

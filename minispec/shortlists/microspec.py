@@ -13,6 +13,7 @@ prompt token the target is asked by the first round here, so its ids join after 
 paper gathers head rows on a GPU is left to a backend. It drafts trees; here chains.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 
@@ -35,16 +36,17 @@ class MicroSpecShortlist(BaseShortlist):
     def __init__(self, vocab_size: int, window: int = WINDOW) -> None:
         """``window``: elements of the stream that count, 1 or above."""
         self.budget = min(window, vocab_size)
-        self._window = window
+        self._window, self._vocab_size = window, vocab_size
         self.reset()
 
     def reset(self) -> None:
-        self._stream: deque[int] = deque(maxlen=self._window)
+        self._stream: deque[int] = deque()
+        self._counts = np.zeros(self._vocab_size, np.int32)  # (V,) of each id in the stream
         self._ids = torch.zeros(0, dtype=torch.int64)
 
     def on_prefill(self, tokens: Sequence[int], top_ids: Tensor) -> None:
         """Begin the stream of a prompt, equation 2."""
-        self._stream.clear()
+        self.reset()
         self._append(tokens, dict.fromkeys(top_ids.flatten().tolist()))
 
     def select(self, context: Context) -> Tensor:
@@ -60,8 +62,11 @@ class MicroSpecShortlist(BaseShortlist):
 
     def _append(self, *parts: Sequence[int] | dict[int, None]) -> None:
         """Equations 3 and 4."""
-        for ids in parts:
-            self._stream.extend(ids)
-        distinct = np.unique(np.array(self._stream, np.int64))
+        for token in itertools.chain.from_iterable(parts):
+            self._stream.append(token)
+            self._counts[token] += 1
+        while len(self._stream) > self._window:
+            self._counts[self._stream.popleft()] -= 1
+        distinct = np.flatnonzero(self._counts)
         if not np.array_equal(distinct, self._ids.numpy()):
             self._ids = torch.from_numpy(distinct)

@@ -43,6 +43,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "logit_bias": (True, 3, "x", [3], {"a": 1}, {1: "x"}, {1: None}, {1: NAN}, {-1: 0.5}),
     "bad_words": (None, True, 3, b"x", {}, [3], [None], [""], [[]], [["a"]], [b"x"]),
     "seed": (*NOT_WHOLE, -1, 2**31, torch.Generator(), random.Random(0)),
+    "tree": (True, 3, "x", "4x3", "2x2x99", b"x", object()),
     "verifier": (None, True, 3, "nosuch", b"x", [], object()),
     "ignore_eos": NOT_FLAG,
 }
@@ -153,6 +154,7 @@ def test_load_takes_torchs_own_names_and_a_text(tiny: Tiny) -> None:
         "gamma": OPTIONS["gamma"],
         "sampling": (*NOT_PART, 0.8), "rng": NOT_RANDOM, "stop": NOT_PART,
         "tokenizer": (True, 3, "x", object()),
+        "tree": (True, 3, "2x2x4", object()),
     }),
 )  # fmt: skip
 def test_decoding_refuses_arguments_of_a_wrong_type(model: Model, name: str, value: Any) -> None:
@@ -162,7 +164,7 @@ def test_decoding_refuses_arguments_of_a_wrong_type(model: Model, name: str, val
         "sampling": Sampling(), "rng": SeededRandom(0), "stop": minispec.StopRule(2),
     } | {name: value}  # fmt: skip
     check_refused(lambda: minispec.speculative(**arguments))
-    plain = {k: v for k, v in arguments.items() if k not in ("draft", "shortlist", "gamma")}
+    plain = {k: v for k, v in arguments.items() if k not in ("draft", "shortlist", "gamma", "tree")}
     if name in plain:
         check_refused(lambda: minispec.autoregressive(**plain))
 

@@ -108,6 +108,7 @@ ROOMS = {
         "minispec.tools.evaluation.warm_up",
         "minispec.tools.evaluation.measure",
         "minispec.tools.evaluation.switch", "minispec.tools.evaluation.replay",
+        "minispec.tools.evaluation.gate",
         "minispec.tools.evaluation.recorded_answers",
         "minispec.tools.evaluation.full_finetuning", "minispec.tools.evaluation.memory",
         "minispec.tools.evaluation.study", "minispec.tools.evaluation.results",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import minispec
+from minispec.errors import ContextError
 from minispec.learning.learner import OnlineLearner
 from minispec.tools.data import corpus
 
@@ -55,7 +56,10 @@ def _run(backend: str, tokens: int, seed: int) -> dict[str, Any]:
             chat, new = model.chat(**options), 0
             for turn in range(_TURNS):
                 message = prompts[(number + turn) % len(prompts)][:120]
-                new += len(chat.send(message).token_ids)
+                try:
+                    new += len(chat.send(message).token_ids)
+                except ContextError:  # the conversation has filled it
+                    break
             failures += _check_state(model.tokenizer.vocab_size)
         done, since, number = done + new, since + new, number + 1
         if since >= tokens / 50:

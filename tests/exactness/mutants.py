@@ -19,11 +19,13 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from helpers.exactness.equivalents import find_reason
 from helpers.exactness.mutant_forks import UNDECIDED, run_in_forks
@@ -134,8 +136,6 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def run_all(options: argparse.Namespace) -> int:
     """Try all mutants of some files; the exit code."""
-    from tqdm import tqdm
-
     generators = [options.only] if options.only else list(GENERATORS)
     known = json.loads(options.out.read_text("utf-8")) if options.resume else []
     mutants = [m for file in options.files for m in list_mutants(file, generators, options.sample)]
@@ -158,7 +158,8 @@ def run_all(options: argparse.Namespace) -> int:
         write_rows([*others, *(row for row in rows.values() if "verdict" in row)], options.out)
     survivors = [m for m in mutants if rows[m]["verdict"] == "survived" and not find_reason(m)]
     if survivors and not options.quick:
-        try_anew(survivors, rows, options.jobs)
+        for _ in try_anew(survivors, rows, options.jobs):
+            write_rows([*others, *rows.values()], options.out)
     judge_survivors(rows, options)
     write_rows([*others, *rows.values()], options.out)
     return report(list(rows.values()))
@@ -172,18 +173,22 @@ def describe_mutant(mutant: Mutant) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def try_anew(survivors: Sequence[Mutant], rows: dict[Mutant, dict[str, Any]], jobs: int) -> None:
-    """Try mutants in fresh processes, on all tests of their files."""
+def try_anew(
+    survivors: Sequence[Mutant], rows: dict[Mutant, dict[str, Any]], jobs: int
+) -> Iterator[Mutant]:
+    """Try mutants in fresh processes, on all tests of their files; yields each whose row was
+    completed."""
     files = list(dict.fromkeys(mutant.file for mutant in survivors))
     broken, lines, seconds = call_in_process(survey, files)
     if broken:
         raise SystemExit(f"{broken} fails without any mutation: make it pass first")
     trials = {file: Trial(file, lines[file], seconds) for file in files}
     with ProcessPoolExecutor(jobs, mp_context=FORKS) as pool:
-        killers = [pool.submit(trials[m.file].find_killer, m) for m in survivors]
-        for mutant, future in zip(survivors, killers, strict=True):
+        tried = {pool.submit(trials[m.file].find_killer, m): m for m in survivors}
+        for future in tqdm(as_completed(tried), unit="mutant", disable=None, total=len(tried)):
             killer = future.result()
-            rows[mutant] |= {"verdict": "killed" if killer else "survived", "killer": killer}
+            rows[tried[future]] |= {"verdict": "killed" if killer else "survived", "killer": killer}
+            yield tried[future]
 
 
 def report(rows: Sequence[dict[str, Any]]) -> int:

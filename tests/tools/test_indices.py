@@ -1,8 +1,10 @@
 """What shortlists search, made by the command that users run, and the methods that search it."""
 
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from minispec.io.bigram_file import read_bigrams
 from minispec.io.lowrank_file import read_factors
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.evospec_paper import EvoSpecPaperShortlist
+from minispec.shortlists.hnsw import HnswIndex
 from minispec.tools.cli import main
 from minispec.tools.data import corpus
 from minispec.tools.evaluation.assembly import build_decoder, build_shortlist
@@ -112,6 +115,37 @@ def test_build_shortlist_of_evospec_paper_evolves(
     assert min(sizes) == 20 and 20 < max(sizes) <= 32
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_build_shortlist_of_evospec_paper_retrieves_in_the_background_on_a_fast_path(
+    tiny: Tiny, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """With a delay, in which a retrieval has a round to run beside; the ids are the same."""
+    monkeypatch.setattr(hnsw_cache, "cache_folder", lambda: tmp_path)
+    retrieving: set[int] = set()
+    real = HnswIndex.find_nearest
+
+    def record(index: HnswIndex, *arguments: Any) -> Any:
+        retrieving.add(threading.get_ident())
+        return real(index, *arguments)
+
+    monkeypatch.setattr(HnswIndex, "find_nearest", record)
+    model = replace(tiny.model, index=parts / "index.safetensors", backend=backend)
+    sizes = {}
+    for delay in (1, 2):
+        retrieving.clear()
+        method = Method.parse(f"evospec-paper@20/12/{delay}:{tiny.ranking('general')}")
+        shortlist = build_shortlist(method, model, None)
+        decode = build_decoder(
+            method, model, tiny.draft, None, gamma=3, sampling=Sampling(1.0), stop=StopRule(60),
+            shortlist=shortlist,
+        )  # fmt: skip
+        rounds = list(decode([5, 6, 7], SeededRandom(0)))
+        sizes[delay] = [size for finished in rounds for size in finished.shortlist_sizes]
+        own = threading.get_ident() not in retrieving
+        assert retrieving and own == (backend == "cpu" and delay == 2)
+    assert sizes[1] != sizes[2]
+
+
 @pytest.mark.parametrize(
     ("spelled", "words"),
     [
@@ -119,6 +153,8 @@ def test_build_shortlist_of_evospec_paper_evolves(
         ("routed", "routed is called dynaspec now"),
         ("evospec-paper@0.25/", "buffer '' is not a number of ids"),
         ("evospec-paper@0.25/0", "buffer '0' is not a number of ids"),
+        ("evospec-paper@0.25/256/0", "delay '0' is not a number of rounds"),
+        ("evospec-paper@0.25/256/2/3", "delay '2/3' is not a number of rounds"),
         ("evospec-paper@/256", "budget '' is not a number"),
         ("microspec:general", "microspec takes no ranking"),
         ("microspec@0", "budget 0"),

@@ -32,7 +32,8 @@ def make_row(method: str, stream: str, gamma: int | None, **changes: Any) -> dic
 
 
 def make_point(curve: str, altered: str | None, budget: int, stream: str) -> dict[str, Any]:
-    figures = dict.fromkeys(("tau", "tau_to_full", "coverage", "overlap", "overlap_to_full"), 0.75)
+    figures = dict.fromkeys(("tau", "tau_to_full", "coverage", "overlap", "overlap_to_full",
+                             "ceiling", "gate"), 0.75)  # fmt: skip
     return {"curve": curve, "altered": altered, "budget": budget, "stream": stream} | figures
 
 
@@ -53,7 +54,7 @@ REPORT: dict[str, Any] = {
 }  # fmt: skip
 HEADINGS = [
     "Results", "Methods", "Accepted tokens by part of the shortlist", "Around a switch of topic",
-    "Acceptance by budget", "Ablation of the shortlist", "Samples",
+    "Acceptance by budget", "What a shortlist pays", "Ablation of the shortlist", "Samples",
 ]  # fmt: skip
 
 
@@ -94,9 +95,9 @@ def test_write_shows_the_table_and_the_plots(show: Show, tmp_path: Path) -> None
     ]  # fmt: skip
     tab.wait_for_function(IDLE)
     pixels = count_pixels(tab)
-    # Three of methods, one of origins, one of switches, three of budgets, two of ablations.
-    assert len(pixels) >= 10
-    assert sum(count > 1000 for count in pixels) >= 10
+    # Three of methods, one of origins, one of switches, four of budgets, two of ablations.
+    assert len(pixels) >= 11
+    assert sum(count > 1000 for count in pixels) >= 11
     assert seen.errors == []
     assert seen.requests == [(tmp_path / "report.html").as_uri()]
     assert (tmp_path / "report.html").stat().st_size < 4e6

@@ -13,12 +13,13 @@ from minispec.commit import StopRule
 from minispec.decode import autoregressive, prefill, speculative
 from minispec.io import draft_file
 from minispec.models.eagle_draft import EagleDraft
+from minispec.ranked_head import RankedHead
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.evaluation import replay
 from minispec.tools.evaluation.measure import measure
-from minispec.tools.evaluation.replay import RecordedTarget, replay_text
+from minispec.tools.evaluation.replay import RETRIEVED, RecordedTarget, replay_text
 from minispec.tools.models import pretrained
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Round, Shortlist, Target
@@ -150,18 +151,18 @@ def test_recorded_target_has_the_features_of_the_target(model: Pretrained) -> No
 
 
 @pytest.mark.parametrize("name", list(make_shortlists()))
-def test_overlap_equals_sum_of_min_p_q(
+def test_steps_are_compared_with_the_distribution_of_the_target(
     model: Pretrained, draft: EagleDraft, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the distributions that ``Sampling`` computes, x over the whole vocabulary."""
     steps: list[Any] = []
-    real = replay._overlap
+    real = replay._compare_step
 
-    def record(text: RecordedTarget, draft: Any, step: Any) -> float:
+    def record(text: RecordedTarget, draft: Any, step: Any) -> replay.StepFigures:
         steps.append(step)
         return real(text, draft, step)
 
-    monkeypatch.setattr(replay, "_overlap", record)
+    monkeypatch.setattr(replay, "_compare_step", record)
     prompt = model.tokenizer.chat("The sea")
     answer = decode_plainly(model.target, prompt, StopRule(20))
     text = RecordedTarget(model.target, prompt, answer)
@@ -169,8 +170,8 @@ def test_overlap_equals_sum_of_min_p_q(
     tokens = [*prompt, *answer]
     (features,) = prefill(model.target, tokens, model.target.new_cache(len(tokens)))
     sampling = Sampling(replay.TEMPERATURE)
-    assert len(steps) == len(found.overlaps) > 5
-    for step, value in zip(steps, found.overlaps, strict=True):
+    assert len(steps) == len(found.steps) > 5
+    for step, compared in zip(steps, found.steps, strict=True):
         position = len(step.context.tokens) - 1
         assert list(step.context.tokens) == tokens[: position + 1]
         everything = torch.arange(V)
@@ -182,7 +183,32 @@ def test_overlap_equals_sum_of_min_p_q(
             draft.head.logits_of(step.context.hidden, step.ids), step.ids
         )
         q[distribution.ids] = distribution.probs
-        assert value == pytest.approx(float(torch.minimum(p, q).sum()), abs=1e-5)
+        assert compared.overlap == pytest.approx(float(torch.minimum(p, q).sum()), abs=1e-5)
+        assert compared.mass == pytest.approx(float(p[step.ids].sum()), abs=1e-5)
+        assert compared.overlap <= compared.mass + 1e-6
+        assert sum(compared.parts.values()) == pytest.approx(compared.mass if step.parts else 0)
+        likeliest = p.argsort(descending=True)
+        expected = [len({*likeliest[:n].tolist()} & {*step.ids.tolist()}) / n for n in RETRIEVED]
+        assert compared.recall == pytest.approx(expected)
+
+
+def test_recorded_target_ranks_as_the_target_does(model: Pretrained) -> None:
+    """The ids below the recorded one too, which shortlists and learners may ask for; a recorded id
+    that is not the likeliest comes first, and the likeliest takes its place."""
+    prompt, answer = [5, 6, 7], [8, 9, 10, 11]
+    text = RecordedTarget(model.target, prompt, answer)
+    (features,) = prefill(model.target, [*prompt, *answer[:-1]], model.target.new_cache(10))
+    logits = model.target.head.logits(features.hidden)  # (6, V)
+    step = text.step(torch.tensor([*prompt, *answer[:-1]]), text.new_cache(100))
+    ids, values = RankedHead(text.head, 12).rank(step.hidden)
+    for row, following, found, sorted_values in zip(
+        logits, [6, 7, *answer], ids, values, strict=True
+    ):
+        top = int(row.argmax())
+        swapped = row.clone()
+        swapped[following], swapped[top] = row[top], row[following]
+        assert found.tolist() == swapped.argsort(descending=True)[:12].tolist()
+        assert torch.equal(sorted_values, row.sort(descending=True).values[:12])
 
 
 def test_origin_counts_accepted_tokens_by_part(model: Pretrained, draft: EagleDraft) -> None:
@@ -233,4 +259,4 @@ def test_replay_text_can_be_repeated(model: Pretrained, draft: EagleDraft) -> No
     text, shortlist = RecordedTarget(model.target, prompt, answer), make_shortlists()["follower"]
     first = replay_text(text, draft, shortlist, gamma=4, stop=StopRule(20))
     again = replay_text(text, draft, shortlist, gamma=4, stop=StopRule(20))
-    assert (first.overlaps, first.origin) == (again.overlaps, again.origin)
+    assert (first.steps, first.origin) == (again.steps, again.origin)

@@ -97,7 +97,7 @@ def test_study_points_equal_the_rows_of_their_methods(tiny: Tiny) -> None:
         (full,) = select_points(found, curve="full", stream=row["stream"])
         assert point["tau_to_full"] == point["tau"] / full["tau"]
         assert point["overlap_to_full"] == point["overlap"] / full["overlap"]
-        assert 0 < point["overlap"] <= 1
+        assert 0 < point["overlap"] <= point["ceiling"] + 1e-6 <= 1 + 2e-6
         if row["method"] == "full":
             assert point["coverage"] == 1
 
@@ -106,6 +106,7 @@ def test_study_point_at_the_vocabulary_equals_full(tiny: Tiny) -> None:
     found = run_compare(tiny, "frspec@40")
     for stream in ("law", "code", "all"):
         (full,) = select_points(found, curve="full", stream=stream)
+        assert full["ceiling"] == pytest.approx(1)
         (point,) = select_points(found, curve="frspec:general", stream=stream, budget=V)
         assert point | {"curve": "full"} == full
 
@@ -114,15 +115,37 @@ def test_study_replays_the_greedy_text_at_any_temperature(tiny: Tiny) -> None:
     """The study of a sampled comparison equals that of a greedy one."""
     greedy = run_compare(tiny, "full,frspec@40", switch=True)
     sampled = run_compare(tiny, "full,frspec@40", switch=True, sampling=Sampling(0.9))
+    for each in (*greedy["study"]["points"], *sampled["study"]["points"]):
+        each["gate"] = each["measured"] = None  # they depend on the time
     assert greedy["study"] == sampled["study"]
     assert greedy["results"][0]["target_passes"] != sampled["results"][0]["target_passes"]
+
+
+def test_gate_is_the_speed_that_follows_from_tau_and_rows(tiny: Tiny) -> None:
+    found = run_compare(tiny, "full,frspec@40", switch=True)
+    for stream in ("law", "switch", "all"):
+        (full_row,) = rows(found, method="full", stream=stream)
+        head = full_row["seconds"]["draft_head"]
+        others = sum(s for phase, s in full_row["seconds"].items() if phase != "prefill") - head
+        kappa = head / others
+        (full,) = select_points(found, curve="full", stream=stream)
+        assert (full["gate"], full["measured"]) == (pytest.approx(1), pytest.approx(1))
+        for point in select_points(found, curve="frspec:general", stream=stream):
+            nu = point["budget"] / V
+            assert point["rows_to_full"] == pytest.approx(nu)
+            expected = point["tau_to_full"] * (1 + kappa) / (1 + nu * kappa)
+            assert point["gate"] == pytest.approx(expected)
+            (row,) = rows(found, method="frspec@40", stream=stream)
+            speed = row["tokens_per_second"] / full_row["tokens_per_second"]
+            assert point["measured"] == (pytest.approx(speed) if point["budget"] == 40 else None)
+    untimed = run_compare(tiny, "frspec@40")
+    assert {(p["gate"], p["measured"]) for p in untimed["study"]["points"]} == {(None, None)}
 
 
 @pytest.mark.usefixtures("use_follower")
 def test_study_ablates_parts(tiny: Tiny) -> None:
     found = run_compare(tiny, "frspec@40,frspec@64:mix", switch=True)
-    names = {"core", "core + recency", "core + recency + successor",
-             "without online updates", "once a round", "at each step"}  # fmt: skip
+    names = {"core", "core + recency", "without online updates", "once a round", "at each step"}
     altered = [p for p in found["study"]["points"] if p["altered"]]
     assert {(p["curve"], p["budget"]) for p in altered} == {("frspec:mix", 64)}
     assert {p["altered"] for p in altered} == names
@@ -132,9 +155,12 @@ def test_study_ablates_parts(tiny: Tiny) -> None:
             for p in select_points(found, curve="frspec:mix", stream=stream, budget=64)
         }
         assert at.keys() == {None, *names}
-        # All of its parts, and selected as often as it declares: the unchanged shortlist.
-        for same in ("core + recency + successor", "at each step"):
-            assert at[same] | {"altered": None} == at[None]
+        # Selected as often as it declares: the unchanged shortlist, which has parts and was timed.
+        same = {key: at[None][key] for key in ("altered", "measured", "ceiling_by_part")}
+        assert at["at each step"] | same == at[None]
+        parts = at[None]["ceiling_by_part"]
+        assert parts.keys() == {"core", "recency", "successor"}
+        assert sum(parts.values()) == pytest.approx(at[None]["ceiling"])
         # The core alone, filled up from the ranking: FR-Spec at this budget.
         assert at["core"]["coverage"] != at[None]["coverage"]
     ids = ranking.read_ranking(tiny.ranking("mix"), tiny.model.tokenizer.fingerprint, V)

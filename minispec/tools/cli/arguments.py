@@ -29,7 +29,9 @@ a method is NAME[@BUDGET][:RANKING][+adapt][+suffix] or MODULE:CLASS[@BUDGET][+a
   frspec@4096:mix      ... the 4096 most frequent ids of another ranking: general, mix,
                        without-code, ..., without-own (all but the prompts' domain), or a file
   evospec@1536         ... 1536 ids that evolve with the text (ours, after EvoSpec)
-  evospec-paper@0.25/256   a static core and a buffer of retrieved ids (EvoSpec as published)
+  evospec-paper@0.25/256
+                       ... a static core and a buffer of retrieved ids (EvoSpec as published);
+                       /256/2 retrieves beside a round, and its ids count one round later
   microspec            ... the ids of the prompt, and the target's likeliest (MicroSpec)
   dynaspec@1536        ... the clusters that a trained router scores highest (DynaSpec)
   lowrank@1536         ... the ids of the highest logits under a low-rank head (SpecVocab)

@@ -86,7 +86,8 @@ def compare(options: argparse.Namespace) -> None:
     comparison = run_comparison(model, prompts, settings)
     texts = table.format_samples(comparison.report)
     switches = "\n".join(table.format_switches(comparison.report))
-    print_kept("\n\n".join(filter(None, (texts, str(comparison), switches))))
+    study = table.format_study(comparison.report)
+    print_kept("\n\n".join(filter(None, (texts, str(comparison), switches, study))))
     comparison.save(options.out)
     print(f"wrote report.json, report.png and report.html into {options.out}")
 

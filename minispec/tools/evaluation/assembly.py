@@ -31,7 +31,7 @@ from minispec.suffix_index import SuffixIndex
 from minispec.tools.data import ranking
 from minispec.tools.evaluation import plugins, shortlist_files
 from minispec.tools.evaluation.methods import OWN_SHARE, RANKING, Method
-from minispec.tools.models.backend import LEARNING_BACKENDS
+from minispec.tools.models.backend import LEARNING_BACKENDS, build_background_runner
 from minispec.tools.models.hnsw_cache import load_hnsw
 from minispec.tools.models.pass_costs import load_costs
 from minispec.tools.models.pretrained import Pretrained
@@ -132,7 +132,13 @@ def _build_paper_shortlist(
         )
     graph = shortlist_files.read_bigrams(model)
     rows = load_hnsw(_cpu_rows(model), model.fingerprint)
-    return EvoSpecPaperShortlist(ids, core, model.tokenizer.eos_ids, rows, graph, buffer=buffer)
+    delay = method.delay or 1
+    # With a delay of one round there is nothing that a retrieval could run beside.
+    runner = build_background_runner(model.backend) if delay > 1 else None
+    return EvoSpecPaperShortlist(
+        ids, core, model.tokenizer.eos_ids, rows, graph, buffer=buffer, delay=delay,
+        **({"run": runner} if runner else {}),
+    )  # fmt: skip
 
 
 def build_learner(

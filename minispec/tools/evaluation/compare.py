@@ -37,14 +37,14 @@ from minispec.tools.evaluation.results import (
     Variant,
     build_rows,
     flatten,
+    flatten_at,
     list_variants,
 )
 from minispec.tools.evaluation.study import Study, Text
+from minispec.tools.evaluation.warm_up import warm_up_decoders
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft
 from minispec.verify import Verifier
-
-_WARM_UP_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,12 @@ def compare(
                 origin[variant] = study.compute_origin(variant.method, texts, variant.gamma)
         if settings.study:
             texts = plain.answer_all(plan, eos_ids)
-            study_report = study.report(settings.methods, texts, settings.gammas[0])
+            gamma = settings.gammas[0]
+            timed = flatten_at(conversations, gamma)
+            study_report = study.report(settings.methods, texts, gamma, timed)
     size = model.target.head.vocab_size
     return {
+        "version": 2,
         "model": model.name,
         "dtype": model.dtype,
         "backend": model.backend,
@@ -185,7 +188,8 @@ def _decode_all(
 ) -> tuple[dict[Variant, dict[str, list[list[Figures]]]], dict[Variant, float]]:
     """The figures of every variant on every prompt, and each variant's peak memory (MB)."""
     variants = list(decoders)
-    _warm_up(decoders, next(iter(plan.values()))[0][0].ids)
+    distinct = dict.fromkeys(each for streams in decoders.values() for each in streams.values())
+    warm_up_decoders([*distinct], next(iter(plan.values()))[0][0].ids)
     conversations: dict[Variant, dict[str, list[list[Figures]]]] = {v: {} for v in variants}
     peaks = dict.fromkeys(variants, 0.0)
     planned = [(name, turns) for name in plan for turns in plan[name]]
@@ -214,14 +218,6 @@ def _decode_all(
                     bar.update()
                 number += 1
     return conversations, peaks
-
-
-def _warm_up(decoders: Mapping[Variant, Mapping[str, Decoder]], ids: Sequence[int]) -> None:
-    """Run a few rounds of every decoder, untimed, so that everything is compiled and cached."""
-    distinct = dict.fromkeys(each for streams in decoders.values() for each in streams.values())
-    for decode in tqdm(distinct, desc="warming up", unit="method", leave=False, disable=None):
-        for _ in itertools.islice(decode(ids, SeededRandom(0)), _WARM_UP_ROUNDS):
-            pass
 
 
 class _PlainDecoding:

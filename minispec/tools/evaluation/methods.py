@@ -2,7 +2,7 @@
 
     NAME[@BUDGET][:RANKING][+adapt]   autoregressive  frspec@0.25  evospec@1536+adapt
     suffix  METHOD+suffix             suffix  evospec@1536+suffix
-    evospec-paper[@CORE[/BUFFER]]     evospec-paper@0.25/256  evospec-paper@32000
+    evospec-paper[@CORE[/BUFFER[/DELAY]]]   evospec-paper@0.25/256  evospec-paper@32000/256/2
     microspec[@WINDOW]                microspec  microspec@2048
     MODULE:CLASS[@BUDGET][+adapt]     my_module:MyShortlist@1536
 
@@ -40,9 +40,10 @@ _ADAPT, _ADAPT_PAPER, _SUFFIX = "+adapt", "+adapt:paper", "+suffix"
 @dataclass(frozen=True)
 class Method:
     """A method. ``budget`` is a share of V if it is a float, and None with a ranking's file for its
-    default; ``buffer``: the ids of ``evospec-paper`` beside this budget; ``adapt``: how the draft
-    learns, "+adapt", "+adapt:paper" or "" for a frozen one; ``suffix``: whether continuations of
-    the text are proposed beside the draft's tokens; ``part``: a shortlist of one's own, an
+    default; ``buffer``: the ids of ``evospec-paper`` beside this budget, ``delay``: the rounds
+    after which they change; ``adapt``: how the draft learns, "+adapt", "+adapt:paper" or "" for a
+    frozen one; ``suffix``: whether continuations of the text are proposed beside the draft's
+    tokens; ``part``: a shortlist of one's own, an
     instance, class or factory. ``spelled`` is the text that the user gave, for display."""
 
     name: str
@@ -51,6 +52,7 @@ class Method:
     spelled: str = field(default="", compare=False)
     adapt: str = ""
     buffer: int | None = None
+    delay: int | None = None
     suffix: bool = False
     part: Any = field(default=None, compare=False, repr=False)
 
@@ -81,13 +83,14 @@ class Method:
             raise ArgumentError(f"method {text!r} names no ranking after the colon")
         if share is None:
             return Method(name)
-        ranking_name, buffer = ranking_name or RANKING, None
+        ranking_name, buffer, delay = ranking_name or RANKING, None, None
         if name == "evospec-paper":
-            budget, slash, size = budget.partition("/")
-            buffer = _parse_buffer(size) if slash else evospec_paper.BUFFER
+            budget, *numbers = budget.split("/", 2)
+            buffer = _parse_count(numbers[0], "buffer") if numbers else evospec_paper.BUFFER
+            delay = _parse_count(numbers[1], "delay") if len(numbers) > 1 else 1
         default = share if ranking_name in (*ranking.NAMES, _WITHOUT_OWN) else None
         chosen = _parse_budget(budget) if at else default
-        return Method(name, chosen, ranking_name, spelled=text, buffer=buffer)
+        return Method(name, chosen, ranking_name, spelled=text, buffer=buffer, delay=delay)
 
     @staticmethod
     def of(method: Any) -> "Method":
@@ -124,7 +127,7 @@ class Method:
 
     def __str__(self) -> str:
         at = "" if self.budget is None else f"@{self.budget}"
-        buffer = "" if self.buffer is None else f"/{self.buffer}"
+        buffer = "" if self.buffer is None else f"/{self.buffer}/{self.delay or 1}"
         ranking_name = f":{self.ranking}" if self.ranking else ""
         return self.spelled or f"{self.name}{at}{buffer}{ranking_name}"
 
@@ -191,9 +194,10 @@ def _parse_budget(text: str) -> int | float:
     return value
 
 
-def _parse_buffer(text: str) -> int:
+def _parse_count(text: str, what: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        unit = "rounds" if what == "delay" else "ids"
         raise ArgumentError(
-            f"buffer {text!r} is not a number of ids: give 1 or more after the slash"
+            f"{what} {text!r} is not a number of {unit}: give 1 or more after the slash"
         )
     return int(text)

@@ -21,25 +21,46 @@ from minispec.commit import StopRule
 from minispec.decode import prefill, speculative
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.evaluation.measure import Figures, measure
-from minispec.types import BaseShortlist, Context, Draft, Features, Round, Shortlist, Target
+from minispec.types import BaseShortlist, Context, Draft, Features, Head, Round, Shortlist, Target
 
-TEMPERATURE = 0.8  # at which the overlap of p and q is computed
+TEMPERATURE = 0.8  # at which p and q are compared
+RETRIEVED = (10, 50, 100)  # the numbers of the target's likeliest ids that are looked for
 
 
-class _OneHotHead:
-    """A head whose hidden states (..., 1) are the next ids: its distributions are one-hot."""
+class _RecordedHead:
+    """A head whose hidden states (..., 1) are positions of a text: its likeliest id is the next
+    one. The others follow in the order of the target's logits if these are recorded, else the next
+    id is the only likely one."""
 
-    def __init__(self, vocab_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        following: Tensor,
+        vocab_size: int,
+        dtype: torch.dtype,
+        recorded: tuple[Head, Tensor] | None,
+    ) -> None:
+        """``following`` (T,): the id after each position; ``dtype`` of the logits; ``recorded``:
+        the target's head and its hidden states (T, D)."""
         self.vocab_size, self._dtype = vocab_size, dtype
+        self._following, self._recorded = following, recorded
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.one_hot(hidden[..., 0], self.vocab_size).to(self._dtype)  # (..., V)
+        following = self._following[hidden[..., 0]]  # (...)
+        if self._recorded is None:
+            return F.one_hot(following, self.vocab_size).to(self._dtype)  # (..., V)
+        head, states = self._recorded
+        logits = head.logits(states[hidden[..., 0]])  # (..., V)
+        # Another backend may have decided a near tie the other way: exchange the two logits.
+        top, values = logits.argmax(-1, keepdim=True), logits.amax(-1, keepdim=True)
+        lower = logits.gather(-1, following[..., None])
+        return logits.scatter(-1, top, lower).scatter(-1, following[..., None], values)
 
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         return self.logits(hidden)[..., ids]  # (..., K)
 
     def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return hidden[:, 0], torch.ones(len(hidden), dtype=self._dtype)  # (T,) each
+        ids = self._following[hidden[:, 0]]  # (T,)
+        return ids, torch.ones(len(ids), dtype=self._dtype)
 
 
 @dataclass
@@ -56,7 +77,8 @@ class ReplayTarget:
     """A target that predicts one recorded answer to one prompt (see ``types.Target``).
 
     ``answer``: one id or more, from greedy decoding. ``aux_hidden_states`` (T - 1, n_aux * D): of
-    every token of prompt and answer but the last.
+    every token of prompt and answer but the last. ``recorded``: the target's head and its hidden
+    states (T - 1, D), if ids below the likeliest are wanted too.
     """
 
     def __init__(
@@ -66,11 +88,12 @@ class ReplayTarget:
         aux_hidden_states: Tensor,
         vocab_size: int,
         context_limit: int,
+        recorded: tuple[Head, Tensor] | None = None,
     ) -> None:
         self.prompt, self.context_limit = tuple(prompt), context_limit
-        self.head = _OneHotHead(vocab_size, aux_hidden_states.dtype)
         self._aux_hidden_states = aux_hidden_states
-        self._next = torch.tensor((*prompt[1:], *answer))  # (T - 1,)
+        following = torch.tensor((*prompt[1:], *answer))  # (T - 1,)
+        self.head = _RecordedHead(following, vocab_size, aux_hidden_states.dtype, recorded)
 
     def new_cache(self, capacity: int) -> _Position:
         """A cache at the start of the text."""
@@ -81,28 +104,34 @@ class ReplayTarget:
         # A chain may run past the end of the text. The stop rule cuts it off there, so any
         # prediction will do: the last one is repeated.
         positions = torch.arange(cache.length, cache.length + len(ids))  # (T,)
-        positions = positions.clamp(max=len(self._next) - 1)
+        positions = positions.clamp(max=len(self._aux_hidden_states) - 1)
         cache.length += len(ids)
-        return Features(self._next[positions, None], self._aux_hidden_states[positions])
+        return Features(positions[:, None], self._aux_hidden_states[positions])
 
 
 class RecordedTarget(ReplayTarget):
-    """A replay target, with the hidden states and softmax normalisers of the target recorded.
+    """A replay target, with the hidden states, the softmax normalisers and the likeliest ids of the
+    target recorded.
 
-    ``hidden`` (T - 1, D); ``norms`` (T - 1,): logsumexp of the logits at ``TEMPERATURE``.
+    ``hidden`` (T - 1, D); ``norms`` (T - 1,): logsumexp of the logits at ``TEMPERATURE``;
+    ``top_ids`` (T - 1, 100): the best first.
     """
 
     def __init__(self, target: Target, prompt: Sequence[int], answer: Sequence[int]) -> None:
         """``answer``: one id or more, from the target's greedy decoding."""
         tokens = (*prompt, *answer)
         features = list(prefill(target, tokens[:-1], target.new_cache(len(tokens))))
-        aux_hidden_states = torch.cat([f.aux_hidden_states for f in features])
-        size = target.head.vocab_size
-        super().__init__(prompt, answer, aux_hidden_states, size, target.context_limit)
         self.hidden = torch.cat([f.hidden for f in features])  # (T - 1, D)
-        logits = (target.head.logits(hidden) for hidden in self.hidden.split(256))
-        norms = [(rows.float() / TEMPERATURE).logsumexp(-1) for rows in logits]
-        self.norms = torch.cat(norms)  # (T - 1,)
+        super().__init__(
+            prompt, answer, torch.cat([f.aux_hidden_states for f in features]),
+            target.head.vocab_size, target.context_limit, (target.head, self.hidden),
+        )  # fmt: skip
+        norms, top_ids = [], []
+        for hidden in self.hidden.split(256):
+            logits = target.head.logits(hidden).float()  # (T, V)
+            norms.append((logits / TEMPERATURE).logsumexp(-1))
+            top_ids.append(logits.topk(min(RETRIEVED[-1], logits.shape[-1])).indices)
+        self.norms, self.top_ids = torch.cat(norms), torch.cat(top_ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,15 +180,30 @@ class RecordingShortlist(BaseShortlist):
 class Replay:
     """What a shortlist achieved on one text.
 
-    ``overlaps``: sum_x min(p(x), q(x)) = 1 - TV(p, q) at ``TEMPERATURE``, for the first draft step
-    of each round: the probability that a token drawn there is accepted (Leviathan et al.,
-    Theorem 3.5). ``origin``: accepted tokens by the part of the shortlist that contained them;
-    empty for shortlists without parts.
+    ``steps``: at the first draft step of each round. ``origin``: accepted tokens by the part of the
+    shortlist that contained them; empty for shortlists without parts.
     """
 
     figures: Figures
-    overlaps: tuple[float, ...]
+    steps: tuple["StepFigures", ...]
     origin: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """A draft step beside the target's distribution there, both at ``TEMPERATURE``.
+
+    ``overlap``: sum_x min(p(x), q(x)) = 1 - TV(p, q), the probability that a token drawn there is
+    accepted (Leviathan et al., Theorem 3.5). ``mass``: the sum of p over the shortlist, which the
+    overlap cannot exceed, whatever the draft (SlimSpec, arXiv 2605.10453). ``parts``: the same of
+    each part. ``recall``: the share of the target's likeliest ids that are on the shortlist, for
+    each number of ``RETRIEVED``.
+    """
+
+    overlap: float
+    mass: float
+    parts: Mapping[str, float]
+    recall: tuple[float, ...]
 
 
 def replay_text(
@@ -177,7 +221,7 @@ def replay_text(
     head must have the rows of the target's head.
     """
     recording = RecordingShortlist(shortlist)
-    overlaps: list[float] = []
+    compared: list[StepFigures] = []
     origin: Counter[str] = Counter()
 
     def record_rounds() -> Iterator[Round]:
@@ -187,19 +231,25 @@ def replay_text(
         ):  # fmt: skip
             steps, recording.steps = recording.steps, []
             if steps:
-                overlaps.append(_overlap(text, draft, steps[0]))
+                compared.append(_compare_step(text, draft, steps[0]))
             for node in finished.path:
                 parts = steps[0 if recording.per_round else node].parts
                 origin.update(name for name, ids in parts.items() if finished.tokens[node] in ids)
             yield finished
 
     figures = measure(record_rounds(), text.prompt)
-    return Replay(figures, tuple(overlaps), origin)
+    return Replay(figures, tuple(compared), origin)
 
 
-def _overlap(text: RecordedTarget, draft: Draft, step: Step) -> float:
-    """sum_x min(p(x), q(x)) over the shortlist, outside of which q is zero."""
-    position = len(step.context.tokens) - 1
+def _compare_step(text: RecordedTarget, draft: Draft, step: Step) -> StepFigures:
+    position, ids = len(step.context.tokens) - 1, step.ids
     both = torch.stack((text.hidden[position], step.context.hidden))  # (2, D)
-    p, q = draft.head.logits_of(both, step.ids).float() / TEMPERATURE  # (K,) each
-    return float(torch.minimum((p - text.norms[position]).exp(), q.softmax(-1)).sum())
+    p, q = draft.head.logits_of(both, ids).float() / TEMPERATURE  # (K,) each
+    p, q = (p - text.norms[position]).exp(), q.softmax(-1)  # q is zero outside of the shortlist
+    listed = torch.isin(text.top_ids[position], ids)  # (100,)
+    return StepFigures(
+        overlap=float(torch.minimum(p, q).sum()),
+        mass=float(p.sum()),
+        parts={name: float(p[torch.isin(ids, part)].sum()) for name, part in step.parts.items()},
+        recall=tuple(float(listed[:count].float().mean()) for count in RETRIEVED),
+    )

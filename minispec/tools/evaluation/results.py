@@ -50,6 +50,17 @@ def flatten(conversations: Conversations, stream: str) -> list[Figures]:
     return [figures for name in names for figures in chain.from_iterable(conversations[name])]
 
 
+def flatten_at(
+    conversations: Mapping[Variant, Conversations], gamma: int
+) -> dict[Method, dict[str, list[Figures]]]:
+    """The figures of each method at one gamma, by stream, "all" among them."""
+    return {
+        variant.method: {name: flatten(streams, name) for name in (*streams, "all")}
+        for variant, streams in conversations.items()
+        if variant.gamma == gamma
+    }
+
+
 def _belongs_to(name: str, stream: str) -> bool:
     return name == stream or (stream == "all" and name != SWITCH)
 

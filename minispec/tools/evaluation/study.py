@@ -2,8 +2,9 @@
 
 By replay (see ``minispec.tools.evaluation.replay``): all shortlists draft over the same text, the
 target's own greedy answers, so they differ in nothing but the ids that they allow. Measures
-acceptance, not time. Also computes, for shortlists with parts, which part contained the accepted
-tokens.
+acceptance and its ceiling, the target's mass on the shortlist, not time; the speed that would
+follow is computed by the ``gate``, beside what was measured. Also computes, for shortlists with
+parts, which part contained the accepted tokens.
 """
 
 from collections import Counter
@@ -21,24 +22,20 @@ from minispec.commit import StopRule
 from minispec.errors import ArgumentError
 from minispec.tools.data.streams import SWITCH
 from minispec.tools.evaluation import assembly, shortlist_files
-from minispec.tools.evaluation.measure import pool
+from minispec.tools.evaluation.gate import compute_kappa, compute_nu, measure_speed, predict_speed
+from minispec.tools.evaluation.measure import Figures, pool
 from minispec.tools.evaluation.methods import Method
-from minispec.tools.evaluation.replay import TEMPERATURE, RecordedTarget, Replay, replay_text
+from minispec.tools.evaluation.replay import (
+    RETRIEVED,
+    TEMPERATURE,
+    RecordedTarget,
+    Replay,
+    replay_text,
+)
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import BaseShortlist, Context, Draft, Round, Shortlist
 
 _SMALLEST = 256  # the first budget of the sweep, doubled up to the whole vocabulary
-
-# The ablations of a shortlist with parts: some parts only, no learning, or another frequency of
-# selection.
-_ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "core": {"parts": ("core",)},
-    "core + recency": {"parts": ("core", "recency")},
-    "core + recency + successor": {"parts": ("core", "recency", "successor")},
-    "without online updates": {"learns": False},
-    "once a round": {"per_round": True},
-    "at each step": {"per_round": False},
-}
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class Text:
 
 Texts = Mapping[str, Sequence[Sequence[Text]]]  # by stream, by conversation, by turn
 Replays = Mapping[str, Sequence[Replay]]  # by stream
+Timed = Mapping[Method, Mapping[str, Sequence[Figures]]]  # by stream
 Shortlists = Mapping[str, Shortlist]  # by domain
 
 
@@ -77,32 +75,39 @@ class Study:
         replays = self._replay_all(shortlists, texts, gamma, f"explaining {method}")
         return {stream: _share_by_part(found) for stream, found in replays.items()}
 
-    def report(self, compared: Iterable[Method], texts: Texts, gamma: int) -> dict[str, Any]:
-        """tau, coverage and overlap of all shortlists over their budget, and of those with parts
-        also with their ablations. ``texts``: the target's greedy answers."""
+    def report(
+        self, compared: Iterable[Method], texts: Texts, gamma: int, timed: Timed
+    ) -> dict[str, Any]:
+        """tau, coverage, ceiling and gate of all shortlists over their budget, and of those with
+        parts also with their ablations. ``texts``: the target's greedy answers; ``timed``: the
+        figures of the comparison at this gamma, from which the gate has the cost of the head."""
         full = self._replay_all(self._build_shortlists(Method("full"), texts), texts, gamma, "full")
-        points = _build_points("full", None, self._size, full, full)
-        own = [
-            replace(method, budget=method.ids(self._size), spelled="")
+        timed_full = timed.get(Method("full"))
+        points = self._build_points("full", None, self._size, full, full, timed_full, timed_full)
+        own = {
+            replace(method, budget=method.ids(self._size), adapt="", spelled=""): method
             for method in compared
             if method.ranking is not None or method.budget is not None
-        ]
+        }
         doubled = (_SMALLEST << i for i in range(self._size.bit_length()))
         sweep = [budget for budget in (*doubled, self._size) if budget <= self._size]
         tried = {replace(method, budget=b) for method in own for b in (method.budget, *sweep)}
-        for method in sorted(tried, key=lambda m: (m.name, m.ranking or "", m.budget)):
+        for method in sorted(tried, key=lambda m: (_name_curve(m), m.budget)):
             try:
                 shortlists = self._build_shortlists(method, texts)
             except ArgumentError:
                 continue  # this shortlist cannot have this budget
-            curve = f"{method.name}:{method.ranking}" if method.ranking else method.name
+            curve = _name_curve(method)
             found = self._replay_all(shortlists, texts, gamma, f"replaying {method}")
-            points += _build_points(curve, None, method.budget, found, full)
+            ours = timed.get(own[method]) if method in own and not own[method].adapt else None
+            points += self._build_points(curve, None, method.budget, found, full, timed_full, ours)
             if method in own and method.ranking and _have_parts(shortlists):
-                for name, change in _ABLATIONS.items():
+                for name, change in _list_ablations(shortlists).items():
                     altered = self._build_shortlists(method, texts, change)
                     found = self._replay_all(altered, texts, gamma, f"{method}, {name}")
-                    points += _build_points(curve, name, method.budget, found, full)
+                    points += self._build_points(
+                        curve, name, method.budget, found, full, timed_full, None
+                    )
         return {"gamma": gamma, "temperature": TEMPERATURE, "points": points}
 
     def _build_shortlists(
@@ -149,6 +154,55 @@ class Study:
                         bar.update()
         return found
 
+    def _build_points(
+        self,
+        curve: str,
+        altered: str | None,
+        budget: Any,
+        replays: Replays,
+        full: Replays,
+        timed_full: Mapping[str, Sequence[Figures]] | None,
+        timed: Mapping[str, Sequence[Figures]] | None,
+    ) -> list[dict[str, Any]]:
+        """A point of the study for each stream."""
+        points = []
+        for stream, ours in replays.items():
+            row, best = (pool([r.figures for r in each]) for each in (ours, full[stream]))
+            steps, best_steps = (
+                [s for r in each for s in r.steps] for each in (ours, full[stream])
+            )
+            overlap, best_overlap = (fmean(s.overlap for s in each) for each in (steps, best_steps))
+            kappa = compute_kappa(timed_full[stream]) if timed_full else None
+            tau_to_full, nu = row["tau"] / best["tau"], compute_nu(row, self._size)
+            points.append(
+                {
+                    "curve": curve,
+                    "altered": altered,
+                    "budget": budget,
+                    "stream": stream,
+                    "tau": row["tau"],
+                    "tau_to_full": tau_to_full,
+                    "coverage": row["coverage"],
+                    "overlap": overlap,
+                    "overlap_to_full": overlap / best_overlap,
+                    "ceiling": fmean(step.mass for step in steps),
+                    "ceiling_by_part": {
+                        name: fmean(step.parts[name] for step in steps) for name in steps[0].parts
+                    },
+                    "recall": [
+                        {"ids": count, "value": fmean(step.recall[i] for step in steps)}
+                        for i, count in enumerate(RETRIEVED)
+                    ],
+                    "rows_to_full": nu,
+                    "gate": None if kappa is None else predict_speed(tau_to_full, nu, kappa),
+                    "measured": (
+                        measure_speed(timed[stream], timed_full[stream])
+                        if timed and timed_full else None
+                    ),
+                }
+            )  # fmt: skip
+        return points
+
 
 class _AlteredShortlist(BaseShortlist):
     """A shortlist with one ablation: it keeps some parts and fills up with the next ids of its
@@ -165,6 +219,7 @@ class _AlteredShortlist(BaseShortlist):
         self.name, self.budget = inner.name, inner.budget
         self.per_round = inner.per_round if per_round is None else per_round
         self.top_ids_wanted, self.reads_prompt = inner.top_ids_wanted, inner.reads_prompt
+        self.rows_probed = inner.rows_probed
         self._fill = ranked[: inner.budget]
         self._inner, self._parts, self._learns = inner, parts, learns
 
@@ -188,6 +243,27 @@ class _AlteredShortlist(BaseShortlist):
         self._inner.reset()
 
 
+def _name_curve(method: Method) -> str:
+    """A method without its budget."""
+    buffer = "" if method.buffer is None else f"/{method.buffer}/{method.delay or 1}"
+    return f"{method.name}{buffer}" + (f":{method.ranking}" if method.ranking else "")
+
+
+def _list_ablations(shortlists: Shortlists) -> dict[str, dict[str, Any]]:
+    """The ablations of a shortlist with parts: its first parts only, no learning, or another
+    frequency of selection."""
+    shortlist = next(iter(shortlists.values()))
+    assert isinstance(shortlist, BaseShortlist)  # it has parts
+    names = shortlist.part_names
+    first = {" + ".join(names[:n]): {"parts": names[:n]} for n in range(1, len(names))}
+    return {
+        **first,
+        "without online updates": {"learns": False},
+        "once a round": {"per_round": True},
+        "at each step": {"per_round": False},
+    }
+
+
 def _have_parts(shortlists: Shortlists) -> bool:
     return all(isinstance(s, BaseShortlist) and s.part_names for s in shortlists.values())
 
@@ -200,30 +276,3 @@ def _share_by_part(replays: Sequence[Replay]) -> dict[str, float]:
     """The share of all accepted tokens that each part contained."""
     counts = sum((Counter(replay.origin) for replay in replays), Counter[str]())
     return {name: count / counts.total() for name, count in counts.items()}
-
-
-def _build_points(
-    curve: str, altered: str | None, budget: Any, replays: Replays, full: Replays
-) -> list[dict[str, Any]]:
-    """A point of the study for each stream."""
-    points = []
-    for stream, ours in replays.items():
-        row, best = (pool([r.figures for r in each]) for each in (ours, full[stream]))
-        overlap, best_overlap = (
-            fmean(value for replay in each for value in replay.overlaps)
-            for each in (ours, full[stream])
-        )
-        points.append(
-            {
-                "curve": curve,
-                "altered": altered,
-                "budget": budget,
-                "stream": stream,
-                "tau": row["tau"],
-                "tau_to_full": row["tau"] / best["tau"],
-                "coverage": row["coverage"],
-                "overlap": overlap,
-                "overlap_to_full": overlap / best_overlap,
-            }
-        )
-    return points

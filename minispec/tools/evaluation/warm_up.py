@@ -1,10 +1,17 @@
 """Warm-up: decode a few tokens, so that everything compiled on first use is compiled."""
 
+from collections.abc import Sequence
+from itertools import islice
+
+from tqdm import tqdm
+
 from minispec.commit import StopRule
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.evaluation import assembly, methods
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft
+
+_ROUNDS = 16
 
 
 def warm_up(model: Pretrained, draft: Draft | None) -> None:
@@ -17,4 +24,11 @@ def warm_up(model: Pretrained, draft: Draft | None) -> None:
             stop=StopRule(8),
         )  # fmt: skip
         for _ in decode([0, 1, 2], SeededRandom(0)):
+            pass
+
+
+def warm_up_decoders(decoders: Sequence[assembly.Decoder], ids: Sequence[int]) -> None:
+    """Runs a few rounds of every decoder on a prompt, untimed."""
+    for decode in tqdm(decoders, desc="warming up", unit="method", leave=False, disable=None):
+        for _ in islice(decode(ids, SeededRandom(0)), _ROUNDS):
             pass

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from msgspec import Struct, to_builtins
@@ -136,6 +136,14 @@ def why_unavailable(model: Pretrained, name: str) -> str | None:
     except ArgumentError as error:
         return str(error)
     return reason
+
+
+def build_background_runner(name: str) -> Any:
+    """What runs retrievals beside the target's passes on a backend (``fastpath.background``), None
+    for the reference, which retrieves in line."""
+    if name == "reference":
+        return None
+    return importlib.import_module("fastpath.background").BackgroundRunner()
 
 
 def _import_backend(name: str) -> ModuleType:

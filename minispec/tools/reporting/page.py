@@ -132,12 +132,18 @@ def _sections(report: Mapping[str, Any]) -> Iterable[tuple[str, str, Any]]:
     swept = [p for p in study["points"] if p["altered"] is None]
     yield (
         "Acceptance by budget", f"By replay of the target's greedy answers, gamma "
-        f"{study['gamma']}. Coverage: the target's probability mass on the shortlist. Overlap: "
-        f"sum min(p, q) at temperature {study['temperature']}.",
+        f"{study['gamma']}. Ceiling: the target's probability mass on the shortlist, overlap: "
+        f"sum min(p, q), which it bounds, both at temperature {study['temperature']}.",
         _tabs(swept, lambda part: row(_plot_budgets(part, "tau_to_full", "tau relative to full"),
-                                      _plot_budgets(part, "coverage", "coverage"),
+                                      _plot_budgets(part, "ceiling", "ceiling"),
                                       _plot_budgets(part, "overlap_to_full",
                                                     "overlap relative to full"))),
+    )  # fmt: skip
+    yield (
+        "What a shortlist pays", "The speed relative to full that follows from tau and from the "
+        "rows read (the gate): above 1 a shortlist pays. Only where full was timed.",
+        _tabs([p for p in swept if p["gate"]], lambda part: row(
+            _plot_budgets(part, "gate", "speed relative to full, by the gate"))),
     )  # fmt: skip
     altered = {(p["curve"], p["budget"]) for p in study["points"] if p["altered"]}
     ablated = [p for p in study["points"] if (p["curve"], p["budget"]) in altered]

@@ -3,7 +3,7 @@
 Knows nothing of pictures and pages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import indent
 from typing import Any
 
@@ -29,6 +29,10 @@ def format_table(report: Mapping[str, Any]) -> str:
                 format_lossless(row.get("lossless")),
             ]
         )
+    return _align(lines)
+
+
+def _align(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -45,6 +49,23 @@ def format_label(row: Row, separator: str = ", ") -> str:
     """A method and its gamma or tree."""
     tree = f"tree {row['tree']}" if row.get("tree") else format_setting(row, "gamma ")
     return row["method"] + (f"{separator}{tree}" if tree != "-" else "")
+
+
+def format_study(report: Mapping[str, Any]) -> str:
+    """The study as aligned text, one line for each shortlist and budget over all streams: what
+    bounds acceptance, what it was, and the speed over full's that follows and that was measured;
+    empty without a study."""
+    names = ("shortlist", "ids", "ceiling", "overlap", "tau/full", "rows/full", "gate", "measured")
+    lines = [list(names)]
+    for point in (report["study"] or {"points": ()})["points"]:
+        if point["stream"] == "all":
+            keys = ("ceiling", "overlap", "tau_to_full", "rows_to_full", "gate", "measured")
+            lines.append([
+                point["curve"] + (f", {point['altered']}" if point["altered"] else ""),
+                str(point["budget"]),
+                *("-" if point[key] is None else f"{point[key]:.3f}" for key in keys),
+            ])  # fmt: skip
+    return _align(lines) if len(lines) > 1 else ""
 
 
 def format_samples(report: Mapping[str, Any]) -> str:

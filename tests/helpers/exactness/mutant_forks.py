@@ -24,7 +24,7 @@ from helpers.exactness.mutant_runs import FORKS, prepare, set_up_pytest
 from helpers.exactness.mutant_selection import select_tests
 from helpers.exactness.mutations import Mutant
 
-_SECONDS = 6  # of a processor for one mutant, before its tests are left to a fresh process
+_SECONDS = 20  # of a processor for one mutant, before its tests are left to a fresh process
 _BASELINE_SECONDS = 60  # for the tests without a mutation: later ones are left out
 UNDECIDED = "undecided"
 

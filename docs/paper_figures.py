@@ -1,0 +1,147 @@
+"""Writes the tables of docs/paper.md from the reports in ``benchmarks/results``.
+
+    python docs/paper_figures.py
+
+Each report is what ``minispec compare`` wrote, by the command that stands above its table.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "paper.md"
+RESULTS = ROOT / "benchmarks" / "results"
+Row = dict[str, Any]
+
+
+def format_ratio(ratio: dict[str, float] | None) -> str:
+    """A ratio with its 95% interval."""
+    return f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else ""
+
+
+def format_lines(header: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def select_rows(report: Row) -> dict[str, dict[str, Row]]:
+    """The rows of a report by method, then by stream."""
+    rows: dict[str, dict[str, Row]] = {}
+    for row in report["results"]:
+        if not row["best"]:
+            rows.setdefault(row["method"], {})[row["stream"]] = row
+    return rows
+
+
+def format_methods(report: Row) -> str:
+    """Each method over all prompts: ids, tau by stream, coverage, speeds, and the milliseconds of a
+    round that go into the shortlist."""
+    methods = select_rows(report)
+    streams = [s for s in next(iter(methods.values())) if s != "all"]
+    lines = []
+    for method, rows in methods.items():
+        row = rows["all"]
+        spent = row["seconds"].get("shortlist", 0.0) + row["seconds"].get("observe", 0.0)
+        lines.append([
+            f"`{method}`",
+            f"{row['shortlist_mean']:,.0f}" if row["shortlist_mean"] else "",
+            *(f"{rows[s]['tau']:.2f}" for s in streams),
+            f"{row['coverage']:.3f}" if row["coverage"] is not None else "",
+            f"{row['tokens_per_second']:.0f}",
+            format_ratio(row["ratio_to_autoregressive"]),
+            format_ratio(row["ratio_to_frspec"]),
+            f"{1000 * spent / row['target_passes']:.1f}",
+        ])  # fmt: skip
+    header = ["method", "ids", *(f"tau, {s}" for s in streams), "coverage", "tokens/s"]
+    return format_lines([*header, "over plain", "over FR-Spec", "ms for the list"], lines)
+
+
+def format_speeds(report: Row) -> str:
+    """The speed of each method over FR-Spec's, by stream."""
+    methods = select_rows(report)
+    streams = [s for s in next(iter(methods.values())) if s != "all"]
+    lines = [
+        [f"`{method}`", *(format_ratio(rows[s]["ratio_to_frspec"]) for s in streams)]
+        for method, rows in methods.items()
+    ]
+    return format_lines(["method", *streams], lines)
+
+
+def format_coverage(report: Row) -> str:
+    """The target's mass on each method's shortlist, by stream."""
+    methods = select_rows(report)
+    streams = [s for s in next(iter(methods.values())) if s != "all"]
+    lines = [
+        [f"`{method}`", *(f"{rows[s]['coverage']:.3f}" for s in streams)]
+        for method, rows in methods.items()
+        if rows["all"]["coverage"] is not None
+    ]
+    return format_lines(["method", *streams], lines)
+
+
+def format_origins(report: Row) -> str:
+    """The share of the accepted tokens that each part of a shortlist contained, by stream."""
+    lines = []
+    for method, rows in select_rows(report).items():
+        for stream, row in rows.items():
+            if row["origin"] and method.startswith("evospec"):
+                parts = ", ".join(f"{name} {share:.3f}" for name, share in row["origin"].items())
+                lines.append([f"`{method}`", stream, parts])
+    return format_lines(["method", "stream", "accepted tokens by part"], lines)
+
+
+def format_study(report: Row) -> str:
+    """Ceiling, overlap and gate of each shortlist and budget, beside what was measured."""
+    lines = []
+    for point in report["study"]["points"]:
+        if point["stream"] != "all" or (point["altered"] and not _keeps_parts(point["altered"])):
+            continue
+        name = f"`{point['curve']}`" + (f", {point['altered']}" if point["altered"] else "")
+        keys = ("ceiling", "overlap", "tau_to_full", "rows_to_full", "gate", "measured")
+        recall = "/".join(f"{100 * each['value']:.0f}" for each in point["recall"])
+        lines.append([
+            name, f"{point['budget']:,}",
+            *("" if point[key] is None else f"{point[key]:.3f}" for key in keys), recall,
+        ])  # fmt: skip
+    return format_lines(
+        ["shortlist", "ids", "ceiling", "overlap", "tau/full", "rows/full", "gate", "measured",
+         "top 10/50/100"], lines,
+    )  # fmt: skip
+
+
+def _keeps_parts(altered: str) -> bool:
+    return altered == "core" or altered.startswith("core + ")
+
+
+# From the mark in the page to a report and the table that it becomes.
+TABLES: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "methods": ("papers-smollm2", format_methods),
+    "speeds": ("papers-smollm2", format_speeds),
+    "mass": ("papers-smollm2", format_coverage),
+    "origins": ("papers-smollm2", format_origins),
+    "sampled": ("papers-smollm2-sampled", format_methods),
+    "gemma": ("papers-gemma3-270m", format_methods),
+    "languages": ("papers-languages", format_methods),
+    "core and buffer": ("papers-core-buffer", format_methods),
+    "core and buffer, gemma": ("papers-core-buffer-gemma3-270m", format_methods),
+    "study": ("papers-study", format_study),
+}
+
+
+def fill_in(text: str) -> str:
+    """The page with its tables made anew. Raises LookupError for a table without a place."""
+    for mark, (name, format_report) in TABLES.items():
+        table = format_report(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
+        marks = rf"(<!-- table: {mark} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(marks, lambda m: m[1] + table + m[2], text, flags=re.DOTALL)  # noqa: B023
+        if count != 1:
+            raise LookupError(f"docs/paper.md has {count} tables marked {mark!r}, not 1")
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fill_in(PAGE.read_text("utf-8")), encoding="utf-8")
