@@ -220,6 +220,9 @@ def test_top_k_candidates_are_point_masses_on_the_most_likely_ids() -> None:
         assert proposal.tokens == tokens
         for token, point_mass in zip(tokens, proposal.draft_distributions, strict=True):
             assert point_mass.probability(token) == 1 == point_mass.probs.sum()
+    # Of many equal ones the lowest: an unstable sort would mix them.
+    ties = Distribution(torch.arange(99), torch.tensor([0.25, 0.5, 0.25] * 33))
+    assert top_k_candidates(ties, 36).tokens == (*range(1, 99, 3), 0, 2, 3)
 
 
 def test_verdict_records_the_acceptance_of_each_examined_token() -> None:
