@@ -258,7 +258,7 @@ def _prefill_prompt(
     ranked: RankedHead | None,
 ) -> None:
     """Process a prompt except for its last token, which the first round scores."""
-    reader = drafter.reader if drafter and ranked else None
+    reader = drafter.reader if drafter else None
     top_ids = [_NO_TOP[0]]
     for features in prefill(target, tokens[:-1], cache):
         if drafter:

@@ -133,20 +133,12 @@ class Sampling(LogitsProcessor):
     def target_distribution(self, logits: Tensor, history: History | None = None) -> Distribution:
         """logits (V,) of all ids -> the distribution over the ids of probability above 0. Raises
         as ``distribution``, and ArgumentError for a bias or a bad word outside the vocabulary."""
-        vocabulary = torch.arange(len(logits))
-        if self.changes_logits:
-            self.check_vocabulary(len(logits))
-            logits = self.process(logits, vocabulary, history)
-        if self.temperature == 0:
-            best = logits.argmax()[None]  # (1,)
-            return _one_hot(best, logits[best])
-        distribution = self.shape(logits, vocabulary)
-        support = np.flatnonzero(distribution.probs.numpy() != 0)
-        return (
-            Distribution(distribution.ids[support], distribution.probs[support])
-            if len(support) < len(distribution.ids)
-            else distribution
-        )
+        self.check_vocabulary(len(logits))
+        distribution = self.distribution(logits, torch.arange(len(logits)), history)
+        support = np.flatnonzero(distribution.probs != 0)
+        if len(support) == len(distribution.ids):
+            return distribution
+        return Distribution(distribution.ids[support], distribution.probs[support])
 
     def target_distributions(
         self, head: Head, hidden: Tensor, history: History | None = None
@@ -169,7 +161,7 @@ _SOFTMAX = Sampling(1.0)
 
 def _one_hot(token: Tensor, logit: Tensor) -> Distribution:
     """The greedy distribution: one entry, token (1,), whose logit (1,) is the largest."""
-    _check_finite(logit[0])
+    _check_finite(logit)
     return Distribution(token.cpu(), torch.ones_like(_upcast(logit)))
 
 
@@ -238,6 +230,6 @@ class SeededRandom:
         weights = np.asarray(probs)
         support = np.flatnonzero(weights != 0)
         cumulative = np.cumsum(weights[support], dtype=np.float64)
-        index = int(np.searchsorted(cumulative, self.uniform() * cumulative[-1], side="right"))
-        last = int(np.searchsorted(cumulative, cumulative[-1], side="left"))
+        index = np.searchsorted(cumulative, self.uniform() * cumulative[-1], side="right")
+        last = np.searchsorted(cumulative, cumulative[-1], side="left")
         return int(support[min(index, last)])

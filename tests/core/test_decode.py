@@ -147,6 +147,9 @@ def test_speculative_takes_one_draft_step_less_than_it_drafts() -> None:
     draft = RecordingDraft(V, random_table(V, seed=3))
     (finished,) = run(TARGET, draft, StopRule(4), gamma=3, prompt=[0, 1, 2])
     assert len(finished.proposed) == 3 and lengths == [2, 1, 1]
+    # Of three tokens the target gives the last.
+    (finished,) = run(TARGET, DRAFT, StopRule(3), gamma=3, prompt=[0, 1, 2])
+    assert len(finished.proposed) == 2
 
 
 def test_decode_with_max_new_tokens_0_yields_no_rounds() -> None:
@@ -197,6 +200,35 @@ def test_speculative_rejects_invalid_arguments(
         run(TARGET, DRAFT, StopRule(3), **changes)
 
 
+OUTSIDE = Sampling(logit_bias={V: 1})  # names an id outside the vocabulary
+
+
+@pytest.mark.parametrize(
+    ("draft", "wrong", "message"),
+    [
+        (None, {"rng": None, "prompt": "hi"}, "rng is None"),
+        (None, {"prompt": [], "sampling": OUTSIDE}, "no tokens"),
+        (DRAFT, {"gamma": 0, "target": None}, "gamma 0"),
+        (DRAFT, {"target": None, "sampling": None}, "target is None"),
+        (DRAFT, {"stop": None, "prompt": "hi"}, "stop is None"),
+        (DRAFT, {"prompt": [], "sampling": OUTSIDE}, "no tokens"),
+    ],
+)
+def test_decode_names_the_first_of_two_wrong_arguments(
+    draft: ToyDraft | None, wrong: dict[str, Any], message: str
+) -> None:
+    arguments = {"target": TARGET, "stop": StopRule(2)} | wrong
+    with pytest.raises(ArgumentError, match=message):
+        run(draft=draft, **arguments)
+
+
+@pytest.mark.parametrize("draft", [None, DRAFT])
+def test_decode_takes_any_kind_of_prompt(draft: ToyDraft | None) -> None:
+    expected = tokens_of(run(TARGET, draft, StopRule(4), prompt=[1, 2]))
+    for prompt in ((1, 2), torch.tensor([1, 2]), torch.tensor([[1, 2]]), iter([1, 2])):
+        assert tokens_of(run(TARGET, draft, StopRule(4), prompt=prompt)) == expected
+
+
 def test_stop_rule_rejects_invalid_values() -> None:
     with pytest.raises(ArgumentError, match="max-new-tokens -1"):
         StopRule(-1)
@@ -237,9 +269,9 @@ class FixedShortlist:
         (torch.tensor([1, 8]), "not within 0..7"),
         (torch.tensor([0, 1, 2, 3]), "4 ids, expected 1 to 3"),
         (torch.tensor([], dtype=torch.int64), "0 ids, expected 1 to 3"),
-        (torch.tensor([1], dtype=torch.int32), "expected an int64 tensor"),
-        (torch.tensor([[1]]), "expected an int64 tensor"),
-        ([1], "list, expected an int64 tensor"),
+        (torch.tensor([1], dtype=torch.int32), r"ids are torch.int32 \(1,\), expected an int64 "),
+        (torch.tensor([[1]]), r"ids are torch.int64 \(1, 1\), expected an int64 tensor"),
+        ([1], "ids are a list, expected an int64 tensor"),
     ],
     ids=str,
 )

@@ -104,6 +104,8 @@ def test_distribution_refuses_to_ignore_the_history(changes: dict[str, Any]) -> 
         sampling.distribution(LOGITS, IDS)
     with pytest.raises(ArgumentError, match="history"):
         sampling.target_distribution(LOGITS)
+    with pytest.raises(ArgumentError, match="history"):
+        sampling.target_distributions(ToyTarget(4, random_table(4, 0)).head, LOGITS[None].double())
     assert sampling.distribution(LOGITS, IDS, HISTORY).probs.sum() == pytest.approx(1)
 
 
@@ -153,6 +155,8 @@ def test_decoding_refuses_ids_outside_the_vocabulary(changes: dict[str, Any]) ->
         "sampling": Sampling(1.0, **changes), "rng": SeededRandom(0), "stop": StopRule(3),
     }  # fmt: skip
     with pytest.raises(ArgumentError, match=r"not within 0\.\.3"):
+        Sampling(1.0, **changes).target_distribution(LOGITS)
+    with pytest.raises(ArgumentError, match=r"not within 0\.\.3"):
         autoregressive(target, [0], **options)
     with pytest.raises(ArgumentError, match=r"not within 0\.\.3"):
         speculative(target, draft, FullShortlist(4), [0], gamma=2, **options)
@@ -184,3 +188,14 @@ def test_sampling_shows_what_differs_from_the_defaults() -> None:
     assert str(sampling) == "temperature 0.5, logit-bias of 1 ids, 1 bad words, top-k 40, min-p 0.1"
     assert Sampling(**sampling.to_json()) == sampling
     assert Sampling().to_json() == {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+
+
+def test_each_sampling_shows_its_own_settings() -> None:
+    """In objects made one after the other, and in results that a caller changes."""
+    for k in range(1, 20):
+        assert repr(Sampling(1.0, top_k=k)) == f"Sampling(temperature=1.0, top_k={k})"
+        assert str(Sampling(1.0, top_k=k)) == f"temperature 1, top-k {k}"
+        assert Sampling(1.0, top_k=k).to_json()["top_k"] == k
+    sampling = Sampling(0.5)
+    sampling.to_json().clear()
+    assert sampling.to_json() == {"temperature": 0.5, "top_k": 0, "top_p": 1.0}

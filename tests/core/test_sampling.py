@@ -78,6 +78,17 @@ def test_distribution_keeps_its_ids_and_owns_its_probabilities() -> None:
     assert torch.equal(first.probs, before) and torch.equal(first.ids, ids)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_process_returns_the_same_logits_or_changes_them_in_float32_or_better(
+    dtype: torch.dtype,
+) -> None:
+    logits, ids = torch.tensor([1.0, 2.0], dtype=dtype), torch.tensor([7, 9])
+    assert Sampling(1.0).process(logits, ids, None) is logits
+    changed = Sampling(1.0, logit_bias={9: 2**-12}).process(logits, ids, None)
+    assert changed.dtype == torch.promote_types(dtype, torch.float32)
+    assert changed.tolist() == [1.0, 2.0 + 2**-12]
+
+
 @pytest.mark.parametrize("logits", [[-math.inf] * 3, [math.nan, 1.0], [math.inf, 0.0]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_distribution_rejects_a_largest_logit_that_is_not_finite(
@@ -103,6 +114,12 @@ def test_distribution_rejects_a_largest_logit_that_is_not_finite(
 def test_sampling_rejects_invalid_settings(fields: dict[str, float]) -> None:
     with pytest.raises(ArgumentError, match="must"):
         Sampling(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p"])
+def test_sampling_names_its_own_settings_before_those_that_it_inherits(name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"{name.replace('_', '-')} must be"):
+        Sampling(**{name: "warm", "repetition_penalty": 0.0})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +216,8 @@ def test_target_distribution_is_the_distribution_over_its_support(logits, sampli
     if not torch.isfinite(values.max()):
         with pytest.raises(ArgumentError, match="not finite"):
             sampling.target_distribution(values)
+        with pytest.raises(ArgumentError, match="not finite"):
+            sampling.target_distributions(LinearHead(values[:, None]), torch.ones(1, 1))
         return
     full = sampling.distribution(values, torch.arange(len(values)))
     support = sampling.target_distribution(values)
@@ -223,6 +242,13 @@ def test_common_indices_finds_the_ids_in_both_distributions(ours, theirs):
 
 
 # ------------------------------------------------------------------ the source's own promises
+
+
+def test_choose_where_a_uniform_times_the_total_rounds_to_the_total() -> None:
+    """Only sums below the smallest normal float64 can."""
+    assert FixedRandom(LAST_BELOW_ONE).choose(torch.tensor([0.0, 5e-324], dtype=torch.float64)) == 1
+    weights = torch.tensor([5e-324, 1e-323, 0.0], dtype=torch.float64)
+    assert FixedRandom(LAST_BELOW_ONE).choose(weights) == 1
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ def test_verdict_refuses_tokens_and_indices_that_are_not_ints(number: Any) -> No
     kind = type(number).__name__
     with pytest.raises(ArgumentError, match=f"a Verdict has a {kind} in next_token, expected an "):
         Verdict((), number, P, ())
-    with pytest.raises(ArgumentError, match=f"a Verdict has a {kind} in path, expected an int"):
-        Verdict((0, number), 1, P, ())
+    for path in ((0, number), (number,), (number, 1)):
+        with pytest.raises(ArgumentError, match=f"a Verdict has a {kind} in path, expected an int"):
+            Verdict(path, 1, P, ())
 
 
 @pytest.mark.parametrize("path", [(), (0,), (0, 1)])
@@ -36,8 +37,9 @@ def test_verdict_refuses_tokens_and_indices_that_are_not_ints(number: Any) -> No
 def test_check_verdict_takes_every_beginning_of_the_chain(
     path: tuple[int, ...], token: int
 ) -> None:
-    verdict = Verdict(path, token, P, ())
-    assert check_verdict(verdict, CHAIN, V) is verdict
+    for kind in (tuple, list):
+        verdict = Verdict(kind(path), token, P, ())  # type: ignore[arg-type]
+        assert check_verdict(verdict, CHAIN, V) is verdict
 
 
 @pytest.mark.parametrize(

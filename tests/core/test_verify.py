@@ -222,6 +222,10 @@ def test_pick_candidates_are_point_masses_on_the_most_likely_ids() -> None:
             point_mass = candidate.distribution
             assert point_mass.probability(candidate.token) == 1 == point_mass.probs.sum()
             assert candidate.confidence == float(distribution.probability(candidate.token))
+    # Of many equal ones the lowest: an unstable sort would mix them.
+    ties = Distribution(torch.arange(99), torch.tensor([0.25, 0.5, 0.25] * 33))
+    found = pick_candidates(ties, 36)
+    assert tuple(candidate.token for candidate in found) == (*range(1, 99, 3), 0, 2, 3)
 
 
 def test_verdict_records_the_acceptance_of_each_examined_token() -> None:

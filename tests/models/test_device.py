@@ -35,6 +35,7 @@ class RecordingShortlist(FRSpecShortlist):
         assert finished.evidence is not None
         for distribution in finished.evidence.target_distributions:
             self.devices |= {distribution.ids.device.type, distribution.probs.device.type}
+        self.devices.add(finished.evidence.draft_hidden.device.type)
 
 
 def build_pair() -> tuple[Transformer, EagleDraft]:
