@@ -18,7 +18,7 @@
 ``minispec fetch smollm2`` downloads that model; "pocket" ships with the package. ``load``,
 ``Model.generate`` and ``compare`` explain all options. A shortlist, draft or verifier of your own
 can be given wherever a built-in one can: derive the first from ``BaseShortlist``, and see
-docs/book/12-your-own.md.
+docs/book/13-your-own.md.
 
 Importing this package imports nothing else: each name below is loaded when it is first used.
 """

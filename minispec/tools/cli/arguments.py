@@ -148,6 +148,7 @@ def _add_run_commands(commands: Any) -> None:
     )
     options.add_methods(explore, None, "(default: full,frspec@0.25,evospec, those the model has)")
     options.add_gamma(explore)
+    options.add_tree(explore)
     options.add_decoding(explore, max_new_tokens=64, temperature=0.8)
     explore.add_argument(
         "--out", default=EXPLORE_OUT, type=Path, help="FILE.html (default: %(default)s)"

@@ -99,7 +99,7 @@ def _split(text: str) -> list[str]:
 def explore(options: argparse.Namespace) -> None:
     """Writes a page that shows every round of a prompt. Raises ArgumentError, FileError."""
     from minispec.api.comparison import build_settings
-    from minispec.api.request import build_sampling
+    from minispec.api.request import build_sampling, to_tree
     from minispec.tools.evaluation.methods import Method
     from minispec.tools.models import known_models
     from minispec.tools.reporting import explore as page
@@ -108,7 +108,7 @@ def explore(options: argparse.Namespace) -> None:
     check_prompt(prompt)
     check_out(options.out, ".html")
     methods = parse_methods(options.methods) if options.methods else []
-    sampling = build_sampling(**list_shaping(options))
+    sampling, tree = build_sampling(**list_shaping(options)), to_tree(options.tree)
     settings = build_settings(
         methods or [Method("full")],  # until the model is there to choose for
         gammas=(options.gamma,),
@@ -118,6 +118,7 @@ def explore(options: argparse.Namespace) -> None:
         ignore_eos=options.ignore_eos,
         verifier=options.verifier,
         raw=options.raw or known_models.is_base(options.model),
+        trees=(tree,),
     )
     for method in methods:
         method.ranking_for(None)  # a single prompt has no domain that could be left out
@@ -126,7 +127,7 @@ def explore(options: argparse.Namespace) -> None:
         options.model, draft=options.draft, index=options.index, dtype=options.dtype,
         backend=options.backend, device=options.device, threads=options.threads,
         plain=bool(methods) and not any(method.needs_draft for method in methods),
-        learns=any(method.adapt for method in methods),
+        learns=any(method.adapt for method in methods), trees=tree is not None,
     )  # fmt: skip
     chosen = tuple(methods or _choose_methods(model))
     resolved = sampling.resolve(model.tokenizer)

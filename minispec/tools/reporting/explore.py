@@ -31,7 +31,8 @@ from minispec.tools.evaluation.replay import RecordingShortlist, Step
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.reporting.colours import PHASES, css_variables
 from minispec.tools.reporting.generate import summarize
-from minispec.types import Distribution, Draft, Round
+from minispec.tree import follow, is_chain
+from minispec.types import Distribution, Draft, Evidence, Round
 
 _WARM_UP_ROUNDS = 4
 _MOST_LIKELY = 8  # ids kept of each distribution at a position
@@ -42,12 +43,13 @@ OUTSIDE = "outside"  # the origin of an id that is not on the shortlist
 def explore(
     model: Pretrained, draft: Draft | None, prompt: str, settings: Settings
 ) -> dict[str, Any]:
-    """Decode the prompt with each method, with the same seed and the first gamma; returns the
-    data of the page. Raises ArgumentError, TextError, ContextError, FileError, FingerprintError,
+    """Decode the prompt with each method, with the same seed and the first gamma or tree; returns
+    the data of the page. Raises ArgumentError, TextError, ContextError, FileError, FingerprintError,
     all before anything is decoded."""
     tokenizer, size = model.tokenizer, model.target.head.vocab_size
     ids = encode_prompt(tokenizer, prompt, settings.raw)
     stop = StopRule(settings.max_new_tokens, () if settings.ignore_eos else tokenizer.eos_ids)
+    tree = settings.trees[0]
     prepared: list[tuple[Method, Decoder, RecordingShortlist | None]] = []
     for method in settings.methods:
         recording = None
@@ -55,7 +57,7 @@ def explore(
             recording = RecordingShortlist(build_shortlist(method, model, None))
         decode = build_decoder(
             method, model, draft, None, gamma=settings.gammas[0], sampling=settings.sampling,
-            stop=stop, trace=True, verifier=settings.verifier, shortlist=recording,
+            stop=stop, trace=True, verifier=settings.verifier, shortlist=recording, tree=tree,
         )  # fmt: skip
         prepared.append((method, decode, recording))
     runs = []
@@ -66,7 +68,7 @@ def explore(
     return {
         "prompt": prompt, "model": model.name, "dtype": model.dtype, "backend": model.backend,
         "vocab_size": size, "gamma": settings.gammas[0],
-        "verifier": verifier_name(settings.verifier), "seed": settings.seed,
+        "tree": str(tree) if tree else None, "verifier": verifier_name(settings.verifier), "seed": settings.seed,
         "threads": settings.threads, "processor": describe_machine()["processor"],
         "phases": {"prefill": "prefill"} | PHASES, "runs": runs,
         "texts": {i: _display_text(i, tokenizer) for i in sorted(_collect_ids(runs))},
@@ -134,17 +136,20 @@ def _record_round(finished: Round, steps: Sequence[Step], stream: StreamDecoder)
     """A round as JSON with short numbers. ``steps[i]``: the selection at position i, if any."""
     evidence, kept = finished.evidence, len(finished.path)
     assert evidence  # decoded with trace=True
+    branches = not is_chain(evidence.proposal.parents)
+    # Of a tree, the accepted path and the first candidate after it.
+    chain = follow(evidence.proposal, finished.path) if branches else evidence.proposal
     # None at the position after a chain, where nothing was drafted.
-    drafts = [*evidence.proposal.draft_distributions, None]
+    drafts = [*chain.draft_distributions, None]
     positions = []
     for i, (token, p) in enumerate(
         zip(finished.tokens, evidence.target_distributions, strict=True)
     ):
-        rejected = i == kept < len(finished.proposed)
+        rejected = i == kept < len(chain)
         residual = evidence.next_distribution if rejected else None
         step = steps[i] if i < len(steps) else None
         ids = {
-            token, *finished.proposed[i : i + 1], *_most_likely(p), *_most_likely(drafts[i]),
+            token, *chain.tokens[i : i + 1], *_most_likely(p), *_most_likely(drafts[i]),
         }  # fmt: skip
         rows: list[list[Any]] = [
             [n, *(_probability(each, n) for each in (p, drafts[i], residual)), _origin(step, n)]
@@ -156,12 +161,30 @@ def _record_round(finished: Round, steps: Sequence[Step], stream: StreamDecoder)
         "sizes": finished.shortlist_sizes,
         "parts": _list_parts(steps[0], drafts[0]) if steps and drafts[0] else [],
         "drafted": [
-            [token, _probability(drafts[i], token)] for i, token in enumerate(finished.proposed)
+            [token, _probability(drafts[i], token)] for i, token in enumerate(chain.tokens)
         ],
+        "nodes": _list_nodes(finished, evidence) if branches else [],
         "kept": kept,
         "tokens": [[token, stream.feed([token])] for token in finished.tokens],
         "positions": positions,
     }
+
+
+def _list_nodes(finished: Round, evidence: Evidence) -> list[list[Any]]:
+    """Each node of a tree: token, parent, its probability where it was drafted, who proposed it,
+    its acceptance probability if it was tested, and whether it was accepted."""
+    proposal, acceptance = evidence.proposal, evidence.acceptance
+    nodes: list[list[Any]] = []
+    for node, (token, q, parent) in enumerate(
+        zip(proposal.tokens, proposal.draft_distributions, proposal.parents, strict=True)
+    ):
+        tested = acceptance[node] if node < len(acceptance) else None
+        nodes.append([
+            token, parent, _probability(q, token),
+            "draft" if node < len(finished.shortlist_sizes) else "suffix",
+            None if tested is None else _shorten(tested), node in finished.path,
+        ])  # fmt: skip
+    return nodes
 
 
 def _collect_ids(runs: Sequence[dict[str, Any]]) -> set[int]:
@@ -169,6 +192,7 @@ def _collect_ids(runs: Sequence[dict[str, Any]]) -> set[int]:
     rounds = [each for run in runs for each in run["rounds"]]
     ids = {row[0] for each in rounds for rows in each["positions"] for row in rows}
     ids |= {token for each in rounds for token, _ in each["drafted"]}
+    ids |= {node[0] for each in rounds for node in each["nodes"]}
     return ids | {i for each in rounds for _, _, some in each["parts"] for i in some}
 
 
