@@ -6,12 +6,24 @@ learnt from the target, so the likeliest ids are those of its raw logits.
 Knows nothing of how they are used.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 
 from minispec.types import Head
 
 _BLOCK = 64  # states whose logits are ranked at once
+
+
+@runtime_checkable
+class RankingHead(Protocol):
+    """A head on a fast path that ranks logits while it computes them."""
+
+    def rank_logits(self, hidden: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, D) -> logits of all ids (T, V), the ``count`` likeliest ids (T, k), the best first,
+        ties to the lower id, and their logits (T, k)."""
+        ...
 
 
 class RankedHead:
@@ -21,7 +33,8 @@ class RankedHead:
     def __init__(self, head: Head, count: int) -> None:
         """``count``: k, the number of ids for each state, at most the vocabulary's."""
         self.wrapped, self._count = head, min(count, head.vocab_size)
-        self._last: tuple[Tensor, Tensor] | None = None  # hidden states (T, D), logits (T, V)
+        # The last hidden states (T, D), their logits (T, V), ids (T, k) and logits (T, k) of these.
+        self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -30,9 +43,7 @@ class RankedHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, D) -> logits of all ids (T, V); of the same tensor they are computed once."""
-        if self._last is None or self._last[0] is not hidden:
-            self._last = hidden, self.wrapped.logits(hidden)
-        return self._last[1]
+        return self._compute(hidden)[1]
 
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """(..., D), (K,) -> logits of these ids (..., K)."""
@@ -41,19 +52,30 @@ class RankedHead:
     def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> ids (T,) of the largest logits, ties to the lowest id, and these logits
         (T,)."""
-        logits = self.logits(hidden)
-        ids = logits.argmax(-1)
-        return ids, logits.gather(-1, ids[:, None])[:, 0]
+        _, logits, ids, values = self._compute(hidden)
+        return ids[:, 0].to(logits.device), values[:, 0].to(logits.device)
 
     def rank(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> the k likeliest ids (T, k), the best first, ties to the lower id, and their
         logits (T, k), both on the CPU."""
         if self._last and self._last[0] is hidden:
-            return _rank_rows(self._last[1], self._count)
+            return self._last[2:]
         # A whole prompt: its logits would take much memory at once.
-        blocks = [_rank_rows(self.wrapped.logits(h), self._count) for h in hidden.split(_BLOCK)]
+        blocks = [self._rank(part)[1:] for part in hidden.split(_BLOCK)]
         ids, logits = zip(*blocks, strict=True)
         return torch.cat(ids), torch.cat(logits)
+
+    def _compute(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self._last is None or self._last[0] is not hidden:
+            self._last = (hidden, *self._rank(hidden))
+        return self._last
+
+    def _rank(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, D) -> logits (T, V), ids (T, k) and their logits (T, k)."""
+        if isinstance(self.wrapped, RankingHead):
+            return self.wrapped.rank_logits(hidden, self._count)
+        logits = self.wrapped.logits(hidden)
+        return logits, *_rank_rows(logits, self._count)
 
 
 def _rank_rows(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -75,6 +75,15 @@ class CpuHead:
         )
         return torch.from_numpy(indices[:, 0]), torch.from_numpy(logits[:, 0])
 
+    def rank_logits(self, hidden: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden (T, D) -> logits (T, V), the ``count`` likeliest ids (T, count), ties to the lower
+        id, and their logits (T, count): ranked while they are computed."""
+        states, logits = self._allocate(hidden, self.vocab_size)
+        values, ids, _ = multiply_and_rank(
+            self._rows, self._scales, states, logits.numpy(), count, 0.0, self._threads
+        )
+        return logits, torch.from_numpy(ids), torch.from_numpy(values)
+
     def scores(
         self, hidden: Tensor, ids: Tensor | None = None, top: int = 1, temperature: float = 1.0
     ) -> Scores:

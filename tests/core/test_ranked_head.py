@@ -1,8 +1,12 @@
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fastpath.cpu.head import CpuHead
 from minispec.models.lm_head import LinearHead
-from minispec.ranked_head import RankedHead
+from minispec.ranked_head import RankedHead, RankingHead
 
 ROWS = torch.randn(90, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -50,3 +54,21 @@ def test_rank_takes_a_prompt_in_blocks():
     ids, logits = RankedHead(LinearHead(ROWS), 3).rank(hidden)
     assert torch.equal(ids, (hidden @ ROWS.T).topk(3).indices)
     assert torch.allclose(logits, (hidden @ ROWS.T).topk(3).values)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 12))
+def test_a_head_that_ranks_by_itself_gives_the_same(seed: int, states: int, count: int) -> None:
+    """The CPU backend's, over small integers, which are exact and have many ties."""
+    draws = torch.Generator().manual_seed(seed)
+    rows = torch.randint(-2, 3, (40, 16), generator=draws).float()
+    hidden = torch.randint(-2, 3, (states, 16), generator=draws).float()
+    fast = RankedHead(CpuHead(rows.numpy(), np.ones(40, np.float32)), count)
+    plain = RankedHead(LinearHead(rows), count)
+    assert isinstance(fast.wrapped, RankingHead) and not isinstance(plain.wrapped, RankingHead)
+    assert torch.equal(fast.logits(hidden), plain.logits(hidden))
+    for ours, theirs in zip(fast.argmax(hidden), plain.argmax(hidden), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(fast.rank(hidden), plain.rank(hidden), strict=True):
+        assert torch.equal(ours, theirs)
+    again = RankedHead(fast.wrapped, count).rank(hidden)  # without a pass before
+    assert torch.equal(again[0], plain.rank(hidden)[0])
