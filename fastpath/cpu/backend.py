@@ -222,6 +222,12 @@ def _layer_settings(config: ModelConfig) -> tuple[float, np.float32, int, bool]:
     return config.rms_norm_eps, np.float32(scale), window, config.activation == "gelu_tanh"
 
 
+def build_head(rows: Tensor) -> CpuHead:
+    """A head over a copy of rows (V, D), float32 or bfloat16."""
+    copy = allocate_rows(rows.shape, rows.dtype).copy_(rows)
+    return CpuHead(*_to_kernel_rows(copy, False))
+
+
 def _to_kernel_rows(weight: Tensor, int8: bool) -> tuple[np.ndarray, np.ndarray]:
     """Weights (..., N, D) in the form that the kernels read, and a scale for each row (..., N)."""
     if int8:

@@ -115,6 +115,6 @@ class CpuHead:
     @staticmethod
     def _allocate(hidden: Tensor, size: int) -> tuple[np.ndarray, Tensor]:
         """The states (T, D) as an array, and a tensor (T, size) for their logits."""
-        states = hidden.reshape(-1, hidden.shape[-1]).contiguous().numpy()
+        states = hidden.reshape(-1, hidden.shape[-1]).float().contiguous().numpy()
         # New memory for each call: recorded distributions keep views of it.
         return states, torch.empty(len(states), size)

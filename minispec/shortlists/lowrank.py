@@ -17,12 +17,15 @@ are always on the shortlist.
 Cost, in numbers read from memory: (V + D) * r to choose, and K * D for the head rows, at each step.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from minispec.errors import ArgumentError
-from minispec.types import BaseShortlist, Context
+from minispec.models.lm_head import LinearHead
+from minispec.types import BaseShortlist, Context, Head
 
 
 def fit_factors(rows: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -57,19 +60,20 @@ class LowRankShortlist(BaseShortlist):
         budget: int,
         eos_ids: tuple[int, ...],
         factors: tuple[Tensor, Tensor],
+        build_head: Callable[[Tensor], Head] = LinearHead,
     ) -> None:
         """``rows`` (V, D) of the LM head; 1 <= budget <= V; ``factors`` A and B (D, r), see
-        ``fit_factors``."""
+        ``fit_factors``. ``build_head``: makes the head of the low-rank rows (V, r), bfloat16."""
         expand, self._projection = factors[0].float(), factors[1].float()
         # (V, r) in half the bytes: rounding moves ids only near the end of the shortlist.
-        self._rows = (rows.float() @ expand).bfloat16()
+        self._head = build_head((rows.float() @ expand).bfloat16())
         self.budget, self._eos_ids = budget, torch.tensor(eos_ids[:budget], dtype=torch.int64)
         (vocab_size, hidden_size), rank = rows.shape, expand.shape[1]
         self.rows_probed = -(-(vocab_size + hidden_size) * rank // hidden_size)
 
     def select(self, context: Context) -> Tensor:
         query = context.hidden.float() @ self._projection  # (r,)
-        scores = torch.mv(self._rows, query.bfloat16())  # (V,)
+        scores = self._head.logits(query.bfloat16()[None])[0]  # (V,)
         scores[self._eos_ids] = torch.inf
         ids = np.asarray(scores.topk(self.budget, sorted=False).indices)  # (K,)
         return torch.from_numpy(np.sort(ids))

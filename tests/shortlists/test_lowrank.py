@@ -3,6 +3,7 @@ import torch
 
 from minispec.errors import ArgumentError
 from minispec.shortlists.lowrank import LowRankShortlist, fit_factors
+from minispec.tools.models.backend import choose_head
 from minispec.types import Context
 
 _random = torch.Generator().manual_seed(0)
@@ -45,8 +46,10 @@ def test_fit_factors_refuses_an_impossible_rank(rank):
         fit_factors(ROWS, IDENTITY, rank)
 
 
-def test_select_finds_the_ids_of_the_largest_logits():
-    shortlist = LowRankShortlist(ROWS, 40, (7, 499), fit_factors(ROWS, MOMENT, 12))
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_select_finds_the_ids_of_the_largest_logits(backend):
+    factors = fit_factors(ROWS, MOMENT, 12)
+    shortlist = LowRankShortlist(ROWS, 40, (7, 499), factors, choose_head(backend))
     for hidden in HIDDEN[:20]:
         ids = shortlist.select(_context(hidden))
         assert ids.dtype == torch.int64

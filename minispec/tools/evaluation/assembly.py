@@ -31,7 +31,7 @@ from minispec.suffix_index import SuffixIndex
 from minispec.tools.data import ranking
 from minispec.tools.evaluation import plugins, shortlist_files
 from minispec.tools.evaluation.methods import OWN_SHARE, RANKING, Method
-from minispec.tools.models.backend import LEARNING_BACKENDS, build_background_runner
+from minispec.tools.models.backend import LEARNING_BACKENDS, build_background_runner, choose_head
 from minispec.tools.models.hnsw_cache import load_hnsw
 from minispec.tools.models.pass_costs import load_costs
 from minispec.tools.models.pretrained import Pretrained
@@ -93,7 +93,9 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
     eos_ids = model.tokenizer.eos_ids
     if method.name == "lowrank":
         factors, count = shortlist_files.read_factors(model), method.ids(size) or 1
-        return LowRankShortlist(_cpu_rows(model), count, eos_ids, factors)
+        return LowRankShortlist(
+            _cpu_rows(model), count, eos_ids, factors, choose_head(model.backend)
+        )
     if name is None:
         return FullShortlist(size)
     ids, file = shortlist_files.read_ranking(model, name)

@@ -10,6 +10,7 @@ import os
 import platform
 import timeit
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,16 @@ from typing import Any, Literal
 
 import torch
 from msgspec import Struct, to_builtins
+from torch import Tensor
 
 from minispec.errors import ArgumentError, FileError, FileWarning
 from minispec.io import files
 from minispec.io.artifacts import cache_folder
 from minispec.io.schema import Positive, read_json
 from minispec.models.eagle_draft import EagleDraft
+from minispec.models.lm_head import LinearHead
 from minispec.tools.models.pretrained import Pretrained
-from minispec.types import Draft, Target
+from minispec.types import Draft, Head, Target
 
 NAMES = ("reference", "cpu", "compiled", "cuda")
 LEARNING_BACKENDS = ("reference", "cpu")  # on which a draft can learn while it decodes
@@ -136,6 +139,14 @@ def why_unavailable(model: Pretrained, name: str) -> str | None:
     except ArgumentError as error:
         return str(error)
     return reason
+
+
+def choose_head(name: str) -> Callable[[Tensor], Head]:
+    """What builds a head over rows (V, r) on the CPU, for the shortlists of a backend."""
+    if name != "cpu":
+        return LinearHead
+    build: Callable[[Tensor], Head] = importlib.import_module("fastpath.cpu.backend").build_head
+    return build
 
 
 def build_background_runner(name: str) -> Any:
