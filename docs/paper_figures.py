@@ -57,7 +57,7 @@ def format_methods(report: Row) -> str:
             f"{1000 * spent / row['target_passes']:.1f}",
         ])  # fmt: skip
     header = ["method", "ids", *(f"tau, {s}" for s in streams), "coverage", "tokens/s"]
-    return format_lines([*header, "over plain", "over FR-Spec", "ms for the list"], lines)
+    return format_lines([*header, "over plain", "over FR-Spec", "ms for the shortlist"], lines)
 
 
 def format_speeds(report: Row) -> str:

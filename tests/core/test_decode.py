@@ -271,7 +271,7 @@ class FixedShortlist:
         (torch.tensor([], dtype=torch.int64), "0 ids, expected 1 to 3"),
         (torch.tensor([1], dtype=torch.int32), r"ids are torch.int32 \(1,\), expected an int64 "),
         (torch.tensor([[1]]), r"ids are torch.int64 \(1, 1\), expected an int64 tensor"),
-        ([1], "ids are a list, expected an int64 tensor"),
+        ((1,), "ids are a tuple, expected an int64 tensor"),
     ],
     ids=str,
 )

@@ -37,11 +37,11 @@ class Clock:
         self.expected["prefill" if self.prefilling else phase] += 1
 
     def wrap(self, function: Any, phase: str) -> Any:
-        def timed(*args: Any) -> Any:
+        def spend_and_call(*args: Any) -> Any:
             self.spend(phase)
             return function(*args)
 
-        return timed
+        return spend_and_call
 
 
 class TimedHead(LinearHead):

@@ -90,9 +90,7 @@ def test_explore_rejects_at_the_first_candidate_after_the_path(page_data: dict[s
 
 
 @pytest.mark.parametrize("verifier", ["token", "block"])
-def test_page_shows_every_node(
-    tiny: Tiny, show: Show, tmp_path: Path, verifier: str
-) -> None:
+def test_page_shows_every_node(tiny: Tiny, show: Show, tmp_path: Path, verifier: str) -> None:
     data = explore.explore(tiny.model, tiny.draft, PROMPT, _settings(verifier))
     explore.write(data, tmp_path / "trees.html")
     seen = show(tmp_path / "trees.html", viewport={"width": 375, "height": 800})

@@ -43,9 +43,9 @@ OUTSIDE = "outside"  # the origin of an id that is not on the shortlist
 def explore(
     model: Pretrained, draft: Draft | None, prompt: str, settings: Settings
 ) -> dict[str, Any]:
-    """Decode the prompt with each method, with the same seed and the first gamma or tree; returns
-    the data of the page. Raises ArgumentError, TextError, ContextError, FileError, FingerprintError,
-    all before anything is decoded."""
+    """Decode the prompt with each method, with the same seed and the first gamma or tree;
+    returns the data of the page. Raises ArgumentError, TextError, ContextError, FileError,
+    FingerprintError, all before anything is decoded."""
     tokenizer, size = model.tokenizer, model.target.head.vocab_size
     ids = encode_prompt(tokenizer, prompt, settings.raw)
     stop = StopRule(settings.max_new_tokens, () if settings.ignore_eos else tokenizer.eos_ids)
@@ -68,7 +68,8 @@ def explore(
     return {
         "prompt": prompt, "model": model.name, "dtype": model.dtype, "backend": model.backend,
         "vocab_size": size, "gamma": settings.gammas[0],
-        "tree": str(tree) if tree else None, "verifier": verifier_name(settings.verifier), "seed": settings.seed,
+        "tree": str(tree) if tree else None,
+        "verifier": verifier_name(settings.verifier), "seed": settings.seed,
         "threads": settings.threads, "processor": describe_machine()["processor"],
         "phases": {"prefill": "prefill"} | PHASES, "runs": runs,
         "texts": {i: _display_text(i, tokenizer) for i in sorted(_collect_ids(runs))},

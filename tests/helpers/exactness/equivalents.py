@@ -13,7 +13,9 @@ _ONE_ROW = "there is one row: the first is the last"
 # From (file, part of the description of the change) to the reason. A part that ends with a line
 # break is the end of the description.
 REASONS: dict[tuple[str, str], str] = {
-    ("minispec/sampling", "for size in list((_FIRST_SORTED, 8 * _FIRST_SORTED, len(probs)))[1:]"): _MORE_SORTED,
+    ("minispec/sampling", "for size in list((_FIRST_SORTED, 8 * _FIRST_SORTED, len(pr"): (
+        _MORE_SORTED
+    ),
     ("minispec/sampling", "8 * _FIRST_SORTED -> 8\n"): _MORE_SORTED,
     ("minispec/sampling", "if sums[-1] >= mass: -> if False"): _MORE_SORTED,
     ("minispec/sampling", "sums[-1] -> sums[-1 + 1]"): _MORE_SORTED,
@@ -36,7 +38,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("minispec/propose", "in propose: self._hidden.append(context.hidden) logits"): _INDEPENDENT,
     ("minispec/propose", "in propose: drafted.append("): _INDEPENDENT,
     ("minispec/propose", "in propose: distributions.append(distribution) watch.lap"): (
-        "appending to a list takes no time that a phase would show"
+        "an append takes no time that a phase would show"
     ),
     ("minispec/propose", "self._cache)[0 - 1]"): _ONE_ROW,
     ("minispec/propose", "[:count].tolist() -> np.argsort"): _NUMBER,
