@@ -2,8 +2,8 @@
 
 The same augmented rows, M, beams and queries for all; seconds are a processor's. Queries are the
 draft's hidden states over prompts: what ``evospec-paper`` searches with. One thread each. A library
-that is not installed is named and left out: usearch comes with the extra [hnsw], faiss with `pip install faiss-cpu`, hnswlib
-with `pip install hnswlib`, which needs a C++ compiler.
+that is not installed is named and left out: usearch comes with the extra [hnsw], faiss with
+`pip install faiss-cpu`, hnswlib with `pip install hnswlib`, which needs a C++ compiler.
 
     python -m benchmarks hnsw --json build/hnsw.json
 """

@@ -190,7 +190,7 @@ def split_auto(
     gammas: Sequence[Any], trees: Sequence[Shape | None]
 ) -> tuple[list[int], list[Shape | None]]:
     """Lengths of chains and shapes, where a length "auto" has become a shape: it replaces the
-    chains if there is no other length. Raises ArgumentError."""
+    chains unless another length is given. Raises ArgumentError."""
     lengths = [check_gamma(gamma) for gamma in gammas if gamma != AUTO]
     shapes = [tree for tree in trees if tree is not None or lengths]
     if len(lengths) < len(gammas) and None in trees:

@@ -271,7 +271,7 @@ def test_a_length_that_anticipates_is_not_exact(monkeypatch):
     token that is being decided."""
     propose = Drafter.propose
 
-    def cut(self: Drafter, *arguments: Any) -> Proposal:
+    def propose_sure_tokens(self: Drafter, *arguments: Any) -> Proposal:
         found = propose(self, *arguments)
         sure = [
             q.probability(token) * 2 > 1
@@ -279,5 +279,5 @@ def test_a_length_that_anticipates_is_not_exact(monkeypatch):
         ]
         return select(found, range([*sure, False].index(False)))
 
-    monkeypatch.setattr(Drafter, "propose", cut)
+    monkeypatch.setattr(Drafter, "propose", propose_sure_tokens)
     assert certify(ShapeChooser(COSTS, max_depth=2, beams=(1,), max_nodes=2)) > 0

@@ -13,10 +13,10 @@ from torch import Tensor
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import Committed, Output, StopRule
 from minispec.decode import autoregressive, speculative
-from minispec.propose import top_k_candidates
+from minispec.growth import Candidate, pick_candidates
 from minispec.sampling import Sampling, SeededRandom
 from minispec.types import BaseShortlist, Context, Distribution, Proposal, Round
-from minispec.verify import VERIFIERS, verify_siblings
+from minispec.verify import VERIFIERS, Verdict
 
 V, PROMPT = 8, [0, 1]
 TARGET = ToyTarget(V, random_table(V, 3))
@@ -97,13 +97,18 @@ def test_rounds_hold_the_declared_types(
 def test_verifiers_and_candidates_hold_the_declared_types() -> None:
     for library in (torch, np):
         p = Distribution(library.arange(V), library.ones(V) / V)  # type: ignore[attr-defined]
-        siblings = top_k_candidates(p, 3)
-        check(siblings, Proposal, "top_k_candidates")
-        verdict = verify_siblings(siblings, [p] * 4, SeededRandom(0))
-        check(verdict, type(verdict), "verify_siblings")
+        candidates = pick_candidates(p, 3)
+        for candidate in candidates:
+            check(candidate, Candidate, "pick_candidates")
+        siblings = Proposal(
+            tuple(candidate.token for candidate in candidates),
+            tuple(candidate.distribution for candidate in candidates),
+            (-1, -1, -1),
+        )
         for verify in VERIFIERS.values():
-            chain = Proposal((1, 2), (p, p))
-            check(verify(chain, [p] * 3, SeededRandom(1)), type(verdict), "verify")
+            for proposal in (siblings, Proposal((1, 2), (p, p))):
+                verdict = verify(proposal, [p] * (1 + len(proposal)), SeededRandom(1))
+                check(verdict, Verdict, "verify")
 
 
 def test_settings_hold_the_declared_types() -> None:
