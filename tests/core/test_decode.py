@@ -399,7 +399,7 @@ def test_round_seconds_assign_all_time_to_a_phase(
         steps, more = len(finished.proposed), finished.stop is None
         once = {"target": 1, "verify": 1, "commit": 1, "observe": 1}
         drafted = {"draft": steps + 1 + more, "learn": 1 + steps * bool(learner)}
-        scored = {"shortlist": 1, "draft_head": steps * (2 if learner else 1)} if steps else {}
+        scored = {"shortlist": steps, "draft_head": steps * (2 if learner else 1)} if steps else {}
         first = {} if lengths else {"prefill": 1}
         assert finished.seconds == once | drafted | scored | first
         assert finished.events == ({"seen": len(finished.tokens)} if learner else {})

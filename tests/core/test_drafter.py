@@ -121,30 +121,31 @@ def test_hidden_states_are_those_that_the_tokens_were_predicted_from(accepted: i
     drafter, proposal, aux = start_drafter()
     prefixes = [(*PROMPT, *proposal.tokens[:i]) for i in range(4)]
     kept = [*proposal.tokens[:accepted], 5]
-    assert drafter.hidden_states(9).shape == (3, V)
-    drafter.resync(torch.tensor(kept), aux[: len(kept)])
+    nodes = range(-1, 8)
+    assert drafter.hidden_states(nodes).shape == (3, V)
+    drafter.resync(torch.tensor(kept), aux[: len(kept)], range(accepted))
     rows = torch.stack([TABLE(prefix) for prefix in prefixes[: 3 + (accepted == 3)]])
     for count in (9, 2):
-        assert torch.equal(drafter.hidden_states(count), rows[:count])
+        assert torch.equal(drafter.hidden_states(nodes[:count]), rows[:count])
     # Of the next round, whose first token follows the emitted ones.
     text = [*PROMPT, *kept]
     drafter.propose(text, 1, Sampling(1.0), SeededRandom(0), Stopwatch())
-    assert torch.equal(drafter.hidden_states(9), TABLE(tuple(text))[None])
+    assert torch.equal(drafter.hidden_states(nodes), TABLE(tuple(text))[None])
 
 
 def test_hidden_states_of_no_token_have_no_rows() -> None:
     drafter = Drafter(ToyDraft(V, TABLE), FullShortlist(V), 9)
     proposal = drafter.propose([0], 3, Sampling(), SeededRandom(0), Stopwatch())
-    assert len(proposal) == 0 and drafter.hidden_states(3).shape == (0, 0)
+    assert len(proposal) == 0 and drafter.hidden_states([-1, 0]).shape == (0, 0)
 
 
 def test_resync_after_nothing_was_drafted_keeps_the_state_that_was_at_hand() -> None:
     """Bad words leave nothing to draft; the one token emitted comes from the prompt's state."""
     sampling = Sampling(1.0, bad_words=[[token] for token in range(V)])
     drafter, proposal, aux = start_drafter(sampling=sampling)
-    assert proposal.tokens == () and drafter.hidden_states(3).shape == (0, 0)
-    drafter.resync(torch.tensor([5]), aux)
-    assert torch.equal(drafter.hidden_states(3), TABLE(tuple(PROMPT))[None])
+    assert proposal.tokens == () and drafter.hidden_states([-1, 0]).shape == (0, 0)
+    drafter.resync(torch.tensor([5]), aux, ())
+    assert torch.equal(drafter.hidden_states([-1, 0]), TABLE(tuple(PROMPT))[None])
 
 
 @pytest.mark.parametrize("invalidates", [None, False, True])
