@@ -207,7 +207,7 @@ GENERATE = {
     "generate hi --model BAD/good.txt": ["good.txt", "GGUF"],
     "generate hi TINY --method medusa": [
         "unknown method 'medusa'",
-        "autoregressive, full",
+        "autoregressive, suffix",
         "evospec",
     ],
     "generate hi TINY --method ''": ["unknown method ''"],

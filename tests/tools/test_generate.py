@@ -146,7 +146,7 @@ KEYS = {
     "text", "ids", "tokens", "stop", "target_passes", "tau", "tokens_per_second",
     "seconds_to_first_token", "seconds", "accepted_by_position", "repeated_4gram_share",
     "model", "method", "gamma", "budget", "sampling", "seed", "dtype", "backend", "prompt_tokens",
-    "verifier", "learning",
+    "verifier", "learning", "tree", "drafted_per_pass",
 }  # fmt: skip
 
 

@@ -104,7 +104,8 @@ def test_measure_coverage_is_the_targets_mass_on_the_shortlist() -> None:
     def make_round(tokens: tuple[int, ...], proposed: tuple[int, ...], p: Any, q: Any) -> Round:
         path = tuple(range(len(tokens) - 1))
         evidence = Evidence(Proposal(proposed, tuple(q)), tuple(p), (), None)
-        return Round(tokens, "", path, proposed, (), {"target": 1.0}, None, evidence)
+        sizes = tuple(len(each.ids) for each in q)
+        return Round(tokens, "", path, proposed, sizes, {"target": 1.0}, None, evidence)
 
     distributions = [p(0.5, 0.25, 0.25, 0), p(0, 0, 0.125, 0.875), p(0.25, 0.25, 0.25, 0.25)]
     rejected = make_round((1, 3), (1, 2, 0), distributions[:2], [q(1, 2), q(2), q(0, 1)])

@@ -484,7 +484,7 @@ def test_method_equality_ignores_spelling() -> None:
     ("text", "reason"),
     [
         ("", "unknown method ''"),
-        ("Full", "unknown method 'Full'.*autoregressive, full, microspec"),
+        ("Full", "unknown method 'Full'.*autoregressive, suffix, full, microspec"),
         ("frspec 0.25", "unknown method"),
         ("@0.5", "unknown method ''"),
         ("full@0.5", "takes neither"),

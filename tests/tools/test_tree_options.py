@@ -84,7 +84,6 @@ def test_generate_traces_the_rejected_candidates(capsys: pytest.CaptureFixture[s
     ("tree", "message"),
     [
         ("4x3", "tree '4x3' is not chain or DEPTHxBEAMxNODES"),
-        ("auto", "tree 'auto' is not chain or DEPTHxBEAMxNODES"),
         ("0x3x8", "depth 0 of a tree must lie in 1..16"),
         ("4x99x8", "beam 99 of a tree must lie in 1..16"),
         ("4x3x999", "nodes 999 of a tree must lie in 1..64"),
