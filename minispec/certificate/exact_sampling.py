@@ -76,7 +76,8 @@ class ExactSampling:
         return weight**order if grows == (weight > 1) else _root(weight, order)
 
     def soften(self, logits: Weights, ids: Tensor) -> Distribution:
-        """As ``Sampling.soften``: temperature 1 and nothing else."""
+        """Weights (K,), ids (K,) -> their distribution at temperature 1, with nothing else: as
+        ``Sampling.soften``."""
         return ExactSampling(Sampling(1.0)).shape(logits, ids)
 
     def shape(self, logits: Weights, ids: Tensor) -> Distribution:

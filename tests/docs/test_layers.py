@@ -183,7 +183,7 @@ def test_method_stays_small(sources: dict[str, str]) -> None:
     assert figures["count_lines"]('"""Says."""\n\n# Why.\nx = """\na"""  # two lines\n') == 2
     assert ROOT / "minispec" / "decode.py" in figures["list_method"]()
     assert ROOT / "minispec" / "models" / "rope.py" not in figures["list_method"]()
-    assert 1000 < figures["count_method"]() <= 3500
+    assert 1000 < figures["count_method"]() <= 4000
     assert [path for path, source in sources.items() if len(source.splitlines()) > 300] == []
 
 

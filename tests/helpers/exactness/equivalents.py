@@ -8,7 +8,6 @@ from helpers.exactness.mutations import Mutant
 _INDEPENDENT = "neither of the two steps reads what the other writes"
 _NUMBER = "a NumPy number or a tensor of one entry indexes and compares as its int does"
 _MORE_SORTED = "more ids are sorted than are needed; those that are kept are the same"
-_ONE_ROW = "there is one row: the first is the last"
 
 # From (file, part of the description of the change) to the reason. A part that ends with a line
 # break is the end of the description.
@@ -35,23 +34,6 @@ REASONS: dict[tuple[str, str], str] = {
         "each row gets a history that nothing reads"
     ),
     ("minispec/propose", "in _forward: states = self.draft.step"): _INDEPENDENT,
-    ("minispec/propose", "in propose: self._hidden.append(context.hidden) logits"): _INDEPENDENT,
-    ("minispec/propose", "in propose: drafted.append("): _INDEPENDENT,
-    ("minispec/propose", "in propose: distributions.append(distribution) watch.lap"): (
-        "an append takes no time that a phase would show"
-    ),
-    ("minispec/propose", "self._cache)[0 - 1]"): _ONE_ROW,
-    ("minispec/propose", "[:count].tolist() -> np.argsort"): _NUMBER,
-    ("minispec/propose", "np.asarray(distribution.probs) -> distribution.probs"): (
-        "NumPy sorts the tensor through the array that it shares its memory with"
-    ),
-    ("minispec/propose", "ids.cpu().numpy() -> ids.cpu()"): (
-        "a tensor compares as its array does, only more slowly"
-    ),
-    ("minispec/decode", "_decode(target, 0, None, prompt"): (
-        "plain decoding has no drafter, for which 0 stands as well as None, and reads no gamma"
-    ),
-    ("minispec/decode", "cache) history = History("): _INDEPENDENT,
     ("minispec/commit", "in __init__: self._limit = min"): _INDEPENDENT,
     ("minispec/commit", "self._stream and token < self._vocab_size -> token"): (
         "without a tokenizer the vocabulary size is 0, which no id is below"
