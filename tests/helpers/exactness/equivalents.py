@@ -54,6 +54,9 @@ REASONS: dict[tuple[str, str], str] = {
     ("minispec/commit", "self._stream and token < self._vocab_size -> token"): (
         "without a tokenizer the vocabulary size is 0, which no id is below"
     ),
+    ("minispec/commit", "len(stop_string) - 1 -> len(stop_string)"): (
+        "text that ends with a whole stop string has stopped the output before"
+    ),
     ("minispec/models/lm_head", "ids.to(self.weight.device) -> ids"): (
         "PyTorch itself takes indices on the CPU for rows on any device"
     ),
