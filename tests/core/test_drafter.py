@@ -77,8 +77,8 @@ class CountingDraft(ToyDraft):
 
 
 def start_drafter(learner: Any = None, sampling: Sampling | None = None) -> tuple[Any, ...]:
-    """A drafter that has read the prompt, its first proposal of 3 tokens, and the target's auxiliary
-    hidden states at the last token of the prompt and the drafted ones."""
+    """A drafter that has read the prompt, its first proposal of 3 tokens, and the target's
+    auxiliary hidden states at the last token of the prompt and the drafted ones."""
     target, drafter = ToyTarget(V, TABLE), Drafter(
         ToyDraft(V, TABLE), FullShortlist(V), 60, learner, len(PROMPT)
     )  # fmt: skip

@@ -70,7 +70,7 @@ def test_commit_names_the_stop_string_of_a_token_that_is_an_end_id_as_well() -> 
 
 
 def test_each_output_ends_with_its_own_text() -> None:
-    """In outputs that are made one after the other: what was held back comes with the last token."""
+    """In outputs made one after the other: what was held back comes with the last token."""
     for letter in "bdfbfd":
         output = Output(StopRule(1, (), ("bc", "de", "fg")), Letters(), 20)
         assert output.commit(Letters().encode(letter)).text == letter

@@ -63,7 +63,8 @@ def check(value: Any, hint: Any, path: str) -> None:
         for each in fields(value):
             check(getattr(value, each.name), hints[each.name], f"{path}.{each.name}")
     if isinstance(value, Distribution) and isinstance(value.ids, Tensor):
-        assert value.ids.dtype == torch.int64 and value.probs.dtype in (torch.float32, torch.float64)
+        assert value.ids.dtype == torch.int64
+        assert value.probs.dtype in (torch.float32, torch.float64)
 
 
 @pytest.mark.parametrize("top_ids_wanted", [0, 3])

@@ -22,7 +22,8 @@ FOUR = Distribution(torch.tensor([1, 3, 5, 7]), torch.full((4,), 0.25))
 
 def finish(tokens: tuple[int, ...], accepted: int, drafted: int) -> Round:
     """A round that emitted tokens, of whose drafted ones some were accepted."""
-    evidence = Evidence(Proposal((1,) * drafted, (FOUR,) * drafted), (FOUR,) * len(tokens), (), None)
+    proposal = Proposal((1,) * drafted, (FOUR,) * drafted)
+    evidence = Evidence(proposal, (FOUR,) * len(tokens), (), None)
     return Round(tokens, "", tuple(range(accepted)), (1,) * drafted, (), {}, None, evidence)
 
 
@@ -63,7 +64,7 @@ def reference_loss(learner: PaperLearner) -> float:
                 logits[b, g, j] = hidden[b, g] @ DRAFT.head.weight[token].to(hidden.dtype)
     return float(horizon_loss(
         batch.top_logits, logits, batch.labels, batch.known, config.beta, config.temperature
-    ))  # fmt: skip
+    ).detach())  # fmt: skip
 
 
 @pytest.mark.parametrize("succeeds", [False, True])
@@ -149,7 +150,8 @@ def test_reset_restores_untrained_adapters() -> None:
     state = lora.get_adapter_state(learner.draft)
     assert all(torch.equal(value, untrained[name]) for name, value in state.items())
     assert learner._buffer == [] and learner._history._end == 0
-    again, fresh = run(learner, limit=20), run(PaperLearner(DRAFT, replace(CONFIG, samples=1)), limit=20)
+    again = run(learner, limit=20)
+    fresh = run(PaperLearner(DRAFT, replace(CONFIG, samples=1)), limit=20)
     assert [r.tokens for r in again] == [r.tokens for r in fresh]
     assert [dict(r.events) for r in again] == [dict(r.events) for r in fresh]
 
@@ -161,7 +163,8 @@ def test_construction_follows_its_config() -> None:
     adapters = lora.find_adapters(default.draft)
     assert set(adapters) == {"attention.query", "attention.value"}
     assert all(len(each.lora_a) == 32 for each in adapters.values())
-    learner = PaperLearner(DRAFT, replace(CONFIG, targets=("attention.output",), seed=3, adam=False))
+    config = replace(CONFIG, targets=("attention.output",), seed=3, adam=False)
+    learner = PaperLearner(DRAFT, config)
     assert learner.invalidates_cache is False and learner.top_ids_wanted == 5
     assert isinstance(learner.optimizer._optimizer, torch.optim.SGD)
     assert learner.optimizer._optimizer.defaults["lr"] == 0.02
@@ -178,7 +181,9 @@ def test_adjust_logits_returns_them_as_they_are() -> None:
 
 
 def test_tensors_are_those_of_training_and_of_the_waiting_trajectories() -> None:
-    learner = build_learner()
+    learner = PaperLearner(DRAFT, NEVER)
+    assert learner.tensors()["buffer"] == []
+    run(learner, limit=40, temperature=3.0)
     tensors: Any = learner.tensors()
     assert set(tensors) == {"weights", "gradients", "optimiser", "buffer"}
     assert len(tensors["buffer"]) == 7 * len(learner._buffer) > 0

@@ -58,7 +58,7 @@ def test_recorder_stores_what_belongs_to_each_position(
 
     monkeypatch.setattr(recorder, "on_prefill", on_prefill)
     prompt = (1, 2, 3, 4)
-    rounds = run(learner, prompt=prompt, temperature=temperature, limit=50)
+    rounds = run(learner, prompt=prompt, temperature=temperature, limit=50, gamma=7)
     acceptance, distributions, difficulties = 0.0, [], []
     for finished in rounds:
         rates = reference_rates(finished)
@@ -84,7 +84,7 @@ def test_recorder_stores_what_belongs_to_each_position(
 
 
 def start_recorder(positions: int = 3) -> PositionRecorder:
-    """A recorder of windows of 4 that has begun a text; the states of its positions are 1, 2, ..."""
+    """A recorder of windows of 4 that has begun a text; its positions have states 1, 2, ..."""
     recorder = PositionRecorder(ReplayBuffer(4, 4, 2, 3, 2, 0))
     recorder.start()
     process(recorder, range(positions))
@@ -140,12 +140,13 @@ def test_record_without_positions_updates_the_acceptance_alone() -> None:
     assert recorder.acceptance == pytest.approx(1 / 64) and stored(recorder) == []
 
 
-def test_discard_keeps_the_position_that_is_still_to_come() -> None:
+def test_positions_of_a_round_that_was_not_recorded_are_dropped() -> None:
+    """Of those before a round only the last can be revealed by it."""
     recorder = start_recorder(4)
-    recorder.discard()
     process(recorder, range(4, 6))
+    process(recorder, range(6, 8))
     recorder.record(finish(2))
-    assert stored(recorder) == [4.0, 5.0]
+    assert stored(recorder) == [6.0, 7.0]
 
 
 def test_start_forgets_positions_and_recent_tokens_and_counts_texts() -> None:
@@ -158,6 +159,14 @@ def test_start_forgets_positions_and_recent_tokens_and_counts_texts() -> None:
     assert entries.ngrams[0].tolist() == [13] + [-1] * (entries.ngrams.shape[1] - 1)
     recorder.reset()
     assert len(recorder.buffer) == 0 and recorder.acceptance == 0.0
+
+
+def test_is_consistent_refuses_evidence_of_another_length() -> None:
+    half = Distribution(torch.tensor([0, 1]), torch.tensor([0.5, 0.5]))
+    for count in (1, 3):
+        evidence = Evidence(Proposal((), ()), (half,) * count, (), None)
+        with pytest.raises(ValueError, match="zip"):
+            is_consistent(Round((0, 0), "", (), (), (), {}, None, evidence))
 
 
 def test_is_consistent_needs_a_positive_probability_of_each_token() -> None:

@@ -86,7 +86,9 @@ def test_adjust_logits_replaces_what_is_compared_at_the_first_step_alone() -> No
     assert retrieval._compared is None
 
 
-@pytest.mark.parametrize(("changes", "adjusts"), [({"guard": False}, True), ({"retrieval": False}, False)])
+@pytest.mark.parametrize(
+    ("changes", "adjusts"), [({"guard": False}, True), ({"retrieval": False}, False)]
+)
 def test_settings_switch_the_guard_and_retrieval_off(
     changes: dict[str, bool], adjusts: bool
 ) -> None:

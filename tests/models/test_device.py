@@ -109,7 +109,7 @@ def test_selections_are_checked_on_any_device(ids: list[int], good: bool) -> Non
         shortlist.select = lambda context: DeviceTensor(torch.tensor(ids))  # type: ignore[method-assign]
         selections = CheckedSelections(shortlist, 50)
         if good:
-            assert selections.select(Context((1,), torch.zeros(2), 0)).tolist() == ids
+            assert selections.select(Context((1,), torch.zeros(2), 0)).cpu().tolist() == ids
             return
         with pytest.raises(ShortlistError, match="not"):
             selections.select(Context((1,), torch.zeros(2), 0))
