@@ -102,7 +102,7 @@ class Output:
         return text
 
     def _count_overlap(self, stop_string: str) -> int:
-        """The characters of an incomplete stop string that the text held back ends with."""
+        """The number of a stop string's first characters that the text held back ends with."""
         prefixes = (stop_string[:n] for n in range(len(stop_string) - 1, 0, -1))
         return next((len(prefix) for prefix in prefixes if self._held.endswith(prefix)), 0)
 

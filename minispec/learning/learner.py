@@ -81,7 +81,6 @@ class OnlineLearner:
         wrong or infinite numbers, ``recall_switched_off`` and ``adapter_switched_off`` by a guard.
         """
         if not is_consistent(finished):
-            self.recorder.discard()
             self.retrieval.discard()
             return LearnerUpdate(counts={"refused_verdicts": len(finished.tokens)})
         counts = Counter(self.retrieval.observe(finished))

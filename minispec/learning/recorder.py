@@ -77,23 +77,15 @@ class PositionRecorder:
         )
         return {"refused_verdicts": refused}
 
-    def discard(self) -> None:
-        """Drop the pending positions of a round whose evidence must not be used."""
-        del self._pending[:-1]
-
     def _take_revealed(self, finished: Round) -> tuple[list[_Position], int]:
         """The pending positions whose next distribution is now known, and the index of the first
         of these distributions in the round's evidence."""
-        num_tokens = len(finished.tokens)
         if finished.stop is None:
             # The draft has processed all emitted tokens. The one after the last is unknown.
-            revealed = self._pending[:-1][-num_tokens:]
-            first = num_tokens - len(revealed)
-        else:
-            # After a stop the draft does not process this round's tokens.
-            revealed, first = self._pending[-1:], 0
-        self.discard()
-        return revealed, first
+            revealed = self._pending[:-1]
+            return revealed, len(finished.tokens) - len(revealed)
+        # After a stop the draft does not process this round's tokens.
+        return self._pending[-1:], 0
 
 
 def is_consistent(finished: Round) -> bool:

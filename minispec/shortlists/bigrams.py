@@ -53,7 +53,7 @@ def count_bigrams(texts: Iterable[Sequence[int]], vocab_size: int) -> tuple[Ids,
     Memory is bounded by the distinct pairs and a chunk of text. Raises ArgumentError if no text has
     two ids.
     """
-    pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    pairs = counts = np.zeros(0, np.int64)
     chunk: list[Ids] = []
     waiting = 0
     for text in texts:

@@ -40,9 +40,8 @@ def fit_factors(rows: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor
         raise ArgumentError(f"rank {rank} must lie in 1..{size}, the hidden size")
     # With h = L z and E[z z'] = 1, the best projection of z is on the leading right singular
     # vectors of W L: the eigenvectors of a small matrix, the largest last.
-    moment = moment.double()
-    moment = moment + 1e-6 * moment.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-    root = torch.linalg.cholesky(moment)  # (D, D), L
+    ridge = 1e-6 * moment.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    root = torch.linalg.cholesky(moment + ridge)  # (D, D) float64, L
     product = rows.float() @ root.float()  # (V, D), W L
     vectors = torch.linalg.eigh((product.T @ product).double()).eigenvectors[:, -rank:]  # (D, r)
     projection = torch.linalg.solve_triangular(root.T, vectors, upper=True)  # L'^-1 z-vectors

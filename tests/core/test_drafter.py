@@ -213,6 +213,20 @@ def test_propose_changes_logits_as_the_target_does() -> None:
         assert torch.equal(q.probs, p.probs)
 
 
+@pytest.mark.parametrize("per_round", [False, True])
+def test_round_counts_the_rows_probed_of_each_selection(per_round: bool) -> None:
+    shortlist = FullShortlist(V)
+    shortlist.rows_probed, shortlist.per_round = 7, per_round
+    rounds = list(speculative(
+        ToyTarget(V, TABLE), ToyDraft(V, TABLE), shortlist, PROMPT, gamma=3, stop=StopRule(9),
+        sampling=Sampling(1.0), rng=SeededRandom(1),
+    ))  # fmt: skip
+    for finished in rounds:
+        drafted = len(finished.proposed)
+        assert finished.rows_probed == 7 * (min(drafted, 1) if per_round else drafted)
+    assert Drafter(ToyDraft(V, TABLE), PlainShortlist(), 9).rows_probed == 0
+
+
 # ------------------------------------------------------------------ selections
 
 

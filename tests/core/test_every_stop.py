@@ -64,6 +64,18 @@ def test_commit_holds_back_the_start_of_every_stop_string(held: str) -> None:
     assert output.commit(Letters().encode("h")).text == f"{held}h"
 
 
+def test_commit_names_the_stop_string_of_a_token_that_is_an_end_id_as_well() -> None:
+    committed = Output(StopRule(3, (2,), ("bc",)), Letters(), 20).commit(Letters().encode("abc"))
+    assert (committed.text, committed.stop) == ("a", "stop_string")
+
+
+def test_each_output_ends_with_its_own_text() -> None:
+    """In outputs made one after the other: what was held back comes with the last token."""
+    for letter in "bdfbfd":
+        output = Output(StopRule(1, (), ("bc", "de", "fg")), Letters(), 20)
+        assert output.commit(Letters().encode(letter)).text == letter
+
+
 @pytest.mark.parametrize("continued", [False, True])
 def test_speculative_passes_on_whether_the_text_continues(continued: bool) -> None:
     calls: list[Any] = []

@@ -199,3 +199,31 @@ def test_each_sampling_shows_its_own_settings() -> None:
     sampling = Sampling(0.5)
     sampling.to_json().clear()
     assert sampling.to_json() == {"temperature": 0.5, "top_k": 0, "top_p": 1.0}
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_decoding_counts_the_tokens_before_each_position(drafts: bool) -> None:
+    """The emitted and the drafted ones, as the definition does for each position by itself."""
+    table, prompt = random_table(8, 1), [1, 3, 3]
+    sampling = Sampling(
+        1.0, repetition_penalty=1.5, frequency_penalty=0.5, presence_penalty=0.25,
+        bad_words=[[1, 2], [4, 4]],
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "sampling": sampling, "rng": SeededRandom(2), "stop": StopRule(16), "trace": True,
+    }  # fmt: skip
+    target, draft = ToyTarget(8, table), ToyDraft(8, table)
+    rounds = (
+        speculative(target, draft, FullShortlist(8), prompt, gamma=4, **options)
+        if drafts else autoregressive(target, prompt, **options)
+    )  # fmt: skip
+    text = list(prompt)
+    for finished in rounds:
+        assert finished.evidence is not None
+        # With the target's own logits every drafted token is accepted.
+        assert finished.proposed == finished.tokens[: len(finished.proposed)]
+        for token, p in zip(finished.tokens, finished.evidence.target_distributions, strict=True):
+            exact = sampling.target_distribution(table(tuple(text)), History(tuple(text), 3))
+            assert torch.equal(p.ids, exact.ids) and torch.equal(p.probs, exact.probs)
+            text.append(token)
+    assert len(text) == 19

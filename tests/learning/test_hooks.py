@@ -1,13 +1,17 @@
 """The hooks of the online learner, one by one: what each passes on, drops and restores."""
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 
 from helpers.online_learning import DRAFT, EXTREME, run, tokens_of
+from minispec.learning import lora
+from minispec.learning.config import LearnerConfig
 from minispec.learning.learner import OnlineLearner
 from minispec.sampling import Sampling
-from minispec.types import Context
+from minispec.types import Context, Distribution, Evidence, LearnerUpdate, Proposal, Round
 
 CONFIG = replace(EXTREME, window_size=8)
 
@@ -90,3 +94,89 @@ def test_reset_restores_everything_but_the_number_of_the_text() -> None:
     assert tokens_of(again) == tokens_of(other)
     assert [dict(r.events) for r in again] == [dict(r.events) for r in other]
     assert [r.path for r in again] == [r.path for r in other]
+
+
+# ------------------------------------------------------------------ how the parts are put together
+
+# No two sizes are equal, so that none can stand for another.
+SIZES = LearnerConfig(rank=3, window_size=5, num_windows=6, top_k=7, num_random_ids=9)
+
+
+def test_construction_builds_a_buffer_of_the_configured_sizes() -> None:
+    learner = OnlineLearner(DRAFT, SIZES)
+    entries = learner.recorder.buffer.entries
+    assert learner.config is SIZES and learner.recorder.buffer.window_size == 5
+    assert entries.aux_hidden_states.shape == (30, 3 * 24) and entries.keys.shape == (30, 24)
+    assert entries.ids.shape == entries.probs.shape == (30, 7)
+    assert learner.retrieval._recorder is learner.lora._recorder is learner.recorder
+    assert OnlineLearner(DRAFT).config == LearnerConfig()
+    draws = [
+        OnlineLearner(DRAFT, replace(SIZES, seed=seed)).recorder.buffer._rng.random()
+        for seed in (0, 1, 1)
+    ]
+    assert draws[0] != draws[1] == draws[2]
+    assert learner.draft is learner.lora.draft and learner.draft is not DRAFT
+
+
+@pytest.mark.parametrize("continued", [False, True])
+@pytest.mark.parametrize("carry", [False, True])
+def test_start_keeps_what_was_learnt_if_it_is_carried_or_continued(
+    carry: bool, continued: bool
+) -> None:
+    learner = build_learner(carry=carry)
+    used = len(learner.recorder.buffer)
+    assert used and learner.lora.optimizer.has_stepped
+    learner.start(continued)
+    kept = carry or continued
+    assert len(learner.recorder.buffer) == (used if kept else 0)
+    assert learner.lora.optimizer.has_stepped is kept
+    learner.start()
+    assert bool(len(learner.recorder.buffer)) is carry
+
+
+class Part:
+    """Stands for a part of the learner; notes the calls."""
+
+    def __init__(self, name: str, calls: list[str], result: Any = None) -> None:
+        self._name, self._calls, self._result = name, calls, result
+
+    def __getattr__(self, method: str) -> Any:
+        def call(*args: Any) -> Any:
+            self._calls.append(f"{self._name}.{method}")
+            return self._result
+
+        return call
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_observe_records_before_it_trains_and_merges_the_counts(changed: bool) -> None:
+    learner, calls = OnlineLearner(DRAFT, CONFIG), list[str]()
+    update = LearnerUpdate(changed, {"positions": 4, "refused_updates": 1})
+    learner.retrieval = Part("retrieval", calls, {"recall_switched_off": 1})  # type: ignore[assignment]
+    learner.recorder = Part("recorder", calls, {"refused_verdicts": 2})  # type: ignore[assignment]
+    learner.lora = Part("lora", calls, update)  # type: ignore[assignment]
+    half = Distribution(torch.tensor([3, 4]), torch.tensor([0.5, 0.5]))
+
+    def finish(*tokens: int) -> Round:
+        evidence = Evidence(Proposal((), ()), (half,) * len(tokens), (), None)
+        return Round(tokens, "", (), (), (), {}, None, evidence)
+
+    assert learner.observe(finish(3, 4)) == LearnerUpdate(changed, {
+        "positions": 4, "refused_updates": 1, "recall_switched_off": 1, "refused_verdicts": 2,
+    })  # fmt: skip
+    assert calls == ["retrieval.observe", "recorder.record", "lora.observe"]
+    calls.clear()
+    assert learner.observe(finish(3, 5, 4)) == LearnerUpdate(False, {"refused_verdicts": 3})
+    assert calls == ["retrieval.discard"]
+
+
+def test_tensors_are_those_of_training_and_of_the_buffer() -> None:
+    learner = build_learner(tokens=0)
+    assert not learner.tensors()["optimiser"]
+    run(learner, temperature=0.0, limit=24)
+    tensors: Any = learner.tensors()
+    assert tensors["optimiser"]
+    assert set(tensors) == {"weights", "gradients", "optimiser", "buffer"}
+    assert len(tensors["weights"]) == 2 * len(lora.find_adapters(learner.draft))
+    buffer = learner.recorder.buffer
+    assert sum(tensor.nbytes for tensor in tensors["buffer"]) == buffer.num_bytes

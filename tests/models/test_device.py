@@ -11,10 +11,12 @@ from helpers.other_device import DEVICE, DeviceTensor, move, other_device
 from helpers.toys import toy_transformer
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
+from minispec.errors import ShortlistError
 from minispec.models import eagle_draft
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import PackedHead
 from minispec.models.transformer import Transformer
+from minispec.propose import CheckedSelections
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.types import Context, Round
@@ -84,3 +86,30 @@ def test_the_simulated_device_refuses_tensors_of_the_cpu() -> None:
         )
         with pytest.raises(AssertionError, match="mixes devices"):
             there + torch.ones(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_distributions_are_on_the_cpu_in_float32_or_better(
+    temperature: float, dtype: torch.dtype
+) -> None:
+    logits = torch.tensor([0.5, 2.0, 1.0], dtype=dtype)
+    expected = Sampling(temperature).target_distribution(logits)
+    with other_device():
+        found = Sampling(temperature).target_distribution(DeviceTensor(logits))
+        assert found.ids.device.type == found.probs.device.type == "cpu"
+        assert found.probs.dtype == torch.promote_types(dtype, torch.float32)
+        assert torch.equal(found.ids, expected.ids) and torch.equal(found.probs, expected.probs)
+
+
+@pytest.mark.parametrize(("ids", "good"), [([1, 5], True), ([5, 1], False), ([1, 50], False)])
+def test_selections_are_checked_on_any_device(ids: list[int], good: bool) -> None:
+    with other_device():
+        shortlist = RecordingShortlist(torch.arange(50), 20)
+        shortlist.select = lambda context: DeviceTensor(torch.tensor(ids))  # type: ignore[method-assign]
+        selections = CheckedSelections(shortlist, 50)
+        if good:
+            assert selections.select(Context((1,), torch.zeros(2), 0)).cpu().tolist() == ids
+            return
+        with pytest.raises(ShortlistError, match="not"):
+            selections.select(Context((1,), torch.zeros(2), 0))

@@ -1,6 +1,8 @@
 import random
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
 from minispec.shortlists.arc import ArcBuffer
 
@@ -73,3 +75,78 @@ def test_admit_bounds_the_buffer_its_ghosts_and_its_target_size():
     buffer.clear()
     assert not buffer.ids()
     assert buffer.recent_target == 8
+
+
+class Model:
+    """The definition once more, with plain lists: each least recently used first."""
+
+    def __init__(self, capacity: int, residence: int, warm_up: int) -> None:
+        self.capacity, self.residence, self.warm_up = capacity, residence, warm_up
+        self.parts: list[list[int]] = [[], []]  # T1, T2
+        self.ghosts: list[list[int]] = [[], []]  # B1, B2
+        self.admitted: dict[int, int] = {}
+        self.target, self.step, self.events = capacity / 2, 0, 0
+
+    def touch(self, token: int) -> None:
+        next(part for part in self.parts if token in part).remove(token)
+        self.parts[1].append(token)
+
+    def admit(self, token: int) -> bool:
+        first, second = map(len, self.ghosts)
+        if token in self.ghosts[0] + self.ghosts[1] and self.events > self.warm_up:
+            up = token in self.ghosts[0]
+            by = max(1, second / first) if up else -max(1, first / second)
+            self.target = min(max(self.target + by, 0), self.capacity)
+        if sum(map(len, self.parts)) == self.capacity and not self.evict():
+            return False
+        seen = [ghosts for ghosts in self.ghosts if token in ghosts]
+        for ghosts in seen:
+            ghosts.remove(token)
+        self.parts[bool(seen)].append(token)
+        self.admitted[token] = self.step
+        return True
+
+    def evict(self) -> bool:
+        for index in (0, 1) if len(self.parts[0]) > self.target else (1, 0):
+            for token in list(self.parts[index]):
+                if self.step - self.admitted[token] >= self.residence:
+                    self.parts[index].remove(token)
+                    self.ghosts[index].append(token)
+                    del self.ghosts[index][: -self.capacity]
+                    return True
+        return False
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 5), st.integers(0, 4), st.integers(0, 3),
+    st.lists(st.integers(0, 14), min_size=30, max_size=150),
+)  # fmt: skip
+def test_buffer_follows_the_definition(
+    capacity: int, residence: int, warm_up: int, tokens: list[int]
+) -> None:
+    """Ids 0 to 11 are used, 12 counts an event, 13 and 14 a step."""
+    buffer = ArcBuffer(capacity, residence=residence, warm_up=warm_up)
+    for _ in range(2):
+        model = Model(capacity, residence, warm_up)
+        for token in tokens:
+            if token == 12:
+                buffer.count_event()
+                model.events += 1
+            elif token > 12:
+                buffer.count_step()
+                model.step += 1
+            elif token in buffer:
+                buffer.touch(token)
+                model.touch(token)
+            else:
+                assert buffer.admit(token) is model.admit(token)
+            assert buffer.recent_target == model.target
+            assert buffer.ids() == model.parts[0] + model.parts[1]
+            assert len(buffer) == len(buffer.ids())
+            assert [each in buffer for each in range(12)] == [
+                each in buffer.ids() for each in range(12)
+            ]
+            assert list(buffer._recent_ghosts) == model.ghosts[0]
+            assert list(buffer._frequent_ghosts) == model.ghosts[1]
+        buffer.clear()  # the second time as the first

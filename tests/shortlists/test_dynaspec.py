@@ -32,6 +32,29 @@ def test_select_weighs_a_clusters_probability_by_its_size() -> None:
     assert shortlist.select(context).tolist() == [0, 1, 5]
 
 
+def test_router_has_one_hidden_layer_of_silu() -> None:
+    router = Router(3, 2).double().requires_grad_(False)
+    hidden = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.0, -3.0]], dtype=torch.float64)
+    inner = hidden @ router.inner.weight.T + router.inner.bias
+    expected = (inner / (1 + (-inner).exp())) @ router.outer.weight.T + router.outer.bias
+    assert torch.allclose(router(hidden), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_select_takes_states_of_any_precision_and_no_end_ids(dtype: torch.dtype) -> None:
+    """A ranking of a few ids alone orders a cluster: the others follow."""
+    router = Router(4, 2).requires_grad_(False)
+    for weight in router.parameters():
+        weight.zero_()
+    router.outer.bias[1] = 2.0
+    clusters = torch.tensor([0, 1] * 5)
+    shortlist = DynaSpecShortlist(torch.tensor([9, 2]), 4, (), clusters, router.to(dtype))
+    for hidden in (torch.zeros(4), torch.zeros(4, dtype=torch.float64)):
+        ids = shortlist.select(Context((1, 2), hidden, 0))
+        assert isinstance(ids, torch.Tensor) and ids.dtype == torch.int64
+        assert ids.tolist() == [1, 3, 5, 9]
+
+
 def test_train_router_routes_to_the_clusters_of_following_tokens(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

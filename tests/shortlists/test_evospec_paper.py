@@ -153,3 +153,103 @@ def test_construction_refuses_what_does_not_fit_the_vocabulary(core, buffer):
         EvoSpecPaperShortlist(torch.arange(V), core, (), _Rows(), _graph({}), buffer=buffer)
     with pytest.raises(ArgumentError, match="delay 0"):
         _build(delay=0)
+
+
+def test_candidates_of_the_core_or_named_twice_are_not_admitted_again():
+    shortlist = _build()
+    assert isinstance(shortlist.select(CONTEXT), torch.Tensor)
+    shortlist.observe(_round((50,), [50, 2, 60, 50, 9], 60))
+    assert shortlist.select(CONTEXT).tolist() == [*range(CORE), 50, *range(60, 70)]
+    assert shortlist._buffer.ids() == [50, *range(60, 70)]
+    # A second mention in the same event does not count as use: all were seen once.
+    assert [*shortlist._buffer._recent] == [50, *range(60, 70)]
+    before = shortlist.select(CONTEXT)
+    shortlist.observe(_round((30,), [50, 2], 60))  # an event that brings nothing new
+    assert shortlist.select(CONTEXT) is before
+    assert [*shortlist._buffer._frequent] == [50, *range(60, 70)]
+    shortlist.reset()
+    assert isinstance(shortlist.select(CONTEXT), torch.Tensor)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_seed_brings_its_heaviest_successor(seed):
+    """Of 20 seeds, 50 to 69, one has the heaviest successor and one before it the lightest."""
+    edges = {50 + i: [(100 + i, 0.5)] for i in range(20)}
+    edges[50 + (seed - 1) % 20] = [(200, 0.1)]
+    edges[50 + seed] = [(201, 0.9)]
+    shortlist = _build(edges)
+    shortlist.observe(_round((50,), [*range(50, 60)], 60))
+    admitted = shortlist.explain(CONTEXT)["bigrams"].tolist()
+    assert len(admitted) == 12 and 201 in admitted and 200 not in admitted
+
+
+def test_successors_of_equal_weight_are_admitted_in_the_order_of_their_seeds():
+    edges = {
+        50 + i: [(100 + 8 * i + j, 0.25 if j % 2 else 0.125) for j in range(8)] for i in range(20)
+    }
+    shortlist = _build(edges)
+    shortlist.observe(_round((50,), [*range(50, 60)], 60))
+    assert shortlist.explain(CONTEXT)["bigrams"].tolist() == [*range(101, 125, 2)]
+
+
+def test_a_retrieval_runs_at_once_whenever_its_ids_count():
+    shortlist, calls = _build(delay=3), []
+    find_nearest = shortlist._rows.find_nearest
+    shortlist._rows.find_nearest = lambda *args: calls.append(args) or find_nearest(*args)
+    shortlist.observe(_round((50,), [50], 60))
+    assert len(calls) == 1
+    for _ in range(4):
+        shortlist.observe(_round((1,)))
+    assert len(calls) == 1 and _dynamic(shortlist) == [50, *range(60, 70)]
+
+
+@pytest.mark.parametrize(
+    ("token", "event"), [(0, False), (1, False), (9, False), (10, True), (V - 1, True)]
+)
+def test_an_event_is_a_token_outside_the_core(token, event):
+    shortlist = _build()
+    shortlist.observe(_round((token,), [50], 60))
+    assert _dynamic(shortlist) == ([50, *range(60, 70)] if event else [])
+    assert shortlist._buffer._events == event
+
+
+def test_a_round_without_evidence_is_no_event():
+    shortlist = _build()
+    shortlist.observe(Round((50,), "", (), (), (), {}, None))
+    assert _dynamic(shortlist) == []
+
+
+def test_explain_is_what_select_has_after_each_event_and_reset():
+    shortlist, starts = _build(buffer=24), [50, 100, 150, 200]
+    for start in starts:
+        for _ in range(8):
+            shortlist.observe(_round((1,)))
+        shortlist.observe(_round((start,), [start, start + 1], start + 10))
+        parts = shortlist.explain(CONTEXT)
+        assert all(isinstance(ids, torch.Tensor) and ids.dtype == torch.int64
+                   for ids in (*parts.values(), shortlist.select(CONTEXT)))  # fmt: skip
+        together = sorted(token for ids in parts.values() for token in ids.tolist())
+        assert together == shortlist.select(CONTEXT).tolist()
+        assert {start, start + 1} <= {*parts["target"].tolist()} and not len(parts["bigrams"])
+        assert shortlist._parts.keys() == {*_dynamic(shortlist)}
+    shortlist.reset()
+    shortlist.observe(_round((300,), [300], 310))
+    assert _dynamic(shortlist) == [300, *range(310, 320)]
+
+
+@pytest.mark.parametrize("residence", [0, 3, 8])
+def test_ids_stay_for_the_stated_rounds(residence):
+    shortlist = _build(buffer=11, residence=residence)
+    shortlist.observe(_round((50,), [50], 60))
+    for age in range(1, 10):
+        shortlist.observe(_round((100 + 20 * age,), [100 + 20 * age], 105 + 20 * age))
+        replaced = not set(_dynamic(shortlist)) & {50, *range(60, 70)}
+        assert replaced == (age >= residence)
+        if replaced:
+            break
+
+
+def test_candidates_next_to_the_core_are_admitted():
+    shortlist = _build()
+    shortlist.observe(_round((50,), [0, 9, 10, V - 1], 60))
+    assert shortlist.select(CONTEXT).tolist() == [*range(CORE), 10, *range(60, 70), V - 1]

@@ -69,3 +69,48 @@ def test_select_takes_all_ids_and_end_ids_within_the_budget():
 def test_rows_probed_counts_the_numbers_read():
     factors = fit_factors(ROWS, IDENTITY, 4)
     assert LowRankShortlist(ROWS, 40, (), factors).rows_probed == 67  # 532 * 4 / 32 = 66.5
+
+
+def test_fit_factors_of_directions_that_no_hidden_state_has():
+    """A moment without full rank has no Cholesky factor of its own."""
+    moment = MOMENT.clone()
+    moment[20:], moment[:, 20:] = 0, 0
+    assert _error(fit_factors(ROWS, moment, 8)) < _error(fit_factors(ROWS, IDENTITY, 8))
+    for factors in (fit_factors(ROWS, moment, 8), fit_factors(ROWS.double(), moment.double(), 8)):
+        assert all(factor.dtype == torch.float32 for factor in factors)
+
+
+def test_select_takes_factors_of_any_precision():
+    factors = fit_factors(ROWS, MOMENT, 12)
+    expected = LowRankShortlist(ROWS, 40, (7,), factors).select(_context(HIDDEN[0]))
+    wide = tuple(factor.double() for factor in factors)
+    for rows, hidden in ((ROWS, HIDDEN[0]), (ROWS.double(), HIDDEN[0].double())):
+        found = LowRankShortlist(rows, 40, (7,), wide).select(_context(hidden))
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("eos_ids", [(9, 8, 7), (7, 8, 9), (8, 7, 9), (400, 3, 80, 499)])
+def test_select_keeps_the_first_end_ids_that_its_budget_holds(eos_ids):
+    shortlist = LowRankShortlist(ROWS, 2, eos_ids, fit_factors(ROWS, MOMENT, 12))
+    for hidden in HIDDEN[:5]:
+        assert shortlist.select(_context(hidden)).tolist() == sorted(eos_ids[:2])
+
+
+def test_fit_factors_of_small_hidden_states_are_those_of_large_ones():
+    """What is added to the moment is relative to it."""
+    expected = _error(fit_factors(ROWS, MOMENT, 8))
+    assert _error(fit_factors(ROWS, 1e-12 * MOMENT, 8)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_fit_factors_of_hidden_states_on_a_line():
+    """A moment without full rank whose entries add up to 0."""
+    direction = torch.tensor([1.0, -1.0])
+    rows = ROWS[:, :2]
+    expand, projection = fit_factors(rows, torch.outer(direction, direction), 1)
+    assert torch.allclose(rows @ expand @ (projection.T @ direction), rows @ direction, atol=1e-3)
+
+
+def test_select_without_end_ids():
+    shortlist = LowRankShortlist(ROWS, 40, (), fit_factors(ROWS, MOMENT, 12))
+    ids = shortlist.select(_context(HIDDEN[0]))
+    assert ids.dtype == torch.int64 and len(ids) == 40

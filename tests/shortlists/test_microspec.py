@@ -49,3 +49,33 @@ def test_select_keeps_the_tensor_while_its_ids_stay():
     ids = shortlist.select(CONTEXT)
     shortlist.observe(_round((2,), (3,), [[2, 1, 3]]))
     assert shortlist.select(CONTEXT) is ids
+
+
+def test_select_before_a_prompt_and_after_a_reset_has_no_ids():
+    shortlist = MicroSpecShortlist(100)
+    for _ in range(2):
+        ids = shortlist.select(CONTEXT)
+        assert ids.dtype == torch.int64 and ids.shape == (0,)
+        shortlist.on_prefill([1, 2], torch.tensor([[3, 4, 5]]))
+        shortlist.reset()
+
+
+def test_observe_appends_the_drafted_ids_before_the_targets():
+    shortlist = MicroSpecShortlist(100, window=4)
+    shortlist.on_prefill([1], torch.zeros(0, 3, dtype=torch.int64))
+    shortlist.observe(_round((7,), (20, 21, 22), [[7, 8, 9]]))
+    assert shortlist.select(CONTEXT).tolist() == [7, 8, 9, 22]
+
+
+def test_observe_appends_each_id_of_a_round_once():
+    shortlist = MicroSpecShortlist(100, window=4)
+    shortlist.on_prefill([1], torch.zeros(0, 3, dtype=torch.int64))
+    shortlist.observe(_round((7, 8), (20,), [[7, 8, 9], [8, 9, 7]]))
+    assert shortlist.select(CONTEXT).tolist() == [7, 8, 9, 20]
+    shortlist.observe(_round((7,), (30, 30, 30), [[7, 8, 7]]))
+    assert shortlist.select(CONTEXT).tolist() == [7, 8, 9, 30]
+
+
+def test_budget_is_the_window_or_the_whole_vocabulary():
+    assert MicroSpecShortlist(100, window=99).budget == 99
+    assert MicroSpecShortlist(100, window=101).budget == 100

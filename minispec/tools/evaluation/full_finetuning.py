@@ -114,7 +114,6 @@ class FullFinetuningLearner:
     def observe(self, finished: Round) -> LearnerUpdate:
         """Record a round, and take a training step if one is due."""
         if not is_consistent(finished):
-            self._recorder.discard()
             return LearnerUpdate(counts={"refused_verdicts": len(finished.tokens)})
         counts = Counter(self._recorder.record(finished))
         self._tokens_since_update += len(finished.tokens)

@@ -12,9 +12,7 @@ _MORE_SORTED = "more ids are sorted than are needed; those that are kept are the
 # From (file, part of the description of the change) to the reason. A part that ends with a line
 # break is the end of the description.
 REASONS: dict[tuple[str, str], str] = {
-    ("minispec/sampling", "for size in list((_FIRST_SORTED, 8 * _FIRST_SORTED, len(pr"): (
-        _MORE_SORTED
-    ),
+    ("minispec/sampling", "8 * _FIRST_SORTED, len(probs)))[1:]"): _MORE_SORTED,
     ("minispec/sampling", "8 * _FIRST_SORTED -> 8\n"): _MORE_SORTED,
     ("minispec/sampling", "if sums[-1] >= mass: -> if False"): _MORE_SORTED,
     ("minispec/sampling", "sums[-1] -> sums[-1 + 1]"): _MORE_SORTED,
@@ -37,6 +35,60 @@ REASONS: dict[tuple[str, str], str] = {
     ("minispec/commit", "in __init__: self._limit = min"): _INDEPENDENT,
     ("minispec/commit", "self._stream and token < self._vocab_size -> token"): (
         "without a tokenizer the vocabulary size is 0, which no id is below"
+    ),
+    ("minispec/commit", "len(stop_string) - 1 -> len(stop_string)"): (
+        "text that ends with a whole stop string has stopped the output before"
+    ),
+    ("minispec/shortlists/evospec", "in __init__: self._max_recent ="): _INDEPENDENT,
+    ("minispec/shortlists/evospec", "in __init__: self._core: Ids ="): _INDEPENDENT,
+    ("minispec/shortlists/evospec", "in __init__: self.semantic ="): _INDEPENDENT,
+    ("minispec/shortlists/evospec", "strict=True) -> zip(self.part_names, parts)\n"): (
+        "there are four names and four parts"
+    ),
+    ("minispec/shortlists/evospec", "eos_ids).numpy() -> truncate_ranking"): (
+        "NumPy takes the tensor as the array that it shares its memory with"
+    ),
+    ("minispec/shortlists/evospec_paper", "in __init__: self._core ="): _INDEPENDENT,
+    ("minispec/shortlists/evospec_paper", "in reset: self._waiting:"): _INDEPENDENT,
+    ("minispec/shortlists/evospec_paper", "in _admit: self._buffer.count_event()"): _INDEPENDENT,
+    ("minispec/shortlists/evospec_paper", "np.zeros(vocab_size, bool) -> np.zeros(vocab_size)"): (
+        "0.0 and 1.0 are as false and as true as booleans"
+    ),
+    ("minispec/shortlists/arc", "return True -> return recent\n"): "a pair is as true as True",
+    ("minispec/shortlists/arc", "return True -> return frequent\n"): "a pair is as true as True",
+    ("minispec/shortlists/arc", "in clear: self._"): _INDEPENDENT,
+    ("minispec/shortlists/bigrams", "in count_bigrams: chunk.append("): _INDEPENDENT,
+    ("minispec/shortlists/bigrams", "minlength=vocab_size) -> np.bincount(first, counts)"): (
+        "the totals are read at ids that begin a pair, and the largest of these is counted"
+    ),
+    ("minispec/shortlists/microspec", "-> np.array_equal(self._ids.numpy(), distinct)"): (
+        "equality is symmetric"
+    ),
+    ("minispec/shortlists/microspec", "in reset: self._stream:"): _INDEPENDENT,
+    ("minispec/shortlists/dynaspec", "in select: scores = "): _INDEPENDENT,
+    ("minispec/shortlists/dynaspec", "in __init__: self._eos_ids ="): _INDEPENDENT,
+    ("minispec/shortlists/lowrank", "sorted=False) -> scores.topk(self.budget)"): (
+        "the ids are sorted afterwards"
+    ),
+    ("minispec/shortlists/evospec", "in __init__: self.statistical ="): _INDEPENDENT,
+    ("minispec/shortlists/evospec_paper", ":_SEEDS].numpy() -> evidence"): _NUMBER,
+    ("minispec/shortlists/evospec_paper", "int(u) -> u"): _NUMBER,
+    ("minispec/shortlists/evospec_paper", "ids.tolist() -> ids"): (
+        "NumPy's integers are equal to Python's, and hash as they do"
+    ),
+    ("minispec/shortlists/arc", "float(self.capacity) -> self.capacity"): _NUMBER,
+    ("minispec/shortlists/bigrams", "int(self._ends[token]) -> self._ends[token]"): _NUMBER,
+    ("minispec/shortlists/bigrams", "degrees.astype(np.int64) -> degrees"): (
+        "NumPy adds up small integers in 64 bits"
+    ),
+    ("minispec/shortlists/microspec", "self._ids.numpy() -> self._ids"): (
+        "a tensor compares as its array does"
+    ),
+    ("minispec/shortlists/dynaspec", "logits.numpy() -> logits"): (
+        "a tensor is indexed, and an array subtracted from it, as from its array"
+    ),
+    ("minispec/shortlists/lowrank", "indices) -> scores.topk(self.budget, sorted=False).indices"): (
+        "NumPy sorts the tensor through the array that it shares its memory with"
     ),
     ("minispec/models/lm_head", "ids.to(self.weight.device) -> ids"): (
         "PyTorch itself takes indices on the CPU for rows on any device"

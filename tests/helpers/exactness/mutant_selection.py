@@ -38,35 +38,47 @@ _LEARNING = [
     "exactness/test_health.py",
 ]  # fmt: skip
 _HEADS = ["models/test_heads.py"]
+# What decoding takes and returns, and the steps of a round one by one.
+_PARTS = [
+    "core/test_held_types.py", "core/test_drafter.py", "core/test_phases.py",
+    "core/test_prompt_reader.py", "core/test_logits_processor.py", "core/test_verdict.py",
+    "core/test_wrong_types.py", "models/test_device.py",
+]  # fmt: skip
 
 # From a module to test files below tests/.
 SELECTION = {
     "minispec/verify": [
         "core/test_verify.py", "core/test_empty_residual.py", "core/test_residual.py",
-        "core/test_verdict.py", "core/test_long_chains.py", *_TREES, *_DISTRIBUTION, _SOURCE,
+        "core/test_verdict.py", "core/test_long_chains.py", "core/test_held_types.py", *_TREES,
+        *_DISTRIBUTION, _SOURCE,
     ],
     "minispec/tree": [*_TREES, "models/test_tree_attention.py", *_DISTRIBUTION],
     "minispec/growth": [*_TREES, *_DISTRIBUTION],
     "minispec/sampling": [
         "core/test_sampling.py", "core/test_random_source.py", "core/test_logits_processor.py",
-        "core/test_rows.py", "exactness/test_shapings.py", *_DISTRIBUTION, _SOURCE,
+        "core/test_rows.py", "core/test_held_types.py", "core/test_wrong_types.py",
+        "models/test_device.py", "exactness/test_shapings.py", *_DISTRIBUTION, _SOURCE,
     ],
     "minispec/propose": [
-        "core/test_verify.py", "shortlists/test_shortlists.py", *_HEADS, *_LOOP, *_TREES,
+        *_PARTS, "core/test_verify.py", "shortlists/test_shortlists.py", *_HEADS, *_LOOP, *_TREES,
         *_DISTRIBUTION, "learning/test_learner.py", "learning/test_lora.py",
     ],
     "minispec/decode": [
-        *_LOOP, *_TREES, "core/test_verify.py", "shortlists/test_shortlists.py", *_DISTRIBUTION,
+        *_PARTS, *_LOOP, *_TREES, "core/test_verify.py", "shortlists/test_shortlists.py",
+        *_DISTRIBUTION,
         _SOURCE,
         "learning/test_learner.py", "learning/test_lora.py",
     ],
-    "minispec/commit": ["core/test_decode.py", "core/test_every_stop.py", *_DISTRIBUTION],
+    "minispec/commit": [
+        "core/test_decode.py", "core/test_every_stop.py", "core/test_held_types.py",
+        "core/test_wrong_types.py", *_DISTRIBUTION,
+    ],
     "minispec/shortlists/full": ["core/test_decode.py", *_SHORTLIST],
     "minispec/shortlists/frspec": [
         "tools/test_ranking.py", "exactness/test_properties.py", "models/test_eagle_draft.py",
         "shortlists/test_shortlists.py",
     ],
-    "minispec/shortlists/microspec": _SHORTLIST,
+    "minispec/shortlists/microspec": ["shortlists/test_microspec.py", *_SHORTLIST],
     "minispec/shortlists/dynaspec": ["shortlists/test_dynaspec.py", *_SHORTLIST],
     "minispec/shortlists/kmeans": ["shortlists/test_kmeans.py", *_SHORTLIST],
     "minispec/shortlists/semantic": ["shortlists/test_semantic.py", *_SHORTLIST],
