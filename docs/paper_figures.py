@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minispec.tools.evaluation.gate import predict_speed
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "paper.md"
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
+_LONGEST_WINDOW = 1024  # of microspec, more than the elements of any stream in the study
 
 
 def format_ratio(ratio: dict[str, float] | None) -> str:
@@ -38,10 +41,11 @@ def select_rows(report: Row) -> dict[str, dict[str, Row]]:
 
 
 def format_methods(report: Row) -> str:
-    """Each method over all prompts: ids, tau by stream, coverage, speeds, and the milliseconds of a
-    round that go into the shortlist."""
+    """Each method over all prompts: ids, tau by stream, coverage, speeds, what the gate says of the
+    speed over full's, and the milliseconds of a round that go into the shortlist."""
     methods = select_rows(report)
     streams = [s for s in next(iter(methods.values())) if s != "all"]
+    full = methods["full"]["all"] if "full" in methods else None
     lines = []
     for method, rows in methods.items():
         row = rows["all"]
@@ -54,10 +58,23 @@ def format_methods(report: Row) -> str:
             f"{row['tokens_per_second']:.0f}",
             format_ratio(row["ratio_to_autoregressive"]),
             format_ratio(row["ratio_to_frspec"]),
+            *([f"{row['tokens_per_second'] / full['tokens_per_second']:.2f}",
+               compute_gate(row, full)] if full else []),
             f"{1000 * spent / row['target_passes']:.1f}",
         ])  # fmt: skip
-    header = ["method", "ids", *(f"tau, {s}" for s in streams), "coverage", "tokens/s"]
-    return format_lines([*header, "over plain", "over FR-Spec", "ms for the shortlist"], lines)
+    header = ["method", "ids", *(f"tau, `{s}`" for s in streams), "coverage", "tokens/s"]
+    over = ["over plain", "over FR-Spec", *(["over full", "gate"] if full else [])]
+    return format_lines([*header, *over, "ms for the shortlist"], lines)
+
+
+def compute_gate(row: Row, full: Row) -> str:
+    """The speed over full's that follows from tau and the rows read, as in ``compare --study``."""
+    if row["shortlist_mean"] is None:
+        return ""
+    head = full["seconds"]["draft_head"]
+    others = sum(s for phase, s in full["seconds"].items() if phase != "prefill") - head
+    nu = (row["shortlist_mean"] + row["rows_probed"]) / full["shortlist_mean"]
+    return f"{predict_speed(row['tau'] / full['tau'], nu, head / others):.2f}"
 
 
 def format_speeds(report: Row) -> str:
@@ -95,21 +112,25 @@ def format_origins(report: Row) -> str:
 
 
 def format_study(report: Row) -> str:
-    """Ceiling, overlap and gate of each shortlist and budget, beside what was measured."""
+    """Ceiling, overlap and rows of each shortlist and budget, and the likeliest ids that are on
+    it."""
     lines = []
     for point in report["study"]["points"]:
         if point["stream"] != "all" or (point["altered"] and not _keeps_parts(point["altered"])):
             continue
+        if point["curve"] == "microspec" and point["budget"] > _LONGEST_WINDOW:
+            continue  # the same ids
         name = f"`{point['curve']}`" + (f", {point['altered']}" if point["altered"] else "")
-        keys = ("ceiling", "overlap", "tau_to_full", "rows_to_full", "gate", "measured")
+        keys = ("ceiling", "overlap", "tau_to_full", "rows_to_full")
         recall = "/".join(f"{100 * each['value']:.0f}" for each in point["recall"])
         lines.append([
             name, f"{point['budget']:,}",
-            *("" if point[key] is None else f"{point[key]:.3f}" for key in keys), recall,
+            *(f"{point[key]:.3f}" for key in keys), recall,
+            ", ".join(f"{part} {mass:.3f}" for part, mass in point["ceiling_by_part"].items()),
         ])  # fmt: skip
     return format_lines(
-        ["shortlist", "ids", "ceiling", "overlap", "tau/full", "rows/full", "gate", "measured",
-         "top 10/50/100"], lines,
+        ["shortlist", "ids", "ceiling", "overlap", "tau/full", "rows/full", "top 10/50/100",
+         "ceiling by part"], lines,
     )  # fmt: skip
 
 

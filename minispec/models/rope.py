@@ -84,7 +84,8 @@ class Rope:
     so that their product depends on their distance alone.
 
     ``group`` query heads share a key head. A position attends to itself and all before it, or with
-    a ``window`` to itself and the ``window - 1`` before it.
+    a ``window`` to itself and the ``window - 1`` before it; a node of a tree to its ancestors there
+    instead (SpecInfer, arXiv 2305.09781).
     """
 
     def __init__(
