@@ -76,20 +76,18 @@ def _read_vocabulary(
     """The table of a model, with the tokens that other files add to it or rename in it."""
     tokens = {
         # "<0x0A>" stands for one byte of a character that has no piece of its own.
-        i: bytes([int(piece.text[3:5], 16)])
-        if piece.kind == BYTE
-        else piece.text.replace("\u2581", " ").encode()
-        for i, piece in enumerate(pieces)
+        i: bytes([int(text[3:5], 16)]) if kind == BYTE else text.replace("\u2581", " ").encode()
+        for i, (text, kind) in enumerate(pieces)
     }
     table = {
-        i: AddedToken(piece.text, piece.kind != USER_DEFINED)
-        for i, piece in enumerate(pieces)
-        if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED)
+        i: AddedToken(text, kind != USER_DEFINED)
+        for i, (text, kind) in enumerate(pieces)
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     }
     for i, token in settings.added.items():
-        if i < len(pieces) and i not in table and token.content != pieces[i].text:
+        if i < len(pieces) and i not in table and token.content != pieces[i][0]:
             raise FileError(
-                f"{source}: id {i} is the piece {pieces[i].text[:40]!a}, another file says that it "
+                f"{source}: id {i} is the piece {pieces[i][0][:40]!a}, another file says that it "
                 f"is the token {token.content[:40]!a}: they must agree"
             )
         table[i], tokens[i] = token, token.content.encode()
@@ -97,7 +95,7 @@ def _read_vocabulary(
     for token in [*settings.named.values(), *settings.extra]:
         # As in transformers, a token with a role that the vocabulary lacks goes after it.
         if token.content not in numbers:
-            i = next((i for i, p in enumerate(pieces) if p.text == token.content), max(tokens) + 1)
+            i = next((i for i, (text, _) in enumerate(pieces) if text == token.content), max(tokens) + 1)
             numbers[token.content] = i
             table[i], tokens[i] = token, token.content.encode()
     named = {role: numbers[token.content] for role, token in settings.named.items()}
@@ -109,7 +107,7 @@ def _read_vocabulary(
         special={i: token for i, token in table.items() if token.special},
         added={i: token for i, token in table.items() if not token.special},
         matched=frozenset(
-            i for i in table if i < len(pieces) and pieces[i].kind in (NORMAL, USER_DEFINED)
+            i for i in table if i < len(pieces) and pieces[i][1] in (NORMAL, USER_DEFINED)
         ),
         eos_ids=[i for i in dict.fromkeys((eos, model.eos_id())) if i >= 0],
         bos_id=bos if bos >= 0 and settings.add_bos is not False else None,

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 ABSENT = bytes([0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)])
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 # Text without halves of surrogate pairs.
-whole_characters = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+# U+FDD0 U+FDD1 are reserved by tokenizers, which refuse them.
+whole_characters = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0"), max_size=60
+)
 
 
 def readable(text: str) -> str:

@@ -1,7 +1,6 @@
 """All tokenizers: SmolLM2's against transformers, decoding, streams and chat templates."""
 
 import re
-import unicodedata
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -85,6 +84,12 @@ def test_encode_refuses_a_byte_without_token_with_its_position(smollm2, text, by
         assert "\n" not in str(e.value) and str(e.value).isascii()
 
 
+def test_encode_refuses_the_reserved_characters(smollm2):
+    for encode in (smollm2.encode, smollm2.chat):
+        with pytest.raises(TextError, match="U\\+FDD0 U\\+FDD1 are reserved"):
+            encode("a\ufdd0\ufdd1b")
+
+
 def test_encode_counts_positions_from_the_start_of_the_text(smollm2):
     with pytest.raises(TextError, match="at character 12 "):
         smollm2.encode("<|im_start|>\x04", special=True)
@@ -107,10 +112,10 @@ def test_smollm2_decodes_what_it_encoded_or_refuses_it(smollm2, text):
 # ------------------------------------------------------------------ any tokenizer
 
 
-@given(text=st.text(max_size=60))
+@given(text=whole_characters)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_decode_inverts_encode(small_tokenizer, pieces, text):
-    text = "".join(c for c in text if unicodedata.category(c) != "Cs" and c != "\u2581")
+    text = text.replace("\u2581", "")
     for tokenizer in (small_tokenizer, pieces):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text

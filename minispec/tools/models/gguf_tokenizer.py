@@ -22,7 +22,6 @@ from minispec.text.sentencepiece_model import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    Piece,
     build_bpe_model,
 )
 from minispec.text.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -201,7 +200,7 @@ def _build_sentencepiece(fields: _Fields, kinds: list[int]) -> SentencePieceToke
         # Some files mark the unknown piece as a control piece. User-defined pieces are stored with
         # plain spaces.
         [
-            Piece(name.replace(" ", "\u2581"), UNKNOWN if i == unknown else kind or NORMAL)
+            (name.replace(" ", "\u2581"), UNKNOWN if i == unknown else kind or NORMAL)
             for i, (name, kind) in enumerate(zip(fields.tokens, kinds, strict=True))
         ],
         fields.scores,
