@@ -2,9 +2,9 @@
 
 The reference attends to exactly the cached positions, so each of its passes has another shape.
 Here attention covers the whole cache under a mask, positions are a tensor, and a pass is padded
-to one of a few numbers of rows. Padding rows come *after* the real ones, where the causal mask
-hides them; the keys and values that they write are overwritten by the pass that reaches these
-positions. The arithmetic is that of the reference's own modules.
+to one of a few numbers of rows, as is the number of a tree's nodes. Padding rows come *after* the
+real ones, where the mask hides them; the keys and values that they write are overwritten by the
+pass that reaches these positions. The arithmetic is that of the reference's own modules.
 
 Knows nothing of compilers and devices.
 """
@@ -12,21 +12,22 @@ Knows nothing of compilers and devices.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from minispec.checks import refuse_tree
 from minispec.errors import ContextError
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import PackedHead
 from minispec.models.rope import Rope
 from minispec.models.transformer import Attention, Layer, ModelConfig, Transformer
+from minispec.tree import find_ancestors, find_depths, is_chain
 from minispec.types import Features, Head
 
 # Rows of a padded pass: one token; a verify pass of gamma = 4; one between; the longest one.
 ROWS = (1, 5, 8, 17)
+_COLUMNS = (32, 96, 288)  # nodes of a tree that its last ones may attend to, padding included
 _CACHE_SIZES = tuple(512 << n for n in range(16))
 
 
@@ -40,6 +41,17 @@ def why_not_llama(model: Transformer) -> str | None:
     """The reason why a model has more than the Llama layers implemented here; None if not."""
     extras = ", ".join(model.config.beyond_llama)
     return f"it needs {extras}, which this backend lacks" if extras else None
+
+
+class Place(NamedTuple):
+    """Where the T rows of a pass are, padding included: in the cache, in the text, and which
+    positions they attend to: all before ``root``, and of those from there on their ``ancestors``.
+    """
+
+    positions: Tensor  # (T,), in the cache: a tree's nodes are stored one after another
+    turns: Tensor  # (T,), in the text: by depth in a tree
+    root: Tensor  # (), the first position of the tree; for a chain that of the pass
+    ancestors: Tensor  # (T, columns) bool
 
 
 class StaticCache:
@@ -75,24 +87,47 @@ class StaticCache:
         """Drops every position from ``length`` on."""
         self.length = min(length, self.length)
 
+    @torch.inference_mode()
     def keep(self, start: int, path: Sequence[int]) -> None:
-        """Keeps the nodes of ``path`` of those from position ``start`` on: of a chain the first."""
-        self.truncate(start + len(path))
+        """Of the tree of nodes that is stored from position ``start``, keeps those of ``path``, in
+        ascending order, at the positions from ``start`` on."""
+        end = start + len(path)
+        if path and path[-1] != len(path) - 1:  # not simply the first nodes
+            nodes = self._positions[start : start + path[-1] + 1][list(path)]
+            for stored in (*self.keys, *self.values):
+                stored[:, start:end] = stored[:, nodes]
+        self.truncate(end)
 
-    def positions(self, new: int, rows: int) -> Tensor:
-        """Positions (rows,) of the next ``new`` tokens and of the padding after them.
+    def place(self, new: int, rows: int, parents: Sequence[int] | None = None) -> Place:
+        """The place of the next ``new`` tokens and of the padding after them, ``rows`` in all.
+        ``parents`` (N,): of a tree whose last ``new`` nodes they are, as in ``Draft.step``.
 
         Raises ContextError, as the reference does, if the ``new`` tokens do not fit.
         """
-        end = self.length + new
+        start, end = self.length, self.length + new
         if end > self.capacity:
-            raise ContextError(
-                f"{self.length} + {new} positions do not fit a cache of {self.capacity}"
-            )
-        if end > self._limit:
-            raise ContextError(f"position {end} is outside the model's context of {self._limit}")
-        # A copy, not a view: a compiler may treat a view's storage offset as a constant.
-        return self._positions[self.length : self.length + rows].clone()
+            raise ContextError(f"{start} + {new} positions do not fit a cache of {self.capacity}")
+        if parents is None or is_chain(parents):
+            root, last, columns = start, end, rows
+            ancestors = torch.ones(rows, rows, dtype=torch.bool).tril()
+            turns = torch.arange(start, start + rows)
+        else:
+            root, depths = end - len(parents), find_depths(parents)
+            last = root + max(depths[-new:]) + 1
+            columns = next(size for size in _COLUMNS if size >= len(parents))
+            ancestors = torch.zeros(rows, columns, dtype=torch.bool)
+            ancestors[:, 0] = True  # a padding row attends to something
+            ancestors[:new, : len(parents)] = find_ancestors(parents)[-new:]
+            turns = torch.zeros(rows, dtype=torch.int64)
+            turns[:new] = root + torch.tensor(depths[-new:])
+        if last > self._limit:
+            raise ContextError(f"position {last} is outside the model's context of {self._limit}")
+        # Copies, not views: a compiler may treat a view's storage offset as a constant.
+        device = self._positions.device
+        positions = self._positions[start : start + rows].clone()
+        return Place(
+            positions, turns.to(device), torch.tensor(root).to(device), ancestors.to(device)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,14 +142,17 @@ class Window:
 
 
 def build_window(
-    positions: Tensor, cos: Tensor, sin: Tensor, group: int, size: int | None = None
+    place: Place, cos: Tensor, sin: Tensor, group: int, size: int | None = None
 ) -> Window:
-    """The window of a pass at ``positions`` (T,) over the first ``size`` cache positions, or all.
-    ``group`` is the number of query heads for each key-value head."""
+    """The window of a pass over the first ``size`` cache positions, or all. ``group`` is the number
+    of query heads for each key-value head."""
+    positions, turns, root, ancestors = place
     size = cos.shape[0] if size is None else size
-    queries = positions.repeat_interleave(group)  # (T * group,)
-    mask = torch.arange(size, device=positions.device) <= queries[None, None, :, None]
-    return Window(positions, cos[positions][None], sin[positions][None], mask, size)
+    columns = torch.arange(size, device=positions.device) - root  # (size,)
+    count = ancestors.shape[1]
+    related = ancestors[:, columns.clamp(0, count - 1)] & (columns < count)  # (T, size)
+    mask = ((columns < 0) | related).repeat_interleave(group, 0)[None, None]
+    return Window(positions, cos[turns][None], sin[turns][None], mask, size)
 
 
 def attend(module: Attention, x: Tensor, keys: Tensor, values: Tensor, at: Window) -> Tensor:
@@ -157,7 +195,7 @@ def run_draft(
     )[0]
 
 
-# A pass over padded inputs: (rows, cache, positions, *inputs) -> outputs, all of ``rows`` rows.
+# A pass over padded inputs: (rows, cache, place, *inputs) -> outputs, all of ``rows`` rows.
 Pass = Callable[..., Any]
 
 
@@ -183,13 +221,12 @@ class StaticTarget:
         self, ids: Tensor, cache: StaticCache, parents: Sequence[int] | None = None
     ) -> Features:
         """ids (T,) -> hidden states (T, D) and auxiliary hidden states (T, n_aux * D).
+        ``parents``: see ``Target.step``.
 
-        Raises ContextError, before anything is changed, if they do not fit the cache, and
-        ArgumentError for a tree.
+        Raises ContextError, before anything is changed, if they do not fit the cache.
         """
-        refuse_tree(self, parents)
-        new = len(ids)
-        hidden, aux_hidden_states = _run_padded(self._run, cache, ids.to(cache.keys[0].device))
+        new, device = len(ids), cache.keys[0].device
+        hidden, aux_hidden_states = _run_padded(self._run, cache, parents, ids.to(device))
         cache.length += new
         return Features(hidden[:new], aux_hidden_states[:new])
 
@@ -214,10 +251,10 @@ class StaticDraft:
     def step(
         self, ids: Tensor, states: Tensor, cache: StaticCache, parents: Sequence[int] | None = None
     ) -> Tensor:
-        """ids (T,), states (T, D) -> the draft's states (T, D). Raises as ``StaticTarget.step``."""
-        refuse_tree(self, parents)
+        """ids (T,), states (T, D) -> the draft's states (T, D). ``parents``: see ``Draft.step``.
+        Raises as ``StaticTarget.step``."""
         new = len(ids)
-        output = _run_padded(self._run, cache, ids.to(states.device), states)
+        output = _run_padded(self._run, cache, parents, ids.to(states.device), states)
         cache.length += new
         return output[:new]
 
@@ -232,12 +269,14 @@ class StaticDraft:
         return clone
 
 
-def _run_padded(run: Pass, cache: StaticCache, *inputs: Tensor) -> Any:
+def _run_padded(
+    run: Pass, cache: StaticCache, parents: Sequence[int] | None, *inputs: Tensor
+) -> Any:
     """Runs a pass over inputs (T, ...), padded with zeros to one of the numbers in ``ROWS``."""
     new = len(inputs[0])
     rows = count_padded_rows(new) or new
-    positions = cache.positions(new, rows)
-    return run(rows, cache, positions, *(_pad_rows(value, rows) for value in inputs))
+    place = cache.place(new, rows, parents)
+    return run(rows, cache, place, *(_pad_rows(value, rows) for value in inputs))
 
 
 def _pad_rows(value: Tensor, rows: int) -> Tensor:

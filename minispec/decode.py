@@ -14,18 +14,18 @@ from typing import Any
 import torch
 
 from minispec.auto_shape import ShapeChooser
-from minispec.checks import check_parts, check_trees, to_ids, to_int
+from minispec.checks import check_parts, check_trees, to_ids
 from minispec.commit import Output, StopRule
-from minispec.errors import ArgumentError, ContextError
-from minispec.growth import MAX_DEPTH, TreeShape
+from minispec.growth import TreeShape
 from minispec.logits_processor import History
+from minispec.preconditions import check_gamma, check_reads_parents, open_output, split_tree
 from minispec.propose import Drafter
 from minispec.ranked_head import RankedHead
 from minispec.rounds import summarize_round
 from minispec.sampling import Sampling
 from minispec.stopwatch import Stopwatch
-from minispec.suffix_candidates import SuffixProposer
-from minispec.suffix_index import SuffixIndex
+from minispec.suffix_candidates import SuffixProposer, merge_continuations
+from minispec.suffix_index import Continuations, SuffixIndex
 from minispec.tokenizer import Tokenizer
 from minispec.tree import list_arguments
 from minispec.types import (
@@ -40,9 +40,8 @@ from minispec.types import (
 )
 from minispec.verify import Verifier, check_verdict, verify
 
-MAX_GAMMA = MAX_DEPTH
 _PREFILL_CHUNK = 512  # positions per pass: the attention mask of a whole prompt would be large
-_NO_PROPOSAL = Proposal((), ())
+_NO_PROPOSAL, _NO_CONTINUATIONS = Proposal((), ()), Continuations()
 _NO_TOP = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, 0)
 
 
@@ -94,7 +93,8 @@ def speculative(
     them in one target pass, and emits the accepted ones and one token of the target's own. Fewer
     are drafted where the output is about to reach its limit. With a ``tree`` it drafts trees of
     this shape, or of those that a chooser chooses, and ``gamma`` does not count. With an ``index``,
-    continuations of the text, which it is given, are proposed as well (``suffix_candidates``).
+    continuations of the text, which it is given, are proposed as well (``suffix_candidates``), as
+    many of them as a chooser chooses.
 
     Shortlist and index are reset first, unless ``prompt`` is the ``continued`` conversation that
     they have already observed, plus a new turn; the models process the whole prompt again. With a
@@ -116,46 +116,19 @@ def speculative(
             index.reset()
     if learner:
         learner.start(continued)
-    chooser = tree if isinstance(tree, ShapeChooser) else None
-    own = None if isinstance(tree, ShapeChooser) else tree
-    shape = TreeShape.chain(gamma) if own is None else own
-    check_parts(tree=shape)
-    largest = chooser.largest if chooser else shape
-    if not largest.is_chain:
+    shape, chooser = split_tree(tree, gamma)
+    if not shape.is_chain:
         check_trees(target, draft)
     if index:
         check_trees(target)
+    if index or not shape.is_chain:
+        check_reads_parents(verifier)
     capacity = len(prompt) + output.remaining
-    drafter = Drafter(draft, shortlist, capacity, learner, len(prompt), shape, chooser)
-    suffix = SuffixProposer(index, largest.depth, index.config.nodes) if index else None
-    return decode_rounds(target, drafter, prompt, sampling, rng, output, trace, verifier, suffix)
-
-
-def check_gamma(gamma: int) -> int:
-    """The length of a proposal. Raises ArgumentError for gamma outside 1..16."""
-    if not 1 <= (gamma := to_int(gamma, "gamma")) <= MAX_GAMMA:
-        raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
-    return gamma
-
-
-def open_output(
-    target: Target, prompt: Sequence[int], stop: StopRule, tokenizer: Tokenizer | None
-) -> Output:
-    """Check a prompt and return its empty output. Raises as ``autoregressive``."""
-    if tokenizer is not None:
-        check_parts(tokenizer=tokenizer)
-    if not prompt:
-        raise ArgumentError("the prompt has no tokens: at least one is needed")
-    size = target.head.vocab_size
-    if not 0 <= min(prompt) <= max(prompt) < size:
-        raise ArgumentError(f"the prompt has ids outside 0..{size - 1}")
-    capacity = target.context_limit - len(prompt)
-    if capacity < 1:
-        raise ContextError(
-            f"the prompt has {len(prompt)} tokens, the context holds {target.context_limit}: "
-            "shorten the prompt"
-        )
-    return Output(stop, tokenizer, capacity)
+    drafter = Drafter(draft, shortlist, capacity, learner, len(prompt), shape)
+    suffix = SuffixProposer(index, shape.depth, index.config.nodes) if index else None
+    return decode_rounds(
+        target, drafter, prompt, sampling, rng, output, trace, verifier, suffix, chooser
+    )
 
 
 def prefill(target: Target, ids: Sequence[int], cache: Any) -> Iterator[Features]:
@@ -174,9 +147,11 @@ def decode_rounds(
     trace: bool,
     verifier: Verifier = verify,
     suffix: SuffixProposer | None = None,
+    chooser: ShapeChooser | None = None,
 ) -> Iterator[Round]:
     """All rounds of one prompt; ``tokens`` is the prompt at first, and grows. Tokens are proposed
-    by ``drafter`` and by ``suffix``, as far as these are given."""
+    by ``drafter`` and by ``suffix``, as far as these are given, and how many ``chooser`` chooses,
+    if it is given."""
     if output.remaining == 0:
         return
     watch, prompt_length = Stopwatch(), len(tokens)
@@ -190,15 +165,22 @@ def decode_rounds(
 
     stop = None
     while stop is None:
-        # 1) Draft: a chain or a tree, each token x ~ q. The round's last one is the target's own.
+        # 1) Draft: a chain or a tree, each token x ~ q, and continuations of the text. The round's
+        # last token is the target's own.
+        limit, shape = output.remaining - 1, drafter.shape if drafter else None
+        found = suffix.find(tokens, limit) if suffix else _NO_CONTINUATIONS
+        if chooser:
+            shape, count = chooser.choose(found)
+            found = found.first(count)
         proposal = _NO_PROPOSAL
         if drafter:
-            depth = min(drafter.choose_depth(), output.remaining - 1)
-            proposal = drafter.propose(tokens, depth, sampling, rng, watch)
+            drafter.shape = shape or drafter.shape
+            proposal = drafter.propose(tokens, limit if shape else 0, sampling, rng, watch)
         num_drafted = len(proposal)
         if suffix:
-            history = History(tokens, prompt_length)
-            proposal = suffix.extend(proposal, output.remaining - 1, sampling, history)
+            proposal = merge_continuations(
+                proposal, found, sampling, History(tokens, prompt_length)
+            )
             watch.lap("draft")
 
         # 2) Score: one target pass over the last token and the n drafted ones gives n + 1 p's.
@@ -233,12 +215,14 @@ def decode_rounds(
             drafter.resync(torch.tensor(kept), states, verdict.path)
             watch.lap("draft")
 
-        # 7) Learn: the shortlist and the learner update themselves for the next round.
+        # 7) Learn: the shortlist, the learner and the chooser update themselves for the next round.
         shown = [distributions[row] for row in rows]
         top_ids, top_logits = (rank[rows] for rank in ranks) if ranks else _NO_TOP
         finished = summarize_round(
             proposal, num_drafted, shown, top_ids, top_logits, verdict, committed, drafter
         )
+        if chooser:
+            chooser.observe(finished)
         if drafter:
             drafter.shortlist.observe(finished)
             watch.lap("observe")

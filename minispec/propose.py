@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minispec.auto_shape import ShapeChooser
 from minispec.growth import MAX_DEPTH, Candidate, Growth, TreeShape, choose_candidates
 from minispec.logits_processor import History
 from minispec.sampling import Sampling
@@ -38,8 +37,8 @@ from minispec.types import (
 
 class Drafter:
     """A draft with its cache, a shortlist and optionally a learner, for one sequence, whose first
-    ``prompt_length`` tokens are the prompt. ``shape``: what it drafts; chains if not given.
-    ``chooser``: chooses the shape of each round instead."""
+    ``prompt_length`` tokens are the prompt. ``shape``: the largest that it drafts, and what it
+    drafts unless its attribute is set to another; chains if not given."""
 
     def __init__(
         self,
@@ -49,12 +48,10 @@ class Drafter:
         learner: Learner | None = None,
         prompt_length: int = 0,
         shape: TreeShape | None = None,
-        chooser: ShapeChooser | None = None,
     ) -> None:
         self.draft, self.shortlist, self.learner = draft, shortlist, learner
         self.shape = shape or TreeShape.chain(MAX_DEPTH)
-        self.extra_rows = (chooser.largest if chooser else self.shape).extra_rows
-        self._chooser = chooser
+        self.extra_rows = self.shape.extra_rows
         self._prompt_length = prompt_length
         self._selections = CheckedSelections(shortlist, draft.head.vocab_size)
         self._capacity = capacity + self.extra_rows
@@ -83,15 +80,6 @@ class Drafter:
         return (
             shortlist if isinstance(shortlist, BaseShortlist) and shortlist.reads_prompt else None
         )
-
-    def choose_depth(self) -> int:
-        """The most levels of the next round's tree; 0 for none."""
-        if self._chooser:
-            shape = self._chooser.choose()
-            if shape is None:
-                return 0
-            self.shape = shape
-        return self.shape.depth
 
     def hidden_states(self, nodes: Sequence[int]) -> Tensor:
         """The hidden states (n, D) that the tokens after some nodes of the round were predicted
@@ -124,10 +112,7 @@ class Drafter:
 
     def learn(self, finished: Round) -> Mapping[str, int]:
         """Let the learner, if there is one, learn from a round. Returns its counts by name, with
-        ``changed`` among them if the draft's weights changed. What is drafted next is chosen anew
-        too."""
-        if self._chooser:
-            self._chooser.observe(finished)
+        ``changed`` among them if the draft's weights changed."""
         if self.learner is None:
             return {}
         update = self.learner.observe(finished)

@@ -22,6 +22,7 @@ wrong: while it is there, the draft's token is known to differ from it, and does
 Knows nothing of models.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,28 +36,26 @@ from minispec.types import Distribution, Proposal
 
 @dataclass(frozen=True)
 class SuffixProposer:
-    """Adds continuations from ``index`` to proposals: at most ``nodes`` tokens, paths of at most
-    ``depth``, and at most ``siblings`` after a token, or any number."""
+    """Finds continuations in ``index``: at most ``nodes`` tokens, paths of at most ``depth``, and
+    at most ``siblings`` after a token, or any number."""
 
     index: SuffixIndex
     depth: int
     nodes: int
     siblings: int | None = None
 
-    def extend(
-        self, proposal: Proposal, depth: int, sampling: Sampling, history: History
-    ) -> Proposal:
-        """The proposal for the text of ``history`` with its continuations, paths of at most
-        ``depth``. The index is given what it lacks of the text."""
-        self.index.extend(history.tokens[self.index.text_length :])
-        found = self.index.find(min(depth, self.depth), self.nodes, self.siblings)
-        return merge_continuations(proposal, found, sampling, history)
+    def find(self, tokens: Sequence[int], depth: int) -> Continuations:
+        """The continuations of a text, paths of at most ``depth``. The index is given what it lacks
+        of the text."""
+        self.index.extend(tokens[self.index.text_length :])
+        return self.index.find(min(depth, self.depth), self.nodes, self.siblings)
 
 
 def merge_continuations(
     proposal: Proposal, found: Continuations, sampling: Sampling, history: History
 ) -> Proposal:
-    """A proposal with the tokens of ``found`` appended, each unless its path is proposed already.
+    """A proposal for the position after ``history`` with the tokens of ``found`` appended, each
+    unless its path is proposed already.
     Tokens that would complete a bad word are left out, and what follows them: their p is 0."""
     tokens, distributions = [*proposal.tokens], [*proposal.draft_distributions]
     parents = [*proposal.parents]

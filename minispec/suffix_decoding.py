@@ -6,10 +6,12 @@ where text repeats itself, as code and law do.
 
 from collections.abc import Iterator, Sequence
 
+from minispec.auto_shape import ShapeChooser
 from minispec.checks import check_parts, check_trees, to_ids
 from minispec.commit import StopRule
-from minispec.decode import check_gamma, decode_rounds, open_output
+from minispec.decode import decode_rounds
 from minispec.growth import TreeShape
+from minispec.preconditions import check_gamma, check_reads_parents, open_output, split_tree
 from minispec.sampling import Sampling
 from minispec.suffix_candidates import SuffixProposer
 from minispec.suffix_index import SuffixIndex
@@ -31,15 +33,16 @@ def suffix_decoding(
     trace: bool = False,
     continued: bool = False,
     verifier: Verifier = verify,
-    tree: TreeShape | None = None,
+    tree: TreeShape | ShapeChooser | None = None,
 ) -> Iterator[Round]:
     """Decode with continuations of the longest suffix match as proposals (SuffixDecoding, arXiv
     2411.04975): the same output distribution as plain decoding's.
 
     Each round proposes up to ``gamma`` tokens, the most frequent continuation in ``index``, a new
     index by default, to which prompt and output are added; with a ``tree``, continuations up to its
-    depth, beam and nodes, and ``gamma`` does not count. The index is reset first, unless ``prompt``
-    is the ``continued`` conversation that it holds, plus a new turn.
+    depth, beam and nodes, or as many as a chooser chooses, and ``gamma`` does not count. The index
+    is reset first, unless ``prompt`` is the ``continued`` conversation that it holds, plus a new
+    turn.
 
     Spends, in this order: one Bernoulli draw for each token examined, one choice. Raises as
     ``decode.autoregressive``, and ArgumentError for gamma outside 1..16.
@@ -52,9 +55,11 @@ def suffix_decoding(
     index = index or SuffixIndex()
     if not continued:
         index.reset()
-    shape = TreeShape.chain(gamma) if tree is None else tree
-    check_parts(tree=shape)
+    shape, chooser = split_tree(tree, gamma)
     if shape.beam > 1:
         check_trees(target)
+        check_reads_parents(verifier)
     suffix = SuffixProposer(index, shape.depth, shape.nodes, shape.beam)
-    return decode_rounds(target, None, prompt, sampling, rng, output, trace, verifier, suffix)
+    return decode_rounds(
+        target, None, prompt, sampling, rng, output, trace, verifier, suffix, chooser
+    )

@@ -77,6 +77,13 @@ class Continuations:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def first(self, count: int) -> "Continuations":
+        """The first ``count`` of them, which are a tree too."""
+        return Continuations(
+            self.tokens[:count], self.parents[:count], self.counts[:count], self.shares[:count],
+            self.match_length,
+        )  # fmt: skip
+
 
 class SuffixIndex:
     """The latest tokens of a text that grows, and of texts before it."""

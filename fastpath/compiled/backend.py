@@ -1,7 +1,8 @@
 """Target and draft passes through ``torch.compile``, one graph for each shape.
 
-A graph is compiled for each padded number of rows and each cache size when it is first needed,
-and then serves every position: longer sequences and other shortlists never recompile it. The LM
+A graph is compiled for each padded number of rows, of a tree's nodes and of cache positions when it
+is first needed, and then serves every position: longer sequences and other shortlists never
+recompile it. The LM
 heads are the reference's own, since a shortlist's size varies and a graph's shapes do not.
 
 The target's weights are *frozen* into its graphs, which lets the compiler change their layout.
@@ -23,6 +24,7 @@ from torch._inductor import config as inductor
 from fastpath.static_shapes import (
     ROWS,
     CacheTensors,
+    Place,
     StaticCache,
     StaticDraft,
     StaticTarget,
@@ -79,25 +81,25 @@ class Graphs:
         self, name: str, run: Callable[..., Any], group: int, *, frozen: bool, budget: float
     ) -> None:
         def run_window(
-            positions: Tensor, cos: Tensor, sin: Tensor, cached: CacheTensors, *inputs: Tensor
+            place: Place, cos: Tensor, sin: Tensor, cached: CacheTensors, *inputs: Tensor
         ) -> Any:
-            return run(*inputs, build_window(positions, cos, sin, group), cached)
+            return run(*inputs, build_window(place, cos, sin, group), cached)
 
         self._name, self._run, self._run_window, self._group = name, run, run_window, group
         self._frozen, self._budget = frozen, budget
-        self._compiled: dict[tuple[int, int], Callable[..., Any]] = {}
+        self._compiled: dict[tuple[int, int, int], Callable[..., Any]] = {}
         self._disabled = False
         self.seconds = 0.0
 
-    def __call__(self, rows: int, cache: StaticCache, positions: Tensor, *inputs: Tensor) -> Any:
+    def __call__(self, rows: int, cache: StaticCache, place: Place, *inputs: Tensor) -> Any:
         cached = cache.keys, cache.values
         if rows > ROWS[-1]:
             end = cache.length + rows  # without padding, over the cached positions only
             return self._run(
-                *inputs, build_window(positions, cache.cos, cache.sin, self._group, end), cached
+                *inputs, build_window(place, cache.cos, cache.sin, self._group, end), cached
             )
-        shape = rows, cache.size
-        arguments: tuple[Any, ...] = (positions, cache.cos, cache.sin, cached, *inputs)
+        shape = rows, cache.size, place.ancestors.shape[1]
+        arguments: tuple[Any, ...] = (place, cache.cos, cache.sin, cached, *inputs)
         if shape in self._compiled:
             return self._compiled[shape](*arguments)
         if not self._disabled and self.seconds >= self._budget:

@@ -12,10 +12,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastpath.cpu.dots import LANES, call_function, mask_below
+from fastpath.cpu.vectors import FLOATS, LANES, call_function, mask_below
 
 _f32, _i32, _i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_floats = ir.VectorType(_f32, LANES)
 
 
 def _blend(typingctx, weights, rows, ids, size, out, start, count):
@@ -59,14 +58,14 @@ def _blend(typingctx, weights, rows, ids, size, out, start, count):
 
             def load(address: Any) -> Any:
                 if mask is None:
-                    return builder.load(address, typ=_floats, align=4)
-                name, zeros = f"llvm.masked.load.v{LANES}f32.p0", ir.Constant(_floats, None)
-                return call(name, _floats, address, _i32(4), mask, zeros)
+                    return builder.load(address, typ=FLOATS, align=4)
+                name, zeros = f"llvm.masked.load.v{LANES}f32.p0", ir.Constant(FLOATS, None)
+                return call(name, FLOATS, address, _i32(4), mask, zeros)
 
             columns = [builder.add(column, _i64(i * LANES)) for i in range(vectors)]
-            slots = [cgutils.alloca_once(builder, _floats) for _ in range(vectors * len(outputs))]
+            slots = [cgutils.alloca_once(builder, FLOATS) for _ in range(vectors * len(outputs))]
             for slot in slots:
-                builder.store(ir.Constant(_floats, [0.0] * LANES), slot)
+                builder.store(ir.Constant(FLOATS, [0.0] * LANES), slot)
             with cgutils.for_range(builder, args[3]) as loop:
                 row = row_address(loop.index)
                 loaded = [load(at(row, index)) for index in columns]
@@ -75,22 +74,22 @@ def _blend(typingctx, weights, rows, ids, size, out, start, count):
                     index = builder.add(builder.mul(_i64(j), weight_stride), loop.index)
                     weight = builder.load(at(weight_array.data, index), typ=_f32)
                     broadcast = builder.insert_element(
-                        ir.Constant(_floats, ir.Undefined), weight, _i32(0)
+                        ir.Constant(FLOATS, ir.Undefined), weight, _i32(0)
                     )
                     lane_zero = ir.Constant(ir.VectorType(_i32, LANES), [0] * LANES)
                     broadcast = builder.shuffle_vector(broadcast, broadcast, lane_zero)
                     for vector in loaded:
                         slot = next(sums)
-                        old = builder.load(slot, typ=_floats)
+                        old = builder.load(slot, typ=FLOATS)
                         name = f"llvm.fma.v{LANES}f32"
-                        builder.store(call(name, _floats, broadcast, vector, old), slot)
+                        builder.store(call(name, FLOATS, broadcast, vector, old), slot)
             sums = iter(slots)
             for j in outputs:
                 out_row = at(out_array.data, builder.mul(builder.add(args[5], _i64(j)), width))
                 for index in columns:
-                    total, address = builder.load(next(sums), typ=_floats), at(out_row, index)
+                    total, address = builder.load(next(sums), typ=FLOATS), at(out_row, index)
                     if mask is None:
-                        pointer = builder.bitcast(address, _floats.as_pointer())
+                        pointer = builder.bitcast(address, FLOATS.as_pointer())
                         builder.store(total, pointer, align=4)
                     else:
                         name = f"llvm.masked.store.v{LANES}f32.p0"

@@ -17,13 +17,11 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
-from numba.core.codegen import get_host_cpu_features
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-# The CPU features that Numba compiles for: NUMBA_CPU_FEATURES, or all that the processor has.
-_FEATURES = (config.CPU_FEATURES or get_host_cpu_features()).split(",")
-LANES = 16 if "+avx512f" in _FEATURES else 8  # float32 numbers in a vector
+from fastpath.cpu.vectors import FEATURES, FLOATS, LANES, call_function, mask_below, sum_lanes
+
 MAX_STATES = 8  # states multiplied with a row at once: their sums must fit the registers
 _REGISTERS = 2 * LANES  # vector registers
 # NUM_STREAMS[T]: how many rows are read in parallel for T states. At most four, and no more than
@@ -33,7 +31,7 @@ _UNROLL = 32  # numbers of a row in one loop iteration
 _CACHE_LINE = 64  # bytes
 _PREFETCH_DISTANCE = 1024  # bytes ahead in the same row, where a vector is a whole cache line
 # Older versions of LLVM expect operands of another type for the bfloat16 instruction.
-BF16_PAIRS = "+avx512bf16" in _FEATURES and llvm.llvm_version_info >= (20,)
+BF16_PAIRS = "+avx512bf16" in FEATURES and llvm.llvm_version_info >= (20,)
 
 
 class _BFloat16Type(ir.HalfType):  # type: ignore[misc]
@@ -47,7 +45,7 @@ _BFloat16Type._create_instance()
 
 _i1, _i32, _i64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _f32 = ir.FloatType()
-_floats, _pairs = ir.VectorType(_f32, LANES), ir.VectorType(_BFloat16Type(), 2 * LANES)
+_pairs = ir.VectorType(_BFloat16Type(), 2 * LANES)
 _i16 = ir.IntType(16)
 _ELEMENTS = {types.float32: _f32, types.uint16: _i16, types.int16: _i16, types.int8: ir.IntType(8)}
 
@@ -57,27 +55,11 @@ def _item_size(kind: Any) -> int:
     return kind.width // 8 if isinstance(kind, ir.IntType) else 4
 
 
-def call_function(builder: Any, name: str, result: Any, *values: Any, **flags: Any) -> Any:
-    """Emits a call of the LLVM function ``name``, which returns the LLVM type ``result``."""
-    kind = ir.FunctionType(result, [value.type for value in values])
-    function = cgutils.get_or_insert_function(builder.module, kind, name)
-    return builder.call(function, values, **flags)
-
-
 def _prefetch_line(builder: Any, address: Any) -> None:
     """Prefetches a cache line for reading into the second-level cache: prefetches into the first
     compete with ordinary loads for its fill buffers."""
     address = builder.bitcast(address, ir.IntType(8).as_pointer())
     call_function(builder, "llvm.prefetch.p0", ir.VoidType(), address, _i32(0), _i32(2), _i32(1))
-
-
-def mask_below(builder: Any, limit: Any, count: int) -> Any:
-    """The mask of ``count`` lanes that is true where the lane's index is below ``limit``."""
-    lanes = ir.Constant(ir.VectorType(_i64, count), list(range(count)))
-    limits = ir.Constant(lanes.type, ir.Undefined)
-    for lane in range(count):
-        limits = builder.insert_element(limits, limit, _i32(lane))
-    return builder.icmp_signed("<", lanes, limits)
 
 
 def _dots(typingctx, rows, row_ids, prefetch_ids, prefetch, states, first, out, columns, count):
@@ -128,8 +110,8 @@ def _dots(typingctx, rows, row_ids, prefetch_ids, prefetch, states, first, out, 
             words = ir.VectorType(_i32, LANES)
             if element.width == 16:  # bfloat16 is the upper half of a float32
                 half = ir.Constant(words, [16] * LANES)
-                return builder.bitcast(builder.shl(builder.zext(vector, words), half), _floats)
-            return builder.sitofp(builder.sext(vector, words), _floats)
+                return builder.bitcast(builder.shl(builder.zext(vector, words), half), FLOATS)
+            return builder.sitofp(builder.sext(vector, words), FLOATS)
 
         def as_pairs(vector: Any) -> Any:
             return builder.bitcast(vector, _pairs)
@@ -154,8 +136,8 @@ def _dots(typingctx, rows, row_ids, prefetch_ids, prefetch, states, first, out, 
             def multiply_add(total: Any, row: Any, state: Any) -> Any:
                 if paired:
                     name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"
-                    return call(name, _floats, total, as_pairs(row), as_pairs(state))
-                return call(f"llvm.fma.v{LANES}f32", _floats, row, state, total)
+                    return call(name, FLOATS, total, as_pairs(row), as_pairs(state))
+                return call(f"llvm.fma.v{LANES}f32", FLOATS, row, state, total)
 
             vectors = [load(row, element) for row in current_rows]
             if not paired:
@@ -189,7 +171,7 @@ def _dots(typingctx, rows, row_ids, prefetch_ids, prefetch, states, first, out, 
             builder.cbranch(builder.icmp_signed("<=", first, limit), loop, done)
             builder.position_at_end(loop)
             column = builder.phi(_i64)
-            sums = after = [builder.phi(_floats) for _ in before]
+            sums = after = [builder.phi(FLOATS) for _ in before]
             if not masked:
                 with builder.if_else(args[3]) as (other_rows, same_rows):
                     with other_rows:
@@ -213,15 +195,13 @@ def _dots(typingctx, rows, row_ids, prefetch_ids, prefetch, states, first, out, 
                 values[0].add_incoming(values[2], last)
             return ends[0], ends[1:]
 
-        zeros = [ir.Constant(_floats, [0.0] * LANES)] * (len(ids) * len(current_states))
+        zeros = [ir.Constant(FLOATS, [0.0] * LANES)] * (len(ids) * len(current_states))
         column, partial_sums = emit_loop("whole", _i64(0), zeros, max(1, _UNROLL // step), False)
         _, totals = emit_loop("rest", column, partial_sums, 1, True)
-        pairs = zip(totals, itertools.product(state_ids, targets), strict=True)
-        for total, (state, target) in pairs:
-            name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+        pairs = itertools.product(state_ids, targets)
+        for total, (state, target) in zip(sum_lanes(builder, totals), pairs, strict=True):
             address = at(out_array.data, builder.add(target, builder.mul(stride, state)), _f32)
-            # In any order: an ordered reduction would take as long as the row itself.
-            builder.store(call(name, _f32, _f32(0.0), total, fastmath=("reassoc",)), address)
+            builder.store(total, address)
         return context.get_dummy_value()
 
     return signature, codegen

@@ -14,8 +14,9 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
-from fastpath.cpu.dots import BF16_PAIRS, LANES, MAX_STATES, NUM_STREAMS, dots
+from fastpath.cpu.dots import BF16_PAIRS, MAX_STATES, NUM_STREAMS, dots
 from fastpath.cpu.process import CACHE
+from fastpath.cpu.vectors import LANES
 
 # With so many states the out-of-order window no longer reaches the next rows: prefetch them.
 _PREFETCH_STATES = 3 if LANES == 16 else 4

@@ -18,6 +18,7 @@ from fastpath.cuda.device import get_device, is_available, to_host
 from fastpath.cuda.head import DeviceRows, PackedRows
 from fastpath.scores import Scores
 from fastpath.static_shapes import (
+    Place,
     StaticCache,
     StaticDraft,
     StaticTarget,
@@ -109,8 +110,8 @@ def build_target(model: Transformer) -> DeviceTarget:
     model.to(get_device())
     group = model.config.num_attention_heads // model.config.num_key_value_heads
 
-    def run(rows: int, cache: StaticCache, positions: Tensor, ids: Tensor) -> Any:
-        at = build_window(positions, cache.cos, cache.sin, group, _attended_size(cache, rows))
+    def run(rows: int, cache: StaticCache, place: Place, ids: Tensor) -> Any:
+        at = build_window(place, cache.cos, cache.sin, group, _attended_size(cache, rows))
         return run_target(model, ids, at, (cache.keys, cache.values))
 
     return DeviceTarget(model, run, DeviceHead(DeviceRows(model.head.weight)))
@@ -127,8 +128,8 @@ def build_draft(draft: EagleDraft, target: DeviceTarget | None = None) -> Device
     table = DeviceRows(draft.head.weight) if target is None else target.head.table
     group = draft.config.num_attention_heads // draft.config.num_key_value_heads
 
-    def run(rows: int, cache: StaticCache, positions: Tensor, ids: Tensor, states: Tensor) -> Any:
-        at = build_window(positions, cache.cos, cache.sin, group, _attended_size(cache, rows))
+    def run(rows: int, cache: StaticCache, place: Place, ids: Tensor, states: Tensor) -> Any:
+        at = build_window(place, cache.cos, cache.sin, group, _attended_size(cache, rows))
         return run_draft(draft, ids, states, at, (cache.keys, cache.values))
 
     return DeviceDraft(draft, run, DeviceHead(table))

@@ -19,8 +19,9 @@ from fastpath.cuda.backend import DeviceDraft, DeviceTarget
 from fastpath.cuda.device import to_device, to_host
 from fastpath.cuda.verify import Outcome, choose, compute_distributions, verify
 from minispec.commit import Output, StopRule
-from minispec.decode import check_gamma, open_output, prefill
+from minispec.decode import prefill
 from minispec.errors import ArgumentError
+from minispec.preconditions import check_gamma, open_output
 from minispec.sampling import Sampling, SeededRandom
 from minispec.selections import CheckedSelections
 from minispec.stopwatch import Stopwatch

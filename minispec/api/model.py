@@ -44,7 +44,6 @@ def load(
     threads: int | None = None,
     measure_backends: bool = False,
     adapt: bool = False,
-    trees: bool = False,
 ) -> "Model":
     """Loads a model with its draft.
 
@@ -53,12 +52,12 @@ def load(
     ``dtype``: "float32", "bfloat16", "float64" or "int8". ``backend``: "reference", "cpu",
     "compiled" or "cuda"; "auto" takes the fastest that was measured before (by ``minispec doctor``,
     or now with ``measure_backends``), else the reference, and with ``adapt`` one on which a draft
-    can learn, with ``trees`` one that drafts trees. ``device``: where the reference runs, "cpu",
-    "cuda" or "mps". ``draft``: None for the draft that ships for the model, a file made by
-    ``minispec train draft``, False for none, or a draft of one's own as an instance, a class, a
-    factory or "MODULE:CLASS"; a class is called with the values of the parameters that it names,
-    from ``target``, ``tokenizer`` and ``model``. ``index``: a file made by ``minispec index
-    build``, None for the one that ships. ``threads``: torch's threads, for the whole process.
+    can learn. ``device``: where the reference runs, "cpu", "cuda" or "mps". ``draft``: None for the
+    draft that ships for the model, a file made by ``minispec train draft``, False for none, or a
+    draft of one's own as an instance, a class, a factory or "MODULE:CLASS"; a class is called with
+    the values of the parameters that it names, from ``target``, ``tokenizer`` and ``model``.
+    ``index``: a file made by ``minispec index build``, None for the one that ships. ``threads``:
+    torch's threads, for the whole process.
 
     Raises ArgumentError, FileError, FingerprintError.
     """
@@ -72,10 +71,7 @@ def load(
     eagle = None
     if isinstance(own, Path):
         eagle = draft_file.load_draft(own, loaded.reference, loaded.fingerprint)
-    trees = to_flag(trees, "trees")
-    loaded, placed = backends.place_on_backend(
-        loaded, eagle, backend, measure_backends, adapt, trees
-    )
+    loaded, placed = backends.place_on_backend(loaded, eagle, backend, measure_backends, adapt)
     if own is not None and not isinstance(own, Path):
         placed = _build_own_draft(own, loaded)
     return Model(loaded, placed)

@@ -11,9 +11,9 @@ from typing import Any
 from minispec.auto_shape import AutoShape, Shape
 from minispec.checks import to_flag, to_int, to_sequence, to_text, to_texts
 from minispec.commit import StopRule
-from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
 from minispec.growth import TreeShape
+from minispec.preconditions import check_gamma
 from minispec.sampling import Sampling
 from minispec.tokenizer import Tokenizer
 from minispec.tools.evaluation.methods import Method
@@ -105,12 +105,6 @@ class Request:
     def is_plain(self) -> bool:
         """Whether the method that was asked for needs no draft."""
         return self.method is not None and not self.method.needs_draft
-
-    @property
-    def branches(self) -> bool:
-        """Whether trees are proposed."""
-        beside = self.method is not None and self.method.suffix
-        return beside or (self.tree is not None and not self.tree.is_chain)
 
     @property
     def learns(self) -> bool:

@@ -31,7 +31,7 @@ def read_pieces(content: bytes) -> list[Piece]:
             start, end = at + 4, at + 2 + size
             stop = start + content[at + 3]
             plain, rest = content[at + 2] == 10 and content[stop] == 21, end - stop
-            if plain and (rest == 5 or rest == 7 and content[stop + 5] == 24):
+            if plain and (rest == 5 or (rest == 7 and content[stop + 5] == 24)):
                 kind = NORMAL if rest == 5 else content[stop + 6]
                 pieces.append((content[start:stop].decode(), kind))
                 at = end

@@ -10,12 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minispec.auto_shape import (
-    AcceptanceEstimate,
-    PassCosts,
-    ShapeChooser,
-    expect_accepted,
-)
+from minispec.acceptance import AcceptanceEstimate, ContinuationEstimate, expect_accepted
+from minispec.auto_shape import ShapeChooser
 from minispec.certificate.cases import GRID
 from minispec.certificate.decodings import ToyModels
 from minispec.certificate.enumeration import certify_decoding
@@ -25,8 +21,10 @@ from minispec.decode import autoregressive, speculative
 from minispec.errors import ArgumentError
 from minispec.growth import TreeShape
 from minispec.propose import Drafter
+from minispec.round_costs import PassCosts
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
+from minispec.suffix_index import Continuations
 from minispec.tree import select
 from minispec.types import Proposal, Round
 
@@ -35,6 +33,9 @@ TARGET = ToyTarget(V, random_table(V, seed=3))
 DRAFT = ToyDraft(V, random_table(V, seed=3))  # equals the target
 # A target pass grows by a tenth with each row, a draft step takes a twentieth of it.
 COSTS = PassCosts(((1, 1.0), (2, 1.1), (9, 1.8)), ((1, 0.05), (6, 0.1)), 0.05)
+NOTHING = Continuations()
+# After a match of three tokens a chain of three, and a second candidate for the first of them.
+FOUND = Continuations((1, 2, 3, 5), (-1, 0, 1, -1), (9, 9, 9, 1), (0.9, 0.9, 0.9, 0.1), 3)
 
 
 def make_round(shape: TreeShape, path: Sequence[int], parents: Sequence[int], **changes: Any):
@@ -149,6 +150,74 @@ def test_estimate_leaves_out_stops_and_continuations():
     estimate.observe(make_round(TreeShape.chain(16), tuple(range(16)), deep))
 
 
+def emit(tokens: Sequence[int], path: Sequence[int] = (), drafted: int = 0) -> Round:
+    return make_round(
+        TreeShape.chain(1), path, range(-1, len(path)), tokens=tuple(tokens),
+        shortlist_sizes=(V,) * drafted,
+    )  # fmt: skip
+
+
+def test_continuations_are_estimated_by_match_length_and_depth():
+    estimate = ContinuationEstimate()
+    first = estimate.expect(FOUND)
+    assert first == pytest.approx([0.54, 0.324, 0.1944, 0.06])  # shares times 0.6 for each token
+    for _ in range(300):  # the first two tokens are right, the third is not
+        estimate.observe(FOUND, emit((1, 2, 9)))
+    seen = estimate.expect(FOUND)
+    assert seen[0] == pytest.approx(0.9, rel=0.1) and seen[1] == pytest.approx(seen[0], rel=0.1)
+    assert seen[2] < 0.1 * seen[1]
+    # Where no text was matched so far, what is known of other lengths counts a little.
+    other = Continuations(FOUND.tokens, FOUND.parents, FOUND.counts, FOUND.shares, 5)
+    assert first[0] < estimate.expect(other)[0] < seen[0]
+    for _ in range(600):
+        estimate.observe(FOUND, emit((9,)))
+    assert estimate.expect(FOUND)[0] < 0.1
+
+
+def test_estimate_counts_what_the_draft_proposes_too():
+    estimate = ContinuationEstimate()
+    assert estimate.shared == pytest.approx(0.7)
+    for _ in range(300):
+        estimate.observe(FOUND, emit((1, 9), path=(0,), drafted=1))
+    assert estimate.shared > 0.95
+    for _ in range(600):  # the draft's one token is rejected, the continuation is accepted
+        estimate.observe(FOUND, emit((1, 9), path=(1,), drafted=1))
+    assert estimate.shared < 0.06
+    before = estimate.shared
+    estimate.observe(FOUND, emit((9,), drafted=1))  # not right
+    estimate.observe(FOUND, emit((1, 9), path=(0,)))  # nothing was drafted
+    estimate.observe(NOTHING, emit((1, 9), path=(0,), drafted=1))
+    assert estimate.shared == before
+
+
+def test_chooser_takes_continuations_that_pay():
+    alone = ShapeChooser(PassCosts(COSTS.target))
+    assert alone.choose(NOTHING) == (None, 0)
+    for _ in range(200):
+        alone.choose(FOUND)
+        alone.observe(emit((1, 2, 3, 4)))
+    assert alone.choose(FOUND) == (None, 3)  # not the fourth: once in ten, and it costs a row
+    for _ in range(600):
+        alone.choose(FOUND)
+        alone.observe(emit((9,)))
+    assert alone.choose(FOUND) == (None, 0)
+
+
+def test_chooser_drafts_no_more_than_what_continuations_leave():
+    """A draft that costs half a pass a token is left out where continuations are right."""
+    costs = PassCosts(COSTS.target, ((1, 0.3), (6, 0.4)), 0.05)
+    chooser = ShapeChooser(costs)
+    for _ in range(200):
+        chooser.choose(NOTHING)
+        chooser.observe(emit((1, 2, 3), path=(0, 1), drafted=2))
+    assert chooser.choose(NOTHING)[0] is not None
+    for _ in range(200):
+        chooser.choose(FOUND)
+        chooser.observe(emit((1, 2, 3, 4)))
+    assert chooser.choose(FOUND) == (None, 3)
+    assert chooser.choose(NOTHING)[0] is not None
+
+
 @pytest.mark.parametrize(
     "rates",
     [[[0.9, 0.05, 0.02]] * 16, [[0.5, 0.2, 0.1]] * 16, [[0.75, 0.1, 0.05], [0.3, 0.1, 0.05]] * 8,
@@ -162,7 +231,7 @@ def test_chooser_comes_within_three_percent_of_the_best_shape(rates):
     for seed in range(4):
         rng, chooser = random.Random(seed), ShapeChooser(COSTS)
         for number in range(300):
-            shape = chooser.choose()
+            shape, _ = chooser.choose(NOTHING)
             chooser.observe(simulate(shape, padded.tolist(), rng))
             if number >= 45:
                 tokens += 1 + (expect(shape, padded) if shape else 0)
@@ -192,14 +261,15 @@ def test_chooser_decodes_plainly_where_nothing_is_accepted():
     never = [[0.0] * 6] * 16
     rng = random.Random(0)
     for number in range(1200):
-        shape = chooser.choose()
+        shape, _ = chooser.choose(NOTHING)
         chooser.observe(simulate(shape, never, rng))
         if number >= 200:
             spent += COSTS.round_seconds(*list_sizes(shape))
     assert 1000 < spent < 1020
     for _ in range(1000):  # and it notices a change
-        chooser.observe(simulate(chooser.choose(), [[0.9] + [0.01] * 5] * 16, rng))
-    assert chooser.choose() is not None
+        shape, _ = chooser.choose(NOTHING)
+        chooser.observe(simulate(shape, [[0.9] + [0.01] * 5] * 16, rng))
+    assert chooser.choose(NOTHING)[0] is not None
     chooser.reset()
     assert chooser.predict(None) == 1.0 < chooser.predict(TreeShape.chain(2))
 
@@ -221,11 +291,11 @@ class ScriptedChooser(ShapeChooser):
         super().reset()
         self._number = -1
 
-    def choose(self) -> TreeShape | None:
+    def choose(self, found: Continuations) -> tuple[TreeShape | None, int]:
         self._number += 1
         plain = (None, None, None)
         script = (TreeShape.chain(2), *plain, self._build(2, 2, 4), None, TreeShape.chain(1))
-        return script[self._number % len(script)]
+        return script[self._number % len(script)], 0
 
 
 @pytest.mark.parametrize("candidates", ["top", "drawn"])

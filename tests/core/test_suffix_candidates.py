@@ -61,13 +61,14 @@ def test_merge_continuations_leaves_out_bad_words_and_what_follows_them():
     assert merged.tokens == (1, 4) and merged.parents == (-1, 0)
 
 
-def test_extend_follows_the_text_and_keeps_its_limits():
+def test_find_follows_the_text_and_keeps_its_limits():
     index = SuffixIndex(SuffixConfig(min_match=1))
     tokens, nothing = (1, 2, 5, 1, 2, 6, 1), Proposal((), ())
 
     def extend(proposal: Proposal, text, most: int, **limits: int) -> tuple[Any, Any]:
         proposer = SuffixProposer(index, **({"depth": 4, "nodes": 3} | limits))
-        merged = proposer.extend(proposal, most, Sampling(), History(text, 2))
+        found = proposer.find(text, most)
+        merged = merge_continuations(proposal, found, Sampling(), History(text, 2))
         return merged.tokens, merged.parents
 
     assert extend(nothing, tokens, 9, siblings=1) == ((2, 6, 1), (-1, 0, 1))

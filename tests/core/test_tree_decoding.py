@@ -18,6 +18,7 @@ from helpers.online_learning import EXTREME
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
+from minispec.errors import ArgumentError
 from minispec.growth import TreeShape
 from minispec.learning.learner import OnlineLearner
 from minispec.learning.paper_learner import PaperConfig, PaperLearner
@@ -25,6 +26,8 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
 from minispec.shortlists.microspec import MicroSpecShortlist
 from minispec.shortlists.statistical import StatisticalIndex
+from minispec.suffix_decoding import suffix_decoding
+from minispec.suffix_index import SuffixIndex
 from minispec.tree import find_path, follow
 from minispec.types import BaseShortlist, Context, Distribution, Proposal, Round
 from minispec.verify import VERIFIERS, Verdict, Verifier, verify, verify_block
@@ -111,6 +114,29 @@ def test_greedy_decoding_with_trees_equals_plain_decoding(tree: str, verifier: s
         last = finished.path[-1] if finished.path else -1
         assert finished.path == find_path(finished.parents, last)
         assert len(finished.proposed) <= TreeShape.parse(tree).nodes
+
+
+@pytest.mark.parametrize("verifier", [verify_chain, verify_chain_as_block])
+def test_a_verifier_of_chains_is_refused_where_there_may_be_branches(verifier: Verifier) -> None:
+    """It would take a sibling for a child, and the output would not follow p."""
+    index = SuffixIndex()
+    for options in ({"tree": TreeShape(2, 2, 4)}, {"index": index}):
+        with pytest.raises(ArgumentError, match=rf"^verifier {verifier.__name__} reads chains, no"):
+            decode(verifier=verifier, **options)
+    with pytest.raises(ArgumentError, match=r"let it follow proposal\.parents, or use no tree"):
+        [*suffix_decoding(
+            TARGET, [1, 2, 3], gamma=3, sampling=Sampling(), rng=SeededRandom(0), stop=StopRule(9),
+            tree=TreeShape(2, 2, 4), verifier=verifier,
+        )]  # fmt: skip
+    assert tokens_of(decode(verifier=verifier)) == PLAIN
+
+
+def test_a_verifier_that_follows_parents_is_taken() -> None:
+    def verify_trees(proposal: Proposal, p: Sequence[Distribution], rng: Any) -> Verdict:
+        return verify(proposal, p, rng)
+
+    for options in ({"tree": TreeShape(2, 2, 4)}, {"index": SuffixIndex()}):
+        assert tokens_of(decode(verifier=verify_trees, **options)) == PLAIN
 
 
 @pytest.mark.parametrize("temperature", [0.0, 3.0])

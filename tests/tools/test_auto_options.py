@@ -54,30 +54,29 @@ def test_split_auto_makes_a_shape_of_a_length() -> None:
     with pytest.raises(ArgumentError, match="gamma must be a whole number, not str 'many'"):
         split_auto(["many"], [None])
     request = build_request(gamma="auto")
-    assert request.tree == chains and not request.branches
-    assert build_request(tree="auto").branches and build_request(shortlist="full+suffix").branches
+    assert request.tree == chains
 
 
 def test_load_costs_measures_once(tiny: Tiny, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shortlist = FullShortlist(tiny.model.target.head.vocab_size)
-    arguments = tiny.model, tiny.draft, shortlist
-    first = pass_costs.load_costs(*arguments, Sampling())
+    drafting = tiny.draft, FullShortlist(tiny.model.target.head.vocab_size)
+    first = pass_costs.load_costs(tiny.model, Sampling(), drafting)
     assert [rows for rows, _ in first.target] == [1, 2, 3, 5, 9, 17, 25]
     assert [rows for rows, _ in first.draft] == [1, 2, 4, 6]
     with monkeypatch.context() as patch:
         patch.setattr(pass_costs, "_measure", lambda *arguments: pytest.fail("measured again"))
-        assert pass_costs.load_costs(*arguments, Sampling()) == first
+        assert pass_costs.load_costs(tiny.model, Sampling(), drafting) == first
         with pytest.raises(pytest.fail.Exception):  # the logits of all ids are needed
-            pass_costs.load_costs(*arguments, Sampling(0.5))
-    pass_costs.load_costs(*arguments, Sampling(0.5))
-    assert len(json.loads(kept.read_text())) == 2
+            pass_costs.load_costs(tiny.model, Sampling(0.5), drafting)
+    pass_costs.load_costs(tiny.model, Sampling(0.5), drafting)
+    assert pass_costs.load_costs(tiny.model, Sampling(), None).draft == ()
+    assert len(json.loads(kept.read_text())) == 3
     kept.write_text("[]")
     with pytest.warns(FileWarning, match="passes are measured again"):
-        assert pass_costs.load_costs(*arguments, Sampling()).target[0][0] == 1
+        assert pass_costs.load_costs(tiny.model, Sampling(), drafting).target[0][0] == 1
 
 
 @pytest.mark.parametrize("tree", [AutoShape(), AutoShape(chains=True)])
-@pytest.mark.parametrize("method", ["full", "full+suffix", "full+adapt"])
+@pytest.mark.parametrize("method", ["full", "full+suffix", "full+adapt", "suffix"])
 def test_auto_decodes_what_plain_decoding_does(tiny: Tiny, method: str, tree: AutoShape) -> None:
     ids = tiny.model.tokenizer.chat(PROMPT)
 
@@ -101,12 +100,11 @@ def test_auto_is_exact_in_type_at_any_temperature(tiny: Tiny) -> None:
     assert sum(len(each.tokens) for each in run(ids, SeededRandom(0))) == 60
 
 
-def test_suffix_takes_trees_but_no_auto(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("tree", ["4x2x6", "auto"])
+def test_suffix_takes_trees(tiny: Tiny, tree: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["generate", "--model", str(tiny.folder), "--method", "suffix", PROMPT, "--json"]
-    assert main.main([*command, "--tree", "4x2x6", "--max-new-tokens", "20"]) == 0
-    assert json.loads(capsys.readouterr().out)["tree"] == "4x2x6"
-    assert main.main([*command, "--tree", "auto"]) == 2
-    assert "tree auto needs a draft, and method suffix has none" in capsys.readouterr().err
+    assert main.main([*command, "--tree", tree, "--max-new-tokens", "20"]) == 0
+    assert json.loads(capsys.readouterr().out)["tree"] == tree
 
 
 def test_compare_and_generate_take_auto(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,5 +127,5 @@ def test_costs_need_no_cache(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(pass_costs, "cache_folder", refuse)
     shortlist = FullShortlist(tiny.model.target.head.vocab_size)
-    assert pass_costs.load_costs(tiny.model, tiny.draft, shortlist, Sampling()).rest >= 0
+    assert pass_costs.load_costs(tiny.model, Sampling(), (tiny.draft, shortlist)).rest >= 0
     assert torch.get_num_threads() >= 1

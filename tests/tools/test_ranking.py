@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers.tiny_model import Tiny
-from minispec.decode import check_gamma
 from minispec.errors import ArgumentError, FileError, FileWarning, FingerprintError
 from minispec.io.files import read_metadata, read_tensors, write_tensors
+from minispec.preconditions import check_gamma
 from minispec.shortlists.frspec import FRSpecShortlist, truncate_ranking
 from minispec.shortlists.full import FullShortlist
 from minispec.tools.cli import main

@@ -15,7 +15,6 @@ from minispec.growth import TreeShape
 from minispec.tools.cli.main import main
 from minispec.tools.evaluation.methods import Method
 from minispec.tools.evaluation.results import list_variants
-from minispec.tools.models import backend
 from minispec.tools.reporting import table
 
 PROMPT = "The court held that the"
@@ -25,7 +24,7 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def model() -> minispec.Model:
-    return minispec.load("pocket", backend="reference", trees=True)
+    return minispec.load("pocket", backend="reference")
 
 
 @pytest.mark.parametrize("verifier", ["token", "block"])
@@ -99,17 +98,6 @@ def test_bad_trees_are_refused_in_one_line(
     assert main([*command, "--model", "pocket", "--tree", tree]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", sorted(set(backend.NAMES) - {*backend.TREE_BACKENDS, "cuda"}))
-def test_backends_without_trees_are_refused_in_one_line(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["generate", "hi", "--model", "pocket", "--backend", name, "--tree", "2x2x4"]
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert f"backend {name} drafts chains, no trees: use --backend reference" in error
-    assert error.count("\n") == 1
 
 
 def test_a_draft_without_trees_is_refused_by_name(model: minispec.Model) -> None:

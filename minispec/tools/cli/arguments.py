@@ -155,6 +155,24 @@ def _add_run_commands(commands: Any) -> None:
     )
     explore.set_defaults(command="explore")
 
+    plan = commands.add_parser(
+        "plan", help="find the fastest budget, gamma and tree on this machine", epilog=_METHODS
+    )
+    plan.add_argument(
+        "--prompts", nargs="+", default=list(options.DOMAINS),
+        help="what is decoded, as for compare (default: general, code, law and medicine)",
+    )  # fmt: skip
+    options.add_methods(plan, None, "(default: three budgets of the model's best shortlist)")
+    options.add_decoding(plan, max_new_tokens=64)
+    plan.add_argument(
+        "--limit", type=int, default=1, help="prompts per stream (default: %(default)s)"
+    )
+    plan.add_argument(
+        "--out", default=Path("build/plan"), type=Path,
+        help="folder for plan.json and plan.png (default: %(default)s)",
+    )  # fmt: skip
+    plan.set_defaults(command="plan")
+
     doctor = commands.add_parser("doctor", help="measure what this machine can decode with")
     options.add_model(doctor)
     options.add_draft(doctor)

@@ -44,7 +44,7 @@ def generate(options: argparse.Namespace) -> None:
     model = load_model(
         options.model, draft=options.draft, index=options.index, dtype=options.dtype,
         backend=options.backend, device=options.device, threads=options.threads,
-        plain=request.is_plain, learns=request.learns, trees=request.branches,
+        plain=request.is_plain, learns=request.learns,
     )  # fmt: skip
     if chats:
         _chat(model, request, options.trace, options.json)

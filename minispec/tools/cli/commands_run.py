@@ -79,7 +79,6 @@ def compare(options: argparse.Namespace) -> None:
         backend=options.backend, device=options.device, threads=options.threads,
         plain=not any(method.needs_draft for method in methods) and not options.study,
         learns=any(method.adapt for method in methods), measure_backends=True,
-        trees=any(tree and not tree.is_chain for tree in trees) or any(m.suffix for m in methods),
     )  # fmt: skip
     resolved = sampling.resolve(model.tokenizer)
     settings = replace(settings, threads=_threads(), sampling=resolved)
@@ -127,7 +126,7 @@ def explore(options: argparse.Namespace) -> None:
         options.model, draft=options.draft, index=options.index, dtype=options.dtype,
         backend=options.backend, device=options.device, threads=options.threads,
         plain=bool(methods) and not any(method.needs_draft for method in methods),
-        learns=any(method.adapt for method in methods), trees=tree is not None,
+        learns=any(method.adapt for method in methods),
     )  # fmt: skip
     chosen = tuple(methods or _choose_methods(model))
     resolved = sampling.resolve(model.tokenizer)

@@ -13,7 +13,7 @@ from typing import Any
 
 from minispec.errors import ArgumentError, FileWarning, MinispecError
 from minispec.tools.cli import arguments as command_line
-from minispec.tools.cli import commands_generate, commands_make, commands_run
+from minispec.tools.cli import commands_generate, commands_make, commands_plan, commands_run
 from minispec.tools.cli.process import (
     Terminated,
     catch_signals,
@@ -71,6 +71,7 @@ _COMMANDS = {
     "generate": commands_generate.generate,
     "compare": commands_run.compare,
     "explore": commands_run.explore,
+    "plan": commands_plan.plan,
     "doctor": commands_run.doctor,
     "rank": commands_make.rank,
     "index build": commands_make.build_index,

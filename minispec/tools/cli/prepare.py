@@ -29,7 +29,6 @@ def load_model(
     threads: int | None = None,
     plain: bool = False,
     learns: bool = False,
-    trees: bool = False,
     measure_backends: bool = False,
 ) -> "Model":
     """The model with its draft on a backend, under a progress bar on a terminal. With ``plain`` no
@@ -44,7 +43,7 @@ def load_model(
         return api.load(
             name, dtype=dtype, backend=backend, device=device, index=index, threads=threads,
             draft=False if plain or found is None else found,
-            measure_backends=measure_backends, adapt=learns, trees=trees,
+            measure_backends=measure_backends, adapt=learns,
         )  # fmt: skip
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 from minispec.auto_shape import AutoShape, Shape, ShapeChooser
 from minispec.checks import check_trees
 from minispec.commit import StopRule
-from minispec.decode import autoregressive, check_gamma, speculative
+from minispec.decode import autoregressive, speculative
 from minispec.errors import ArgumentError
 from minispec.growth import TreeShape
 from minispec.io.artifacts import find_artifact
 from minispec.learning.learner import OnlineLearner
 from minispec.learning.paper_learner import PaperLearner
 from minispec.models.eagle_draft import EagleDraft
+from minispec.preconditions import check_gamma
 from minispec.sampling import Sampling
 from minispec.shortlists.dynaspec import DynaSpecShortlist
 from minispec.shortlists.evospec import EvoSpecShortlist
@@ -174,10 +175,11 @@ def build_decoder(
     trace: bool = False,
     verifier: str | Verifier = "token",
     shortlist: Shortlist | None = None,
-    tree: Shape | None = None,
+    tree: Shape | ShapeChooser | None = None,
 ) -> Decoder:
     """A method ready to decode prompts of a domain: (ids, random source) -> rounds.
-    ``shortlist`` replaces the method's own. ``tree``: None for chains of ``gamma`` tokens.
+    ``shortlist`` replaces the method's own. ``tree``: None for chains of ``gamma`` tokens; a
+    chooser is kept from prompt to prompt.
 
     With an ``AutoShape``, costs that were not measured before are measured now.
 
@@ -193,12 +195,15 @@ def build_decoder(
     check_gamma(gamma)
     verify = plugins.find_verifier(verifier)
     if method.name == "suffix":
+        alone: TreeShape | ShapeChooser | None
         if isinstance(tree, AutoShape):
-            raise ArgumentError(f"tree {tree} needs a draft, and method suffix has none")
+            alone = tree.build_chooser(load_costs(model, sampling, None), "top")
+        else:
+            alone = tree
         index = SuffixIndex()
         return lambda prompt, rng, *, continued=False: suffix_decoding(
             target, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop, index=index,
-            tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify, tree=tree,
+            tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify, tree=alone,
         )  # fmt: skip
     if draft is None:
         raise ArgumentError(
@@ -210,12 +215,12 @@ def build_decoder(
     learner: OnlineLearner | PaperLearner | None = None
     if method.adapt:
         learner, drafting = build_learner(drafting, method.adapt)
-    if tree is not None and not tree.is_chain:
+    if not isinstance(tree, ShapeChooser | None) and not tree.is_chain:
         check_trees(target, drafting)
     beside = SuffixIndex() if method.suffix else None
     shape: TreeShape | ShapeChooser | None
     if isinstance(tree, AutoShape):
-        costs = load_costs(model, drafting, chosen, sampling)
+        costs = load_costs(model, sampling, (drafting, chosen))
         shape = tree.build_chooser(costs, "top" if sampling.temperature == 0 else "distinct")
     else:
         shape = tree

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from minispec.auto_shape import Shape
 from minispec.commit import StopRule
-from minispec.decode import check_gamma
 from minispec.errors import ArgumentError
+from minispec.preconditions import check_gamma
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.data.streams import Plan, Stream, build_prompt, plan_streams
 from minispec.tools.evaluation import audit

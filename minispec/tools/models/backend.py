@@ -32,7 +32,6 @@ from minispec.types import Draft, Head, Target
 
 NAMES = ("reference", "cpu", "compiled", "cuda")
 LEARNING_BACKENDS = ("reference", "cpu")  # on which a draft can learn while it decodes
-TREE_BACKENDS = ("reference", "cpu")  # on which trees can be drafted
 _CONTEXT = 64  # positions in the cache of a timed pass
 _LARGEST_CALIBRATION = 2**22  # bytes
 _REPEATS = 7  # timed passes, of which the fastest counts
@@ -52,17 +51,14 @@ def place_on_backend(
     name: str,
     measure: bool = True,
     learns: bool = False,
-    trees: bool = False,
 ) -> tuple[Pretrained, Draft | None]:
     """The model and its draft on a backend, given by name or chosen by speed ("auto").
 
     "auto" takes the fastest backend of earlier measurements; with ``measure`` it measures now if
     there are none, which compiles kernels on first use. With ``learns`` it considers only
-    ``LEARNING_BACKENDS``, with ``trees`` only ``TREE_BACKENDS``. A model on another device than the
-    CPU runs on the reference.
+    ``LEARNING_BACKENDS``. A model on another device than the CPU runs on the reference.
 
-    Raises ArgumentError for a backend that cannot run on this machine, with the model's dtype, or
-    ``trees``.
+    Raises ArgumentError for a backend that cannot run on this machine, or with the model's dtype.
     """
     if model.device != "cpu" and name in ("auto", "reference"):
         return model, draft
@@ -70,7 +66,6 @@ def place_on_backend(
         choice = choose_backend(model) if measure else read_cached_choice(model)
         milliseconds = choice.milliseconds  # the reference is always among them
         able = [n for n in NAMES if n in LEARNING_BACKENDS or not learns]
-        able = [n for n in able if n in TREE_BACKENDS or not trees]
         name = choice.backend
         if name not in able:
             candidates = milliseconds.keys() & set(able)
@@ -78,11 +73,6 @@ def place_on_backend(
     if name == "reference":
         return model, draft
     module = _import_backend(name)
-    if trees and name not in TREE_BACKENDS:
-        raise ArgumentError(
-            f"backend {name} drafts chains, no trees: use --backend {' or '.join(TREE_BACKENDS)}, "
-            "or --tree chain"
-        )
     if model.device != "cpu":
         raise ArgumentError(
             f"backend {name} starts from weights on the CPU, not on device {model.device}: "

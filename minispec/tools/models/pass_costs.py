@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from msgspec import Struct, to_builtins
 
-from minispec.auto_shape import PassCosts
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.errors import FileError, FileWarning
 from minispec.io import files
 from minispec.io.artifacts import cache_folder
 from minispec.io.schema import Positive, read_json
+from minispec.round_costs import PassCosts
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.models.backend import calibration_key
 from minispec.tools.models.pretrained import Pretrained
@@ -45,23 +45,25 @@ class _Costs(Struct, frozen=True):
 
 
 def load_costs(
-    model: Pretrained, draft: Draft, shortlist: Shortlist, sampling: Sampling
+    model: Pretrained, sampling: Sampling, drafting: tuple[Draft, Shortlist] | None
 ) -> PassCosts:
-    """The costs for a model, its draft and a shortlist: as they were measured before, else measured
-    now, which takes a few seconds. They are kept per budget, and for greedy decoding apart."""
+    """The costs for a model, and for its draft with a shortlist if these are given: as they were
+    measured before, else measured now, which takes a few seconds. They are kept per budget, and for
+    greedy decoding apart."""
     kept = _read_kept()
-    key = "-".join(
-        map(str, (calibration_key(model), model.backend, shortlist.budget, _is_greedy(sampling)))
-    )
+    budget = drafting[1].budget if drafting else 0
+    key = "-".join(map(str, (calibration_key(model), model.backend, budget, _is_greedy(sampling))))
     if key not in kept:
-        kept[key] = _measure(model, draft, shortlist, sampling)
+        kept[key] = _measure(model, sampling, drafting)
         with suppress(FileError):  # without a writable cache, each call measures again
             files.write_json(_path(), to_builtins(kept))
     found = kept[key]
     return PassCosts(tuple(found.target), tuple(found.draft), found.rest, found.plain_rest)
 
 
-def _measure(model: Pretrained, draft: Draft, shortlist: Shortlist, sampling: Sampling) -> _Costs:
+def _measure(
+    model: Pretrained, sampling: Sampling, drafting: tuple[Draft, Shortlist] | None
+) -> _Costs:
     target = model.target
     cache = target.new_cache(_CONTEXT + max(_TARGET_ROWS))
     features = target.step(torch.arange(_CONTEXT) + 1, cache)
@@ -72,6 +74,13 @@ def _measure(model: Pretrained, draft: Draft, shortlist: Shortlist, sampling: Sa
         cache.keep(_CONTEXT, ())
         target.head.argmax(hidden) if greedy else target.head.logits(hidden)
 
+    costs = PassCosts(tuple((rows, _time(run_target, rows)) for rows in _TARGET_ROWS))
+    options: Any = {"sampling": sampling, "rng": SeededRandom(0), "stop": StopRule(3 * _ROUNDS)}
+    plain = _time_rounds(autoregressive(target, [1, 2, 3], **options)) - costs.target[0][1]
+    plain_rest = max(0.0, plain)
+    if drafting is None:
+        return _Costs([*costs.target], [], plain_rest, plain_rest)
+    draft, shortlist = drafting
     own = draft.new_cache(_CONTEXT + max(_DRAFT_ROWS))
     states = draft.step(
         torch.arange(_CONTEXT) + 1, draft.fuse(features.aux_hidden_states), own
@@ -84,15 +93,10 @@ def _measure(model: Pretrained, draft: Draft, shortlist: Shortlist, sampling: Sa
         for state in new:
             draft.head.logits_of(draft.apply_final_norm(state), ids)
 
-    costs = PassCosts(
-        tuple((rows, _time(run_target, rows)) for rows in _TARGET_ROWS),
-        tuple((rows, _time(run_draft, rows)) for rows in _DRAFT_ROWS),
-    )
-    options: Any = {"sampling": sampling, "rng": SeededRandom(0), "stop": StopRule(3 * _ROUNDS)}
-    drafting = speculative(target, draft, shortlist, [1, 2, 3], gamma=2, **options)
-    rest = _time_rounds(drafting) - costs.round_seconds(2, 1, 2)
-    plain_rest = _time_rounds(autoregressive(target, [1, 2, 3], **options)) - costs.target[0][1]
-    return _Costs([*costs.target], [*costs.draft], max(0.0, rest), max(0.0, plain_rest))
+    costs = PassCosts(costs.target, tuple((rows, _time(run_draft, rows)) for rows in _DRAFT_ROWS))
+    rounds = speculative(target, draft, shortlist, [1, 2, 3], gamma=2, **options)
+    rest = max(0.0, _time_rounds(rounds) - costs.round_seconds(2, 1, 2))
+    return _Costs([*costs.target], [*costs.draft], rest, plain_rest)
 
 
 def _time_rounds(rounds: Iterable[Round]) -> float:

@@ -5,20 +5,35 @@ from collections.abc import Iterable
 from functools import cache
 
 from helpers.exactness.shortlists import SHORTLISTS
+from minispec.auto_shape import ShapeChooser
 from minispec.certificate.decodings import Decoding, ToyModels
 from minispec.decode import speculative
 from minispec.growth import TreeShape
+from minispec.round_costs import PassCosts
 from minispec.suffix_decoding import suffix_decoding
 from minispec.suffix_index import SuffixConfig, SuffixIndex
 from minispec.types import RandomSource, Round
 from minispec.verify import Verifier
 
+# Costs by which a draft pays in some rounds, and continuations in others.
+COSTS = PassCosts(((1, 1.0), (4, 1.3)), ((1, 0.2), (2, 0.25)))
+
+
+@cache
+def build_chooser(draft: bool) -> ShapeChooser:
+    """A chooser among trees of two levels and three nodes, or of continuations alone."""
+    costs = COSTS if draft else PassCosts(COSTS.target)
+    return ShapeChooser(costs, max_depth=2, beams=(1, 2), max_nodes=3, candidates="drawn")
+
+
 # A shortlist, None without a draft, and the shape of its trees, None for chains.
-CONTINUATIONS: dict[str, tuple[str | None, TreeShape | None]] = {
+CONTINUATIONS: dict[str, tuple[str | None, TreeShape | ShapeChooser | None]] = {
     "suffix": (None, None),
     "suffix, branches": (None, TreeShape(2, 2, 3)),
     "evospec+suffix": ("evospec", None),
     "evospec+suffix, branches": ("evospec", TreeShape(2, 2, 3, candidates="drawn")),
+    "suffix, auto": (None, build_chooser(False)),
+    "evospec+suffix, auto": ("evospec", build_chooser(True)),
 }
 
 
@@ -37,6 +52,8 @@ def decode_continuations(name: str, verifier: Verifier) -> Decoding:
 
     def decode(models: ToyModels, source: RandomSource) -> Iterable[Round]:
         case, index = models.case, build_index(models.case.vocab_size)
+        if isinstance(tree, ShapeChooser):
+            tree.reset()
         if shortlist is None:
             return suffix_decoding(
                 models.target, case.prompt, gamma=case.gamma, sampling=models.sampling, rng=source,

@@ -73,6 +73,21 @@ SELECTION = {
         "core/test_decode.py", "core/test_every_stop.py", "core/test_held_types.py",
         "core/test_wrong_types.py", *_DISTRIBUTION,
     ],
+    "minispec/suffix_candidates": [
+        "core/test_suffix_candidates.py", "core/test_suffix_decoding.py", *_DISTRIBUTION,
+    ],
+    "minispec/suffix_index": ["core/test_suffix_index.py", "core/test_suffix_candidates.py"],
+    "minispec/acceptance": ["core/test_auto_shape.py"],
+    "minispec/auto_shape": ["core/test_auto_shape.py", "tools/test_auto_options.py"],
+    "minispec/round_costs": ["core/test_auto_shape.py"],
+    "minispec/rounds": [
+        "core/test_every_stop.py", "core/test_observed.py", *_PARTS, *_TREES,
+        "exactness/test_walker.py",
+    ],
+    "minispec/selections": ["core/test_drafter.py", "core/test_decode.py"],
+    "minispec/preconditions": [
+        "core/test_decode.py", "core/test_tree_decoding.py", "core/test_wrong_types.py",
+    ],
     "minispec/shortlists/full": ["core/test_decode.py", *_SHORTLIST],
     "minispec/shortlists/frspec": [
         "tools/test_ranking.py", "exactness/test_properties.py", "models/test_eagle_draft.py",
@@ -118,7 +133,8 @@ SELECTION = {
 }  # fmt: skip
 # Files that determine the distribution of the output: all of their mutants must be killed.
 DISTRIBUTION_FILES = tuple(
-    f"minispec/{file}" for file in ("verify", "sampling", "growth", "propose", "decode", "commit")
+    f"minispec/{file}"
+    for file in ("verify", "sampling", "growth", "propose", "suffix_candidates", "decode", "commit")
 )
 
 
