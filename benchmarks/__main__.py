@@ -14,7 +14,7 @@ BENCHMARKS = {
     "scaling": "a draft step as the vocabulary and the context grow",
     "block": "block verification against token-by-token verification",
     "suffix": "suffix decoding against Hugging Face transformers' prompt lookup",
-    "context": "methods behind texts of some thousand tokens",
+    "context": "methods after texts of some thousand tokens",
     "hnsw": "libraries for the HNSW index of an LM head",
     "gpu": "LM heads and whole rounds on a GPU",
     "adaptation": "what a draft that learns while it decodes gains and costs",

@@ -1,4 +1,4 @@
-"""Methods behind long texts: tau, the mass on the shortlist and speed as the context grows.
+"""Methods after long texts: tau, the mass on the shortlist and speed as the context grows.
 
 For each length and each domain whose documents are installed, one text of about that many tokens
 is continued. All methods are compared on the same texts, in turn.
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     model = minispec.load(options.model, dtype=options.dtype, backend=options.backend)
     prompts = {
-        f"behind {length}": [
+        f"after {length}": [
             text for domain in corpus.DOMAINS for text in read_text(model, domain, length)
         ]
         for length in options.lengths

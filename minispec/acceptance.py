@@ -20,7 +20,7 @@ _PRIOR, _RATIO = 0.6, 0.35  # acceptance of the likeliest candidate, and of each
 _PRIOR_ROUNDS = 8  # rounds that the prior counts as
 _PRIOR_FACTOR = 0.6  # of the share that a continuation has, what is right
 _PRIOR_SHARED = 0.7  # of the continuations that are right, what the draft proposes too
-_MATCHES = 8  # lengths of a match that are told apart; longer ones count as the longest
+_MATCHES = 8  # lengths of a match with counts of their own; longer ones count as the longest
 
 Rates = npt.NDArray[np.float64]  # (depth, rank)
 Numbers = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ class AcceptanceEstimate:
         """Count a round: at each accepted node, and at the last, which candidate came next. Those
         that no draft proposed (continuations of the text) end the count."""
         drafted = len(finished.shortlist_sizes)
-        children = list_children(_read_parents(finished))
+        children = list_children(finished.parents or range(-1, len(finished.proposed) - 1))
         if drafted:
             self._accepted *= _MEMORY
             self._tried *= _MEMORY
@@ -148,7 +148,3 @@ def expect_accepted(rates: Rates, depth: int, beam: int, nodes: int) -> list[flo
         if level + 1 < depth:
             heapq.heappush(heap, (value * float(rates[level + 1, 0]), -value, level + 1, 0))
     return sums
-
-
-def _read_parents(finished: Round) -> range | tuple[int, ...]:
-    return finished.parents or range(-1, len(finished.proposed) - 1)

@@ -17,20 +17,19 @@ from minispec.tokenizer import Tokenizer
 from minispec.types import Distribution, Proposal, Target
 from minispec.verify import VERIFIERS, Verifier, check_verdict
 
-MAX_GAMMA = MAX_DEPTH
-
 
 def check_gamma(gamma: int) -> int:
     """The length of a proposal. Raises ArgumentError for gamma outside 1..16."""
-    if not 1 <= (gamma := to_int(gamma, "gamma")) <= MAX_GAMMA:
-        raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_GAMMA}")
+    if not 1 <= (gamma := to_int(gamma, "gamma")) <= MAX_DEPTH:
+        raise ArgumentError(f"gamma {gamma} must lie in 1..{MAX_DEPTH}")
     return gamma
 
 
 def open_output(
     target: Target, prompt: Sequence[int], stop: StopRule, tokenizer: Tokenizer | None
 ) -> Output:
-    """Check a prompt and return its empty output. Raises as ``decode.autoregressive``."""
+    """Check a prompt and return its empty output. Raises ArgumentError for an empty prompt and for
+    ids outside the vocabulary, ContextError for a prompt that fills the context."""
     if tokenizer is not None:
         check_parts(tokenizer=tokenizer)
     if not prompt:
