@@ -59,8 +59,9 @@ def split_tree(
 
 
 def check_reads_parents(verifier: Verifier) -> None:
-    """Show a verifier of one's own two siblings, of which p makes the first certain. Raises
-    ArgumentError if it takes the second for the first one's child, as one for chains does."""
+    """Show a verifier of one's own two siblings, of which p makes the first certain, before it is
+    given any other proposal. Raises ArgumentError if it takes the second for the first one's child,
+    as one for chains does."""
     if verifier in VERIFIERS.values():
         return
     first, second = (Distribution(torch.arange(2), torch.eye(2)[i]) for i in range(2))

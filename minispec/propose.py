@@ -233,9 +233,11 @@ class Drafter:
             watch.lap("draft_head")
             logits = self.learner.adjust_logits(logits, ids, context, sampling)
             watch.lap("learn")
-        q = sampling.shape(logits, ids)
         soft = sampling.temperature == 0 and not self.shape.is_chain
-        confidence = sampling.soften(logits, ids) if soft else q
+        confidence = sampling.soften(logits, ids) if soft else sampling.shape(logits, ids)
+        # The top candidates are picked by their confidence alone.
+        drawn = soft and self.shape.candidates != "top"
+        q = sampling.shape(logits, ids) if drawn else confidence
         return choose_candidates(self.shape.candidates, q, confidence, count, rng)
 
     @property

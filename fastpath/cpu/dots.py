@@ -1,7 +1,7 @@
 """Dot products of weight rows with hidden states, the innermost loop (LLVM, CPU).
 
 Each weight row is read from memory once, as one sequential stream, and multiplied with up to
-eight states while it is in the registers. Compilers do not find this loop by themselves, so it
+twelve states while it is in the registers. Compilers do not find this loop by themselves, so it
 is written here in vector instructions.
 
 bfloat16 rows are multiplied with bfloat16 states, as in the reference. With AVX512-BF16
@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from fastpath.cpu.vectors import FEATURES, FLOATS, LANES, call_function, mask_below, sum_lanes
 
-MAX_STATES = 8  # states multiplied with a row at once: their sums must fit the registers
+MAX_STATES = 12  # states multiplied with a row at once: their sums must fit the registers
 _REGISTERS = 2 * LANES  # vector registers
 # NUM_STREAMS[T]: how many rows are read in parallel for T states. At most four, and no more than
 # the registers hold together with their sums and one vector of a state.

@@ -109,7 +109,8 @@ def multiply_rows(rows, ids, states, out, first, last):
     """out[:, first:last] = states @ rows[ids[first:last]].T, or with rows[first:last] where
     ``ids`` is empty. Runs on one thread; ``states`` come from ``cast_states``.
 
-    A single sequential stream is bound by memory latency, several in parallel by bandwidth. So the
+    More states than the registers hold are multiplied in groups of about the same size. A single
+    sequential stream is bound by memory latency, several in parallel by bandwidth. So the
     rows are split into equal streams, as many as fit the registers with these states. Where the
     number of rows is not divisible, the last stream starts earlier and repeats a few rows of the
     one before.
@@ -119,10 +120,12 @@ def multiply_rows(rows, ids, states, out, first, last):
     queue is full, hence three times per row, 3, 2 and 1 rows ahead.
     """
     end = last - 1
-    for start in range(0, len(states), MAX_STATES):
-        count = len(states) - start
+    groups = (len(states) + MAX_STATES - 1) // MAX_STATES
+    size = (len(states) + groups - 1) // groups
+    for start in range(0, len(states), size):
+        count = min(size, len(states) - start)
         prefetch = len(ids) > 0 or count >= _PREFETCH_STATES
-        streams = NUM_STREAMS[min(count, MAX_STATES)]
+        streams = NUM_STREAMS[count]
         length = (last - first + streams - 1) // streams
         for a in range(first, first + length):
             final = last - length + a - first
@@ -147,6 +150,14 @@ def multiply_rows(rows, ids, states, out, first, last):
                 dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 6)
             elif count == 7:
                 dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 7)
+            elif count == 8:
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 8)
+            elif count == 9:
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 9)
+            elif count == 10:
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 10)
+            elif count == 11:
+                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 11)
             else:
                 dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, MAX_STATES)
 

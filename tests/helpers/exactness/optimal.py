@@ -76,7 +76,7 @@ def draw_trees(case: BoundCase) -> dict[Tree, float]:
             return Verdict((), 0, p[0], ())
 
         run_round(case, record, source)
-        return found[0]
+        return found[-1]  # the first are what a verifier of one's own is tried on
 
     for tree, probability in enumerate_branches(run):
         trees[tree] += probability
