@@ -22,7 +22,6 @@ _PRIOR_FACTOR = 0.6  # of the share that a continuation has, what is right
 _PRIOR_SHARED = 0.7  # of the continuations that are right, what the draft proposes too
 _MATCHES = 8  # lengths of a match with counts of their own; longer ones count as the longest
 
-Rates = npt.NDArray[np.float64]  # (depth, rank)
 Numbers = npt.NDArray[np.float64]
 
 
@@ -51,7 +50,7 @@ class AcceptanceEstimate:
                 break
             self._accepted[depth, own.index(following)] += 1
 
-    def rates(self, optimism: float = 0.0) -> Rates:
+    def rates(self, optimism: float = 0.0) -> Numbers:
         """h (depth, rank): what was seen at this depth, and where little was, at all depths; with
         ``optimism`` more for ranks that were seldom tried."""
         pooled = np.empty(RANKS)
@@ -63,7 +62,7 @@ class AcceptanceEstimate:
             before = pooled[rank] = (accepted[rank] + _PRIOR_ROUNDS * prior) / (
                 tried[rank] + _PRIOR_ROUNDS
             )
-        rates: Rates = (self._accepted + _PRIOR_ROUNDS * pooled) / (self._tried + _PRIOR_ROUNDS)
+        rates: Numbers = (self._accepted + _PRIOR_ROUNDS * pooled) / (self._tried + _PRIOR_ROUNDS)
         return np.minimum(rates + optimism / np.sqrt(tried + _PRIOR_ROUNDS), 1.0)
 
 
@@ -129,9 +128,9 @@ class ContinuationEstimate:
         return factors
 
 
-def expect_accepted(rates: Rates, depth: int, beam: int, nodes: int) -> list[float]:
-    """A of trees of 1, 2, ... at most ``nodes`` nodes: the likeliest ones, of at most ``beam``
-    candidates for a node and ``beam`` nodes with candidates on a level."""
+def expect_accepted(rates: Numbers, depth: int, beam: int, nodes: int) -> list[float]:
+    """A of trees of 1, 2, ... at most ``nodes`` nodes, by rates (depth, rank): the likeliest ones,
+    of at most ``beam`` candidates for a node and ``beam`` nodes with candidates on a level."""
     total, sums, parents_at = 0.0, list[float](), [0] * depth
     # The probability of a node, of its parent, its level and its rank.
     heap = [(-float(rates[0, 0]), 1.0, 0, 0)]

@@ -178,9 +178,8 @@ def decode_rounds(
             proposal = drafter.propose(tokens, limit if shape else 0, sampling, rng, watch)
         num_drafted = len(proposal)
         if suffix:
-            proposal = merge_continuations(
-                proposal, found, sampling, History(tokens, prompt_length)
-            )
+            history = History(tokens, prompt_length)
+            proposal = merge_continuations(proposal, found, sampling, history)
             watch.lap("draft")
 
         # 2) Score: one target pass over the last token and the n drafted ones gives n + 1 p's.

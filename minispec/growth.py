@@ -260,10 +260,7 @@ def pick_candidates(confidence: Distribution, count: int) -> list[Candidate]:
     """The ``count`` likeliest ids, ties to the lower id, each recorded as a point mass; none of
     probability 0."""
     probs = np.asarray(confidence.probs)
-    count = min(count, len(probs))
-    # Sorting all ids would take longer than a product with their head rows.
-    largest = np.flatnonzero(probs >= np.partition(probs, -count)[-count])
-    order = largest[np.argsort(-probs[largest], kind="stable")][:count].tolist()
+    order = np.argsort(-probs, kind="stable")[:count].tolist()
     points = [(i, confidence.probs * 0) for i in order if probs[i] > 0]
     for i, point in points:
         point[i] = point[i] + 1  # a fraction stays one
