@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minispec.errors import ContextError
+from fastpath.places import find_places
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import PackedHead
 from minispec.models.rope import Rope
 from minispec.models.transformer import Attention, Layer, ModelConfig, Transformer
-from minispec.tree import find_ancestors, find_depths, is_chain
+from minispec.tree import find_ancestors, is_chain
 from minispec.types import Features, Head
 
 # Rows of a padded pass: one token; a verify pass of gamma = 4; one between; the longest one.
@@ -104,30 +104,20 @@ class StaticCache:
 
         Raises ContextError, as the reference does, if the ``new`` tokens do not fit.
         """
-        start, end = self.length, self.length + new
-        if end > self.capacity:
-            raise ContextError(f"{start} + {new} positions do not fit a cache of {self.capacity}")
-        if parents is None or is_chain(parents):
-            root, last, columns = start, end, rows
-            ancestors = torch.ones(rows, rows, dtype=torch.bool).tril()
-            turns = torch.arange(start, start + rows)
-        else:
-            root, depths = end - len(parents), find_depths(parents)
-            last = root + max(depths[-new:]) + 1
-            columns = next(size for size in _COLUMNS if size >= len(parents))
-            ancestors = torch.zeros(rows, columns, dtype=torch.bool)
-            ancestors[:, 0] = True  # a padding row attends to something
-            ancestors[:new, : len(parents)] = find_ancestors(parents)[-new:]
-            turns = torch.zeros(rows, dtype=torch.int64)
-            turns[:new] = root + torch.tensor(depths[-new:])
-        if last > self._limit:
-            raise ContextError(f"position {last} is outside the model's context of {self._limit}")
+        start, device = self.length, self._positions.device
+        root, turns = find_places(self, new, parents, self._limit)
         # Copies, not views: a compiler may treat a view's storage offset as a constant.
-        device = self._positions.device
         positions = self._positions[start : start + rows].clone()
-        return Place(
-            positions, turns.to(device), torch.tensor(root).to(device), ancestors.to(device)
-        )
+        if parents is None or is_chain(parents):  # nothing is sent to the device
+            ancestors = torch.ones(rows, rows, dtype=torch.bool, device=device).tril()
+            return Place(positions, positions.clone(), self._positions[start].clone(), ancestors)
+        columns = next(size for size in _COLUMNS if size >= len(parents))
+        ancestors = torch.zeros(rows, columns, dtype=torch.bool)
+        ancestors[:, 0] = True  # a padding row attends to something
+        ancestors[:new, : len(parents)] = find_ancestors(parents)[-new:]
+        padded = torch.tensor(turns + [0] * (rows - new))
+        first = self._positions[root].clone()
+        return Place(positions, padded.to(device), first, ancestors.to(device))
 
 
 @dataclass(frozen=True, eq=False)

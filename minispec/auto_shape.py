@@ -82,11 +82,12 @@ class ShapeChooser:
         candidates: str = "top",
     ) -> None:
         self._costs, self._max_nodes, self._candidates = costs, max_nodes, candidates
-        self._max_depth = max_depth
-        self._sizes = [(depth, beam) for beam in beams for depth in range(1, max_depth + 1)]
+        self._max_depth, self._max_beam = max_depth, max(beams)
+        depths = range(1, max_depth + 1) if costs.draft else ()
+        self._sizes = [(depth, beam) for beam in beams for depth in depths]
         # What may be drafted: depth, beam and nodes; first of all nothing.
         self._options = [(0, 1, 0)]
-        for depth, beam in self._sizes if costs.draft else ():
+        for depth, beam in self._sizes:
             nodes = range(depth, self._count_most(depth, beam) + 1)
             self._options += [(depth, beam, count) for count in nodes]
         self._depths, _, self._nodes = np.array(self._options).T
@@ -105,7 +106,7 @@ class ShapeChooser:
     @property
     def largest(self) -> TreeShape:
         """A shape with as many nodes and levels as any that is chosen."""
-        depth, beam = self._max_depth, max(beam for _, beam in self._sizes)
+        depth, beam = self._max_depth, self._max_beam
         return self._build(depth, beam, max(depth, self._count_most(depth, beam)))
 
     def choose(self, found: Continuations) -> tuple[TreeShape | None, int]:
@@ -145,7 +146,7 @@ class ShapeChooser:
         """Find the best option without continuations, and whether it is better than plain
         decoding."""
         rates, accepted = self._estimate.rates(_OPTIMISM), [0.0]
-        for depth, beam in self._sizes if self._costs.draft else ():
+        for depth, beam in self._sizes:
             sums = expect_accepted(rates, depth, beam, self._count_most(depth, beam))
             accepted += sums[depth - 1 :]
         self._accepted = np.array(accepted)

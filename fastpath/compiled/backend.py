@@ -2,8 +2,8 @@
 
 A graph is compiled for each padded number of rows, of a tree's nodes and of cache positions when it
 is first needed, and then serves every position: longer sequences and other shortlists never
-recompile it. The LM
-heads are the reference's own, since a shortlist's size varies and a graph's shapes do not.
+recompile it. The LM heads are the reference's own, since a shortlist's size varies and a graph's
+shapes do not.
 
 The target's weights are *frozen* into its graphs, which lets the compiler change their layout.
 The draft's are not: a frozen weight is a constant, so training the draft would have no effect.

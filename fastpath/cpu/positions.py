@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastpath.cpu.process import check_fork
-from minispec.errors import ContextError
+from fastpath.places import find_places
 from minispec.models.kv_cache import KVCache
-from minispec.tree import find_depths, find_path, is_chain
+from minispec.tree import find_path, is_chain
 
 Place = tuple[int, np.ndarray, int, np.ndarray]
 _NO_PATHS = np.empty((0, 0), np.int64)
@@ -26,19 +26,10 @@ def place_tokens(
     ArgumentError in a fork of a process whose threads Numba used.
     """
     check_fork()
-    start, end = cache.length, cache.length + new
-    if end > cache.capacity:
-        raise ContextError(f"{start} + {new} positions do not fit a cache of {cache.capacity}")
-    if parents is None or is_chain(parents):
-        positions, root, paths = np.arange(start, end), start, _NO_PATHS
-        last = end
-    else:
-        root, depths = end - len(parents), find_depths(parents)
-        positions = root + np.array(depths[-new:])
-        paths = np.zeros((new, max(depths) + 1), np.int64)
+    root, places = find_places(cache, new, parents, context_limit)
+    paths = _NO_PATHS
+    if parents is not None and not is_chain(parents):
+        paths = np.zeros((new, max(places) + 1 - root), np.int64)
         for row, node in enumerate(range(len(parents) - new, len(parents))):
-            paths[row, : depths[node] + 1] = root + np.array(find_path(parents, node))
-        last = int(positions.max()) + 1
-    if last > context_limit:
-        raise ContextError(f"position {last} is outside the model's context of {context_limit}")
-    return start, positions, root, paths
+            paths[row, : places[row] + 1 - root] = root + np.array(find_path(parents, node))
+    return cache.length, np.array(places), root, paths

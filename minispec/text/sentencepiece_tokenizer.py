@@ -95,8 +95,8 @@ def _read_vocabulary(
     for token in [*settings.named.values(), *settings.extra]:
         # As in transformers, a token with a role that the vocabulary lacks goes after it.
         if token.content not in numbers:
-            texts = (i for i, (text, _) in enumerate(pieces) if text == token.content)
-            i = next(texts, max(tokens) + 1)
+            known = (i for i, (text, _) in enumerate(pieces) if text == token.content)
+            i = next(known, max(tokens) + 1)
             numbers[token.content] = i
             table[i], tokens[i] = token, token.content.encode()
     named = {role: numbers[token.content] for role, token in settings.named.items()}

@@ -72,7 +72,8 @@ ROOMS = {
         "minispec.io.adapter_file", "minispec.io.bigram_file", "minispec.io.lowrank_file",
     ],
     "Fast paths": [
-        "fastpath", "fastpath.background", "fastpath.scores", "fastpath.static_shapes",
+        "fastpath", "fastpath.background", "fastpath.scores", "fastpath.places",
+        "fastpath.static_shapes",
         "fastpath.cpu", "fastpath.cpu.process", "fastpath.cpu.vectors",
         "fastpath.cpu.dots", "fastpath.cpu.blend", "fastpath.cpu.exponential",
         "fastpath.cpu.positions", "fastpath.cpu.kernels", "fastpath.cpu.attention",

@@ -1,4 +1,5 @@
-"""A check for the tests of CUDA kernels that no barrier diverges."""
+"""For tests of CUDA kernels a check that no barrier diverges, for tests of graphs a compiler that
+runs them eagerly."""
 
 import math
 import sys
@@ -6,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
 from fastpath.cuda import device
 
@@ -37,4 +40,24 @@ def check_barriers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(kernel.BlockManager, "run", check_block)
     monkeypatch.setattr(kernel.BlockThread, "syncthreads", record_barrier)
+    yield
+
+
+@pytest.fixture
+def eager_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are captured as usual but executed eagerly: compiling them takes a minute. Graph
+    breaks and recompilations are the same."""
+    torch_compile = torch.compile
+
+    def compile_eagerly(run: Any, **options: Any) -> Any:
+        return torch_compile(run, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+
+
+@pytest.fixture
+def reset_compiler() -> Iterator[None]:
+    """Nothing that other tests compiled is left."""
+    torch._dynamo.reset()
+    counters.clear()
     yield

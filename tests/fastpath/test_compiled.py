@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,7 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
 from minispec.types import Context, Round
 
-
-@pytest.fixture
-def eager_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are captured as usual but executed eagerly: compiling them takes a minute. Graph
-    breaks and recompilations are the same."""
-    torch_compile = torch.compile
-
-    def compile_eagerly(run: Any, **options: Any) -> Any:
-        return torch_compile(run, backend="eager", **options)
-
-    monkeypatch.setattr(torch, "compile", compile_eagerly)
-
-
-@pytest.fixture(autouse=True)
-def reset_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
+pytestmark = pytest.mark.usefixtures("reset_compiler")
 
 
 def build_toy_draft(target: Transformer) -> EagleDraft:

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from fastpath import places
 from fastpath.cpu import backend as cpu
 from fastpath.cpu import positions
 from fastpath.cpu.attention import attend
 from fastpath.cpu.positions import place_tokens
 from helpers.toys import GEMMA, TOY, toy_transformer
+from helpers.trees import draw_ids, trees
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.errors import ContextError
@@ -34,12 +36,6 @@ FORMATS = {
 }  # fmt: skip
 
 
-@st.composite
-def trees(draw: st.DrawFn) -> list[int]:
-    """The parents of up to 12 nodes."""
-    return [draw(st.integers(-1, node - 1)) for node in range(draw(st.integers(1, 12)))]
-
-
 @cache
 def build_pair(model: str, kind: str) -> tuple[Any, ...]:
     """The reference's target and draft, and both on the backend."""
@@ -50,10 +46,6 @@ def build_pair(model: str, kind: str) -> tuple[Any, ...]:
         draft = init_from_target(target).requires_grad_(False)
     cpu_target = cpu.build_target(target)
     return target, draft, cpu_target, cpu.build_draft(draft, cpu_target)
-
-
-def draw_ids(count: int, seed: int) -> torch.Tensor:
-    return torch.randint(0, TOY.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
 
 
 @given(
@@ -207,12 +199,12 @@ def share_position(parents):
 
 
 @pytest.mark.parametrize(
-    ("name", "defect"),
-    [("find_path", see_the_node_before), ("find_depths", count_nodes),
-     ("find_depths", share_position)],
+    ("module", "name", "defect"),
+    [(positions, "find_path", see_the_node_before), (places, "find_depths", count_nodes),
+     (places, "find_depths", share_position)],
     ids=["cousin", "nodes", "shared"],
 )  # fmt: skip
-def test_comparison_with_the_reference_finds_planted_defects(monkeypatch, name, defect):
+def test_comparison_with_the_reference_finds_planted_defects(monkeypatch, module, name, defect):
     @settings(max_examples=100, database=None, derandomize=True, phases=[Phase.generate])
     @given(parents=trees())
     def compare(parents):
@@ -222,7 +214,7 @@ def test_comparison_with_the_reference_finds_planted_defects(monkeypatch, name, 
         expected = target.step(ids, target.new_cache(40), parents)
         assert torch.allclose(features.hidden, expected.hidden, rtol=1e-4, atol=1e-5)
 
-    monkeypatch.setattr(positions, name, defect)
+    monkeypatch.setattr(module, name, defect)
     with pytest.raises((AssertionError, ValueError)):
         compare()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastpath import static_shapes as static
 from fastpath.compiled import backend as compiled
 from helpers.toys import TOY, toy_transformer
+from helpers.trees import draw_ids, trees
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.errors import ContextError
@@ -23,12 +24,6 @@ from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
 from minispec.suffix_index import SuffixConfig, SuffixIndex
 from minispec.tree import find_depths, find_path
-
-
-@st.composite
-def trees(draw: st.DrawFn, most: int = 20) -> list[int]:
-    """The parents of up to ``most`` nodes: more and fewer than there are padded rows."""
-    return [draw(st.integers(-1, node - 1)) for node in range(draw(st.integers(1, most)))]
 
 
 def run_eagerly(run: Callable[..., Any], group: int) -> Callable[..., Any]:
@@ -60,11 +55,7 @@ def build_pairs() -> tuple[Any, ...]:
     return target, draft, ours, drafting
 
 
-def draw_ids(count: int, seed: int) -> Tensor:
-    return torch.randint(0, TOY.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
-
-
-@given(parents=trees(), cached=st.integers(0, 12), seed=st.integers(0, 99))
+@given(parents=trees(20), cached=st.integers(0, 12), seed=st.integers(0, 99))
 def test_step_over_a_tree_equals_reference(parents: list[int], cached: int, seed: int) -> None:
     """And so does what follows it, after ``keep``."""
     target, draft, ours, drafting = build_pairs()
@@ -88,7 +79,7 @@ def test_step_over_a_tree_equals_reference(parents: list[int], cached: int, seed
         assert torch.allclose(theirs, own_values, atol=1e-10)
 
 
-@given(parents=trees(12), cached=st.integers(1, 12), seed=st.integers(0, 99))
+@given(parents=trees(), cached=st.integers(1, 12), seed=st.integers(0, 99))
 def test_draft_runs_a_tree_level_by_level(parents: list[int], cached: int, seed: int) -> None:
     _, draft, _, drafting = build_pairs()
     rng = torch.Generator().manual_seed(seed)
@@ -125,18 +116,8 @@ def test_nodes_count_against_the_cache_and_depths_against_the_context() -> None:
         ours.step(draw_ids(6, 1), short, siblings)
 
 
-@pytest.fixture
-def eager_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are captured as usual but executed eagerly."""
-    torch_compile = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda run, **options: torch_compile(run, backend="eager", **options)
-    )
-    torch._dynamo.reset()
-
-
 def test_decoding_with_trees_on_the_compiled_backend_equals_the_reference(
-    eager_graphs: None,
+    eager_graphs: None, reset_compiler: None
 ) -> None:
     target, draft, _, _ = build_pairs()
     graphs = compiled.build_target(target)

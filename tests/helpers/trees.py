@@ -1,4 +1,5 @@
-"""Checks of tree attention on real layers: every node as if its path were alone."""
+"""Trees of any shape, and checks of tree attention on real layers: every node as if its path were
+alone."""
 
 from collections.abc import Sequence
 
@@ -18,10 +19,21 @@ ids = st.integers(0, TOY.vocab_size - 1)
 
 
 @st.composite
+def trees(draw: st.DrawFn, most: int = 12) -> list[int]:
+    """The parents of up to ``most`` nodes."""
+    return [draw(st.integers(-1, node - 1)) for node in range(draw(st.integers(1, most)))]
+
+
+def draw_ids(count: int, seed: int) -> Tensor:
+    """Ids (count,) of the toy vocabulary, the same for the same seed."""
+    return torch.randint(0, TOY.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+@st.composite
 def draw_tree(draw: st.DrawFn) -> Tree:
     """Cached tokens, the tokens of a tree of up to 12 nodes, and their parents."""
     past = draw(st.lists(ids, max_size=8))
-    parents = [draw(st.integers(-1, node - 1)) for node in range(draw(st.integers(1, 12)))]
+    parents = draw(trees())
     return past, [draw(ids) for _ in parents], parents
 
 

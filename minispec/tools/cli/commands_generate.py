@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from minispec.errors import ArgumentError, TextError
-from minispec.tools.cli.prepare import check_prompt, list_shaping, load_model, read_prompt
+from minispec.tools.cli.prepare import check_prompt, list_shaping, load_decoding_model, read_prompt
 from minispec.tools.cli.process import decode_argument
 
 if TYPE_CHECKING:
@@ -41,11 +41,7 @@ def generate(options: argparse.Namespace) -> None:
         parse_special=options.parse_special,
         tree=options.tree,
     )
-    model = load_model(
-        options.model, draft=options.draft, index=options.index, dtype=options.dtype,
-        backend=options.backend, device=options.device, threads=options.threads,
-        plain=request.is_plain, learns=request.learns,
-    )  # fmt: skip
+    model = load_decoding_model(options, plain=request.is_plain, learns=request.learns)
     if chats:
         _chat(model, request, options.trace, options.json)
     else:

@@ -5,7 +5,12 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from minispec.tools.cli.prepare import check_writable, list_shaping, load_model, parse_methods
+from minispec.tools.cli.prepare import (
+    check_writable,
+    list_shaping,
+    load_decoding_model,
+    parse_methods,
+)
 from minispec.tools.cli.process import print_kept
 from minispec.tools.extras import check_extra
 
@@ -42,11 +47,7 @@ def plan(options: argparse.Namespace) -> None:
     )
     prompts = streams.load_streams(options.prompts, options.limit, base)
     check_writable(options.out)
-    model = load_model(
-        options.model, draft=options.draft, index=options.index, dtype=options.dtype,
-        backend=options.backend, device=options.device, threads=options.threads,
-        measure_backends=True,
-    )  # fmt: skip
+    model = load_decoding_model(options, measure_backends=True)
     settings = replace(
         settings,
         methods=tuple(methods or _choose_methods(model)),

@@ -14,7 +14,7 @@ from minispec.tools.cli.prepare import (
     check_prompt,
     check_writable,
     list_shaping,
-    load_model,
+    load_decoding_model,
     parse_integer,
     parse_methods,
     read_prompt,
@@ -74,12 +74,12 @@ def compare(options: argparse.Namespace) -> None:
     if options.switch:
         streams.build_conversations(prompts, options.seed)  # refuses a single stream
     check_writable(options.out)
-    model = load_model(
-        options.model, draft=options.draft, index=options.index, dtype=options.dtype,
-        backend=options.backend, device=options.device, threads=options.threads,
+    model = load_decoding_model(
+        options,
         plain=not any(method.needs_draft for method in methods) and not options.study,
-        learns=any(method.adapt for method in methods), measure_backends=True,
-    )  # fmt: skip
+        learns=any(method.adapt for method in methods),
+        measure_backends=True,
+    )
     resolved = sampling.resolve(model.tokenizer)
     settings = replace(settings, threads=_threads(), sampling=resolved)
     comparison = run_comparison(model, prompts, settings)
@@ -122,12 +122,11 @@ def explore(options: argparse.Namespace) -> None:
     for method in methods:
         method.ranking_for(None)  # a single prompt has no domain that could be left out
     check_folder(options.out, EXPLORE_OUT)
-    model = load_model(
-        options.model, draft=options.draft, index=options.index, dtype=options.dtype,
-        backend=options.backend, device=options.device, threads=options.threads,
+    model = load_decoding_model(
+        options,
         plain=bool(methods) and not any(method.needs_draft for method in methods),
         learns=any(method.adapt for method in methods),
-    )  # fmt: skip
+    )
     chosen = tuple(methods or _choose_methods(model))
     resolved = sampling.resolve(model.tokenizer)
     settings = replace(settings, methods=chosen, threads=_threads(), sampling=resolved)

@@ -47,6 +47,21 @@ def load_model(
         )  # fmt: skip
 
 
+def load_decoding_model(
+    options: argparse.Namespace,
+    *,
+    plain: bool = False,
+    learns: bool = False,
+    measure_backends: bool = False,
+) -> "Model":
+    """``load_model`` by the options that ``options.add_decoding`` adds to a command."""
+    return load_model(
+        options.model, draft=options.draft, index=options.index, dtype=options.dtype,
+        backend=options.backend, device=options.device, threads=options.threads,
+        plain=plain, learns=learns, measure_backends=measure_backends,
+    )  # fmt: skip
+
+
 def list_shaping(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of ``api.request.build_sampling`` that the options stand for. Raises
     ArgumentError for an id with two biases."""

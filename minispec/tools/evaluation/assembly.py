@@ -13,7 +13,6 @@ from minispec.checks import check_trees
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.errors import ArgumentError
-from minispec.growth import TreeShape
 from minispec.io.artifacts import find_artifact
 from minispec.learning.learner import OnlineLearner
 from minispec.learning.paper_learner import PaperLearner
@@ -163,6 +162,19 @@ def build_learner(
     raise ArgumentError(f"{adapt} needs an EAGLE draft on backend {where}: this draft cannot learn")
 
 
+def build_chooser(
+    auto: AutoShape,
+    model: Pretrained,
+    sampling: Sampling,
+    drafting: tuple[Draft, Shortlist] | None = None,
+) -> ShapeChooser:
+    """What chooses the shapes that ``auto`` stands for, by the costs of the model's passes and, if
+    these are given, of its draft's with a shortlist: candidates are picked at temperature 0, and
+    drawn without replacement above it."""
+    candidates = "top" if sampling.temperature == 0 else "distinct"
+    return auto.build_chooser(load_costs(model, sampling, drafting), candidates)
+
+
 def build_decoder(
     method: Method,
     model: Pretrained,
@@ -195,11 +207,7 @@ def build_decoder(
     check_gamma(gamma)
     verify = plugins.find_verifier(verifier)
     if method.name == "suffix":
-        alone: TreeShape | ShapeChooser | None
-        if isinstance(tree, AutoShape):
-            alone = tree.build_chooser(load_costs(model, sampling, None), "top")
-        else:
-            alone = tree
+        alone = build_chooser(tree, model, sampling) if isinstance(tree, AutoShape) else tree
         index = SuffixIndex()
         return lambda prompt, rng, *, continued=False: suffix_decoding(
             target, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop, index=index,
@@ -218,12 +226,8 @@ def build_decoder(
     if not isinstance(tree, ShapeChooser | None) and not tree.is_chain:
         check_trees(target, drafting)
     beside = SuffixIndex() if method.suffix else None
-    shape: TreeShape | ShapeChooser | None
-    if isinstance(tree, AutoShape):
-        costs = load_costs(model, sampling, (drafting, chosen))
-        shape = tree.build_chooser(costs, "top" if sampling.temperature == 0 else "distinct")
-    else:
-        shape = tree
+    parts = drafting, chosen
+    shape = build_chooser(tree, model, sampling, parts) if isinstance(tree, AutoShape) else tree
     return lambda prompt, rng, *, continued=False: speculative(
         target, drafting, chosen, prompt, gamma=gamma, sampling=sampling, rng=rng, stop=stop,
         tokenizer=tokenizer, trace=trace, continued=continued, verifier=verify, learner=learner,

@@ -11,17 +11,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minispec.auto_shape import AutoShape, Shape
+from minispec.auto_shape import AutoShape
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError
 from minispec.growth import TreeShape
 from minispec.sampling import SeededRandom
 from minispec.tools.data.streams import Stream, plan_streams
-from minispec.tools.evaluation.assembly import build_decoder, build_shortlist
+from minispec.tools.evaluation.assembly import build_chooser, build_decoder, build_shortlist
 from minispec.tools.evaluation.compare import Settings, compare
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.evaluation.methods import Method
-from minispec.tools.models.pass_costs import load_costs
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft
 
@@ -77,9 +76,8 @@ def _predict_speeds(
     all prompts were decoded with chosen shapes."""
     domain = streams[0].name
     shortlist = build_shortlist(method, model, domain)
-    costs = load_costs(model, settings.sampling, (draft.with_own_head(), shortlist))
-    greedy = settings.sampling.temperature == 0
-    chooser = AutoShape().build_chooser(costs, "top" if greedy else "distinct")
+    drafting = draft.with_own_head(), shortlist
+    chooser = build_chooser(AutoShape(), model, settings.sampling, drafting)
     eos_ids = () if settings.ignore_eos else model.tokenizer.eos_ids
     decode = build_decoder(
         method, model, draft, domain, gamma=1, sampling=settings.sampling,
@@ -99,11 +97,12 @@ def _predict_speeds(
 def _describe_row(
     row: dict[str, Any], predicted: dict[tuple[str, str], float], plain: float
 ) -> dict[str, Any]:
-    setting = _spell_setting(row)
-    promised = plain if setting is None else predicted.get((row["method"], str(setting)))
+    chain = None if row["gamma"] is None else str(TreeShape.chain(row["gamma"]))
+    setting = row["tree"] or chain  # None for plain decoding
+    promised = plain if setting is None else predicted.get((row["method"], setting))
     return {
         "method": row["method"],
-        "setting": None if setting is None else str(setting),
+        "setting": setting,
         "tau": row["tau"],
         "drafted_per_pass": row["drafted_per_pass"],
         "tokens_per_second": row["tokens_per_second"],
@@ -111,10 +110,3 @@ def _describe_row(
         "over_plain": row["ratio_to_autoregressive"]["value"],
         "predicted_over_plain": None if promised is None else promised / plain,
     }
-
-
-def _spell_setting(row: dict[str, Any]) -> Shape | None:
-    """The shape of a comparison's row; None for plain decoding."""
-    if row["tree"] is not None:
-        return AutoShape() if row["tree"] == "auto" else TreeShape.parse(row["tree"])
-    return None if row["gamma"] is None else TreeShape.chain(row["gamma"])
