@@ -1,6 +1,7 @@
 """Evolving shortlists over a long stream: memory and the time of an update stay as they are."""
 
 import pickle
+import statistics
 import time
 from collections.abc import Callable
 
@@ -92,11 +93,11 @@ def test_memory_and_time_of_an_update_stay_flat(name: str, tokens: int, limit: f
         _observe_all(trained, _draw_rounds(draws, rounds * 4 // 50))
     assert len(pickle.dumps(trained)) < 1.05 * early
     _observe_all(fresh, start[-2_000:])
-    seconds: dict[bool, list[float]] = {True: [], False: []}  # of the trained one, of the fresh one
+    ratios = []
     for turn in range(16):
-        batch = _draw_rounds(draws, 200)
+        batch, seconds = _draw_rounds(draws, 200), {}
         for is_trained in (True, False) if turn % 2 else (False, True):
-            shortlist = trained if is_trained else fresh
-            seconds[is_trained].append(_observe_all(shortlist, batch))
-    # The fastest of each: other work on the machine only ever slows a part down.
-    assert min(seconds[True]) < limit * min(seconds[False])
+            seconds[is_trained] = _observe_all(trained if is_trained else fresh, batch)
+        ratios.append(seconds[True] / seconds[False])
+    # Each ratio has one batch and one moment on both sides: other load on the machine cancels out.
+    assert statistics.median(ratios) < limit

@@ -132,7 +132,7 @@ def test_readme_commands_run(tmp_path: Path, smollm2: Pretrained) -> None:
     (tmp_path / "my-prompts.txt").write_text("Why do cats purr?\n", encoding="utf-8")
     (tmp_path / "my-corpus.txt").write_text("The cat sat on the mat. " * 50, encoding="utf-8")
     commands = read_readme_commands()
-    known = {"generate", "compare", "explore", "rank", "doctor", "--help"}
+    known = {"generate", "compare", "explore", "rank", "plan", "doctor", "--help"}
     assert {shlex.split(c)[1] for c in commands} == known
     for command in commands:
         done = subprocess.run(
