@@ -176,6 +176,7 @@ def decode_rounds(
         if drafter:
             drafter.shape = shape or drafter.shape
             proposal = drafter.propose(tokens, limit if shape else 0, sampling, rng, watch)
+            watch.lap("draft")
         num_drafted = len(proposal)
         if suffix:
             history = History(tokens, prompt_length)

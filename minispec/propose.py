@@ -186,7 +186,6 @@ class Drafter:
                 if found:
                     self._hidden[node] = context.hidden
             watch.lap("draft_head")
-        watch.lap("draft")
         proposal, kept = growth.finish()
         indices = {node: index for index, node in enumerate(kept)} | {-1: -1}
         self._hidden = {indices[n]: state for n, state in self._hidden.items() if n in indices}

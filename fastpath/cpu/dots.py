@@ -1,13 +1,13 @@
 """Dot products of weight rows with hidden states, the innermost loop (LLVM, CPU).
 
 Each weight row is read from memory once, as one sequential stream, and multiplied with up to
-twelve states while it is in the registers. Compilers do not find this loop by themselves, so it
+fourteen states while it is in the registers. Compilers do not find this loop by themselves, so it
 is written here in vector instructions.
 
-bfloat16 rows are multiplied with bfloat16 states, as in the reference. With AVX512-BF16
-(``BF16_PAIRS``) one instruction multiplies pairs and adds both products to a float32 sum. All
-other rows, including bfloat16 copies of float32 rows that bfloat16 represents exactly, are
-multiplied with float32 states without any rounding.
+bfloat16 rows are multiplied with bfloat16 states, as in the reference. With ``BF16_PAIRS`` one
+instruction multiplies pairs and adds both products to a float32 sum. All other rows, including
+bfloat16 copies of float32 rows that bfloat16 represents exactly, are multiplied with float32
+states without any rounding.
 """
 
 import itertools
@@ -22,16 +22,28 @@ from numba.extending import intrinsic
 
 from fastpath.cpu.vectors import FEATURES, FLOATS, LANES, call_function, mask_below, sum_lanes
 
-MAX_STATES = 12  # states multiplied with a row at once: their sums must fit the registers
+MAX_STATES = 14  # states multiplied with a row at once: their sums must fit the registers
 _REGISTERS = 2 * LANES  # vector registers
 # NUM_STREAMS[T]: how many rows are read in parallel for T states. At most four, and no more than
-# the registers hold together with their sums and one vector of a state.
-NUM_STREAMS = (0, *(min(4, (_REGISTERS - 1) // (count + 1)) for count in range(1, MAX_STATES + 1)))
+# the registers hold together with their sums and one vector of a state; from nine states on two,
+# because three leave no register free.
+NUM_STREAMS = (
+    0,
+    *(
+        min(4 if count < 9 else 2, (_REGISTERS - 1) // (count + 1))
+        for count in range(1, MAX_STATES + 1)
+    ),
+)
 _UNROLL = 32  # numbers of a row in one loop iteration
 _CACHE_LINE = 64  # bytes
 _PREFETCH_DISTANCE = 1024  # bytes ahead in the same row, where a vector is a whole cache line
-# Older versions of LLVM expect operands of another type for the bfloat16 instruction.
-BF16_PAIRS = "+avx512bf16" in FEATURES and llvm.llvm_version_info >= (20,)
+_PREFETCH_ONCE = 7  # states from which the reads of the states leave no time to repeat a prefetch
+# Whether products of bfloat16 pairs are one instruction of AVX512-BF16. Older versions of LLVM
+# expect operands of another type; processors with AMX run it at half the speed of two products in
+# float32.
+BF16_PAIRS = (
+    "+avx512bf16" in FEATURES and "+amx-bf16" not in FEATURES and llvm.llvm_version_info >= (20,)
+)
 
 
 class _BFloat16Type(ir.HalfType):  # type: ignore[misc]
@@ -66,8 +78,9 @@ def _dots(typingctx, rows, row_ids, prefetch_ids, prefetch, states, first, out, 
     """out[j, columns[i]] = rows[row_ids[i]] . states[j], for ``count`` states from j = ``first``.
 
     ``row_ids`` and ``columns`` have four entries, of which the first ``NUM_STREAMS[count]`` are
-    used. With ``prefetch``, the rows ``prefetch_ids`` (also in groups of four) are prefetched
-    meanwhile; without it, later parts of the current rows are, where a vector is a cache line.
+    used. With ``prefetch``, the rows ``prefetch_ids`` (also in groups of four, with many states the
+    last group alone) are prefetched meanwhile; without it, later parts of the current rows are,
+    where a vector is a cache line.
 
     ``rows`` (N, D), ``states`` (T, D) and ``out`` (T, M) are contiguous, and ``count`` is a
     literal. The arrays are passed whole: a slice would be reference-counted for every row, with
@@ -148,9 +161,10 @@ def _dots(typingctx, rows, row_ids, prefetch_ids, prefetch, states, first, out, 
                 after += [multiply_add(next(sums), row, state) for row in vectors]
             return after
 
+        repeats = 1 if count.literal_value >= _PREFETCH_ONCE else len(ids_ahead) // 4
         rows_ahead = [
             row_address(row_array.data, index, element)
-            for four in range(0, len(ids_ahead), 4)
+            for four in range(len(ids_ahead) - 4 * repeats, len(ids_ahead), 4)
             for index in ids_ahead[four : four + streams]
         ]
 

@@ -20,6 +20,8 @@ from fastpath.cpu.vectors import LANES
 
 # With so many states the out-of-order window no longer reaches the next rows: prefetch them.
 _PREFETCH_STATES = 3 if LANES == 16 else 4
+_PREFETCH_STATES_CONVERTED = 1 if LANES == 16 else 4  # where numbers are converted first
+_BLOCK_BYTES = 2**18  # rows that several groups of states are multiplied with before the next ones
 
 
 @njit(cache=CACHE)
@@ -105,12 +107,10 @@ def _row_ids_at(ids, positions, ahead, end):
 
 
 @njit(cache=CACHE)
-def multiply_rows(rows, ids, states, out, first, last):
-    """out[:, first:last] = states @ rows[ids[first:last]].T, or with rows[first:last] where
-    ``ids`` is empty. Runs on one thread; ``states`` come from ``cast_states``.
+def _multiply_group(rows, ids, states, start, count, out, first, last):
+    """As ``multiply_rows``, for ``count`` states from ``start`` on, at most ``MAX_STATES``.
 
-    More states than the registers hold are multiplied in groups of about the same size. A single
-    sequential stream is bound by memory latency, several in parallel by bandwidth. So the
+    A single sequential stream is bound by memory latency, several in parallel by bandwidth. So the
     rows are split into equal streams, as many as fit the registers with these states. Where the
     number of rows is not divisible, the last stream starts earlier and repeats a few rows of the
     one before.
@@ -120,46 +120,67 @@ def multiply_rows(rows, ids, states, out, first, last):
     queue is full, hence three times per row, 3, 2 and 1 rows ahead.
     """
     end = last - 1
+    converted = rows.itemsize == 1 or (rows.itemsize == 2 and not BF16_PAIRS)
+    least = _PREFETCH_STATES_CONVERTED if converted else _PREFETCH_STATES
+    prefetch = len(ids) > 0 or count >= least
+    streams = NUM_STREAMS[count]
+    length = (last - first + streams - 1) // streams
+    for a in range(first, first + length):
+        final = last - length + a - first
+        columns = a, min(a + length, final), min(a + 2 * length, final), final
+        row_ids = _row_ids_at(ids, columns, 0, end)
+        prefetch_ids = (
+            _row_ids_at(ids, columns, 3, end)
+            + _row_ids_at(ids, columns, 2, end)
+            + _row_ids_at(ids, columns, 1, end)
+        )
+        if count == 1:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 1)
+        elif count == 2:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 2)
+        elif count == 3:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 3)
+        elif count == 4:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 4)
+        elif count == 5:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 5)
+        elif count == 6:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 6)
+        elif count == 7:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 7)
+        elif count == 8:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 8)
+        elif count == 9:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 9)
+        elif count == 10:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 10)
+        elif count == 11:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 11)
+        elif count == 12:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 12)
+        elif count == 13:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 13)
+        else:
+            dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, MAX_STATES)
+
+
+@njit(cache=CACHE)
+def multiply_rows(rows, ids, states, out, first, last):
+    """out[:, first:last] = states @ rows[ids[first:last]].T, or with rows[first:last] where
+    ``ids`` is empty. Runs on one thread; ``states`` come from ``cast_states``.
+
+    More states than the registers hold are multiplied in groups of about the same size, with one
+    block of rows after the other: from the second group on it is read from the second-level cache.
+    """
     groups = (len(states) + MAX_STATES - 1) // MAX_STATES
     size = (len(states) + groups - 1) // groups
-    for start in range(0, len(states), size):
-        count = min(size, len(states) - start)
-        prefetch = len(ids) > 0 or count >= _PREFETCH_STATES
-        streams = NUM_STREAMS[count]
-        length = (last - first + streams - 1) // streams
-        for a in range(first, first + length):
-            final = last - length + a - first
-            columns = a, min(a + length, final), min(a + 2 * length, final), final
-            row_ids = _row_ids_at(ids, columns, 0, end)
-            prefetch_ids = (
-                _row_ids_at(ids, columns, 3, end)
-                + _row_ids_at(ids, columns, 2, end)
-                + _row_ids_at(ids, columns, 1, end)
-            )
-            if count == 1:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 1)
-            elif count == 2:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 2)
-            elif count == 3:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 3)
-            elif count == 4:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 4)
-            elif count == 5:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 5)
-            elif count == 6:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 6)
-            elif count == 7:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 7)
-            elif count == 8:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 8)
-            elif count == 9:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 9)
-            elif count == 10:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 10)
-            elif count == 11:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, 11)
-            else:
-                dots(rows, row_ids, prefetch_ids, prefetch, states, start, out, columns, MAX_STATES)
+    length = max(1, last - first)
+    if groups > 1:
+        length = min(length, max(8, _BLOCK_BYTES // (rows.shape[1] * rows.itemsize)))
+    for begin in range(first, last, length):
+        for start in range(0, len(states), size):
+            count = min(size, len(states) - start)
+            _multiply_group(rows, ids, states, start, count, out, begin, min(begin + length, last))
 
 
 @njit(cache=CACHE)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.drafts import DRAFT, TARGET
 from minispec.certificate.toys import ToyCache, ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import speculative
@@ -133,6 +134,19 @@ def test_hidden_states_are_those_that_the_tokens_were_predicted_from(accepted: i
     assert torch.equal(drafter.hidden_states(nodes), TABLE(tuple(text))[None])
 
 
+def test_hidden_states_of_drafted_tokens_stay_after_a_resync() -> None:
+    """Those that were computed from the draft's own, and differ from those of the target's."""
+    prompt = torch.tensor([1, 2, 3])
+    drafter, cache = Drafter(DRAFT, FullShortlist(50), 20), TARGET.new_cache(20)
+    drafter.resync(prompt[1:], TARGET.step(prompt[:-1], cache).aux_hidden_states)
+    proposal = drafter.propose([1, 2, 3], 3, Sampling(1.0), SeededRandom(0), Stopwatch())
+    before = drafter.hidden_states([-1, 0, 1])
+    features = TARGET.step(torch.tensor([3, *proposal.tokens]), cache)
+    drafter.resync(torch.tensor([*proposal.tokens, 7]), features.aux_hidden_states, (0, 1, 2))
+    after = drafter.hidden_states([-1, 0, 1, 2])
+    assert len(after) == 4 and torch.equal(after[:3], before)
+
+
 def test_hidden_states_of_no_token_have_no_rows() -> None:
     drafter = Drafter(ToyDraft(V, TABLE), FullShortlist(V), 9)
     proposal = drafter.propose([0], 3, Sampling(), SeededRandom(0), Stopwatch())
@@ -224,7 +238,8 @@ def test_round_counts_the_rows_probed_of_each_selection(per_round: bool) -> None
     for finished in rounds:
         drafted = len(finished.proposed)
         assert finished.rows_probed == 7 * (min(drafted, 1) if per_round else drafted)
-    assert Drafter(ToyDraft(V, TABLE), PlainShortlist(), 9).rows_probed == 0
+    for unread in (PlainShortlist(), shortlist):
+        assert Drafter(ToyDraft(V, TABLE), unread, 9).rows_probed == 0
 
 
 # ------------------------------------------------------------------ selections

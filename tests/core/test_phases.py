@@ -1,5 +1,6 @@
 """Each call of a part is booked to the phase that it belongs to."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from minispec import propose, ranked_head, stopwatch
+from minispec import decode, propose, ranked_head, stopwatch
 from minispec.certificate.toys import ToyCache, ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import speculative
+from minispec.growth import Growth
 from minispec.models.lm_head import LinearHead
 from minispec.sampling import Sampling, SeededRandom
+from minispec.suffix_candidates import SuffixProposer
+from minispec.suffix_index import SuffixIndex
 from minispec.types import BaseShortlist, Context, LearnerUpdate, Round
 from minispec.verify import verify
 
@@ -37,6 +41,7 @@ class Clock:
         self.expected["prefill" if self.prefilling else phase] += 1
 
     def wrap(self, function: Any, phase: str) -> Any:
+        @functools.wraps(function, updated=())
         def spend_and_call(*args: Any) -> Any:
             self.spend(phase)
             return function(*args)
@@ -115,13 +120,18 @@ class TimedLearner:
         return LearnerUpdate()
 
 
+@pytest.mark.parametrize("index", [None, SuffixIndex()], ids=["draft", "draft+suffix"])
 @pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("per_round", [False, True])
 def test_round_seconds_are_those_of_the_parts_that_spent_them(
-    per_round: bool, learns: bool, monkeypatch: pytest.MonkeyPatch
+    per_round: bool, learns: bool, index: SuffixIndex | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(stopwatch.time, "perf_counter", clock.read)
+    for place, name in [
+        (Growth, "finish"), (SuffixProposer, "find"), (decode, "merge_continuations")
+    ]:  # fmt: skip
+        monkeypatch.setattr(place, name, clock.wrap(getattr(place, name), "draft"))
     timed = clock.wrap(ranked_head._rank_rows, "target")
     monkeypatch.setattr(ranked_head, "_rank_rows", timed)
     if not per_round:  # else a later step's goes with what follows
@@ -131,7 +141,9 @@ def test_round_seconds_are_those_of_the_parts_that_spent_them(
         TimedTarget(clock), learner.draft, TimedShortlist(clock, per_round), PROMPT, gamma=2,
         sampling=Sampling(1.0), rng=SeededRandom(1), stop=StopRule(7),
         verifier=clock.wrap(verify, "verify"), learner=learner if learns else None,
+        index=index,
     )  # fmt: skip
+    clock.expected.clear()  # of what was checked before
     count = 0
     for finished in rounds:
         assert {phase: s for phase, s in finished.seconds.items() if s} == clock.expected

@@ -8,13 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minispec.auto_shape import ShapeChooser
 from minispec.certificate.toys import ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import autoregressive
 from minispec.errors import ArgumentError
+from minispec.round_costs import PassCosts
 from minispec.sampling import Sampling, SeededRandom
 from minispec.suffix_decoding import suffix_decoding
-from minispec.suffix_index import SuffixConfig, SuffixIndex
+from minispec.suffix_index import Continuations, SuffixConfig, SuffixIndex
 from minispec.types import Round
 from minispec.verify import verify_block
 
@@ -66,6 +68,21 @@ def test_suffix_decoding_accepts_what_repeats():
     assert rounds[0].shortlist_sizes == () and rounds[0].seconds["draft"] > 0
     unlike = run(make_repeating_target(3), [1, 2, 4], limit=1)
     assert unlike[0].proposed == ()
+
+
+class FirstOnly(ShapeChooser):
+    """Chooses the first continuation, and no draft."""
+
+    def choose(self, found: Continuations) -> tuple[None, int]:
+        return None, min(1, len(found))
+
+
+def test_no_more_continuations_are_proposed_than_were_chosen():
+    """Of four that are right, the first alone."""
+    prompt, chooser = [0, 1, 2] * 4, FirstOnly(PassCosts(((1, 1.0), (9, 1.8))))
+    chosen = run(make_repeating_target(3), prompt, tree=chooser)
+    assert {len(finished.proposed) for finished in chosen} == {1}
+    assert tokens_of(chosen) == tokens_of(run(make_repeating_target(3), prompt))
 
 
 def test_index_starts_afresh_unless_the_conversation_continues():

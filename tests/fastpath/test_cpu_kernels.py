@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from llvmlite.binding import get_host_cpu_name
+from llvmlite.binding import get_host_cpu_name, llvm_version_info
 from numba.core.codegen import get_host_cpu_features
 
 from fastpath.cpu.attention import attend
-from fastpath.cpu.dots import BF16_PAIRS
+from fastpath.cpu.dots import BF16_PAIRS, MAX_STATES
 from fastpath.cpu.kernels import cast_states, multiply
 from fastpath.cpu.ranks import multiply_and_rank
 from fastpath.cpu.rows import multiply_gathered
@@ -71,6 +71,20 @@ def test_multiply_several_states_is_bitwise_equal_to_each_alone(new, width, seed
     assert np.array_equal(together, alone)
 
 
+@pytest.mark.parametrize("rows_format", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("new", [MAX_STATES, MAX_STATES + 1, 3 * MAX_STATES - 1])
+def test_multiply_many_states_is_bitwise_equal_to_each_alone(new, rows_format):
+    """In one group and in several, over several blocks of rows."""
+    rng = torch.Generator().manual_seed(new)
+    weight, states = (torch.randn(n, 1_000, generator=rng) for n in (1_001, new))
+    rows, scales, _ = convert_rows(weight, rows_format)
+    together, alone = np.empty((new, 1_001), np.float32), np.empty((new, 1_001), np.float32)
+    multiply(rows, scales, states.numpy(), together, 2)
+    for t in range(new):
+        multiply(rows, scales, states[t : t + 1].numpy(), alone[t : t + 1], 1)
+    assert np.array_equal(together, alone)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("column", [0, 16, 19])  # in the first vector, in the second, in the rest
 @pytest.mark.parametrize("rows_format", ["float32", "bfloat16"])
@@ -97,15 +111,18 @@ def test_cast_states_rounds_as_torch(numbers):
     assert unchanged.tobytes() == states.numpy().tobytes()
 
 
-def test_kernels_without_avx512_bf16_equal_reference():
-    """Runs the tests of bfloat16 rows again with AVX512-BF16 disabled."""
-    if not BF16_PAIRS:
-        pytest.skip("this processor has no AVX512-BF16, so the other tests cover this path")
-    features = ",".join(f for f in get_host_cpu_features().split(",") if f != "+avx512bf16")
-    script = """
+def test_kernels_with_bfloat16_multiplied_the_other_way_equal_reference():
+    """Runs the tests of bfloat16 rows again: in pairs where this processor multiplies them in
+    float32 although it has AVX512-BF16, and in float32 where it multiplies pairs."""
+    host = get_host_cpu_features().split(",")
+    if "+avx512bf16" not in host or llvm_version_info < (20,):
+        pytest.skip("this processor has no AVX512-BF16, so the other tests cover all of its paths")
+    other = "+avx512bf16" if BF16_PAIRS else "+amx-bf16"
+    features = ",".join(feature for feature in host if feature != other)
+    script = f"""
 import pytest, sys
 from fastpath.cpu.dots import BF16_PAIRS
-assert not BF16_PAIRS
+assert BF16_PAIRS != {BF16_PAIRS}
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1], "-k", sys.argv[2]]))
 """
     tests = "multiply_equals or gathered or wide_rows or rounds_as_torch or bitwise or and_rank"

@@ -60,7 +60,7 @@ def test_split_auto_makes_a_shape_of_a_length() -> None:
 def test_load_costs_measures_once(tiny: Tiny, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drafting = tiny.draft, FullShortlist(tiny.model.target.head.vocab_size)
     first = pass_costs.load_costs(tiny.model, Sampling(), drafting)
-    assert [rows for rows, _ in first.target] == [1, 2, 3, 5, 9, 17, 25]
+    assert [rows for rows, _ in first.target] == [1, 2, 3, 5, 9, 13, 17, 25]
     assert [rows for rows, _ in first.draft] == [1, 2, 4, 6]
     with monkeypatch.context() as patch:
         patch.setattr(pass_costs, "_measure", lambda *arguments: pytest.fail("measured again"))

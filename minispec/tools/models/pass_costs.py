@@ -1,7 +1,8 @@
 """What passes cost on this machine, for ``--gamma auto`` and ``--tree auto``.
 
-Target passes over several rows, draft steps and whole rounds are timed on the model itself, once
-for each backend, dtype, number of threads and budget, and kept in the user's cache folder.
+Target passes over several rows, and the rest of rounds that draft trees of several sizes, are timed
+on the model itself, once for each backend, dtype, number of threads and budget, and kept in the
+user's cache folder.
 """
 
 import statistics
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 from msgspec import Struct, to_builtins
 
+from minispec.checks import check_trees
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
-from minispec.errors import FileError, FileWarning
+from minispec.errors import ArgumentError, FileError, FileWarning
+from minispec.growth import TreeShape
 from minispec.io import files
 from minispec.io.artifacts import cache_folder
 from minispec.io.schema import Positive, read_json
@@ -27,11 +30,12 @@ from minispec.tools.models.backend import calibration_key
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, Round, Shortlist
 
-_TARGET_ROWS = (1, 2, 3, 5, 9, 17, 25)
-_DRAFT_ROWS = (1, 2, 4, 6)
+_TARGET_ROWS = (1, 2, 3, 5, 9, 13, 17, 25)
+_DRAFT_BEAMS = (1, 2, 4, 6)
 _CONTEXT = 64  # positions in the cache of a timed pass
 _REPEATS = 5  # timed passes, of which the fastest counts
 _ROUNDS = 12  # timed rounds at least, of which the middle one counts
+_LEAST = 1e-6  # seconds of a level of the draft: a difference of two times that is not above 0
 _LARGEST = 2**22  # bytes of the file
 
 
@@ -66,7 +70,7 @@ def _measure(
 ) -> _Costs:
     target = model.target
     cache = target.new_cache(_CONTEXT + max(_TARGET_ROWS))
-    features = target.step(torch.arange(_CONTEXT) + 1, cache)
+    target.step(torch.arange(_CONTEXT) + 1, cache)
     greedy = _is_greedy(sampling)
 
     def run_target(rows: int) -> None:
@@ -75,34 +79,45 @@ def _measure(
         target.head.argmax(hidden) if greedy else target.head.logits(hidden)
 
     costs = PassCosts(tuple((rows, _time(run_target, rows)) for rows in _TARGET_ROWS))
-    options: Any = {"sampling": sampling, "rng": SeededRandom(0), "stop": StopRule(3 * _ROUNDS)}
-    plain = _time_rounds(autoregressive(target, [1, 2, 3], **options)) - costs.target[0][1]
-    plain_rest = max(0.0, plain)
+    options: Any = {"sampling": sampling, "rng": SeededRandom(0), "stop": StopRule(4 * _ROUNDS)}
+    plain_rounds = autoregressive(target, [1, 2, 3], **options)
+    plain_rest = _time_rounds(plain_rounds)
     if drafting is None:
         return _Costs([*costs.target], [], plain_rest, plain_rest)
     draft, shortlist = drafting
-    own = draft.new_cache(_CONTEXT + max(_DRAFT_ROWS))
-    states = draft.step(
-        torch.arange(_CONTEXT) + 1, draft.fuse(features.aux_hidden_states), own
-    )  # (T, D)
-    ids = torch.arange(min(shortlist.budget, draft.head.vocab_size))  # (K,)
 
-    def run_draft(rows: int) -> None:
-        new = draft.step(torch.arange(rows) + 1, states[:rows], own)
-        own.truncate(_CONTEXT)
-        for state in new:
-            draft.head.logits_of(draft.apply_final_norm(state), ids)
+    def time_drafting(depth: int, beam: int) -> float:
+        """Seconds of a round besides its target pass, with a tree of ``beam`` nodes a level."""
+        tree = TreeShape(depth, beam, depth * beam) if beam > 1 else None
+        rounds = speculative(target, draft, shortlist, [1, 2, 3], gamma=depth, tree=tree, **options)
+        return _time_rounds(rounds)
 
-    costs = PassCosts(costs.target, tuple((rows, _time(run_draft, rows)) for rows in _DRAFT_ROWS))
-    rounds = speculative(target, draft, shortlist, [1, 2, 3], gamma=2, **options)
-    rest = max(0.0, _time_rounds(rounds) - costs.round_seconds(2, 1, 2))
-    return _Costs([*costs.target], [*costs.draft], rest, plain_rest)
+    # In a tree of two levels the second one has ``beam`` nodes, in one of one level there is none.
+    levels = [
+        (beam, max(_LEAST, time_drafting(2, beam) - time_drafting(1, beam)))
+        for beam in _find_beams(target, draft)
+    ]
+    rest = max(0.0, time_drafting(1, 1) - levels[0][1])
+    return _Costs([*costs.target], levels, rest, plain_rest)
+
+
+def _find_beams(*models: Any) -> tuple[int, ...]:
+    """The beams to time: 1 for models that run chains alone."""
+    try:
+        check_trees(*models)
+    except ArgumentError:
+        return _DRAFT_BEAMS[:1]
+    return _DRAFT_BEAMS
 
 
 def _time_rounds(rounds: Iterable[Round]) -> float:
-    """Seconds of the middle one, by time, of some rounds."""
+    """Seconds of the middle one, by time, of some rounds, without their target passes."""
     return statistics.median(
-        sum(seconds for phase, seconds in finished.seconds.items() if phase != "prefill")
+        sum(
+            seconds
+            for phase, seconds in finished.seconds.items()
+            if phase not in ("prefill", "target")
+        )
         for finished in rounds
     )
 

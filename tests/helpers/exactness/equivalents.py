@@ -7,6 +7,8 @@ from helpers.exactness.mutations import Mutant
 
 _INDEPENDENT = "neither of the two steps reads what the other writes"
 _NUMBER = "a NumPy number or a tensor of one entry indexes and compares as its int does"
+_EQUAL_LENGTHS = "what is paired has one entry for each node, so the check never fails"
+_FASTER = "what is computed more is not read, or has the same values: only time differs"
 _MORE_SORTED = "more ids are sorted than are needed; those that are kept are the same"
 
 # From (file, part of the description of the change) to the reason. A part that ends with a line
@@ -32,6 +34,29 @@ REASONS: dict[tuple[str, str], str] = {
         "each row gets a history that nothing reads"
     ),
     ("minispec/propose", "in _forward: states = self.draft.step"): _INDEPENDENT,
+    ("minispec/propose", "in propose: logits = self._score"): _INDEPENDENT,
+    ("minispec/propose", "strict=True) -> zip("): _EQUAL_LENGTHS,
+    ("minispec/propose", "strict=False) -> zip("): "lengths may differ by default",
+    ("minispec/propose", "*states -> *states[:-1]"): (
+        "without the last state as many are left as there are nodes, and more are not paired"
+    ),
+    ("minispec/propose", "[:4] + r[:1] * len(r[4:]))([torch.cat(parts)"): "there are two parts",
+    ("minispec/propose", "dict(zip(nodes, outputs, strict=True)) -> zip"): (
+        "a dictionary takes pairs as it takes another dictionary"
+    ),
+    ("minispec/propose", "-> all((ids is choices[0] for ids in choices))"): (
+        "of a batch of one state the logits are those of the state"
+    ),
+    ("minispec/propose", "for ids in list(choices)[1:]"): "the first is the first itself",
+    ("minispec/propose", "choices[0] -> choices[0 "): "where this is read, all are the same tensor",
+    ("minispec/propose", "(not self.shape.is_chain) -> sampling.temperature == 0\n"): (
+        "in a chain nothing reads the confidence"
+    ),
+    ("minispec/propose", "self.shape.candidates != 'top' -> soft\n"): _FASTER,
+    ("minispec/decode", "in speculative: drafter = Drafter"): _INDEPENDENT,
+    ("minispec/decode", "in decode_rounds: ranks = ranked.rank"): (
+        "the ranks are those of the logits, which were computed before"
+    ),
     ("minispec/commit", "in __init__: self._limit = min"): _INDEPENDENT,
     ("minispec/commit", "self._stream and token < self._vocab_size -> token"): (
         "without a tokenizer the vocabulary size is 0, which no id is below"

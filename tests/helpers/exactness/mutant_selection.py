@@ -4,7 +4,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
-_TREES = ["core/test_tree.py", "core/test_growth.py", "core/test_tree_decoding.py"]
+_TREES = [
+    "core/test_tree.py", "core/test_growth.py", "core/test_tree_decoding.py",
+    "core/test_drafted_trees.py",
+]  # fmt: skip
 _DISTRIBUTION = [
     "exactness/test_grid.py", "exactness/test_trees.py", "exactness/test_properties.py",
 ]  # fmt: skip
@@ -13,6 +16,7 @@ _LOOP = [
     "core/test_observed.py",
     "core/test_stops.py",
     "core/test_every_stop.py",
+    "core/test_auto_shape.py",
     "exactness/test_walker.py",
     "exactness/test_health.py",
 ]
