@@ -1,11 +1,11 @@
 """Attention of a few new positions over all cached positions (Numba, CPU).
 
-Query heads that share a key-value head (grouped-query attention) read it together, up to three
-heads at a time, so that each key and value is loaded once for all of them.
+The queries of several positions and heads that read the same keys and values (grouped-query
+attention, a pass over several tokens) are multiplied together, so that these are loaded once.
 
 A node of a tree attends to a run of cached positions and to its path, whose keys and values lie
-apart. They are read in the order of the path, so a node's result has the bits that a pass over
-its path alone would give it.
+apart. All nodes are multiplied with all keys, and weights of keys that a node does not attend to
+are 0: a node's result has the bits that a pass over its path alone would give it.
 """
 
 import numpy as np
@@ -13,10 +13,11 @@ from numba import njit, prange
 
 from fastpath.cpu.blend import blend
 from fastpath.cpu.exponential import exponential
-from fastpath.cpu.kernels import multiply_rows
+from fastpath.cpu.kernels import allocate_buffer, multiply_rows
 from fastpath.cpu.process import CACHE
 
-_MAX_HEADS = 3  # query heads that read four keys at once: their sums must fit the registers
+_MAX_STATES = 42  # queries that share keys and are multiplied with them at once
+_BLOCK = 128  # positions whose values stay in the first-level cache for all of these queries
 
 
 @njit(cache=CACHE, fastmath={"reassoc", "contract"})
@@ -34,26 +35,77 @@ def _softmax(scores, scale):
 
 
 @njit(cache=CACHE)
-def _blend(weights, values, ids, size, out, start, count):
+def _blend(weights, first_weights, values, spacing, begin, end, out, start, count):
     """``blend`` for a ``count`` that is not a literal."""
     if count == 1:
-        blend(weights, values, ids, size, out, start, 1)
+        blend(weights, first_weights, values, spacing, begin, end, out, start, 1)
     elif count == 2:
-        blend(weights, values, ids, size, out, start, 2)
+        blend(weights, first_weights, values, spacing, begin, end, out, start, 2)
     else:
-        blend(weights, values, ids, size, out, start, 3)
+        blend(weights, first_weights, values, spacing, begin, end, out, start, 3)
 
 
 @njit(cache=CACHE)
-def _list_rows(first, size, root, path, num_key_value_heads, shared):
-    """The rows (``size``,) of a key-value head at the positions from ``first`` on: those before
-    ``root`` are stored in order, those from there on where ``path`` says."""
-    rows = np.empty(size, np.int64)
-    for s in range(size):
-        position = first + s
-        stored = position if position < root else path[position - root]
-        rows[s] = stored * num_key_value_heads + shared
-    return rows
+def _weigh(scores, begin, end, nodes, scale):
+    """In place, the scores (S,) of the entries from ``begin`` to ``end``, followed by ``nodes``
+    (n,), become their softmax in this order, and all others 0."""
+    common = end - begin
+    own = np.empty(common + len(nodes), np.float32)
+    own[:common] = scores[begin:end]
+    for i in range(len(nodes)):
+        own[common + i] = scores[nodes[i]]
+    _softmax(own, scale)
+    scores[:begin] = 0
+    scores[begin:end] = own[:common]
+    scores[end:] = 0
+    for i in range(len(nodes)):
+        scores[nodes[i]] = own[common + i]
+
+
+@njit(cache=CACHE)
+def _attend_together(queries, keys, values, place, window, scale, out, shared, first, last):
+    """Attention of the queries ``first`` to ``last`` of those that read the key-value head
+    ``shared``, counted position by position and head by head."""
+    start, positions, root, paths = place
+    new, heads, head_dim = out.shape
+    num_key_value_heads = keys.shape[1]
+    group = heads // num_key_value_heads
+    begin, end = positions[first // group] + 1, 0  # of the stored positions that are read
+    for state in range(first, last):
+        position = positions[state // group]
+        begin, end = min(begin, max(0, position + 1 - window)), max(end, position + 1)
+    if len(paths):
+        begin, end = min(begin, root), start + new
+
+    states = allocate_buffer(last - first, head_dim)
+    scores = np.empty((last - first, end - begin), np.float32)
+    for state in range(first, last):
+        states[state - first] = queries[state // group, shared * group + state % group]
+    spacing = begin * num_key_value_heads + shared, num_key_value_heads
+    rows = np.arange(spacing[0], end * num_key_value_heads, num_key_value_heads)
+    multiply_rows(keys.reshape(-1, head_dim), rows, states, scores, 0, len(rows))
+
+    all_out, all_values = out.reshape(-1, head_dim), values.reshape(-1, head_dim)
+    no_nodes = np.empty(0, np.int64)
+    for state in range(first, last):
+        position, weights = positions[state // group], scores[state - first]
+        own_begin, own_end = max(0, position + 1 - window), position + 1
+        if len(paths):
+            path = paths[state // group, max(0, own_begin - root) : own_end - root]
+            _weigh(weights, min(own_begin, root) - begin, root - begin, path - begin, scale)
+        else:
+            _weigh(weights, own_begin - begin, own_end - begin, no_nodes, scale)
+        all_out[state // group * heads + shared * group + state % group] = 0
+    for block in range(0, end - begin, _BLOCK):
+        block_end = min(block + _BLOCK, end - begin)
+        state = first
+        while state < last:
+            count = min(3, group - state % group, last - state)
+            row = state // group * heads + shared * group + state % group
+            _blend(
+                scores, state - first, all_values, spacing, block, block_end, all_out, row, count
+            )
+            state += count
 
 
 @njit(parallel=True, cache=CACHE)
@@ -65,36 +117,15 @@ def attend(queries, keys, values, place, window, scale, out, threads):
     ``window`` positions up to and including its own; in a tree those from its root on are the nodes
     of its path.
     """
-    _, positions, root, paths = place
-    branches, longest = len(paths) > 0, 0
-    for position in positions:
-        longest = max(longest, position + 1)
-    new, heads, head_dim = out.shape
-    num_key_value_heads, group = keys.shape[1], heads // keys.shape[1]
-    all_keys, all_values = keys.reshape(-1, head_dim), values.reshape(-1, head_dim)
-    all_out = out.reshape(-1, head_dim)  # (T * heads, head_dim)
-    tasks = new * heads  # a thread's tasks are consecutive, so that its heads share keys
+    new, heads, _ = out.shape
+    states = new * (heads // keys.shape[1])  # that read one key-value head
+    total = new * heads
     for thread in prange(threads):
-        task, last = thread * tasks // threads, (thread + 1) * tasks // threads
-        memory = np.empty(_MAX_HEADS * longest, np.float32)
+        task, last = thread * total // threads, (thread + 1) * total // threads
         while task < last:
-            t, head = task // heads, task % heads
-            count = min(_MAX_HEADS, group - head % group, last - task)
-            end = positions[t] + 1
-            first = max(0, end - window)
-            size, shared = end - first, head // group
-            scores = memory[: _MAX_HEADS * size].reshape(_MAX_HEADS, size)
-            begin = first * num_key_value_heads + shared
-            # Rows of this key-value head in all_keys and all_values.
-            if branches:
-                rows = _list_rows(first, size, root, paths[t], num_key_value_heads, shared)
-            else:
-                rows = np.arange(begin, end * num_key_value_heads, num_key_value_heads)
-            multiply_rows(all_keys, rows, queries[t][head : head + count], scores, 0, size)
-            for j in range(count):
-                _softmax(scores[j], scale)
-            if branches:
-                _blend(scores, all_values, rows, size, all_out, task, count)
-            else:
-                _blend(scores, all_values, (begin, num_key_value_heads), size, all_out, task, count)
+            shared, first = task // states, task % states
+            count = min(_MAX_STATES, states - first, last - task)
+            _attend_together(
+                queries, keys, values, place, window, scale, out, shared, first, first + count
+            )
             task += count

@@ -17,21 +17,22 @@ from fastpath.cpu.vectors import FLOATS, LANES, call_function, mask_below
 _f32, _i32, _i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
 
-def _blend(typingctx, weights, rows, ids, size, out, start, count):
-    """out[start + j] = sum over s < ``size`` of weights[j, s] * rows[ids[s]], for j < ``count``, a
-    literal from 1 to 3. ``ids`` is an int64 array (S,), or for equally spaced rows a pair
-    (first, step) that stands for first + s * step. The order of the sum is that of s.
+def _blend(typingctx, weights, first_weights, rows, spacing, begin, end, out, start, count):
+    """out[start + j] += sum over s from ``begin`` to ``end`` of weights[first_weights + j, s] *
+    rows[first + s * step], for j < ``count``, a literal from 1 to 3, and ``spacing`` = (first,
+    step). The order of the sum is that of s, wherever it is divided.
 
     ``weights`` (J, S), ``rows`` (N, D) and ``out`` (M, D) are float32 and contiguous.
     """
-    signature = types.void(weights, rows, ids, types.intp, out, types.intp, count)
-    spaced = isinstance(ids, types.BaseTuple)
+    signature = types.void(
+        weights, types.intp, rows, spacing, types.intp, types.intp, out, types.intp, count
+    )
     outputs = range(count.literal_value)
 
     def codegen(context, builder, signature, args):
         weight_array, row_array, out_array = (
             context.make_array(kind)(context, builder, value)
-            for kind, value in ((weights, args[0]), (rows, args[1]), (out, args[4]))
+            for kind, value in ((weights, args[0]), (rows, args[2]), (out, args[6]))
         )
         width = builder.extract_value(row_array.shape, 1)
         weight_stride = builder.extract_value(weight_array.shape, 1)
@@ -41,17 +42,12 @@ def _blend(typingctx, weights, rows, ids, size, out, start, count):
 
         call = partial(call_function, builder)
 
-        if spaced:
-            first, step = cgutils.unpack_tuple(builder, args[2])
-            begin, stride = at(row_array.data, builder.mul(first, width)), builder.mul(step, width)
-        else:
-            id_array = context.make_array(ids)(context, builder, args[2])
-
-        def row_address(index: Any) -> Any:
-            if spaced:
-                return at(begin, builder.mul(index, stride))
-            pointer = builder.gep(id_array.data, [index], source_etype=_i64)
-            return at(row_array.data, builder.mul(builder.load(pointer, typ=_i64), width))
+        first, step = cgutils.unpack_tuple(builder, args[3])
+        origin, stride = at(row_array.data, builder.mul(first, width)), builder.mul(step, width)
+        own_weights = [
+            at(weight_array.data, builder.mul(builder.add(args[1], _i64(j)), weight_stride))
+            for j in outputs
+        ]
 
         def blend_columns(column: Any, vectors: int, mask: Any) -> None:
             """Computes ``vectors`` vectors of each output, from ``column`` on."""
@@ -62,17 +58,28 @@ def _blend(typingctx, weights, rows, ids, size, out, start, count):
                 name, zeros = f"llvm.masked.load.v{LANES}f32.p0", ir.Constant(FLOATS, None)
                 return call(name, FLOATS, address, _i32(4), mask, zeros)
 
+            def store(total: Any, address: Any) -> None:
+                if mask is None:
+                    pointer = builder.bitcast(address, FLOATS.as_pointer())
+                    builder.store(total, pointer, align=4)
+                    return
+                name = f"llvm.masked.store.v{LANES}f32.p0"
+                call(name, ir.VoidType(), total, address, _i32(4), mask)
+
             columns = [builder.add(column, _i64(i * LANES)) for i in range(vectors)]
-            slots = [cgutils.alloca_once(builder, FLOATS) for _ in range(vectors * len(outputs))]
-            for slot in slots:
-                builder.store(ir.Constant(FLOATS, [0.0] * LANES), slot)
-            with cgutils.for_range(builder, args[3]) as loop:
-                row = row_address(loop.index)
-                loaded = [load(at(row, index)) for index in columns]
+            slots, addresses = [], []
+            for j in outputs:
+                out_row = at(out_array.data, builder.mul(builder.add(args[7], _i64(j)), width))
+                for index in columns:
+                    addresses.append(at(out_row, index))
+                    slots.append(cgutils.alloca_once(builder, FLOATS))
+                    builder.store(load(addresses[-1]), slots[-1])
+            with cgutils.for_range_slice(builder, args[4], args[5], _i64(1)) as (index, _):
+                row = at(origin, builder.mul(index, stride))
+                loaded = [load(at(row, place)) for place in columns]
                 sums = iter(slots)
-                for j in outputs:
-                    index = builder.add(builder.mul(_i64(j), weight_stride), loop.index)
-                    weight = builder.load(at(weight_array.data, index), typ=_f32)
+                for weights_of_one in own_weights:
+                    weight = builder.load(at(weights_of_one, index), typ=_f32)
                     broadcast = builder.insert_element(
                         ir.Constant(FLOATS, ir.Undefined), weight, _i32(0)
                     )
@@ -83,17 +90,8 @@ def _blend(typingctx, weights, rows, ids, size, out, start, count):
                         old = builder.load(slot, typ=FLOATS)
                         name = f"llvm.fma.v{LANES}f32"
                         builder.store(call(name, FLOATS, broadcast, vector, old), slot)
-            sums = iter(slots)
-            for j in outputs:
-                out_row = at(out_array.data, builder.mul(builder.add(args[5], _i64(j)), width))
-                for index in columns:
-                    total, address = builder.load(next(sums), typ=FLOATS), at(out_row, index)
-                    if mask is None:
-                        pointer = builder.bitcast(address, FLOATS.as_pointer())
-                        builder.store(total, pointer, align=4)
-                    else:
-                        name = f"llvm.masked.store.v{LANES}f32.p0"
-                        call(name, ir.VoidType(), total, address, _i32(4), mask)
+            for slot, address in zip(slots, addresses, strict=True):
+                store(builder.load(slot, typ=FLOATS), address)
 
         # As many sums as fit 16 registers beside a row and its weights.
         vectors = 8 if count.literal_value == 1 else 4

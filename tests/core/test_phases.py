@@ -60,6 +60,7 @@ class TimedCache(ToyCache):
     def __init__(self, capacity: int, clock: Clock) -> None:
         super().__init__(capacity)
         self.truncate = clock.wrap(super().truncate, "commit")  # type: ignore[method-assign]
+        self.keep = clock.wrap(super().keep, "commit")  # type: ignore[method-assign]
 
 
 class TimedTarget(ToyTarget):
