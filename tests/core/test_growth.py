@@ -156,6 +156,15 @@ def test_pick_candidates_leaves_out_ids_of_probability_0() -> None:
         ((4, 2, 3), "a tree of depth 4 and beam 2 has 4 to 14 nodes, not 3"),
         ((2, 2, 7), "a tree of depth 2 and beam 2 has 2 to 6 nodes, not 7"),
         (("2", 2, 3), "depth must be a whole number"),
+        ((2, "2", 3), "beam must be a whole number"),
+        ((2, 2, "3"), "nodes must be a whole number"),
+        ((2, 2, 3, 1), "growth must be a text"),
+        ((2, 2, 3, "static", 1), "candidates must be a text"),
+        ((2, 2, 3, "wide"), "growth 'wide' of a tree is none of confidence, static"),
+        (
+            (2, 2, 3, "static", "best"),
+            "candidates 'best' of a tree is none of top",
+        ),
     ],
 )
 def test_tree_shape_refuses_impossible_numbers_by_name(numbers: Any, message: str) -> None:
@@ -180,6 +189,19 @@ def test_parse_refuses_two_kinds_of_candidates() -> None:
 def test_parse_reads_what_str_writes(shape: TreeShape) -> None:
     if not shape.is_chain:
         assert TreeShape.parse(str(shape)) == shape
+
+
+@pytest.mark.parametrize(
+    "text", ["4x3x8", "4x3x8:static", "4x3x8:drawn", "4x3x8:static:distinct", "3x1x3"]
+)
+def test_str_names_what_differs_from_the_defaults(text: str) -> None:
+    assert str(TreeShape.parse(text)) == text
+
+
+def test_a_tree_without_branches_is_a_chain_where_its_tokens_are_drawn() -> None:
+    assert not TreeShape(3, 1, 3).is_chain
+    assert TreeShape(3, 1, 3, candidates="drawn").is_chain
+    assert not TreeShape(3, 2, 3, candidates="drawn").is_chain
 
 
 def test_a_chain_is_a_tree_of_drawn_tokens() -> None:

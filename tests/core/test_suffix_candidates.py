@@ -61,6 +61,21 @@ def test_merge_continuations_leaves_out_bad_words_and_what_follows_them():
     assert merged.tokens == (1, 4) and merged.parents == (-1, 0)
 
 
+@pytest.mark.parametrize("drafted", [(), (1,), (1, 2)])
+@pytest.mark.parametrize("bad", [(1, 2, 3), (2, 3)])
+def test_bad_words_may_begin_on_the_way_to_a_continuation(drafted, bad):
+    chain = Proposal(drafted, draw(*drafted))
+    merged = merge(chain, (1, 2, 3, 4, 3), (-1, 0, 1, 2, 0), bad_words=(bad,))
+    assert merged.tokens == (1, 2, 3) and merged.parents == (-1, 0, 0)  # 3 after 1 alone
+
+
+def test_bad_words_may_end_a_long_continuation():
+    merged = merge(Proposal((), ()), range(1, 8), range(-1, 6), bad_words=((5, 6, 7),))
+    assert merged.tokens == (1, 2, 3, 4, 5, 6)
+    kept = merge(Proposal((), ()), range(1, 8), range(-1, 6), bad_words=((5, 1, 7), (1, 7)))
+    assert kept.tokens == (1, 2, 3, 4, 5, 6, 7)
+
+
 def test_find_follows_the_text_and_keeps_its_limits():
     index = SuffixIndex(SuffixConfig(min_match=1))
     tokens, nothing = (1, 2, 5, 1, 2, 6, 1), Proposal((), ())

@@ -11,10 +11,12 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import Tensor
 
 from helpers.drafts import DRAFT, TARGET
 from helpers.exactness.chain_verifiers import verify_chain, verify_chain_as_block
 from helpers.online_learning import EXTREME
+from minispec.auto_shape import ShapeChooser
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
@@ -22,12 +24,13 @@ from minispec.errors import ArgumentError
 from minispec.growth import TreeShape
 from minispec.learning.learner import OnlineLearner
 from minispec.learning.paper_learner import PaperConfig, PaperLearner
+from minispec.round_costs import PassCosts
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
 from minispec.shortlists.microspec import MicroSpecShortlist
 from minispec.shortlists.statistical import StatisticalIndex
 from minispec.suffix_decoding import suffix_decoding
-from minispec.suffix_index import SuffixIndex
+from minispec.suffix_index import SuffixConfig, SuffixIndex
 from minispec.tree import find_path, follow
 from minispec.types import BaseShortlist, Context, Distribution, Proposal, Round
 from minispec.verify import VERIFIERS, Verdict, Verifier, verify, verify_block
@@ -129,6 +132,78 @@ def test_a_verifier_of_chains_is_refused_where_there_may_be_branches(verifier: V
             tree=TreeShape(2, 2, 4), verifier=verifier,
         )]  # fmt: skip
     assert tokens_of(decode(verifier=verifier)) == PLAIN
+
+
+class ChainsAlone:
+    """A target or a draft whose ``step`` takes no parents."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def step(self, ids: Tensor, *rest: Any) -> Any:
+        return self._model.step(ids, *rest)
+
+
+@pytest.mark.parametrize("options", [{"tree": TreeShape(2, 2, 4)}, {"index": SuffixIndex()}])
+def test_models_that_run_chains_alone_are_refused_before_they_run(options: Any) -> None:
+    """A draft only where trees are drafted."""
+    chains = {"gamma": 3, "sampling": Sampling(), "rng": SeededRandom(0), "stop": StopRule(24)}
+    for target, draft in [(ChainsAlone(TARGET), DRAFT), (TARGET, ChainsAlone(DRAFT))]:
+        models: Any = target, draft, FullShortlist(50), [1, 2, 3]
+        assert tokens_of([*speculative(*models, **chains)]) == PLAIN  # type: ignore[arg-type]
+        if target is TARGET and "index" in options:
+            assert tokens_of([*speculative(*models, **chains, **options)]) == PLAIN
+            continue
+        with pytest.raises(ArgumentError, match="ChainsAlone runs chains, no trees"):
+            speculative(*models, **chains, **options)
+
+
+class Choosing(ShapeChooser):
+    """Drafts in every second round alone, and keeps the rounds that it is shown."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen: list[Round] = []
+
+    def choose(self, found: Any) -> tuple[TreeShape | None, int]:
+        return (TreeShape.chain(2) if len(self.seen) % 2 else None), 0
+
+    def observe(self, finished: Round) -> None:
+        self.seen.append(finished)
+
+
+def test_a_chooser_sees_each_round_and_decides_what_is_drafted() -> None:
+    chooser = Choosing(PassCosts(((1, 1.0),), ((1, 0.1),)))
+    rounds = decode(tree=chooser)
+    assert tokens_of(rounds) == PLAIN
+    assert [r.tokens for r in chooser.seen] == [r.tokens for r in rounds]
+    for number, finished in enumerate(rounds):
+        most = PLAIN[: 24 - sum(len(r.tokens) for r in rounds[:number])]
+        assert len(finished.proposed) == (min(2, len(most) - 1) if number % 2 else 0)
+
+
+def test_an_index_starts_afresh_unless_the_conversation_continues() -> None:
+    index = SuffixIndex()
+    first, again = decode(index=index), decode(index=index)
+    assert [r.proposed for r in first] == [r.proposed for r in again]
+    assert index.text_length == 3 + len(PLAIN) - len(first[-1].tokens)
+
+
+def test_continuations_keep_to_gamma_and_to_the_nodes_of_their_index() -> None:
+    def repeat(tokens: tuple[int, ...]) -> Tensor:
+        return 9.0 * torch.eye(V, dtype=torch.float64)[tokens[-3] if len(tokens) > 2 else 0]
+
+    target, prompt = ToyTarget(V, repeat), [0, 1, 2] * 4
+    for gamma, nodes in ((2, 5), (5, 2)):
+        rounds = [*speculative(
+            target, ToyDraft(V, TABLE), FullShortlist(V), prompt, gamma=gamma, sampling=Sampling(),
+            rng=SeededRandom(0), stop=StopRule(20), index=SuffixIndex(SuffixConfig(nodes=nodes)),
+        )]  # fmt: skip
+        continued = [len(r.proposed) - len(r.shortlist_sizes) for r in rounds[:3]]
+        assert max(continued) == 2, (gamma, nodes)
 
 
 def test_a_verifier_that_follows_parents_is_taken() -> None:

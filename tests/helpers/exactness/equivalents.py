@@ -57,6 +57,30 @@ REASONS: dict[tuple[str, str], str] = {
     ("minispec/decode", "in decode_rounds: ranks = ranked.rank"): (
         "the ranks are those of the logits, which were computed before"
     ),
+    ("minispec/decode", "in decode_rounds: features = target.step"): _INDEPENDENT,
+    ("minispec/decode", "in decode_rounds: shown = "): _INDEPENDENT,
+    ("minispec/decode", "torch.tensor(rows, device=states.device) -> "): (
+        "PyTorch itself takes indices on the CPU, and a list, for rows on any device"
+    ),
+    ("minispec/growth", "in __post_init__: convert_fields"): _INDEPENDENT,
+    ("minispec/growth", "in parse: depth, beam, nodes"): _INDEPENDENT,
+    ("minispec/growth", "in _share_out: left"): _INDEPENDENT,
+    ("minispec/growth", "in _share_out: levels"): _INDEPENDENT,
+    ("minispec/growth", "in add: "): _INDEPENDENT,
+    ("minispec/growth", "in finish: proposal"): _INDEPENDENT,
+    ("minispec/growth", "np.asarray(confidence.probs) -> confidence.probs"): (
+        "NumPy sorts the tensor through the array that it shares its memory with"
+    ),
+    ("minispec/growth", "[:count].tolist() -> np.argsort"): _NUMBER,
+    ("minispec/growth", "[w for w in words if w in CANDIDATES] -> (lambda"): (
+        "it changes lists of two words or more, which are refused"
+    ),
+    ("minispec/suffix_candidates", "in merge_continuations: tokens.append"): _INDEPENDENT,
+    ("minispec/suffix_candidates", "in merge_continuations: parents.append"): _INDEPENDENT,
+    ("minispec/suffix_candidates", "strict=True) -> zip("): _EQUAL_LENGTHS,
+    ("minispec/suffix_candidates", "None if False else nodes.get"): (
+        "no node's parent is None, so none is found"
+    ),
     ("minispec/commit", "in __init__: self._limit = min"): _INDEPENDENT,
     ("minispec/commit", "self._stream and token < self._vocab_size -> token"): (
         "without a tokenizer the vocabulary size is 0, which no id is below"

@@ -8,6 +8,7 @@ the original code: for these there is ``mutant_runs.try_mutant``, which imports 
 
 import ast
 import contextlib
+import functools
 import importlib
 import io
 import os
@@ -75,6 +76,8 @@ def _exchange(ours: Any, theirs: Any, module: str) -> None:
 
 def _find_functions(value: Any) -> list[types.FunctionType]:
     """The function of a property, a static method or a wrapper; none for anything else."""
+    if isinstance(value, functools.cached_property):
+        value = value.func
     value = getattr(value, "fget", value)
     value = getattr(value, "__func__", value)
     while hasattr(value, "__wrapped__"):
