@@ -1,4 +1,4 @@
-"""Writes the tables of docs/paper.md from the reports in ``benchmarks/results``.
+"""Writes the tables of docs/paper.md and docs/trees.md from the reports in ``benchmarks/results``.
 
     python docs/paper_figures.py
 
@@ -14,7 +14,7 @@ from typing import Any
 from minispec.tools.evaluation.gate import predict_speed
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "paper.md"
+PAGES = tuple(ROOT / "docs" / name for name in ("paper.md", "trees.md"))
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
 _LONGEST_WINDOW = 1024  # of microspec, more than the elements of any stream in the study
@@ -138,7 +138,37 @@ def _keeps_parts(altered: str) -> bool:
     return altered == "core" or altered.startswith("core + ")
 
 
-# From the mark in the page to a report and the table that it becomes.
+def format_trees(report: Row) -> str:
+    """Each method with each setting over all prompts: tau, by stream too, the tokens verified in a
+    pass, the speed over plain decoding's, and over that of the fastest chain of each method without
+    continuations."""
+    settings: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in report["results"]:
+        if not row["best"]:
+            gamma = f"chain of {row['gamma']}" if row["gamma"] else ""
+            key = row["method"], row["tree"] or gamma
+            settings.setdefault(key, {})[row["stream"]] = row
+    streams = [s for s in next(iter(settings.values())) if s != "all"]
+    chains = [
+        rows["all"]["tokens_per_second"]
+        for (method, proposal), rows in settings.items()
+        if proposal.startswith("chain of") and method.startswith("evospec") and "+" not in method
+    ]
+    lines = [
+        [
+            f"`{method}`", proposal,
+            *(f"{rows[s]['tau']:.2f}" for s in streams), f"{rows['all']['tau']:.2f}",
+            f"{rows['all']['drafted_per_pass']:.1f}", f"{rows['all']['tokens_per_second']:.0f}",
+            format_ratio(rows["all"]["ratio_to_autoregressive"]),
+            f"{rows['all']['tokens_per_second'] / max(chains):.2f}" if chains else "",
+        ]
+        for (method, proposal), rows in settings.items()
+    ]  # fmt: skip
+    header = ["method", "proposal", *(f"tau, `{s}`" for s in streams), "tau", "nodes", "tokens/s"]
+    return format_lines([*header, "over plain", "over the chain"], lines)
+
+
+# From the mark in a page to a report and the table that it becomes.
 TABLES: dict[str, tuple[str, Callable[[Row], str]]] = {
     "methods": ("papers-smollm2", format_methods),
     "speeds": ("papers-smollm2", format_speeds),
@@ -150,19 +180,26 @@ TABLES: dict[str, tuple[str, Callable[[Row], str]]] = {
     "core and buffer": ("papers-core-buffer", format_methods),
     "core and buffer, gemma": ("papers-core-buffer-gemma3-270m", format_methods),
     "study": ("papers-study", format_study),
+    "trees": ("trees-smollm2", format_trees),
+    "trees, bfloat16": ("trees-smollm2-bfloat16", format_trees),
+    "trees, sampled": ("trees-smollm2-sampled", format_trees),
+    "trees, gemma": ("trees-gemma3-270m", format_trees),
+    "random words": ("trees-random-words", format_trees),
 }
 
 
 def fill_in(text: str) -> str:
-    """The page with its tables made anew. Raises LookupError for a table without a place."""
-    for mark, (name, format_report) in TABLES.items():
+    """A page with its tables made anew. Raises LookupError for a table that is not known."""
+    for mark in re.findall(r"<!-- table: (.*?) -->", text):
+        if mark not in TABLES:
+            raise LookupError(f"there is no table {mark!r}: name one of {', '.join(TABLES)}")
+        name, format_report = TABLES[mark]
         table = format_report(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
-        marks = rf"(<!-- table: {mark} -->\n).*?(<!-- end -->)"
-        text, count = re.subn(marks, lambda m: m[1] + table + m[2], text, flags=re.DOTALL)  # noqa: B023
-        if count != 1:
-            raise LookupError(f"docs/paper.md has {count} tables marked {mark!r}, not 1")
+        marks = rf"(<!-- table: {re.escape(mark)} -->\n).*?(<!-- end -->)"
+        text = re.sub(marks, lambda m: m[1] + table + m[2], text, flags=re.DOTALL)  # noqa: B023
     return text
 
 
 if __name__ == "__main__":
-    PAGE.write_text(fill_in(PAGE.read_text("utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(fill_in(page.read_text("utf-8")), encoding="utf-8")

@@ -278,6 +278,18 @@ def test_select_refuses_a_selection_every_time(ids: Any) -> None:
             selections.select(CONTEXT)
 
 
+def test_rounds_have_no_likeliest_ids_where_nobody_wants_them() -> None:
+    for finished in speculative(
+        ToyTarget(V, TABLE), ToyDraft(V, TABLE), FullShortlist(V), PROMPT, gamma=2,
+        sampling=Sampling(1.0), rng=SeededRandom(1), stop=StopRule(6), trace=True,
+    ):  # fmt: skip
+        assert finished.evidence is not None
+        for found, dtype in [
+            (finished.evidence.top_ids, torch.int64), (finished.evidence.top_logits, torch.float32)
+        ]:  # fmt: skip
+            assert found.shape == (0, 0) and found.dtype == dtype
+
+
 def test_proposal_is_empty_before_the_first_resync() -> None:
     drafter = Drafter(ToyDraft(V, TABLE), FullShortlist(V), 9)
     empty = drafter.propose([0], 2, Sampling(), SeededRandom(0), Stopwatch())

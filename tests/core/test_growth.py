@@ -107,6 +107,59 @@ def test_drawn_nodes_are_counted_before_they_are_drawn() -> None:
     assert growth.plan_level() == [(3, 1), (4, 1)]
 
 
+@pytest.mark.parametrize(
+    ("nodes", "expected"), [(3, [(0, 1)]), (4, [(0, 1), (1, 1)]), (5, [(0, 2), (1, 1)])]
+)
+def test_what_is_left_is_shared_out_by_confidence(nodes: int, expected: list[Any]) -> None:
+    """The second candidate of a node counts as half of its confidence."""
+    growth = Growth(TreeShape(2, 2, nodes, candidates="drawn"), 2)
+    assert growth.plan_level() == [(-1, 2)]
+    growth.start_level()
+    growth.add(-1, [Candidate(1, Q, 0.6), Candidate(2, Q, 0.5)])
+    assert growth.plan_level() == expected
+
+
+@pytest.mark.parametrize("text", ["2x6x18:static", "3x3x9:static:distinct", "4x2x8:static"])
+def test_static_growth_follows_its_places_whatever_the_confidence(text: str) -> None:
+    shape = TreeShape.parse(text)
+    growth, planned = Growth(shape, shape.depth), dict[tuple[int, ...], int]()
+    ranks: dict[int, tuple[int, ...]] = {-1: ()}
+    while plan := growth.plan_level():
+        growth.start_level()
+        for parent, count in plan:
+            assert ranks[parent] not in planned
+            planned[ranks[parent]] = count
+            for rank in range(count):
+                ranks[len(growth.tokens) + rank] = (*ranks[parent], rank)
+            # The later candidates are surer, and so are those of later parents.
+            shares = [0.1 + 0.01 * len(growth.tokens) + 0.001 * rank for rank in range(count)]
+            growth.add(parent, [Candidate(9 + i, Q, share) for i, share in enumerate(shares)])
+    assert planned == shape.places
+
+
+def test_a_path_is_read_from_the_root_on() -> None:
+    growth = Growth(TreeShape.chain(7), 7)
+    for node, token in enumerate((5, 3, 8, 1, 9, 2)):
+        growth.start_level()
+        growth.add(node - 1, [Candidate(token, Q, 0.5)])
+    assert growth.read(5) == [5, 3, 8, 1, 9, 2] and growth.read(-1) == []
+    proposal, _ = growth.finish()
+    assert isinstance(proposal.draft_distributions, tuple) and isinstance(proposal.parents, tuple)
+
+
+@pytest.mark.parametrize("kind", ["drawn", "distinct"])
+def test_choose_candidates_finds_no_second_where_the_first_is_certain(kind: str) -> None:
+    certain, greedy = (fraction_distribution([0, 1, 0, 0]) for _ in range(2))
+    [(chosen, _)] = enumerate_branches(lambda rng: choose_candidates(kind, greedy, certain, 3, rng))
+    assert [candidate.token for candidate in chosen] == [1]
+
+
+@pytest.mark.parametrize("size", [4, 64, 1000])
+def test_pick_candidates_takes_the_lower_of_equal_ids(size: int) -> None:
+    equal = Distribution(torch.arange(size), torch.full((size,), 1 / size))
+    assert [c.token for c in pick_candidates(equal, 3)] == [0, 1, 2]
+
+
 def test_choose_candidates_with_replacement_records_q() -> None:
     found = distribution_of(
         lambda rng: tuple(c.token for c in choose_candidates("drawn", Q, Q, 2, rng))
@@ -180,9 +233,10 @@ def test_parse_refuses_other_spellings(text: str) -> None:
         TreeShape.parse(text)
 
 
-def test_parse_refuses_two_kinds_of_candidates() -> None:
+@pytest.mark.parametrize("words", ["drawn:distinct", "static:confidence"])
+def test_parse_refuses_two_ways_of_one_choice(words: str) -> None:
     with pytest.raises(ArgumentError, match="names two ways"):
-        TreeShape.parse("4x3x8:drawn:distinct")
+        TreeShape.parse(f"4x3x8:{words}")
 
 
 @given(draw_shape())

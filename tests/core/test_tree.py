@@ -15,13 +15,13 @@ from minispec.tree import (
     find_path,
     follow,
     is_chain,
+    list_arguments,
     list_children,
     list_rejected,
     select,
 )
 from minispec.types import Proposal, Round
 
-Q = fraction_distribution([1, 1, 1])
 TREE = (-1, -1, 0, 1, 1, 4)
 
 
@@ -31,7 +31,8 @@ def draw_parents(draw: st.DrawFn) -> list[int]:
 
 
 def build(tokens: Sequence[int], parents: Sequence[int] = ()) -> Proposal:
-    return Proposal(tuple(tokens), (Q,) * len(tokens), tuple(parents))
+    distributions = tuple(fraction_distribution([1, 1, 1]) for _ in tokens)
+    return Proposal(tuple(tokens), distributions, tuple(parents))
 
 
 def test_proposal_is_a_chain_unless_parents_are_given() -> None:
@@ -67,6 +68,7 @@ def test_select_renumbers_parents() -> None:
     tree = build([10, 11, 12, 13, 14, 15], TREE)
     some = select(tree, [1, 4, 5])
     assert some.tokens == (11, 14, 15) and some.parents == (-1, 0, 1)
+    assert some.draft_distributions == tuple(tree.draft_distributions[i] for i in (1, 4, 5))
     assert select(tree, [0, 1, 4]).parents == (-1, -1, 1)
     assert select(tree, list(range(6))) is tree
 
@@ -87,6 +89,19 @@ def test_follow_of_a_chain_is_its_beginning(length: int, accepted: int) -> None:
     path = range(min(length, accepted))
     found = follow(build(range(length)), path)
     assert found.tokens == tuple(range(length))[: len(path) + 1]
+
+
+def test_follow_keeps_the_distribution_of_each_node() -> None:
+    tree = build([10, 11, 12, 13, 14, 15], TREE)
+    for path in [(), *(find_path(TREE, node) for node in range(6))]:
+        found = follow(tree, path)
+        for token, q in zip(found.tokens, found.draft_distributions, strict=True):
+            assert q is tree.draft_distributions[token - 10]
+
+
+def test_list_arguments_are_parents_of_the_tokens_of_a_pass_and_none_for_a_chain() -> None:
+    assert list_arguments(build([7, 8])) == () == list_arguments(build([]))
+    assert list_arguments(build([7, 8], [-1, -1])) == ([-1, 0, 0],)
 
 
 def test_list_rejected_names_the_candidates_after_the_path() -> None:

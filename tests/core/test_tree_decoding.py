@@ -144,6 +144,7 @@ class ChainsAlone:
         return getattr(self._model, name)
 
     def step(self, ids: Tensor, *rest: Any) -> Any:
+        assert not isinstance(rest[-1], list), "parents"
         return self._model.step(ids, *rest)
 
 

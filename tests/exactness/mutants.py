@@ -107,7 +107,9 @@ def main() -> int:
     parser.add_argument("--only", choices=GENERATORS, help="change operators or structure alone")
     parser.add_argument("--sample", type=int, help="mutants of each kind in a file (default: all)")
     parser.add_argument(
-        "--quick", action="store_true", help="leave out fresh processes: call the rest survivors"
+        "--quick",
+        action="store_true",
+        help="leave out fresh processes, and mutants with a reason; call the rest survivors",
     )
     parser.add_argument(
         "--resume", action="store_true", help="skip mutants that --out records as killed"
@@ -147,6 +149,10 @@ def run_all(options: argparse.Namespace) -> int:
     others = [row for row in kept if row["sha256"] not in wanted]
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.quick:
+        for mutant, row in rows.items():
+            if find_reason(mutant):
+                row |= {"verdict": "survived", "killer": None}
     left = [m for m, row in rows.items() if "verdict" not in row]
     results = iterate_process(run_in_forks, left, options.jobs)
     for index, killer in tqdm(results, unit="mutant", disable=None, total=len(left)):

@@ -9,6 +9,7 @@ _INDEPENDENT = "neither of the two steps reads what the other writes"
 _NUMBER = "a NumPy number or a tensor of one entry indexes and compares as its int does"
 _EQUAL_LENGTHS = "what is paired has one entry for each node, so the check never fails"
 _FASTER = "what is computed more is not read, or has the same values: only time differs"
+_ONE_WORD = "there is one word of each kind: two are refused"
 _MORE_SORTED = "more ids are sorted than are needed; those that are kept are the same"
 
 # From (file, part of the description of the change) to the reason. A part that ends with a line
@@ -72,8 +73,20 @@ REASONS: dict[tuple[str, str], str] = {
         "NumPy sorts the tensor through the array that it shares its memory with"
     ),
     ("minispec/growth", "[:count].tolist() -> np.argsort"): _NUMBER,
-    ("minispec/growth", "[w for w in words if w in CANDIDATES] -> (lambda"): (
-        "it changes lists of two words or more, which are refused"
+    ("minispec/growth", "[w for w in words if w in CANDIDATES] -> (lambda"): _ONE_WORD,
+    ("minispec/growth", "[w for w in words if w in GROWTHS] -> (lambda"): _ONE_WORD,
+    ("minispec/growth", "given[0] -> given[0 - 1]"): _ONE_WORD,
+    ("minispec/growth", "keeps its first result"): "a shape never changes",
+    ("minispec/growth", "heap and sum(counts.values()) < self.nodes -> sum("): (
+        "a shape has no more nodes than there are places, so some are left until then"
+    ),
+    ("minispec/growth", "float(confidence.probs[index]) -> confidence"): _NUMBER,
+    ("minispec/growth", "point[i] -> point["): "all entries are 0",
+    ("minispec/growth", "places.get(self._ranks_of(node), 0) -> "): "None is as false as 0",
+    ("minispec/tree", "node - 1 for node, parent in list("): "the first node's parent is -1",
+    ("minispec/tree", "if parent == last] -> (lambda"): "of these the first alone is taken",
+    ("minispec/tree", "for node, parent in list(enumerate(parents))[1:]:"): (
+        "the first node's parent is -1, which has no row"
     ),
     ("minispec/suffix_candidates", "in merge_continuations: tokens.append"): _INDEPENDENT,
     ("minispec/suffix_candidates", "in merge_continuations: parents.append"): _INDEPENDENT,
