@@ -292,3 +292,12 @@ def test_choose_adds_up_in_float64() -> None:
     assert FixedRandom(LAST_BELOW_ONE).choose(weights) == 2999
     total = 1 + 2999 * 2.0**-27
     assert FixedRandom((1 + 1500.5 * 2.0**-27) / total).choose(weights) == 1501
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.5, top_k=2)], ids=str)
+@given(numbers=st.lists(st.floats(-9, 9), min_size=1, max_size=9))
+def test_soften_is_the_softmax_at_temperature_1_whatever_is_asked_for(sampling, numbers):
+    logits, ids = torch.tensor(numbers, dtype=torch.float64), 3 * torch.arange(len(numbers))
+    found = sampling.soften(logits, ids)
+    assert torch.equal(found.ids, ids)
+    assert torch.allclose(found.probs, torch.softmax(logits, 0))

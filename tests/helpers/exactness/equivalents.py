@@ -83,6 +83,12 @@ REASONS: dict[tuple[str, str], str] = {
     ("minispec/growth", "float(confidence.probs[index]) -> confidence"): _NUMBER,
     ("minispec/growth", "point[i] -> point["): "all entries are 0",
     ("minispec/growth", "places.get(self._ranks_of(node), 0) -> "): "None is as false as 0",
+    ("minispec/verify", "in verify: _check_lengths"): _INDEPENDENT,
+    ("minispec/verify", "in verify_block: _check_lengths"): _INDEPENDENT,
+    ("minispec/verify", "in _draw_next: token = int"): _INDEPENDENT,
+    ("minispec/verify", "descend(-1, 1) or (-1, target_distributions[0]) -> "): (
+        "the last emitted token, of index -1, is always kept"
+    ),
     ("minispec/tree", "node - 1 for node, parent in list("): "the first node's parent is -1",
     ("minispec/tree", "if parent == last] -> (lambda"): "of these the first alone is taken",
     ("minispec/tree", "for node, parent in list(enumerate(parents))[1:]:"): (
