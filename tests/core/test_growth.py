@@ -119,7 +119,7 @@ def test_what_is_left_is_shared_out_by_confidence(nodes: int, expected: list[Any
     assert growth.plan_level() == expected
 
 
-@pytest.mark.parametrize("text", ["2x6x18:static", "3x3x9:static:distinct", "4x2x8:static"])
+@pytest.mark.parametrize("text", ["2x6x30:static", "3x3x9:static:distinct", "4x2x8:static"])
 def test_static_growth_follows_its_places_whatever_the_confidence(text: str) -> None:
     shape = TreeShape.parse(text)
     growth, planned = Growth(shape, shape.depth), dict[tuple[int, ...], int]()
@@ -154,10 +154,12 @@ def test_choose_candidates_finds_no_second_where_the_first_is_certain(kind: str)
     assert [candidate.token for candidate in chosen] == [1]
 
 
-@pytest.mark.parametrize("size", [4, 64, 1000])
+@pytest.mark.parametrize("size", [9, 64, 1000])
 def test_pick_candidates_takes_the_lower_of_equal_ids(size: int) -> None:
-    equal = Distribution(torch.arange(size), torch.full((size,), 1 / size))
-    assert [c.token for c in pick_candidates(equal, 3)] == [0, 1, 2]
+    for period, expected in ((1, [0, 1, 2]), (2, [1, 3, 5]), (3, [2, 5, 8])):
+        shares = torch.arange(size) % period + 1.0
+        equal = Distribution(torch.arange(size), shares / shares.sum())
+        assert [c.token for c in pick_candidates(equal, 3)] == expected
 
 
 def test_choose_candidates_with_replacement_records_q() -> None:

@@ -48,6 +48,8 @@ def test_check_verdict_takes_every_beginning_of_the_chain(
         (None, "a verifier returned a NoneType, expected a Verdict"),
         (((), 1), "a verifier returned a tuple, expected a Verdict"),
         (Verdict((1,), 1, P, ()), r"the indices \[1\], expected 0, 1, ... without a gap, below 2"),
+        (Verdict((9,), 1, P, ()), r"the indices \[9\], expected 0, 1, .* below 2"),
+        (Verdict((-1,), 1, P, ()), r"the indices \[-1\], expected 0, 1, .* below 2"),
         (Verdict((0, 1, 2), 1, P, ()), r"the indices \[0, 1, 2\], expected 0, 1, .* below 2"),
         (Verdict((), -1, P, ()), r"emitted token -1, outside 0\.\.2"),
         (Verdict((), 3, P, ()), r"emitted token 3, outside 0\.\.2"),

@@ -89,6 +89,10 @@ REASONS: dict[tuple[str, str], str] = {
     ("minispec/verify", "descend(-1, 1) or (-1, target_distributions[0]) -> "): (
         "the last emitted token, of index -1, is always kept"
     ),
+    ("minispec/verify", "target_distributions[0] -> target_distributions[0 "): (
+        "the last emitted token, of index -1, is always kept"
+    ),
+    ("minispec/tree", "strict=True) -> zip("): _EQUAL_LENGTHS,
     ("minispec/tree", "node - 1 for node, parent in list("): "the first node's parent is -1",
     ("minispec/tree", "if parent == last] -> (lambda"): "of these the first alone is taken",
     ("minispec/tree", "for node, parent in list(enumerate(parents))[1:]:"): (
