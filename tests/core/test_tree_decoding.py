@@ -205,6 +205,12 @@ def test_continuations_keep_to_gamma_and_to_the_nodes_of_their_index() -> None:
         )]  # fmt: skip
         continued = [len(r.proposed) - len(r.shortlist_sizes) for r in rounds[:3]]
         assert max(continued) == 2, (gamma, nodes)
+    [first, *_] = speculative(  # 0 1 went on with 2 and with 3
+        target, ToyDraft(V, TABLE), FullShortlist(V), [0, 1, 2, 0, 1, 3, 0, 1], gamma=1,
+        sampling=Sampling(), rng=SeededRandom(0), stop=StopRule(9),
+        index=SuffixIndex(SuffixConfig(nodes=5)),
+    )  # fmt: skip
+    assert {2, 3} <= {*first.proposed} and {*first.parents} == {-1}
 
 
 def test_a_verifier_that_follows_parents_is_taken() -> None:
