@@ -151,7 +151,7 @@ def run_all(options: argparse.Namespace) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.quick:
         for mutant, row in rows.items():
-            if find_reason(mutant):
+            if "verdict" not in row and find_reason(mutant):
                 row |= {"verdict": "survived", "killer": None}
     left = [m for m, row in rows.items() if "verdict" not in row]
     results = iterate_process(run_in_forks, left, options.jobs)

@@ -76,7 +76,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("minispec/growth", "[w for w in words if w in CANDIDATES] -> (lambda"): _ONE_WORD,
     ("minispec/growth", "[w for w in words if w in GROWTHS] -> (lambda"): _ONE_WORD,
     ("minispec/growth", "given[0] -> given[0 - 1]"): _ONE_WORD,
-    ("minispec/growth", "keeps its first result"): "a shape never changes",
+    ("minispec/growth", "__str__ keeps its first result"): "a shape never changes",
     ("minispec/growth", "heap and sum(counts.values()) < self.nodes -> sum("): (
         "a shape has no more nodes than there are places, so some are left until then"
     ),
