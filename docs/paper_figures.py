@@ -192,7 +192,7 @@ def fill_in(text: str) -> str:
     """A page with its tables made anew. Raises LookupError for a table that is not known."""
     for mark in re.findall(r"<!-- table: (.*?) -->", text):
         if mark not in TABLES:
-            raise LookupError(f"there is no table {mark!r}: name one of {', '.join(TABLES)}")
+            raise LookupError(f"table {mark!r} is not one of {', '.join(TABLES)}")
         name, format_report = TABLES[mark]
         table = format_report(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
         marks = rf"(<!-- table: {re.escape(mark)} -->\n).*?(<!-- end -->)"

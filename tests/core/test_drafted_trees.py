@@ -66,18 +66,18 @@ class CountingDraft(ToyDraft):
 
 
 class Session:
-    """A drafter that has read the prompt. Its cache holds no more than the text, ``room`` tokens
+    """A drafter that has read the prompt. Its cache holds no more than the text, ``more`` tokens
     after the prompt, and a tree need."""
 
     def __init__(
-        self, shape: str, per_round: bool = False, room: int = 0, learner: Learner | None = None
+        self, shape: str, per_round: bool = False, more: int = 0, learner: Learner | None = None
     ) -> None:
         self.shape, self.shortlist = TreeShape.parse(shape), RecordingShortlist(per_round)
         self.head = CountingHead(torch.eye(V, dtype=torch.float64))
         self.draft = CountingDraft(V, TABLE, self.head)
         self._target = ToyTarget(V, TABLE)
         self._cache, self._text = self._target.new_cache(60), [*PROMPT]
-        capacity = len(PROMPT) + (room or self.shape.depth)
+        capacity = len(PROMPT) + (more or self.shape.depth)
         self.drafter = Drafter(
             self.draft, self.shortlist, capacity, learner, len(PROMPT), self.shape
         )
@@ -228,7 +228,7 @@ class ShownLearner:
 
 def test_rounds_that_draft_nothing_share_one_pass_of_the_draft() -> None:
     """Before the next draft; what is drafted is the same as if each had had its own."""
-    ours, other = (Session("2x2x4", room=9) for _ in range(2))
+    ours, other = (Session("2x2x4", more=9) for _ in range(2))
     for tokens in ([7, 4, 9], [8, 2]):
         before = ours.draft.passes
         for token in tokens:
@@ -247,7 +247,7 @@ def test_rounds_that_draft_nothing_share_one_pass_of_the_draft() -> None:
 
 def test_a_learner_sees_every_round_even_those_that_draft_nothing() -> None:
     learner: Any = ShownLearner()
-    session = Session("2x2x4", room=9, learner=learner)
+    session = Session("2x2x4", more=9, learner=learner)
     for token in (7, 4):
         session.propose(depth=0)
         session.emit(token)

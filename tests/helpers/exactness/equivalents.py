@@ -61,7 +61,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("minispec/decode", "in decode_rounds: features = target.step"): _INDEPENDENT,
     ("minispec/decode", "in decode_rounds: shown = "): _INDEPENDENT,
     ("minispec/decode", "torch.tensor(rows, device=states.device) -> "): (
-        "PyTorch itself takes indices on the CPU, and a list, for rows on any device"
+        "PyTorch itself takes indices on the CPU, as a tensor or not, for rows on any device"
     ),
     ("minispec/growth", "in __post_init__: convert_fields"): _INDEPENDENT,
     ("minispec/growth", "in parse: depth, beam, nodes"): _INDEPENDENT,
