@@ -80,8 +80,7 @@ def _measure(
 
     costs = PassCosts(tuple((rows, _time(run_target, rows)) for rows in _TARGET_ROWS))
     options: Any = {"sampling": sampling, "rng": SeededRandom(0), "stop": StopRule(4 * _ROUNDS)}
-    plain_rounds = autoregressive(target, [1, 2, 3], **options)
-    plain_rest = _time_rounds(plain_rounds)
+    plain_rest = _time_rounds(autoregressive(target, [1, 2, 3], **options))
     if drafting is None:
         return _Costs([*costs.target], [], plain_rest, plain_rest)
     draft, shortlist = drafting
@@ -93,11 +92,12 @@ def _measure(
         return _time_rounds(rounds)
 
     # In a tree of two levels the second one has ``beam`` nodes, in one of one level there is none.
+    beams = _find_beams(target, draft)
+    shallow, deep = ([time_drafting(depth, beam) for beam in beams] for depth in (1, 2))
     levels = [
-        (beam, max(_LEAST, time_drafting(2, beam) - time_drafting(1, beam)))
-        for beam in _find_beams(target, draft)
+        (beam, max(_LEAST, two - one)) for beam, one, two in zip(beams, shallow, deep, strict=True)
     ]
-    rest = max(0.0, time_drafting(1, 1) - levels[0][1])
+    rest = max(0.0, shallow[0] - levels[0][1])
     return _Costs([*costs.target], levels, rest, plain_rest)
 
 
