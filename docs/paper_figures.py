@@ -8,6 +8,7 @@ Each report is what ``minispec compare`` wrote, by the command that stands above
 import json
 import re
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ def format_lines(header: list[str], rows: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def select_rows(report: Row) -> dict[str, dict[str, Row]]:
-    """The rows of a report by method, then by stream."""
-    rows: dict[str, dict[str, Row]] = {}
+def select_rows(
+    report: Row, name: Callable[[Row], Any] = itemgetter("method")
+) -> dict[Any, dict[str, Row]]:
+    """The rows of a report by what ``name`` gives, the method by default, then by stream."""
+    rows: dict[Any, dict[str, Row]] = {}
     for row in report["results"]:
         if not row["best"]:
-            rows.setdefault(row["method"], {})[row["stream"]] = row
+            rows.setdefault(name(row), {})[row["stream"]] = row
     return rows
 
 
@@ -140,14 +143,14 @@ def _keeps_parts(altered: str) -> bool:
 
 def format_trees(report: Row) -> str:
     """Each method with each setting over all prompts: tau, by stream too, the tokens verified in a
-    pass, the speed over plain decoding's, and over that of the fastest chain of each method without
+    pass, the speed over plain decoding's, and over that of the fastest chain of ``evospec`` without
     continuations."""
-    settings: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in report["results"]:
-        if not row["best"]:
-            gamma = f"chain of {row['gamma']}" if row["gamma"] else ""
-            key = row["method"], row["tree"] or gamma
-            settings.setdefault(key, {})[row["stream"]] = row
+
+    def name_setting(row: Row) -> tuple[str, str]:
+        gamma = f"chain of {row['gamma']}" if row["gamma"] else ""
+        return row["method"], row["tree"] or gamma
+
+    settings = select_rows(report, name_setting)
     streams = [s for s in next(iter(settings.values())) if s != "all"]
     chains = [
         rows["all"]["tokens_per_second"]

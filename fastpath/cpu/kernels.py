@@ -117,7 +117,8 @@ def _multiply_group(rows, ids, states, start, count, out, first, last):
 
     Indirect accesses defeat the hardware prefetcher, and with many states the processor does not
     run far enough ahead, so rows are prefetched in software. Requests are dropped while the
-    queue is full, hence three times per row, 3, 2 and 1 rows ahead.
+    queue is full, hence three times per row, 3, 2 and 1 rows ahead; with many states once
+    (``dots``).
     """
     end = last - 1
     converted = rows.itemsize == 1 or (rows.itemsize == 2 and not BF16_PAIRS)

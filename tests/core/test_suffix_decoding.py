@@ -4,10 +4,10 @@ import itertools
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.toys import make_repeating_target
 from minispec.auto_shape import ShapeChooser
 from minispec.certificate.toys import ToyTarget, random_table
 from minispec.commit import StopRule
@@ -22,17 +22,6 @@ from minispec.verify import verify_block
 
 V = 6
 TARGET = ToyTarget(V, random_table(V, seed=3, spread=3.0))
-
-
-def make_repeating_target(period: int) -> ToyTarget:
-    """A target that repeats the token ``period`` positions before the next."""
-
-    def table(tokens: tuple[int, ...]) -> torch.Tensor:
-        logits = torch.zeros(V, dtype=torch.float64)
-        logits[tokens[-period] if len(tokens) >= period else 0] = 9.0
-        return logits
-
-    return ToyTarget(V, table)
 
 
 def run(target: ToyTarget, prompt, limit: int = 20, **changes: Any) -> list[Round]:
@@ -61,12 +50,12 @@ def test_greedy_suffix_decoding_equals_plain_decoding(prompt, gamma, limit, bloc
 
 
 def test_suffix_decoding_accepts_what_repeats():
-    rounds = run(make_repeating_target(3), [1, 2, 4, 1, 2])
+    rounds = run(make_repeating_target(V, 3), [1, 2, 4, 1, 2])
     assert tokens_of(rounds) == [4, 1, 2] * 6 + [4, 1]
     assert [len(finished.tokens) for finished in rounds] == [4, 4, 5, 5, 2]
     assert all(len(finished.path) == len(finished.proposed) for finished in rounds)
     assert rounds[0].shortlist_sizes == () and rounds[0].seconds["draft"] > 0
-    unlike = run(make_repeating_target(3), [1, 2, 4], limit=1)
+    unlike = run(make_repeating_target(V, 3), [1, 2, 4], limit=1)
     assert unlike[0].proposed == ()
 
 
@@ -80,21 +69,21 @@ class FirstOnly(ShapeChooser):
 def test_no_more_continuations_are_proposed_than_were_chosen():
     """Of four that are right, the first alone."""
     prompt, chooser = [0, 1, 2] * 4, FirstOnly(PassCosts(((1, 1.0), (9, 1.8))))
-    chosen = run(make_repeating_target(3), prompt, tree=chooser)
+    chosen = run(make_repeating_target(V, 3), prompt, tree=chooser)
     assert {len(finished.proposed) for finished in chosen} == {1}
-    assert tokens_of(chosen) == tokens_of(run(make_repeating_target(3), prompt))
+    assert tokens_of(chosen) == tokens_of(run(make_repeating_target(V, 3), prompt))
 
 
 def test_index_starts_afresh_unless_the_conversation_continues():
     index = SuffixIndex(SuffixConfig(min_match=1, capacity=64))
-    first = run(make_repeating_target(2), [1, 2], limit=4, index=index)
+    first = run(make_repeating_target(V, 2), [1, 2], limit=4, index=index)
     conversation = [1, 2, *tokens_of(first)]
     held = index.text_length
-    rounds = run(make_repeating_target(2), [*conversation, 3, 4, 3], limit=1, index=index,
+    rounds = run(make_repeating_target(V, 2), [*conversation, 3, 4, 3], limit=1, index=index,
                  continued=True)  # fmt: skip
     assert held >= 2 and rounds[0].proposed == ()  # gamma is cut to the limit
     assert index.text_length == len(conversation) + 3  # no token was added twice
-    run(make_repeating_target(2), [3, 4], limit=1, index=index)
+    run(make_repeating_target(V, 2), [3, 4], limit=1, index=index)
     assert index.text_length == 2
 
 
@@ -107,7 +96,7 @@ def test_earlier_texts_are_continued():
 
 def test_rounds_can_be_abandoned():
     rounds = suffix_decoding(
-        make_repeating_target(3), [1, 2, 4, 1, 2], gamma=4, sampling=Sampling(),
+        make_repeating_target(V, 3), [1, 2, 4, 1, 2], gamma=4, sampling=Sampling(),
         rng=SeededRandom(0), stop=StopRule(20),
     )  # fmt: skip
     assert len([*itertools.islice(rounds, 2)]) == 2

@@ -16,6 +16,7 @@ from torch import Tensor
 from helpers.drafts import DRAFT, TARGET
 from helpers.exactness.chain_verifiers import verify_chain, verify_chain_as_block
 from helpers.online_learning import EXTREME
+from helpers.toys import make_repeating_target
 from minispec.auto_shape import ShapeChooser
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
@@ -194,10 +195,7 @@ def test_an_index_starts_afresh_unless_the_conversation_continues() -> None:
 
 
 def test_continuations_keep_to_gamma_and_to_the_nodes_of_their_index() -> None:
-    def repeat(tokens: tuple[int, ...]) -> Tensor:
-        return 9.0 * torch.eye(V, dtype=torch.float64)[tokens[-3] if len(tokens) > 2 else 0]
-
-    target, prompt = ToyTarget(V, repeat), [0, 1, 2] * 4
+    target, prompt = make_repeating_target(V, 3), [0, 1, 2] * 4
     for gamma, nodes in ((2, 5), (5, 2)):
         rounds = [*speculative(
             target, ToyDraft(V, TABLE), FullShortlist(V), prompt, gamma=gamma, sampling=Sampling(),

@@ -1,10 +1,11 @@
-"""Tiny targets with random weights."""
+"""Tiny targets: with random weights, and one that repeats itself."""
 
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from minispec.certificate.toys import ToyTarget
 from minispec.models.transformer import ModelConfig, Transformer
 
 TOY = ModelConfig(
@@ -39,3 +40,14 @@ def toy_transformer(seed: int = 0, **changes: object) -> Transformer:
             if "norm" in name:  # initially all ones, which would hide an error
                 weight.uniform_(0.5, 1.5)
     return model
+
+
+def make_repeating_target(vocab_size: int, period: int) -> ToyTarget:
+    """A target that repeats the token ``period`` positions before the next."""
+
+    def table(tokens: tuple[int, ...]) -> torch.Tensor:
+        logits = torch.zeros(vocab_size, dtype=torch.float64)
+        logits[tokens[-period] if len(tokens) >= period else 0] = 9.0
+        return logits
+
+    return ToyTarget(vocab_size, table)
