@@ -41,7 +41,7 @@ def model() -> Pretrained:
 def _toy_draft(seed: int = 0) -> EagleDraft:
     from minispec.models.eagle_draft import init_from_target
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # else PyTorch for CUDA looks for its devices
         torch.manual_seed(seed)
         draft = init_from_target(model().reference).requires_grad_(False)
         for weight in draft.parameters():
