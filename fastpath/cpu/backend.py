@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fastpath.cpu.head import CpuHead
 from fastpath.cpu.kernels import multiply
+from fastpath.cpu.panels import Panels, build_panels
 from fastpath.cpu.positions import place_tokens
 from fastpath.cpu.process import why_unfit
 from fastpath.cpu.rows import allocate_rows
@@ -30,6 +31,8 @@ from minispec.models.eagle_draft import EagleDraft
 from minispec.models.int8 import quantize_rows, row_scales
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
+from minispec.models.quantized_matrix import QuantizedMatrix
+from minispec.models.quantized_modules import QuantizedLinear, rows_of
 from minispec.models.rope import Rope
 from minispec.models.transformer import MLP, Attention, Layer, ModelConfig, Transformer
 from minispec.types import Features
@@ -40,7 +43,7 @@ _Stacks = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]  # weights; scal
 
 def why_unsupported(model: Transformer) -> str | None:
     """The reason why a model cannot run on this backend; None if it can."""
-    weight = model.embedding.weight
+    weight = rows_of(model.embedding)
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return f"its weights are {weight.dtype} on {weight.device}, not float32 or bfloat16 on cpu"
     return why_unfit()
@@ -71,16 +74,9 @@ class CpuTarget:
 
     def __init__(self, model: Transformer) -> None:
         self._config = model.config
-        head = model.embedding if model.config.tie_word_embeddings else model.output
-        rows = allocate_rows(head.weight.shape, head.weight.dtype)
-        head.weight.data = rows.copy_(head.weight.detach())
-        self.embedding = model.embedding.weight.detach()
         self.context_limit = model.config.context_limit
         layers = [layer for layer in model.layers if isinstance(layer, Layer)]
-        stacks = _stack_layers(
-            [layer.attention for layer in layers], [layer.mlp for layer in layers]
-        )
-        self._stacks = _to_kernel_stacks(stacks, model.config.int8_rows)
+        self._stacks = _build_stacks(layers, model.config.int8_rows)
         self._norms = (
             np.stack([_norm_weight(layer.attention_norm) for layer in layers]),
             tuple(map(np.stack, zip(*map(_layer_norms, layers), strict=True))),
@@ -92,8 +88,8 @@ class CpuTarget:
         self._aux_layer_ids = np.array(sorted(model.config.aux_hidden_state_layer_ids), np.int64)
         tables = [_rope_tables(rope, model.config) for rope in (model.rope, model.local_rope)]
         self._cos, self._sin = (np.stack(kinds) for kinds in zip(*tables, strict=True))
-        self.rows = model.head.weight  # (V, D)
-        self.head = CpuHead(*_to_kernel_rows(self.rows, model.config.int8_rows))
+        self.head = _build_model_head(model)
+        self.rows, self.embedding = model.head.weight, rows_of(model.embedding)  # (V, D) each
         self.threads = get_num_threads()  # read once: the call takes as long as a short product
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -145,7 +141,7 @@ class CpuDraft:
         """The target's auxiliary hidden states (T, n_aux * D) -> states (T, D)."""
         self._refresh_adapted()
         rows, scales = self._projections[-1]
-        states = torch.empty(len(aux_hidden_states), len(rows))
+        states = torch.empty(len(aux_hidden_states), self._config.hidden_size)
         multiply(rows, scales, aux_hidden_states.numpy(), states.numpy(), self._target.threads)
         return states
 
@@ -216,10 +212,27 @@ def _layer_norms(layer: Layer | EagleDraft) -> tuple[np.ndarray, ...]:
     return tuple(map(_norm_weight, (*outer, *inner)))
 
 
-def _layer_settings(config: ModelConfig) -> tuple[float, np.float32, int, bool]:
+def _layer_settings(config: ModelConfig) -> tuple[float, np.float32, int, bool, int, int]:
     scale = config.attention_scale or config.head_dim**-0.5
-    window = config.sliding_window or config.context_limit
-    return config.rms_norm_eps, np.float32(scale), window, config.activation == "gelu_tanh"
+    window, gelu = config.sliding_window or config.context_limit, config.activation == "gelu_tanh"
+    heads, inner = config.num_attention_heads, config.intermediate_size
+    return config.rms_norm_eps, np.float32(scale), window, gelu, heads, inner
+
+
+def _build_model_head(model: Transformer) -> CpuHead:
+    """The head of a model, whose rows become a view of the head's."""
+    module = model.embedding if model.config.tie_word_embeddings else model.output
+    rows = rows_of(module)
+    if isinstance(rows, QuantizedMatrix):
+        return CpuHead(*_build_matrix([rows]), rows)
+    module.weight.data = allocate_rows(rows.shape, rows.dtype).copy_(rows)
+    return CpuHead(*_to_kernel_rows(module.weight.detach(), model.config.int8_rows))
+
+
+def _build_matrix(matrices: Sequence[QuantizedMatrix]) -> Panels:
+    """Quantised matrices that read the same states, one after the other, as one."""
+    data, segments = build_panels([matrices])
+    return data, segments[0]
 
 
 def build_head(rows: Tensor) -> CpuHead:
@@ -248,6 +261,8 @@ def _to_exact_bfloat16(weight: Tensor) -> Tensor:
 def _concatenate(matrices: Sequence[nn.Linear | LoraLinear]) -> tuple[np.ndarray, np.ndarray]:
     """A draft's projections that read the same states, concatenated, in the form that the kernels
     read. With adapters they stay float32: updates are smaller than bfloat16 resolves."""
+    if all(isinstance(matrix, QuantizedLinear) for matrix in matrices):
+        return _build_matrix([matrix.matrix for matrix in matrices])
     stacked = torch.cat(
         [m.merged_weight if isinstance(m, LoraLinear) else m.weight for m in matrices]
     ).detach()
@@ -259,9 +274,22 @@ def _has_adapters(matrices: Sequence[nn.Linear | LoraLinear]) -> bool:
     return any(isinstance(matrix, LoraLinear) for matrix in matrices)
 
 
-def _to_kernel_stacks(stacks: Sequence[Tensor], int8: bool) -> _Stacks:
-    rows, sizes = zip(*(_to_kernel_rows(stack, int8) for stack in stacks), strict=True)
-    return rows, sizes
+def _build_stacks(layers: Sequence[Layer], int8: bool) -> _Stacks:
+    """The four stacks of a target, QKV, output, gate and up, down, as the kernels read them."""
+    by_kind = zip(*(_matrices(layer.attention, layer.mlp) for layer in layers), strict=True)
+    stacks = [_build_stack(matrices, int8) for matrices in by_kind]
+    rows, scales = zip(*stacks, strict=True)
+    return rows, scales
+
+
+def _build_stack(
+    layers: Sequence[Sequence[nn.Linear]], int8: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """One projection of each layer, or several that read the same states. Weights that are not
+    quantised are stacked as (L, N, D), and become views of the stack."""
+    if isinstance(layers[0][0], QuantizedLinear):
+        return build_panels([[rows_of(matrix) for matrix in matrices] for matrices in layers])
+    return _to_kernel_rows(_stack_projections(layers), int8)
 
 
 def _matrices(attention: Attention, mlp: MLP) -> list[list[nn.Linear]]:
@@ -272,12 +300,6 @@ def _matrices(attention: Attention, mlp: MLP) -> list[list[nn.Linear]]:
         [mlp.gate, mlp.up],
         [mlp.down],
     ]
-
-
-def _stack_layers(attentions: Sequence[Attention], mlps: Sequence[MLP]) -> list[Tensor]:
-    """The four stacks of a target: QKV, output, gate and up, down, each (L, N, D)."""
-    layers = map(_matrices, attentions, mlps)
-    return [_stack_projections(projections) for projections in zip(*layers, strict=True)]
 
 
 def _stack_projections(layers: Sequence[Sequence[nn.Linear]]) -> Tensor:

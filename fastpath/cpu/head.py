@@ -12,10 +12,12 @@ from torch import Tensor
 
 from fastpath.cpu.kernels import multiply
 from fastpath.cpu.packed import PackedRows
+from fastpath.cpu.packed_panels import PackedPanels
 from fastpath.cpu.ranks import multiply_and_rank, rank_logits
 from fastpath.cpu.rows import multiply_gathered
 from fastpath.scores import Scores
 from minispec.errors import ArgumentError
+from minispec.models.quantized_matrix import QuantizedMatrix
 
 _CHURN = 0.125  # with a larger share of new ids a shortlist is gathered: see docs/performance.md
 _STAYS = 16  # uses after which a shortlist counts as lasting: more than the longest round
@@ -25,9 +27,16 @@ _MAX_MISSES = 16  # after so many unpacked shortlists in a row, the packed one i
 class CpuHead:
     """The LM head (V, D) of a target or draft; the rows are shared, not copied."""
 
-    def __init__(self, rows: np.ndarray, scales: np.ndarray) -> None:
-        self._rows, self._scales = rows, scales
-        self._packed, self._threads = PackedRows(rows, scales), get_num_threads()
+    def __init__(
+        self, rows: np.ndarray, scales: np.ndarray, matrix: QuantizedMatrix | None = None
+    ) -> None:
+        """``rows`` and ``scales``: see ``kernels``. ``matrix``: a quantised head's rows as they lie
+        in the file, from which shortlists are packed."""
+        self._rows, self._scales, self._matrix = rows, scales, matrix
+        self._packed: PackedRows | PackedPanels
+        self._packed = PackedRows(rows, scales) if matrix is None else PackedPanels(matrix)
+        self._size = len(rows) if matrix is None else len(matrix)
+        self._threads = get_num_threads()
         self._last_ids: Tensor | None = None  # the shortlist of the last call
         self._repeats = 0  # consecutive calls with it before
         self._packed_ids: Tensor | None = None  # the packed shortlist
@@ -35,7 +44,7 @@ class CpuHead:
 
     @property
     def vocab_size(self) -> int:
-        return len(self._rows)
+        return self._size
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> logits of the whole vocabulary (..., V)."""
@@ -52,10 +61,11 @@ class CpuHead:
         self._repeats = self._repeats + 1 if ids is self._last_ids else 0
         self._last_ids = ids
         # After too many misses any shortlist is packed, so that later small changes can be applied.
-        churn = 1.0 if self._repeats or self._misses == _MAX_MISSES else _CHURN
+        packs = self._repeats or self._misses == _MAX_MISSES or self._matrix is not None
+        churn = 1.0 if packs else _CHURN
         if ids is self._packed_ids:
             self._packed.multiply(states, out.numpy())
-        elif self._repeats in (0, _STAYS) and self._packed.update(
+        elif (self._repeats in (0, _STAYS) or self._matrix is not None) and self._packed.update(
             ids.numpy(), states, out.numpy(), churn
         ):
             self._packed_ids, self._misses = ids, 0
@@ -71,7 +81,7 @@ class CpuHead:
         logits (T,). The other logits are not stored."""
         states, no_logits = hidden.contiguous().numpy(), np.empty((len(hidden), 0), np.float32)
         logits, indices, _ = multiply_and_rank(
-            self._rows, self._scales, states, no_logits, 1, 0.0, self._threads
+            self._rows, self._scales, self._size, states, no_logits, 1, 0.0, self._threads
         )
         return torch.from_numpy(indices[:, 0]), torch.from_numpy(logits[:, 0])
 
@@ -80,7 +90,7 @@ class CpuHead:
         id, and their logits (T, count): ranked while they are computed."""
         states, logits = self._allocate(hidden, self.vocab_size)
         values, ids, _ = multiply_and_rank(
-            self._rows, self._scales, states, logits.numpy(), count, 0.0, self._threads
+            self._rows, self._scales, self._size, states, logits.numpy(), count, 0.0, self._threads
         )
         return logits, torch.from_numpy(ids), torch.from_numpy(values)
 
@@ -100,7 +110,7 @@ class CpuHead:
         if ids is None or count == self.vocab_size:
             states, logits = self._allocate(hidden, count)
             ranked = multiply_and_rank(
-                self._rows, self._scales, states, logits.numpy(), top, temperature,
+                self._rows, self._scales, self._size, states, logits.numpy(), top, temperature,
                 self._threads,
             )  # fmt: skip
         else:
@@ -110,7 +120,7 @@ class CpuHead:
 
     def with_own_packing(self) -> "CpuHead":
         """A head over the same rows that packs another shortlist."""
-        return CpuHead(self._rows, self._scales)
+        return CpuHead(self._rows, self._scales, self._matrix)
 
     @staticmethod
     def _allocate(hidden: Tensor, size: int) -> tuple[np.ndarray, Tensor]:

@@ -7,13 +7,17 @@ and is multiplied with all states while it is in the registers (``fastpath.cpu.d
 
 Rows are float32, bfloat16 (passed as uint16, its bits; as int16 where the states stay float32)
 or int8 with a scale for each row. States, sums and results are float32; for bfloat16 rows the
-states are rounded to bfloat16 (``cast_states``). Knows nothing of models.
+states are rounded to bfloat16 (``cast_states``). A quantised matrix is multiplied by
+``fastpath.cpu.blocks``: it is passed as the bytes of its panels in place of rows, and its segments
+in place of scales. Knows nothing of models.
 """
 
 import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
+from fastpath.cpu.block_formats import PANEL
+from fastpath.cpu.blocks import multiply_segments, round_states
 from fastpath.cpu.dots import BF16_PAIRS, MAX_STATES, NUM_STREAMS, dots
 from fastpath.cpu.process import CACHE
 from fastpath.cpu.vectors import LANES
@@ -57,6 +61,8 @@ def _cast_states(rows, states):
 
 @overload(_cast_states)
 def _compile_cast_states(rows, states):
+    if rows.ndim == 1:
+        return lambda rows, states: round_states(states)
     if rows.dtype != types.uint16:
 
         def align(rows, states):
@@ -89,7 +95,7 @@ def cast_states(rows, states):
     """States (T, D) float32 in the form in which these rows are multiplied with them.
 
     For bfloat16 rows they are rounded to bfloat16: its bits with ``BF16_PAIRS``, else the same
-    values in float32. Done once for each product, so that one state and several states get the
+    values in float32; for a quantised matrix to blocks of whole numbers. Done once for each product, so that one state and several states get the
     same arithmetic.
     """
     return _cast_states(rows, states)
@@ -194,19 +200,64 @@ def apply_scales(rows, scales, ids, out, first, last):
                 out[state, i] *= scales[ids[i] if len(ids) else i]
 
 
+def _multiply_block(rows, scales, states, out, first, last, shift):
+    """The implementation of ``multiply_block``, chosen by the type of ``rows``."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_multiply_block)
+def _compile_multiply_block(rows, scales, states, out, first, last, shift):
+    if rows.ndim == 1:
+        return lambda rows, scales, states, out, first, last, shift: multiply_segments(
+            rows, scales, states, out, first, last, shift
+        )
+
+    def multiply_dense(rows, scales, states, out, first, last, shift):
+        all_rows = np.empty(0, np.int64)
+        multiply_rows(rows[shift:], all_rows, states, out, first - shift, last - shift)
+        apply_scales(rows[shift:], scales[shift:], all_rows, out, first - shift, last - shift)
+
+    return multiply_dense
+
+
 @njit(cache=CACHE)
-def multiply_block(rows, scales, states, out, first, last):
-    """out[:, first:last] = states @ (rows * scales)[first:last].T on one thread; ``states`` come
-    from ``cast_states``."""
-    all_rows = np.empty(0, np.int64)
-    multiply_rows(rows, all_rows, states, out, first, last)
-    apply_scales(rows, scales, all_rows, out, first, last)
+def multiply_block(rows, scales, states, out, first, last, shift):
+    """out[:, first - shift : last - shift] = states @ (rows * scales)[first:last].T on one thread;
+    ``states`` come from ``cast_states``."""
+    _multiply_block(rows, scales, states, out, first, last, shift)
+
+
+@njit(cache=CACHE)
+def split_rows(count, thread, threads):
+    """The first and last of ``count`` rows that a thread multiplies: whole panels."""
+    panels = (count + PANEL - 1) // PANEL
+    first, last = thread * panels // threads, (thread + 1) * panels // threads
+    return first * PANEL, min(last * PANEL, count)
 
 
 @njit(parallel=True, cache=CACHE)
 def multiply(rows, scales, states, out, threads):
     """rows (N, D), scales (N,), states (T, D) -> out (T, N) = states @ (rows * scales).T."""
-    inputs = cast_states(rows, states)
+    inputs, count = cast_states(rows, states), out.shape[1]
     for thread in prange(threads):
-        first, last = thread * len(rows) // threads, (thread + 1) * len(rows) // threads
-        multiply_block(rows, scales, inputs, out, first, last)
+        first, last = split_rows(count, thread, threads)
+        multiply_block(rows, scales, inputs, out, first, last, 0)
+
+
+def _layer_of(stack, scales, index):
+    """The implementation of ``layer_of``, chosen by the type of ``stack``."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_layer_of)
+def _compile_layer_of(stack, scales, index):
+    if stack.ndim == 1:
+        return lambda stack, scales, index: (stack, scales[index])
+    return lambda stack, scales, index: (stack[index], scales[index])
+
+
+@njit(cache=CACHE)
+def layer_of(stack, scales, index):
+    """The matrix of a layer, of matrices that are stacked: rows (L, N, D) and scales (L, N); or the
+    bytes of all panels and segments (L, S, 4)."""
+    return _layer_of(stack, scales, index)

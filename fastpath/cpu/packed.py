@@ -69,12 +69,12 @@ def _multiply_in_order(rows, scales, added, added_slots, packed, ids, slots, sta
 
 
 @njit(cache=CACHE)
-def plan_slots(old_ids, old_slots, new_ids, new_slots, packed, churn):
+def plan_slots(old_ids, old_slots, new_ids, new_slots, churn):
     """Assigns slots 0..K-1 to a shortlist ``new_ids`` (K,), written to ``new_slots`` (K,).
 
-    Ids kept from ``old_ids`` keep their slots, unless these lie beyond K - 1; then their rows are
-    moved. Returns the added ids (n,), whose rows have to be copied, their slots (n,), and True;
-    or nothing, nothing and False where n > ``churn`` * K, with ``packed`` unchanged.
+    Ids kept from ``old_ids`` keep their slots, unless these lie beyond K - 1. Returns the other ids
+    (n,), whose rows have to be copied, their slots (n,), and True; or nothing, nothing and False
+    where n > ``churn`` * K.
     """
     size = len(new_ids)
     free, added_indices = np.empty(len(old_ids), np.int32), np.empty(size, np.int32)
@@ -84,26 +84,19 @@ def plan_slots(old_ids, old_slots, new_ids, new_slots, packed, churn):
             free[num_free] = old_slots[position]
             num_free += old_slots[position] < size
             position += 1
-        if position < len(old_ids) and old_ids[position] == new_ids[i]:
+        kept = position < len(old_ids) and old_ids[position] == new_ids[i]
+        if kept and old_slots[position] < size:
             new_slots[i] = old_slots[position]
-            position += 1
         else:
-            new_slots[i] = -1
             added_indices[num_added] = i
             num_added += 1
+        position += kept
     if num_added > churn * size:
         return new_ids[:0], free[:0], False
     for i in range(position, len(old_ids)):
         free[num_free] = old_slots[i]
         num_free += old_slots[i] < size
     end = len(old_ids)
-    if end > size:  # the shortlist shrank: rows in slots beyond its end move into free ones
-        for i in range(size):
-            slot = new_slots[i]
-            if slot >= size:
-                num_free -= 1
-                packed[free[num_free]] = packed[slot]
-                new_slots[i] = free[num_free]
     added_slots = np.empty(num_added, np.int32)
     for i in range(num_added):
         if num_free:
@@ -123,7 +116,7 @@ def update_and_multiply(
     """Updates the packed rows from the shortlist ``old_ids`` in ``old_slots`` to ``new_ids`` (K,)
     in ``new_slots`` (K,), and computes its logits: states (T, D) -> out (T, K). Returns whether
     it did: it does neither where more than a share ``churn`` of the ids is new."""
-    added, added_slots, done = plan_slots(old_ids, old_slots, new_ids, new_slots, packed, churn)
+    added, added_slots, done = plan_slots(old_ids, old_slots, new_ids, new_slots, churn)
     if done:
         _multiply_in_order(
             rows, scales, added, added_slots, packed, new_ids, new_slots, states, out, threads

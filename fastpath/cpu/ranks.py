@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, prange
 
 from fastpath.cpu.exponential import exponential
-from fastpath.cpu.kernels import allocate_buffer, cast_states, multiply_block
+from fastpath.cpu.kernels import allocate_buffer, cast_states, multiply_block, split_rows
 from fastpath.cpu.process import CACHE
 
 _BLOCK = 1024  # rows whose logits are ranked before the next ones are computed
@@ -94,11 +94,11 @@ def _merge(top_logits, top_indices, totals, temperature):
 
 
 @njit(parallel=True, cache=CACHE)
-def multiply_and_rank(rows, scales, states, out, top, temperature, threads):
+def multiply_and_rank(rows, scales, count, states, out, top, temperature, threads):
     """Top-k and sum of exponentials of the logits states @ (rows * scales).T.
 
-    rows (N, D), scales (N,), states (T, D) -> the largest logits (T, top), top <= N, their row
-    indices (T, top), and the sums (T,) of exp((logit - largest) / temperature), which need a
+    rows (N, D), scales (N,), states (T, D), ``count`` N -> the largest logits (T, top), top <= N,
+    their row indices (T, top), and the sums (T,) of exp((logit - largest) / temperature), which need a
     temperature above 0. The logits themselves are written to ``out`` (T, N), and dropped where
     it is (T, 0).
     """
@@ -106,15 +106,15 @@ def multiply_and_rank(rows, scales, states, out, top, temperature, threads):
     top_logits = np.full((threads, new, top), -np.inf, np.float32)
     top_indices, totals = np.full((threads, new, top), -1), np.zeros((threads, new))
     for thread in prange(threads):
-        first, last = thread * len(rows) // threads, (thread + 1) * len(rows) // threads
+        first, last = split_rows(count, thread, threads)
         block = allocate_buffer(new, _BLOCK)  # (T, _BLOCK)
         for begin in range(first, last, _BLOCK):
-            count = min(_BLOCK, last - begin)
-            multiply_block(rows[begin:last], scales[begin:last], inputs, block, 0, count)
+            end = min(begin + _BLOCK, last)
+            multiply_block(rows, scales, inputs, block, begin, end, begin)
             for t in range(new):
-                logits = block[t, :count]
+                logits = block[t, : end - begin]
                 if keep:
-                    out[t, begin : begin + count] = logits
+                    out[t, begin:end] = logits
                 totals[thread, t] = _rank(
                     logits,
                     begin,

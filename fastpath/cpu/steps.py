@@ -17,7 +17,14 @@ from numba import njit, prange
 
 from fastpath.cpu.attention import attend
 from fastpath.cpu.exponential import exponential
-from fastpath.cpu.kernels import allocate_buffer, cast_states, multiply, multiply_block
+from fastpath.cpu.kernels import (
+    allocate_buffer,
+    cast_states,
+    layer_of,
+    multiply,
+    multiply_block,
+    split_rows,
+)
 from fastpath.cpu.process import CACHE
 
 
@@ -56,9 +63,9 @@ def apply_gate(gate_up, scales, states, gelu, both, out, threads):
     new, inner = out.shape
     inputs = cast_states(gate_up, states)
     for thread in prange(threads):
-        first, last = thread * inner // threads, (thread + 1) * inner // threads
-        multiply_block(gate_up, scales, inputs, both, first, last)
-        multiply_block(gate_up, scales, inputs, both, inner + first, inner + last)
+        first, last = split_rows(inner, thread, threads)
+        multiply_block(gate_up, scales, inputs, both, first, last, 0)
+        multiply_block(gate_up, scales, inputs, both, inner + first, inner + last, 0)
         for t in range(new):
             for i in range(first, last):
                 gate = both[t, i]
@@ -78,20 +85,19 @@ def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, value
     ``weights``: query, key and value projections as (heads + 2 num_key_value_heads) * head_dim
     rows; output; gate and up; down. ``scales``: the scales of their rows. ``norms``: before the
     MLP, after attention, after the MLP, of queries, of keys. ``settings``: epsilon, attention's
-    scale and window, whether the activation is GELU. ``cos``, ``sin`` (context, head_dim).
-    ``place``: see ``positions.place_tokens``.
+    scale and window, whether the activation is GELU, the number of heads, the MLP's inner size.
+    ``cos``, ``sin`` (context, head_dim). ``place``: see ``positions.place_tokens``.
     """
     mlp_norm, attention_post_norm, mlp_post_norm, query_norm, key_norm = norms
-    epsilon, scale, window, gelu = settings
+    epsilon, scale, window, gelu, heads, inner_size = settings
     start, positions = place[0], place[1]
     projections, output, gate_up, down = weights
     projections_scale, output_scale, gate_up_scale, down_scale = scales
     new, width = x.shape
     num_key_value_heads, head_dim = keys.shape[1], keys.shape[2]
-    heads = output.shape[1] // head_dim
 
     # (T, (heads + 2 num_key_value_heads) * head_dim)
-    projected = allocate_buffer(new, len(projections))
+    projected = allocate_buffer(new, (heads + 2 * num_key_value_heads) * head_dim)
     multiply(projections, projections_scale, inputs, projected, threads)
     split = projected.reshape(new, heads + 2 * num_key_value_heads, head_dim)
     for t in range(new):
@@ -114,10 +120,9 @@ def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, value
 
     normed = allocate_buffer(new, width)
     apply_rms_norm(x, mlp_norm, epsilon, normed, 0)
-    inner = allocate_buffer(new, down.shape[1])  # (T, M)
-    apply_gate(
-        gate_up, gate_up_scale, normed, gelu, allocate_buffer(new, len(gate_up)), inner, threads
-    )
+    inner = allocate_buffer(new, inner_size)  # (T, M)
+    both = allocate_buffer(new, 2 * inner_size)
+    apply_gate(gate_up, gate_up_scale, normed, gelu, both, inner, threads)
     multiply(down, down_scale, inner, update, threads)
     if len(mlp_post_norm):
         apply_rms_norm(update, mlp_post_norm, epsilon, update, 0)
@@ -150,26 +155,25 @@ def run_target(
     """
     attention_norms, inner_norms, final_norm = norms
     mlp_norms, attention_post_norms, mlp_post_norms, query_norms, key_norms = inner_norms
-    epsilon, scale, window, gelu = settings
+    epsilon, scale, window, gelu, heads, inner_size = settings
     new, width = x.shape
     normed = allocate_buffer(new, width)
     aux_hidden_states = allocate_buffer(new, len(aux_hidden_state_layer_ids) * width)
     num_aux = 0
     projections, output, gate_up, down = weights
     projections_scale, output_scale, gate_up_scale, down_scale = scales
-    for index in range(len(projections)):
+    for index in range(len(attention_norms)):
         apply_rms_norm(x, attention_norms[index], epsilon, normed, 0)
         kind = np.int64(local[index])
+        own_projections, own_projections_scale = layer_of(projections, projections_scale, index)
+        own_output, own_output_scale = layer_of(output, output_scale, index)
+        own_gate_up, own_gate_up_scale = layer_of(gate_up, gate_up_scale, index)
+        own_down, own_down_scale = layer_of(down, down_scale, index)
         run_layer(
             x,
             normed,
-            (projections[index], output[index], gate_up[index], down[index]),
-            (
-                projections_scale[index],
-                output_scale[index],
-                gate_up_scale[index],
-                down_scale[index],
-            ),
+            (own_projections, own_output, own_gate_up, own_down),
+            (own_projections_scale, own_output_scale, own_gate_up_scale, own_down_scale),
             (
                 mlp_norms[index],
                 attention_post_norms[index],
@@ -177,7 +181,7 @@ def run_target(
                 query_norms[index],
                 key_norms[index],
             ),
-            (epsilon, scale, window if kind else keys.shape[1], gelu),
+            (epsilon, scale, window if kind else keys.shape[1], gelu, heads, inner_size),
             cos[kind],
             sin[kind],
             keys[index],

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from minispec.errors import FileError
 from minispec.io.files import is_finite
+from minispec.models.quantized_matrix import QuantizedMatrix
+from minispec.models.quantized_modules import set_matrix
 from minispec.models.transformer import ModelConfig, Transformer
 
 # Limits far above every published model, so that no product of two sizes overflows.
@@ -24,12 +26,13 @@ Count = Annotated[int, Meta(ge=1, le=2**16)]
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor that lies in a file: the file, its name and shape there, and how it is read, as
-    float32."""
+    float32; or, if its model keeps it quantised, as ``matrix``."""
 
     origin: str
     name: str
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    matrix: QuantizedMatrix | None = None
 
 
 def build_transformer(
@@ -61,14 +64,23 @@ def build_transformer(
                 f"{found.origin}: {found.name} has shape {found.shape}, expected {shape} by the "
                 "model's settings"
             )
-    model.load_state_dict({name: _read_finite(stored[name]) for name in shapes}, assign=True)
+    for name in shapes:
+        if (matrix := stored[name].matrix) is not None:
+            _check_finite(stored[name], torch.from_numpy(matrix.scales()))
+            set_matrix(model, name, matrix)
+    read = {name: _read_finite(stored[name]) for name in model.state_dict()}
+    model.load_state_dict(read, assign=True)
     return model.eval().requires_grad_(False)
 
 
 def _read_finite(stored: StoredTensor) -> Tensor:
     value = stored.read()
+    _check_finite(stored, value)
+    return value
+
+
+def _check_finite(stored: StoredTensor, value: Tensor) -> None:
     if not is_finite(value):
         raise FileError(
             f"{stored.origin}: {stored.name} contains NaN or infinity: the file is damaged"
         )
-    return value

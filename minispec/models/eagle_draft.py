@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
+from minispec.models.quantized_matrix import Rows
+from minispec.models.quantized_modules import rows_of
 from minispec.models.transformer import MLP, Attention, ModelConfig, Transformer
 
 
 class EagleDraft(nn.Module):
     """One layer on [embedding; state], with its own final norm before the target's LM head."""
 
-    def __init__(self, config: ModelConfig, embedding: Tensor, head: PackedHead) -> None:
+    def __init__(self, config: ModelConfig, embedding: Rows, head: PackedHead) -> None:
         """``config``, ``embedding`` (V, D) and the rows of ``head`` are the target's."""
         super().__init__()
         self.config = config  # the target's: the draft is one more layer of it
@@ -127,6 +129,6 @@ def init_from_target(target: Transformer) -> EagleDraft:
 
 def build_draft(target: Transformer) -> EagleDraft:
     """A draft of this target with uninitialized weights, for a file to be loaded into."""
-    embedding = target.embedding.weight.detach()
+    embedding = rows_of(target.embedding)
     draft = EagleDraft(target.config, embedding, PackedHead(target.head.weight))
     return draft.to(embedding.device, embedding.dtype).eval()

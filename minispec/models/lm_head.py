@@ -10,15 +10,16 @@ Knows nothing of why an id is on the shortlist.
 import hashlib
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from minispec.models.quantized_matrix import QuantizedMatrix, Rows, multiply
 
 
 class LinearHead:
     """The head of a target: ``weight`` (V, D), often the embedding itself (tied)."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.detach()
+    def __init__(self, weight: Rows) -> None:
+        self.weight = weight.detach() if isinstance(weight, Tensor) else weight
 
     @property
     def vocab_size(self) -> int:
@@ -27,12 +28,12 @@ class LinearHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits of every id (..., V)."""
-        return F.linear(hidden, self.weight)
+        return multiply(hidden, self.weight)
 
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """(..., D), ids (K,) -> logits of those ids (..., K). Gathers the rows: K * D numbers are
         read, written and read again, three times the traffic of rows that lie side by side."""
-        return F.linear(hidden, self.weight[ids.to(self.weight.device)])
+        return multiply(hidden, _select(self.weight, ids))
 
     def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> the ids (T,) of the largest logits, ties to the lowest id, and these logits
@@ -44,8 +45,9 @@ class LinearHead:
     def fingerprint(self) -> str:
         """SHA-256 of the rows in float32: identifies the model a draft or an index belongs to."""
         digest = hashlib.sha256()
-        for block in self.weight.split(4096):
-            digest.update(block.to(torch.float32).contiguous().cpu().numpy().tobytes())
+        for start in range(0, len(self.weight), 4096):
+            block = self.weight[start : start + 4096].to(torch.float32)
+            digest.update(block.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -57,7 +59,7 @@ class PackedHead(LinearHead):
     whole vocabulary needs no copy.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Rows) -> None:
         """``weight`` (V, D): the target's own."""
         super().__init__(weight)
         self._ids: Tensor | None = None
@@ -69,6 +71,11 @@ class PackedHead(LinearHead):
         # here ensures that no other tensor can get the same identity.
         if ids is not self._ids:
             all_ids = len(ids) == self.vocab_size
-            self._packed = self.weight if all_ids else self.weight[ids.to(self.weight.device)]
+            self._packed = self.weight if all_ids else _select(self.weight, ids)
             self._ids = ids
-        return F.linear(hidden, self._packed)
+        return multiply(hidden, self._packed)
+
+
+def _select(rows: Rows, ids: Tensor) -> Rows:
+    """The rows of some ids (K,)."""
+    return rows.select(ids) if isinstance(rows, QuantizedMatrix) else rows[ids.to(rows.device)]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from minispec.errors import ArgumentError
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import LinearHead
+from minispec.models.quantized_modules import rows_of
 from minispec.models.rope import AttentionMetadata, Rope, Scaling, apply_rope, check_rope
 from minispec.types import Features
 
@@ -250,7 +251,7 @@ class Transformer(nn.Module):
     def head(self) -> LinearHead:
         """The LM head: the rows of the embedding if the two are tied."""
         tied = self.config.tie_word_embeddings
-        return LinearHead((self.embedding if tied else self.output).weight)
+        return LinearHead(rows_of(self.embedding if tied else self.output))
 
     @property
     def last_layer(self) -> Layer:
@@ -266,9 +267,9 @@ class Transformer(nn.Module):
 
     def new_cache(self, capacity: int, batch_size: int = 1) -> KVCache:
         """An empty cache for ``batch_size`` sequences of at most ``capacity`` positions each."""
-        config, weight = self.config, self.embedding.weight
+        config, rows = self.config, rows_of(self.embedding)
         sizes = (batch_size, capacity, config.num_key_value_heads, config.head_dim)
-        return KVCache(config.num_hidden_layers, *sizes, weight.dtype, weight.device)
+        return KVCache(config.num_hidden_layers, *sizes, rows.dtype, rows.device)
 
     def forward(
         self, ids: Tensor, cache: KVCache, parents: Sequence[int] | None = None
@@ -280,7 +281,7 @@ class Transformer(nn.Module):
         metadata = local = self.rope.attention_metadata(cache, new, parents)
         if config.local_layers:
             local = self.local_rope.attention_metadata(cache, new, parents)
-        ids = ids.to(self.embedding.weight.device)
+        ids = ids.to(rows_of(self.embedding).device)
         x = self.embedding(ids) * config.embedding_scale  # (B, T, D)
         outputs = []
         for index, layer in enumerate(self.layers):

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from minispec.errors import ArgumentError
 
 DOMAINS = ("general", "code", "law", "medicine")
-_DTYPES = ("float32", "bfloat16", "int8")
+_DTYPES = ("float32", "bfloat16", "int8", "gguf")
 _BACKENDS = ("auto", "reference", "cpu", "compiled", "cuda")
 _DEVICES = ("cpu", "cuda", "mps")
 

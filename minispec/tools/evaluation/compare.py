@@ -280,7 +280,7 @@ def _audit_all(
     sampling: Sampling,
 ) -> dict[Variant, dict[str, list[str]]]:
     """The audit's class of every output, against plain decoding's answer to the same prompt."""
-    gap = audit.NEAR_TIE[model.reference.embedding.weight.dtype]
+    gap = audit.NEAR_TIE[model.reference.head.weight.dtype]
     classes: dict[Variant, dict[str, list[str]]] = {
         variant: {name: [] for name in streams} for variant, streams in conversations.items()
     }

@@ -1,7 +1,8 @@
 """Reads a Llama or Gemma 3 model from a GGUF file: configuration, weights and tokenizer.
 
 GGUF is the file format of llama.cpp. Quantised weights (Q4_1, Q8_0, ...) are dequantised when they
-are loaded, and the result is *the* target, whatever dtype it then runs in. Two traps: for Llama the
+are loaded, and the result is *the* target, whatever dtype it then runs in; or they are kept as they are
+(``minispec.models.quantized_matrix``). Two traps: for Llama the
 format permutes query and key rows so that rotary pairs are adjacent (2j, 2j + 1), while this
 package, Hugging Face, and GGUF itself for Gemma pair (j, j + head_dim / 2); and for Gemma it stores
 the norm weights as 1 + w.
@@ -27,6 +28,7 @@ from minispec.errors import FileError
 from minispec.io.gguf_header import GGUFHeader, read_header
 from minispec.io.model_state import StoredTensor, build_transformer
 from minispec.io.schema import Index, convert
+from minispec.models.quantized_matrix import FORMATS, QuantizedMatrix
 from minispec.models.transformer import Transformer
 from minispec.tokenizer import Tokenizer
 from minispec.tools.models import gguf_config
@@ -64,8 +66,9 @@ class _Split(
     tensors: Index | None = None
 
 
-def load(path: Path) -> tuple[Transformer, Tokenizer]:
-    """The float32 model and its tokenizer, from a GGUF file or any one of its parts.
+def load(path: Path, quantized: bool = False) -> tuple[Transformer, Tokenizer]:
+    """The model and its tokenizer, from a GGUF file or any one of its parts: in float32, or with
+    matrices as they are in the file if ``quantized``.
 
     Raises FileError for a file that is missing, damaged or not GGUF, and for an architecture or a
     setting that is not supported.
@@ -90,6 +93,7 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
                 name,
                 part.tensors[name].shape,
                 partial(_read, part, name, paired),
+                _read_matrix(part, name, paired) if quantized else None,
             )
             for name, part in holders.items()
         }
@@ -156,6 +160,25 @@ def _their_name(theirs: Mapping[str, str], name: str) -> str:
         return f"{theirs[stem]}.weight"
     _, index, part = stem.split(".", 2)
     return f"blk.{index}.{theirs[part]}.weight"
+
+
+def _read_matrix(
+    part: GGUFHeader, name: str, paired: Mapping[str, int]
+) -> QuantizedMatrix | None:
+    """A tensor as it is in the file, mapped; None for a vector. Raises FileError for a
+    quantisation that is not multiplied as it is."""
+    entry = part.tensors[name]
+    if len(entry.shape) != 2:
+        return None
+    if entry.kind.name not in FORMATS:
+        raise FileError(
+            f"{part.path}: {name} is of type {entry.kind.name}, which dtype gguf does not multiply "
+            f"as it is (but {', '.join(FORMATS)}): use float32, bfloat16 or int8"
+        )
+    order = None
+    if heads := paired.get(name.split(".")[-2]):
+        order = np.arange(entry.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    return QuantizedMatrix(entry.kind.name, part.read_bytes(name), order)
 
 
 def _read(part: GGUFHeader, name: str, paired: Mapping[str, int]) -> Tensor:

@@ -11,12 +11,13 @@ import torch
 
 from minispec.errors import ArgumentError, FileError
 from minispec.models.int8 import round_rows
+from minispec.models.quantized_modules import is_quantized
 from minispec.models.transformer import Transformer
 from minispec.tokenizer import Tokenizer
 from minispec.tools.models import gguf_file, hf_folder, known_models
 from minispec.types import Target
 
-DTYPES = ("float64", "float32", "bfloat16", "int8")
+DTYPES = ("float64", "float32", "bfloat16", "int8", "gguf")
 DEVICES = ("cpu", "cuda", "mps")
 
 
@@ -62,15 +63,20 @@ def load(name: str, dtype: str = "float32", device: str = "cpu") -> Pretrained:
             if known_models.SOURCES[name].terms:
                 command += " --accept-licence"
             raise FileError(f"model {name} is not downloaded yet: run `{command}`")
-        target, tokenizer = gguf_file.load(path)
+        target, tokenizer = gguf_file.load(path, dtype == "gguf")
     elif Path(name).is_dir():
         target, tokenizer = hf_folder.load(Path(name))
     elif Path(name).is_file():
-        target, tokenizer = gguf_file.load(Path(name))
+        target, tokenizer = gguf_file.load(Path(name), dtype == "gguf")
     else:
         names = ", ".join((known_models.POCKET, *known_models.SOURCES))
         raise ArgumentError(
             f"unknown model {name!r}: give {names}, a .gguf file or a folder of safetensors"
+        )
+    if dtype == "gguf" and not is_quantized(target):
+        raise ArgumentError(
+            f"dtype gguf multiplies the blocks of a GGUF file as they are, and {name} is a folder "
+            "of safetensors: use float32, bfloat16 or int8"
         )
     fingerprint = target.head.fingerprint()
     target = _convert(target, dtype).to(device)
@@ -90,12 +96,16 @@ def check_device(device: str, dtype: str = "float32") -> None:
         reason = "no Apple GPU was found" if built else "this PyTorch build has no MPS"
     if reason:
         raise ArgumentError(f"device {device} is not available: {reason}; use --device cpu")
+    if device != "cpu" and dtype == "gguf":
+        raise ArgumentError("dtype gguf runs on the CPU alone: use --device cpu or another --dtype")
     if device == "mps" and dtype == "float64":
         raise ArgumentError("device mps has no float64: use --dtype float32 or --device cpu")
 
 
 def _convert(model: Transformer, dtype: str) -> Transformer:
     """The model in a dtype; "int8" rounds the rows of its matrices and keeps them in float32."""
+    if dtype == "gguf":
+        return model
     if dtype != "int8":
         return model.to(getattr(torch, dtype))
     for weight in model.parameters():

@@ -1,0 +1,177 @@
+"""Panels: where the numbers of GGUF's quantised rows lie so that vectors can multiply them (Numba,
+CPU).
+
+GGUF stores a row as blocks of 32 or 256 numbers: a small unsigned code for each number, and scales.
+A number is d * (code - offset) or d * code + m, where d and m are half-precision numbers of the
+block, in the K formats times a small integer of a part of it. Nothing of that is changed here, only
+moved: a panel holds sixteen rows, four adjacent codes of each side by side, so that one vector
+holds codes of all its rows and no sum has to be taken across a vector. Knows nothing of products.
+
+A panel of D columns has these parts, one after the other:
+
+- codes: for 32 columns either 4 x 64 bytes, whose low halves hold columns 0-15 and whose high
+  halves columns 16-31, or 8 x 64 bytes; byte 4 r + i of a vector belongs to row r, column 4 v + i;
+- fifth and sixth bits of the codes: for 32 columns and each bit 8 x 8 bytes, a bit for each byte;
+- d, then m: sixteen half-precision numbers for 32 columns, in the K formats for 256;
+- in the K formats the integers for d, then for m: sixteen bytes for 32 columns, or for 16.
+"""
+
+from typing import NamedTuple
+
+import gguf
+import numpy as np
+from numba import njit, prange
+
+from fastpath.cpu.process import CACHE
+
+PANEL = 16  # rows
+BLOCK = 32  # columns
+
+
+class Format(NamedTuple):
+    """A quantisation of GGUF. ``bits`` of a code, at most 8; ``offset``: what is subtracted from
+    it; ``minimum``: whether m is added; ``parts``: numbers that share an integer scale of a K
+    format, 0 in the others."""
+
+    bits: int
+    offset: int
+    minimum: bool
+    parts: int
+
+
+# Their order is the code by which compiled functions know them.
+FORMATS = {
+    "Q4_0": Format(4, 8, False, 0),
+    "Q4_1": Format(4, 0, True, 0),
+    "Q5_0": Format(5, 16, False, 0),
+    "Q5_1": Format(5, 0, True, 0),
+    "Q8_0": Format(8, 128, False, 0),
+    "Q4_K": Format(4, 0, True, 32),
+    "Q5_K": Format(5, 0, True, 32),
+    "Q6_K": Format(6, 32, False, 16),
+}
+Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
+_BITS, _OFFSETS, _MINIMA, _PARTS = (np.array(column) for column in zip(*FORMATS.values()))
+
+
+def row_bytes(name: str, columns: int) -> int:
+    """Bytes of a row of a format in a GGUF file."""
+    numbers, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    return columns // numbers * size
+
+
+@njit(cache=CACHE)
+def panel_parts(kind, columns):
+    """Where the parts of a panel start: of the codes' high bits, d, m, the integers for d and for
+    m; and the panel's size. All in bytes."""
+    blocks = columns // BLOCK
+    high = blocks * (512 if _BITS[kind] == 8 else 256)
+    scales = high + (blocks * 64 * (_BITS[kind] - 4) if _BITS[kind] < 8 else 0)
+    size = (columns // 256 if _PARTS[kind] else blocks) * 2 * PANEL
+    minima = scales + size
+    integers = minima + (size if _MINIMA[kind] else 0)
+    count = columns // _PARTS[kind] * PANEL if _PARTS[kind] else 0
+    integer_minima = integers + count
+    end = integer_minima + (count if _MINIMA[kind] else 0)
+    return high, scales, minima, integers, integer_minima, (end + 63) // 64 * 64
+
+
+@njit(cache=CACHE)
+def _set_code(panel, high, bits, row, column, code):
+    """Stores the code of a number of the row in the part for codes and that for their high bits."""
+    block, inside = column // BLOCK, column % BLOCK
+    if bits == 8:
+        panel[block * 512 + inside // 4 * 64 + row * 4 + inside % 4] = code
+        return
+    byte = row * 4 + inside % 4
+    at = block * 256 + inside % 16 // 4 * 64 + byte
+    if inside < 16:
+        panel[at] = np.uint8(panel[at] & 0xF0) | np.uint8(code & 15)
+    else:
+        panel[at] = np.uint8(panel[at] & 0x0F) | np.uint8((code & 15) << 4)
+    for bit in range(bits - 4):
+        at = high + ((block * (bits - 4) + bit) * 8 + inside // 4) * 8 + byte // 8
+        mask = np.uint8(1 << byte % 8)
+        panel[at] = panel[at] & ~mask | (mask if code >> (4 + bit) & 1 else np.uint8(0))
+
+
+@njit(cache=CACHE)
+def _copy_half(panel, start, index, row, source, at):
+    """Copies a half-precision number from source[at : at + 2] to number ``index`` of the row."""
+    for i in range(2):
+        panel[start + (index * PANEL + row) * 2 + i] = source[at + i]
+
+
+@njit(cache=CACHE)
+def _unpack_k_scale(packed, part):
+    """The integers of d and m of part 0 to 7, six bits each, from the 12 bytes of Q4_K and Q5_K."""
+    if part < 4:
+        return packed[part] & 63, packed[part + 4] & 63
+    low, high = packed[part + 4], packed[part]
+    return (low & 15) | (packed[part - 4] >> 6) << 4, low >> 4 | (high >> 6) << 4
+
+
+@njit(cache=CACHE)
+def place_row(kind, source, columns, panel, row):
+    """Copies a row as GGUF stores it, ``source`` (bytes), to row 0 to 15 of a panel (bytes)."""
+    high, scales, minima, integers, integer_minima, _ = panel_parts(kind, columns)
+    bits = _BITS[kind]
+    if kind == Q6_K:
+        for block in range(columns // 256):
+            own = source[block * 210 : (block + 1) * 210]
+            for i in range(256):
+                half, inside = i // 128, i % 128
+                low = own[half * 64 + inside % 64] >> inside // 64 * 4 & 15
+                two = own[128 + half * 32 + inside % 32] >> inside // 32 * 2 & 3
+                _set_code(panel, high, bits, row, block * 256 + i, low | two << 4)
+            for part in range(16):
+                panel[integers + (block * 16 + part) * PANEL + row] = own[192 + part]
+            _copy_half(panel, scales, block, row, own, 208)
+        return
+    if kind == Q4_K or kind == Q5_K:
+        size = 144 if kind == Q4_K else 176
+        for block in range(columns // 256):
+            own = source[block * size : (block + 1) * size]
+            codes = own[size - 128 :]
+            for i in range(256):
+                part = i // 32
+                code = codes[part // 2 * 32 + i % 32] >> part % 2 * 4 & 15
+                if kind == Q5_K:
+                    code |= (own[16 + i % 32] >> part & 1) << 4
+                _set_code(panel, high, bits, row, block * 256 + i, code)
+            for part in range(8):
+                scale, minimum = _unpack_k_scale(own[4:16], part)
+                panel[integers + (block * 8 + part) * PANEL + row] = scale
+                panel[integer_minima + (block * 8 + part) * PANEL + row] = minimum
+            _copy_half(panel, scales, block, row, own, 0)
+            _copy_half(panel, minima, block, row, own, 2)
+        return
+    header = 4 if _MINIMA[kind] else 2
+    size = header + (32 if bits == 8 else 16) + (4 if bits == 5 else 0)
+    for block in range(columns // BLOCK):
+        own = source[block * size : (block + 1) * size]
+        _copy_half(panel, scales, block, row, own, 0)
+        if _MINIMA[kind]:
+            _copy_half(panel, minima, block, row, own, 2)
+        codes = own[size - (32 if bits == 8 else 16) :]
+        for i in range(BLOCK):
+            if bits == 8:
+                code = codes[i] ^ 128  # signed in the file
+            else:
+                code = codes[i % 16] >> i // 16 * 4 & 15
+            if bits == 5:
+                code |= (own[header + i // 8] >> i % 8 & 1) << 4
+            _set_code(panel, high, bits, row, block * BLOCK + i, code)
+
+
+@njit(parallel=True, cache=CACHE)
+def place_rows(kind, source, order, columns, panels, threads):
+    """Copies rows ``order`` (N,) of ``source`` (at least N, bytes), as GGUF stores them, into
+    panels (bytes), sixteen after sixteen."""
+    size = panel_parts(kind, columns)[5]
+    count = (len(order) + PANEL - 1) // PANEL
+    for thread in prange(threads):
+        for panel in range(thread * count // threads, (thread + 1) * count // threads):
+            own = panels[panel * size : (panel + 1) * size]
+            for row in range(min(PANEL, len(order) - panel * PANEL)):
+                place_row(kind, source[order[panel * PANEL + row]], columns, own, row)

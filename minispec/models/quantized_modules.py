@@ -1,0 +1,73 @@
+"""A model's linear layers and its embedding over quantised matrices, in place of PyTorch's."""
+
+import torch
+from torch import Tensor, nn
+
+from minispec.models.quantized_matrix import BLOCK, QuantizedMatrix, multiply, quantize
+
+
+class QuantizedLinear(nn.Module):
+    """``nn.Linear`` without a bias over a quantised matrix (outputs, inputs)."""
+
+    def __init__(self, matrix: QuantizedMatrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    @property
+    def weight(self) -> Tensor:
+        """The rows in float32 (outputs, inputs)."""
+        return self.matrix.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        return multiply(x, self.matrix)
+
+
+class QuantizedEmbedding(nn.Module):
+    """``nn.Embedding`` over a quantised matrix (V, D): only rows that are asked for are read."""
+
+    def __init__(self, matrix: QuantizedMatrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    @property
+    def weight(self) -> Tensor:
+        """The rows in float32 (V, D)."""
+        return self.matrix.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (...) -> (..., D)."""
+        return self.matrix[ids]
+
+
+def set_matrix(model: nn.Module, name: str, matrix: QuantizedMatrix) -> None:
+    """Puts a matrix in the place of the weight called ``name`` of a linear layer or embedding."""
+    parent, _, leaf = name.removesuffix(".weight").rpartition(".")
+    owner = model.get_submodule(parent)
+    embeds = isinstance(getattr(owner, leaf), nn.Embedding)
+    setattr(owner, leaf, QuantizedEmbedding(matrix) if embeds else QuantizedLinear(matrix))
+
+
+def quantize_linears(model: nn.Module) -> None:
+    """Quantises the linear layers of a draft to Q8_0, in place, but for those whose rows are no
+    whole number of blocks."""
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for name in linears:
+        weight = model.get_submodule(name).weight
+        if isinstance(weight, Tensor) and weight.shape[1] % BLOCK == 0:
+            set_matrix(model, f"{name}.weight", quantize(weight))
+
+
+def rows_of(module: nn.Module) -> Tensor | QuantizedMatrix:
+    """The rows (N, D) of a linear layer or embedding, quantised or not."""
+    if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+        return module.matrix
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any of its matrices is quantised."""
+    kinds = QuantizedLinear | QuantizedEmbedding
+    return any(isinstance(module, kinds) for module in model.modules())
