@@ -10,7 +10,7 @@ stacked again whenever the adapters have changed.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numba
@@ -19,6 +19,7 @@ import torch
 from numba import get_num_threads, set_num_threads
 from torch import Tensor, nn
 
+from fastpath.cpu.block_formats import FORMATS, read_rows
 from fastpath.cpu.head import CpuHead
 from fastpath.cpu.kernels import multiply
 from fastpath.cpu.panels import Panels, build_panels
@@ -31,7 +32,7 @@ from minispec.models.eagle_draft import EagleDraft
 from minispec.models.int8 import quantize_rows, row_scales
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
-from minispec.models.quantized_matrix import QuantizedMatrix
+from minispec.models.quantized_matrix import QuantizedMatrix, Rows
 from minispec.models.quantized_modules import QuantizedLinear, rows_of
 from minispec.models.rope import Rope
 from minispec.models.transformer import MLP, Attention, Layer, ModelConfig, Transformer
@@ -90,6 +91,7 @@ class CpuTarget:
         self._cos, self._sin = (np.stack(kinds) for kinds in zip(*tables, strict=True))
         self.head = _build_model_head(model)
         self.rows, self.embedding = model.head.weight, rows_of(model.embedding)  # (V, D) each
+        self.embed = _choose_embed(self.embedding)
         self.threads = get_num_threads()  # read once: the call takes as long as a short product
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -103,7 +105,7 @@ class CpuTarget:
         place = place_tokens(cache, len(ids), parents, self.context_limit)
         scale = self._config.embedding_scale
         hidden, aux_hidden_states = run_target(
-            (self.embedding[ids].float() * scale).numpy(), *self._stacks, self._norms,
+            (self.embed(ids) * scale).numpy(), *self._stacks, self._norms,
             self._settings, self._local_layers, self._cos, self._sin,
             cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], place, self._aux_layer_ids,
             self.threads,
@@ -154,7 +156,7 @@ class CpuDraft:
         self._refresh_adapted()
         cos, sin = self._rope
         rows, scales = zip(*self._projections[:-1], strict=True)
-        embedded = self.reference.embedding[ids].float()
+        embedded = self._target.embed(ids)
         new = run_draft(
             embedded.numpy(), states.numpy(), rows, scales, self._norms,
             self._settings, cos, sin,
@@ -212,6 +214,20 @@ def _layer_norms(layer: Layer | EagleDraft) -> tuple[np.ndarray, ...]:
     return tuple(map(_norm_weight, (*outer, *inner)))
 
 
+def _choose_embed(rows: Rows) -> Callable[[Tensor], Tensor]:
+    """What reads rows of an embedding (V, D): ids (T,) -> (T, D) float32."""
+    if isinstance(rows, Tensor):
+        return lambda ids: rows[ids].float()
+    kind, columns = list(FORMATS).index(rows.name), rows.shape[1]
+
+    def embed(ids: Tensor) -> Tensor:
+        out = torch.empty(len(ids), columns)
+        read_rows(kind, rows.blocks, rows.order[ids.numpy()], columns, out.numpy())
+        return out
+
+    return embed
+
+
 def _layer_settings(config: ModelConfig) -> tuple[float, np.float32, int, bool, int, int]:
     scale = config.attention_scale or config.head_dim**-0.5
     window, gelu = config.sliding_window or config.context_limit, config.activation == "gelu_tanh"
@@ -235,8 +251,10 @@ def _build_matrix(matrices: Sequence[QuantizedMatrix]) -> Panels:
     return data, segments[0]
 
 
-def build_head(rows: Tensor) -> CpuHead:
-    """A head over a copy of rows (V, D), float32 or bfloat16."""
+def build_head(rows: Rows) -> CpuHead:
+    """A head over a copy of rows (V, D), float32, bfloat16 or quantised."""
+    if isinstance(rows, QuantizedMatrix):
+        return CpuHead(*_build_matrix([rows]), rows)
     copy = allocate_rows(rows.shape, rows.dtype).copy_(rows)
     return CpuHead(*_to_kernel_rows(copy, False))
 

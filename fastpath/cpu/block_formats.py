@@ -23,6 +23,7 @@ import numpy as np
 from numba import njit, prange
 
 from fastpath.cpu.process import CACHE
+from fastpath.cpu.vectors import half_to_float
 
 PANEL = 16  # rows
 BLOCK = 32  # columns
@@ -77,12 +78,55 @@ def panel_parts(kind, columns):
 
 
 @njit(cache=CACHE)
+def _read_half(panel, start, index):
+    """The half-precision number ``index`` of a part of a panel, in float32."""
+    at = start + 2 * index
+    return half_to_float(np.uint16(panel[at] | np.uint16(panel[at + 1]) << 8))
+
+
+@njit(cache=CACHE)
+def read_row(kind, panel, columns, row, out):
+    """Dequantises a row of a panel (bytes) -> out (D,) float32."""
+    high, scales, minima, integers, integer_minima, _ = panel_parts(kind, columns)
+    bits, offset, parts = _BITS[kind], _OFFSETS[kind], _PARTS[kind]
+    for block in range(columns // BLOCK):
+        number = (block // 8 if parts else block) * PANEL + row
+        own_scale = _read_half(panel, scales, number)
+        own_minimum = _read_half(panel, minima, number) if _MINIMA[kind] else np.float32(0)
+        for i in range(BLOCK):
+            byte = row * 4 + i % 4
+            if bits == 8:
+                code = np.int32(panel[block * 512 + i // 4 * 64 + byte])
+            else:
+                code = np.int32(panel[block * 256 + i % 16 // 4 * 64 + byte] >> i // 16 * 4 & 15)
+                for bit in range(bits - 4):
+                    at = high + ((block * (bits - 4) + bit) * 8 + i // 4) * 8 + byte // 8
+                    code |= np.int32(panel[at] >> byte % 8 & 1) << (4 + bit)
+            scale, minimum = own_scale, own_minimum
+            if parts:
+                part = (block * BLOCK + i) // parts * PANEL + row
+                factor = np.int32(panel[integers + part])
+                if _MINIMA[kind]:
+                    minimum = -minimum * np.float32(panel[integer_minima + part])
+                else:
+                    factor = np.int32(np.int8(factor))
+                scale = scale * np.float32(factor)
+            value = scale * np.float32(code - offset)
+            out[block * BLOCK + i] = value + minimum if _MINIMA[kind] else value
+
+
+@njit(cache=CACHE)
+def read_rows(kind, blocks, ids, columns, out):
+    """Dequantises rows ``ids`` (n,) of ``blocks`` (N, bytes), as GGUF stores them -> out (n, D)."""
+    panel = np.empty(panel_parts(kind, columns)[5], np.uint8)
+    for i in range(len(ids)):
+        place_row(kind, blocks[ids[i]], columns, panel, 0)
+        read_row(kind, panel, columns, 0, out[i])
+
+@njit(cache=CACHE)
 def _set_code(panel, high, bits, row, column, code):
-    """Stores the code of a number of the row in the part for codes and that for their high bits."""
+    """Stores the code of a number of a K format in the part for codes and that for high bits."""
     block, inside = column // BLOCK, column % BLOCK
-    if bits == 8:
-        panel[block * 512 + inside // 4 * 64 + row * 4 + inside % 4] = code
-        return
     byte = row * 4 + inside % 4
     at = block * 256 + inside % 16 // 4 * 64 + byte
     if inside < 16:
@@ -109,6 +153,30 @@ def _unpack_k_scale(packed, part):
         return packed[part] & 63, packed[part + 4] & 63
     low, high = packed[part + 4], packed[part]
     return (low & 15) | (packed[part - 4] >> 6) << 4, low >> 4 | (high >> 6) << 4
+
+
+@njit(cache=CACHE)
+def _place_plain_row(kind, source, columns, panel, row):
+    """``place_row`` of the formats with blocks of 32 numbers, whose bytes lie as in a panel."""
+    high, scales, minima, _, _, _ = panel_parts(kind, columns)
+    bits, header = _BITS[kind], 4 if _MINIMA[kind] else 2
+    length, flip = (32, 128) if bits == 8 else (16, 0)  # bytes of codes; signed ones are shifted
+    size = header + length + (4 if bits == 5 else 0)
+    for block in range(columns // BLOCK):
+        begin = block * size
+        _copy_half(panel, scales, block, row, source, begin)
+        if header == 4:
+            _copy_half(panel, minima, block, row, source, begin + 2)
+        codes, first = begin + size - length, block * length * PANEL + row * 4
+        for four in range(length // 4):
+            for i in range(4):
+                panel[first + four * 64 + i] = source[codes + four * 4 + i] ^ np.uint8(flip)
+        if bits == 5:  # four bits of a row are half of a byte
+            first, shift = high + block * 64 + row // 2, row % 2 * 4
+            for four in range(8):
+                own = source[begin + header + four // 2] >> (four % 2 * 4) & 15
+                others = panel[first + four * 8] & np.uint8(15 << (4 - shift))
+                panel[first + four * 8] = others | np.uint8(own << shift)
 
 
 @njit(cache=CACHE)
@@ -146,22 +214,7 @@ def place_row(kind, source, columns, panel, row):
             _copy_half(panel, scales, block, row, own, 0)
             _copy_half(panel, minima, block, row, own, 2)
         return
-    header = 4 if _MINIMA[kind] else 2
-    size = header + (32 if bits == 8 else 16) + (4 if bits == 5 else 0)
-    for block in range(columns // BLOCK):
-        own = source[block * size : (block + 1) * size]
-        _copy_half(panel, scales, block, row, own, 0)
-        if _MINIMA[kind]:
-            _copy_half(panel, minima, block, row, own, 2)
-        codes = own[size - (32 if bits == 8 else 16) :]
-        for i in range(BLOCK):
-            if bits == 8:
-                code = codes[i] ^ 128  # signed in the file
-            else:
-                code = codes[i % 16] >> i // 16 * 4 & 15
-            if bits == 5:
-                code |= (own[header + i // 8] >> i % 8 & 1) << 4
-            _set_code(panel, high, bits, row, block * BLOCK + i, code)
+    _place_plain_row(kind, source, columns, panel, row)
 
 
 @njit(parallel=True, cache=CACHE)

@@ -1,14 +1,16 @@
 """Vectors in LLVM: how many lanes they have here, masks, and sums over lanes (CPU).
 
-Knows nothing of rows and products.
+Half-precision numbers too. Knows nothing of rows and products.
 """
 
 import itertools
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
+from numba.extending import intrinsic
 
 # The CPU features that Numba compiles for: NUMBA_CPU_FEATURES, or all that the processor has.
 FEATURES = (config.CPU_FEATURES or get_host_cpu_features()).split(",")
@@ -23,6 +25,18 @@ def call_function(builder: Any, name: str, result: Any, *values: Any, **flags: A
     kind = ir.FunctionType(result, [value.type for value in values])
     function = cgutils.get_or_insert_function(builder.module, kind, name)
     return builder.call(function, values, **flags)
+
+
+def _half_to_float(typingctx, bits):
+    """The bits of a half-precision number, uint16 -> float32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), codegen
+
+
+half_to_float: Any = intrinsic(_half_to_float)
 
 
 def mask_below(builder: Any, limit: Any, count: int) -> Any:

@@ -58,6 +58,17 @@ def quantize_linears(model: nn.Module) -> None:
             set_matrix(model, f"{name}.weight", quantize(weight))
 
 
+def dequantize_linears(model: nn.Module) -> None:
+    """Puts float32 linear layers in the place of quantised ones, for a draft that is trained."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedLinear):
+            outputs, inputs = module.matrix.shape
+            linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+            linear.weight = nn.Parameter(module.matrix[:], requires_grad=False)
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, linear)
+
+
 def rows_of(module: nn.Module) -> Tensor | QuantizedMatrix:
     """The rows (N, D) of a linear layer or embedding, quantised or not."""
     if isinstance(module, QuantizedLinear | QuantizedEmbedding):

@@ -19,15 +19,19 @@ ids under ARC that changes only after an emitted token was missing: ``evospec_pa
 parts, how each is built and how they share the budget, are ours.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from minispec.errors import ArgumentError
+from minispec.models.lm_head import LinearHead
+from minispec.models.quantized_matrix import Rows
 from minispec.shortlists.frspec import complete_ranking, truncate_ranking
 from minispec.shortlists.semantic import Ids, SemanticIndex
 from minispec.shortlists.statistical import StatisticalIndex, recent_ids
-from minispec.types import BaseShortlist, Context, Round
+from minispec.types import BaseShortlist, Context, Head, Round
 
 _CORE, _RECENCY = 1 / 4, 1 / 6  # shares of the budget
 
@@ -49,10 +53,11 @@ class EvoSpecShortlist(BaseShortlist):
         core: int | None = None,
         recency: int | None = None,
         per_round: bool = True,
+        build_head: Callable[[Rows], Head] = LinearHead,
     ) -> None:
         """``ranking`` (N,) ids, most frequent first; ``clusters`` (V,) of the LM head's ``rows``
         (V, D), see ``kmeans``. ``core`` and ``recency``: the number of ids of these parts, by
-        default a quarter and a sixth of the budget. Raises ArgumentError if ``core`` is not in
+        default a quarter and a sixth of the budget. ``build_head``: see ``SemanticIndex``. Raises ArgumentError if ``core`` is not in
         1..budget."""
         if core is None:
             core = min(budget, max(1, len(eos_ids), round(_CORE * budget)))
@@ -64,9 +69,9 @@ class EvoSpecShortlist(BaseShortlist):
         self._in_core = np.zeros(len(clusters), bool)  # (V,)
         self._in_core[self._core] = True
         all_ids = complete_ranking(ranking, len(clusters))  # (V,)
-        self.semantic = SemanticIndex(clusters, rows, all_ids, self._core)
+        self.semantic = SemanticIndex(clusters, rows, all_ids, self._core, build_head=build_head)
         self.statistical = StatisticalIndex(len(clusters))
-        self.rows_probed = len(self.semantic.centroids)
+        self.rows_probed = self.semantic.centroids.vocab_size
 
     def select(self, context: Context) -> Tensor:
         return torch.from_numpy(np.sort(np.concatenate([*self._choose(context).values()])))

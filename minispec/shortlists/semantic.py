@@ -17,13 +17,18 @@ Knows nothing of budgets and of the other parts of a shortlist.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_BLOCK = 8192  # rows added to the means at once
+from minispec.models.lm_head import LinearHead
+from minispec.models.quantized_matrix import BLOCK, Rows, quantize
+from minispec.types import Head
+
+_CHUNK = 8192  # rows added to the means at once
 _PROBED = 2  # ids considered for each that is taken, if clusters are of average size
 _RARITY = 2.0  # nats by which the expected logit falls where a rank is e times as high
 Ids = npt.NDArray[np.int64]
@@ -68,11 +73,12 @@ class SemanticIndex:
         ranking: Ids,
         without: Ids,
         rarity: float = _RARITY,
+        build_head: Callable[[Rows], Head] = LinearHead,
     ) -> None:
         """``rows`` (V, D) of the LM head; ``clusters`` (V,), ``ranking`` (V,) and ``without`` (n,)
         as for ``InvertedLists``. Means are weighted by 1 / rank, an id's frequency by Zipf's law.
         ``rarity``: nats by which the expected logit falls where a rank is e times as high; 0 if
-        the ranking is arbitrary."""
+        the ranking is arbitrary. ``build_head``: what multiplies the means."""
         self.inverted = InvertedLists(clusters, ranking, without)
         members, sizes = self.inverted.members, self.inverted.sizes
         cluster = np.repeat(np.arange(len(sizes)), sizes)  # (N,)
@@ -80,19 +86,19 @@ class SemanticIndex:
         weights = 1 / ranks
         weights /= np.bincount(cluster, weights)[cluster]  # (N,), summing to one in each cluster
         means = torch.zeros(len(sizes), rows.shape[1])  # (C, D)
-        for start in range(0, len(members), _BLOCK):
-            block = slice(start, start + _BLOCK)
+        for start in range(0, len(members), _CHUNK):
+            block = slice(start, start + _CHUNK)
             share = torch.from_numpy(weights[block]).float()[:, None]  # (n, 1)
             weighted = share * rows[torch.from_numpy(members[block])].float()  # (n, D)
             means.index_add_(0, torch.from_numpy(cluster[block]), weighted)
-        # (C, D), float16 whatever the rows are: half the bytes, and precise enough to rank by.
-        self.centroids = means.half()
+        # (C, D), in bytes whatever the rows are: a quarter, and precise enough to rank by.
+        self.centroids = build_head(quantize(means) if means.shape[1] % BLOCK == 0 else means)
         self._penalties = (rarity * np.log(ranks)).astype(np.float32)  # (N,)
 
     def find_nearest(self, hidden: Tensor, count: int, taken: npt.NDArray[np.bool_]) -> Ids:
         """hidden (D,) -> the ``count`` ids (n,) of highest expected logit among those not in
         ``taken`` (V,), in any order; fewer if fewer are left."""
-        scores = torch.mv(self.centroids, hidden.half()).numpy().astype(np.float32)  # (C,)
+        scores = self.centroids.logits(hidden.float()).numpy()  # (C,)
         inverted, clusters = self.inverted, len(scores)
         probed = math.ceil(_PROBED * count * clusters / max(1, len(inverted.members)))
         while True:

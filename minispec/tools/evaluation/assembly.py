@@ -113,7 +113,9 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
         return _build_paper_shortlist(method, model, ids, budget)
     if method.name == "evospec":
         clusters = shortlist_files.read_clusters(model)
-        return EvoSpecShortlist(ids, budget, eos_ids, clusters, _cpu_rows(model))
+        return EvoSpecShortlist(
+            ids, budget, eos_ids, clusters, _cpu_rows(model), build_head=choose_head(model.backend)
+        )
     clusters, router = shortlist_files.read_router(model)
     dtype = model.reference.head.weight.dtype
     return DynaSpecShortlist(ids, budget, eos_ids, clusters, router.to(dtype))
@@ -121,7 +123,8 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
 
 def _cpu_rows(model: Pretrained) -> Tensor:
     """The LM head's rows (V, D) on the CPU, where shortlists are, as are distributions."""
-    return model.reference.head.weight.cpu()
+    rows = model.reference.head.weight
+    return rows.cpu() if isinstance(rows, Tensor) else rows[:]
 
 
 def _build_paper_shortlist(

@@ -33,7 +33,7 @@ def read_router(model: Pretrained) -> tuple[Tensor, Router]:
     given = model.index or find_artifact(model.name, "router")
     file = index_file.find_index(model.name, given)
     clusters, weights = _read_index(model, file)
-    width = model.reference.head.weight.shape[1]
+    width = model.reference.config.hidden_size
     return clusters, index_file.build_router(weights, width, int(clusters.max()) + 1, str(file))
 
 
@@ -49,7 +49,7 @@ def read_factors(model: Pretrained) -> tuple[Tensor, Tensor]:
     """The factors (D, r) and (D, r) of a low-rank head that ship for the model, or those in its
     index's folder. Raises ArgumentError, FileError, FingerprintError."""
     file = _find_part(model, "lowrank", "--lowrank")
-    width = model.reference.head.weight.shape[1]
+    width = model.reference.config.hidden_size
     return lowrank_file.read_factors(file, width, model.fingerprint)
 
 

@@ -27,6 +27,7 @@ from minispec.io.artifacts import cache_folder
 from minispec.io.schema import Positive, read_json
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import LinearHead
+from minispec.models.quantized_matrix import Rows
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, Head, Target
 
@@ -131,11 +132,11 @@ def why_unavailable(model: Pretrained, name: str) -> str | None:
     return reason
 
 
-def choose_head(name: str) -> Callable[[Tensor], Head]:
+def choose_head(name: str) -> Callable[[Rows], Head]:
     """What builds a head over rows (V, r) on the CPU, for the shortlists of a backend."""
     if name != "cpu":
         return LinearHead
-    build: Callable[[Tensor], Head] = importlib.import_module("fastpath.cpu.backend").build_head
+    build: Callable[[Rows], Head] = importlib.import_module("fastpath.cpu.backend").build_head
     return build
 
 
