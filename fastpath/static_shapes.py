@@ -20,6 +20,7 @@ from torch import Tensor
 from fastpath.places import find_places
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import PackedHead
+from minispec.models.quantized_modules import is_quantized
 from minispec.models.rope import Rope
 from minispec.models.transformer import Attention, Layer, ModelConfig, Transformer
 from minispec.tree import find_ancestors, is_chain
@@ -39,6 +40,8 @@ def count_padded_rows(new: int) -> int | None:
 
 def why_not_llama(model: Transformer) -> str | None:
     """The reason why a model has more than the Llama layers implemented here; None if not."""
+    if is_quantized(model):
+        return "dtype gguf runs on the backends reference and cpu alone"
     extras = ", ".join(model.config.beyond_llama)
     return f"it needs {extras}, which this backend lacks" if extras else None
 

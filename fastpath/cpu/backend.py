@@ -1,16 +1,15 @@
 """The CPU backend: ``minispec.models.transformer`` and ``minispec.models.eagle_draft`` on Numba's
 kernels.
 
-Weights are stacked once, so that a whole pass is one call. The reference's own parameters become
-views of the stacks, so nothing is stored twice. bfloat16 weights are multiplied with states rounded
-to bfloat16, as in the reference; the reference also rounds every result, while here results stay
-float32. A float32 draft loaded from a bfloat16 file is stored in bfloat16 too, half the bytes, but
-its states are not rounded. For a draft that is being trained, matrices with LoRA adapters are
+``fastpath.cpu.weights`` has how weights are stored. bfloat16 weights are multiplied with states
+rounded to bfloat16, as in the reference; the reference also rounds every result, while here results
+stay float32. A float32 draft loaded from a bfloat16 file is stored in bfloat16 too, half the bytes,
+but its states are not rounded. For a draft that is being trained, matrices with LoRA adapters are
 stacked again whenever the adapters have changed.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numba
@@ -19,27 +18,27 @@ import torch
 from numba import get_num_threads, set_num_threads
 from torch import Tensor, nn
 
-from fastpath.cpu.block_formats import FORMATS, read_rows
-from fastpath.cpu.head import CpuHead
 from fastpath.cpu.kernels import multiply
-from fastpath.cpu.panels import Panels, build_panels
 from fastpath.cpu.positions import place_tokens
 from fastpath.cpu.process import why_unfit
-from fastpath.cpu.rows import allocate_rows
 from fastpath.cpu.steps import apply_rms_norm, run_draft, run_target
-from minispec.learning.lora import LoraLinear
+from fastpath.cpu.weights import (
+    build_model_head,
+    build_stacks,
+    choose_embed,
+    concatenate,
+    has_adapters,
+    list_matrices,
+)
 from minispec.models.eagle_draft import EagleDraft
-from minispec.models.int8 import quantize_rows, row_scales
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
-from minispec.models.quantized_matrix import QuantizedMatrix, Rows
-from minispec.models.quantized_modules import QuantizedLinear, rows_of
+from minispec.models.quantized_modules import rows_of
 from minispec.models.rope import Rope
-from minispec.models.transformer import MLP, Attention, Layer, ModelConfig, Transformer
+from minispec.models.transformer import Layer, ModelConfig, Transformer
 from minispec.types import Features
 
 _threads_taken = False  # whether a target was built, which leaves torch a single thread
-_Stacks = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]  # weights; scales of their rows
 
 
 def why_unsupported(model: Transformer) -> str | None:
@@ -77,7 +76,7 @@ class CpuTarget:
         self._config = model.config
         self.context_limit = model.config.context_limit
         layers = [layer for layer in model.layers if isinstance(layer, Layer)]
-        self._stacks = _build_stacks(layers, model.config.int8_rows)
+        self._stacks = build_stacks(layers, model.config.int8_rows)
         self._norms = (
             np.stack([_norm_weight(layer.attention_norm) for layer in layers]),
             tuple(map(np.stack, zip(*map(_layer_norms, layers), strict=True))),
@@ -89,9 +88,9 @@ class CpuTarget:
         self._aux_layer_ids = np.array(sorted(model.config.aux_hidden_state_layer_ids), np.int64)
         tables = [_rope_tables(rope, model.config) for rope in (model.rope, model.local_rope)]
         self._cos, self._sin = (np.stack(kinds) for kinds in zip(*tables, strict=True))
-        self.head = _build_model_head(model)
+        self.head = build_model_head(model)
         self.rows, self.embedding = model.head.weight, rows_of(model.embedding)  # (V, D) each
-        self.embed = _choose_embed(self.embedding)
+        self.embed = choose_embed(self.embedding)
         self.threads = get_num_threads()  # read once: the call takes as long as a short product
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -121,8 +120,8 @@ class CpuDraft:
         # The draft refers to the embedding and head of the target, so that they are stored once.
         draft.embedding, draft.head = target.embedding, PackedHead(target.rows)
         self.reference, self._target, self._config = draft, target, draft.config
-        self._matrices = [*_matrices(draft.attention, draft.mlp), [draft.fusion]]
-        self._projections = [_concatenate(matrices) for matrices in self._matrices]
+        self.list_matrices = [*list_matrices(draft.attention, draft.mlp), [draft.fusion]]
+        self._projections = [concatenate(matrices) for matrices in self.list_matrices]
         self._version = draft.version
         self._norms = (
             _norm_weight(draft.embedding_norm), _norm_weight(draft.state_norm), _layer_norms(draft)
@@ -186,9 +185,9 @@ class CpuDraft:
     def _refresh_adapted(self) -> None:
         """Stacks again the matrices whose adapters have changed."""
         if self._version != self.reference.version:
-            for index, matrices in enumerate(self._matrices):
-                if _has_adapters(matrices):
-                    self._projections[index] = _concatenate(matrices)
+            for index, matrices in enumerate(self.list_matrices):
+                if has_adapters(matrices):
+                    self._projections[index] = concatenate(matrices)
             self._version = self.reference.version
 
 
@@ -214,120 +213,8 @@ def _layer_norms(layer: Layer | EagleDraft) -> tuple[np.ndarray, ...]:
     return tuple(map(_norm_weight, (*outer, *inner)))
 
 
-def _choose_embed(rows: Rows) -> Callable[[Tensor], Tensor]:
-    """What reads rows of an embedding (V, D): ids (T,) -> (T, D) float32."""
-    if isinstance(rows, Tensor):
-        return lambda ids: rows[ids].float()
-    kind, columns = list(FORMATS).index(rows.name), rows.shape[1]
-
-    def embed(ids: Tensor) -> Tensor:
-        out = torch.empty(len(ids), columns)
-        read_rows(kind, rows.blocks, rows.order[ids.numpy()], columns, out.numpy())
-        return out
-
-    return embed
-
-
 def _layer_settings(config: ModelConfig) -> tuple[float, np.float32, int, bool, int, int]:
     scale = config.attention_scale or config.head_dim**-0.5
     window, gelu = config.sliding_window or config.context_limit, config.activation == "gelu_tanh"
     heads, inner = config.num_attention_heads, config.intermediate_size
     return config.rms_norm_eps, np.float32(scale), window, gelu, heads, inner
-
-
-def _build_model_head(model: Transformer) -> CpuHead:
-    """The head of a model, whose rows become a view of the head's."""
-    module = model.embedding if model.config.tie_word_embeddings else model.output
-    rows = rows_of(module)
-    if isinstance(rows, QuantizedMatrix):
-        return CpuHead(*_build_matrix([rows]), rows)
-    module.weight.data = allocate_rows(rows.shape, rows.dtype).copy_(rows)
-    return CpuHead(*_to_kernel_rows(module.weight.detach(), model.config.int8_rows))
-
-
-def _build_matrix(matrices: Sequence[QuantizedMatrix]) -> Panels:
-    """Quantised matrices that read the same states, one after the other, as one."""
-    data, segments = build_panels([matrices])
-    return data, segments[0]
-
-
-def build_head(rows: Rows) -> CpuHead:
-    """A head over a copy of rows (V, D), float32, bfloat16 or quantised."""
-    if isinstance(rows, QuantizedMatrix):
-        return CpuHead(*_build_matrix([rows]), rows)
-    copy = allocate_rows(rows.shape, rows.dtype).copy_(rows)
-    return CpuHead(*_to_kernel_rows(copy, False))
-
-
-def _to_kernel_rows(weight: Tensor, int8: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (..., N, D) in the form that the kernels read, and a scale for each row (..., N)."""
-    if int8:
-        return quantize_rows(weight).numpy(), row_scales(weight).numpy()
-    bits = weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight
-    return bits.numpy(), np.ones(weight.shape[:-1], np.float32)
-
-
-def _to_exact_bfloat16(weight: Tensor) -> Tensor:
-    """float32 weights in bfloat16 where that is lossless: as int16, which tells the kernels to
-    keep states in float32. Other weights unchanged."""
-    if weight.dtype != torch.float32:
-        return weight
-    short = allocate_rows(weight.shape, torch.bfloat16).copy_(weight)
-    return short.view(torch.int16) if torch.equal(short.float(), weight) else weight
-
-
-def _concatenate(matrices: Sequence[nn.Linear | LoraLinear]) -> tuple[np.ndarray, np.ndarray]:
-    """A draft's projections that read the same states, concatenated, in the form that the kernels
-    read. With adapters they stay float32: updates are smaller than bfloat16 resolves."""
-    if all(isinstance(matrix, QuantizedLinear) for matrix in matrices):
-        return _build_matrix([matrix.matrix for matrix in matrices])
-    stacked = torch.cat(
-        [m.merged_weight if isinstance(m, LoraLinear) else m.weight for m in matrices]
-    ).detach()
-    rows = allocate_rows(stacked.shape, stacked.dtype).copy_(stacked)
-    return _to_kernel_rows(rows if _has_adapters(matrices) else _to_exact_bfloat16(rows), False)
-
-
-def _has_adapters(matrices: Sequence[nn.Linear | LoraLinear]) -> bool:
-    return any(isinstance(matrix, LoraLinear) for matrix in matrices)
-
-
-def _build_stacks(layers: Sequence[Layer], int8: bool) -> _Stacks:
-    """The four stacks of a target, QKV, output, gate and up, down, as the kernels read them."""
-    by_kind = zip(*(_matrices(layer.attention, layer.mlp) for layer in layers), strict=True)
-    stacks = [_build_stack(matrices, int8) for matrices in by_kind]
-    rows, scales = zip(*stacks, strict=True)
-    return rows, scales
-
-
-def _build_stack(
-    layers: Sequence[Sequence[nn.Linear]], int8: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """One projection of each layer, or several that read the same states. Weights that are not
-    quantised are stacked as (L, N, D), and become views of the stack."""
-    if isinstance(layers[0][0], QuantizedLinear):
-        return build_panels([[rows_of(matrix) for matrix in matrices] for matrices in layers])
-    return _to_kernel_rows(_stack_projections(layers), int8)
-
-
-def _matrices(attention: Attention, mlp: MLP) -> list[list[nn.Linear]]:
-    """The projections of a layer, together those that read the same states."""
-    return [
-        [attention.query, attention.key, attention.value],
-        [attention.output],
-        [mlp.gate, mlp.up],
-        [mlp.down],
-    ]
-
-
-def _stack_projections(layers: Sequence[Sequence[nn.Linear]]) -> Tensor:
-    """Stacks the weights of some projections of each layer into (L, N, D); the projections become
-    views of the stack."""
-    first = [projection.weight for projection in layers[0]]
-    shape = len(layers), sum(map(len, first)), first[0].shape[1]
-    stack = allocate_rows(shape, first[0].dtype)
-    for rows, layer in zip(stack, layers, strict=True):
-        for part, projection in zip(rows.split([len(p.weight) for p in layer]), layer, strict=True):
-            part.copy_(projection.weight.detach())
-            projection.weight.data = part
-    return stack

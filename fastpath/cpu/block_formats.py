@@ -52,7 +52,9 @@ FORMATS = {
     "Q6_K": Format(6, 32, False, 16),
 }
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
-_BITS, _OFFSETS, _MINIMA, _PARTS = (np.array(column) for column in zip(*FORMATS.values()))
+_BITS, _OFFSETS, _MINIMA, _PARTS = (
+    np.array(column) for column in zip(*FORMATS.values(), strict=True)
+)
 
 
 def row_bytes(name: str, columns: int) -> int:
@@ -122,6 +124,7 @@ def read_rows(kind, blocks, ids, columns, out):
     for i in range(len(ids)):
         place_row(kind, blocks[ids[i]], columns, panel, 0)
         read_row(kind, panel, columns, 0, out[i])
+
 
 @njit(cache=CACHE)
 def _set_code(panel, high, bits, row, column, code):
@@ -196,7 +199,7 @@ def place_row(kind, source, columns, panel, row):
                 panel[integers + (block * 16 + part) * PANEL + row] = own[192 + part]
             _copy_half(panel, scales, block, row, own, 208)
         return
-    if kind == Q4_K or kind == Q5_K:
+    if kind in (Q4_K, Q5_K):
         size = 144 if kind == Q4_K else 176
         for block in range(columns // 256):
             own = source[block * size : (block + 1) * size]

@@ -11,6 +11,9 @@ from numba import njit
 from fastpath.cpu.block_dots import multiply_panel
 from fastpath.cpu.block_formats import BLOCK, PANEL, panel_parts
 from fastpath.cpu.process import CACHE
+from minispec.models.quantized_matrix import SMALLEST
+
+_GROUP = 32  # states
 
 
 @njit(cache=CACHE, error_model="numpy")
@@ -32,9 +35,10 @@ def round_states(states):
             highest = np.uint32(0)
             for i in range(BLOCK):
                 highest = max(highest, np.uint32(bits[t, block, i] & np.uint32(0x7FFFFFFF)))
-            largest = np.uint32(highest)
-            size = largest.view(np.float32) / np.float32(127)
-            inverse = np.float32(1) / size if highest else np.float32(0)
+            highest_bits = np.uint32(highest)
+            largest = highest_bits.view(np.float32)
+            size = largest / np.float32(127)
+            inverse = np.float32(0) if largest < SMALLEST else np.float32(1) / size
             for i in range(BLOCK):
                 whole_numbers[t, block, i] = np.int32(np.rint(by_block[t, block, i] * inverse))
             first, second = np.int32(0), np.int32(0)
@@ -52,23 +56,27 @@ def multiply_segments(data, segments, states, out, first, last, shift):
     """out[:, first - shift : last - shift] = states @ matrix[first:last].T on one thread.
 
     ``data`` (bytes,); ``segments`` (S, 4): the format, where the panels start in ``data``, rows
-    and columns; ``states`` from ``round_states``; ``out`` (T, N) float32, contiguous.
+    and columns; ``states`` from ``round_states``; ``out`` (T, N) float32, contiguous. More states
+    than stay in the first-level cache with their sums are multiplied in groups.
     """
-    count = len(out)
-    part = np.empty((count, PANEL), np.float32)
+    total = len(out)
+    part = np.empty((total, PANEL), np.float32)
     begin = 0  # the segment's first row
     for segment in range(len(segments)):
-        kind, start, rows, columns = segments[segment]
+        kind, origin, rows, columns = segments[segment]
         parts, blocks = panel_parts(kind, columns), columns // BLOCK
         low, high = max(first - begin, 0), min(last - begin, rows)
         for panel in range(low // PANEL, (high + PANEL - 1) // PANEL if high > low else 0):
-            own, row = start + panel * parts[5], panel * PANEL
+            own, row = origin + panel * parts[5], panel * PANEL
             column = begin + row - shift
-            if row >= low and row + PANEL <= high:
-                multiply_panel(kind, data, own, parts, blocks, states, 0, count, out, column)
-            else:
-                multiply_panel(kind, data, own, parts, blocks, states, 0, count, part, 0)
-                for t in range(count):
+            whole = row >= low and row + PANEL <= high
+            for t in range(0, total, _GROUP):
+                count = min(_GROUP, total - t)
+                if whole:
+                    multiply_panel(kind, data, own, parts, blocks, states, t, count, out, column)
+                    continue
+                multiply_panel(kind, data, own, parts, blocks, states, t, count, part, 0)
+                for state in range(t, t + count):
                     for r in range(max(low - row, 0), min(high - row, PANEL)):
-                        out[t, column + r] = part[t, r]
+                        out[state, column + r] = part[state, r]
         begin += rows

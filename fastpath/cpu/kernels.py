@@ -95,8 +95,8 @@ def cast_states(rows, states):
     """States (T, D) float32 in the form in which these rows are multiplied with them.
 
     For bfloat16 rows they are rounded to bfloat16: its bits with ``BF16_PAIRS``, else the same
-    values in float32; for a quantised matrix to blocks of whole numbers. Done once for each product, so that one state and several states get the
-    same arithmetic.
+    values in float32; for a quantised matrix to blocks of whole numbers. Done once for each
+    product, so that one state and several states get the same arithmetic.
     """
     return _cast_states(rows, states)
 

@@ -33,9 +33,7 @@ def _place_and_multiply(kind, blocks, added, slots, data, segments, states, out,
 
 
 @njit(parallel=True, cache=CACHE)
-def _place_and_multiply_parallel(
-    kind, blocks, added, slots, data, segments, states, out, threads
-):
+def _place_and_multiply_parallel(kind, blocks, added, slots, data, segments, states, out, threads):
     """``_place_and_multiply`` of all slots, in equal ranges for the threads."""
     for thread in prange(threads):
         first, last = split_rows(out.shape[1], thread, threads)
@@ -64,13 +62,13 @@ def _multiply_in_order(
 
 @njit(cache=CACHE)
 def _update_and_multiply(
-    kind, blocks, order, old_ids, old_slots, new_ids, new_slots, data, segments, states, out, threads
-):  # fmt: skip
-    """Updates the panels from the shortlist ``old_ids`` in ``old_slots`` to ``new_ids`` (K,) in
-    ``new_slots`` (K,), and computes its logits: states (T, D) -> out (T, K)."""
-    added, added_slots, _ = plan_slots(old_ids, old_slots, new_ids, new_slots, 1.0)
+    kind, blocks, order, old_ids, old_slots, ids, slots, data, segments, states, out, threads
+):
+    """Updates the panels from the shortlist ``old_ids`` in ``old_slots`` to ``ids`` (K,) in
+    ``slots`` (K,), and computes its logits: states (T, D) -> out (T, K)."""
+    added, added_slots, _ = plan_slots(old_ids, old_slots, ids, slots, 1.0)
     _multiply_in_order(
-        kind, blocks, order[added], added_slots, data, segments, new_slots, states, out, threads
+        kind, blocks, order[added], added_slots, data, segments, slots, states, out, threads
     )
 
 

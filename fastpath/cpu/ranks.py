@@ -98,9 +98,9 @@ def multiply_and_rank(rows, scales, count, states, out, top, temperature, thread
     """Top-k and sum of exponentials of the logits states @ (rows * scales).T.
 
     rows (N, D), scales (N,), states (T, D), ``count`` N -> the largest logits (T, top), top <= N,
-    their row indices (T, top), and the sums (T,) of exp((logit - largest) / temperature), which need a
-    temperature above 0. The logits themselves are written to ``out`` (T, N), and dropped where
-    it is (T, 0).
+    their row indices (T, top), and the sums (T,) of exp((logit - largest) / temperature), which
+    need a temperature above 0. The logits themselves are written to ``out`` (T, N), and dropped
+    where it is (T, 0).
     """
     new, inputs, keep = len(states), cast_states(rows, states), out.shape[1] > 0
     top_logits = np.full((threads, new, top), -np.inf, np.float32)

@@ -114,7 +114,7 @@ def build_target(model: Transformer) -> DeviceTarget:
         at = build_window(place, cache.cos, cache.sin, group, _attended_size(cache, rows))
         return run_target(model, ids, at, (cache.keys, cache.values))
 
-    return DeviceTarget(model, run, DeviceHead(DeviceRows(model.head.weight)))
+    return DeviceTarget(model, run, DeviceHead(DeviceRows(model.head.tensor)))
 
 
 def build_draft(draft: EagleDraft, target: DeviceTarget | None = None) -> DeviceDraft:
@@ -123,9 +123,10 @@ def build_draft(draft: EagleDraft, target: DeviceTarget | None = None) -> Device
     ``build_target``."""
     _require_device()
     draft.to(get_device())
+    assert isinstance(draft.embedding, Tensor)
     draft.embedding = draft.embedding.to(get_device())
-    draft.head = PackedHead(draft.head.weight.to(get_device()))
-    table = DeviceRows(draft.head.weight) if target is None else target.head.table
+    draft.head = PackedHead(draft.head.tensor.to(get_device()))
+    table = DeviceRows(draft.head.tensor) if target is None else target.head.table
     group = draft.config.num_attention_heads // draft.config.num_key_value_heads
 
     def run(rows: int, cache: StaticCache, place: Place, ids: Tensor, states: Tensor) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
 from minispec.models.quantized_matrix import Rows
-from minispec.models.quantized_modules import rows_of
+from minispec.models.quantized_modules import dequantize_linears, rows_of
 from minispec.models.transformer import MLP, Attention, ModelConfig, Transformer
 
 
@@ -105,7 +105,8 @@ def init_from_target(target: Transformer) -> EagleDraft:
     are near zero. It trains several times faster than from random weights. Random numbers come
     from torch's default generator."""
     draft = build_draft(target)
-    hidden_size, last = target.config.hidden_size, target.last_layer
+    hidden_size, last = target.config.hidden_size, copy.deepcopy(target.last_layer)
+    dequantize_linears(last)
     with torch.no_grad():
         draft.fusion.weight.zero_()
         draft.fusion.weight[:, -hidden_size:] = torch.eye(hidden_size)

@@ -22,6 +22,11 @@ class LinearHead:
         self.weight = weight.detach() if isinstance(weight, Tensor) else weight
 
     @property
+    def tensor(self) -> Tensor:
+        """``weight`` as a tensor (V, D); a quantised one is dequantised in float32."""
+        return self.weight if isinstance(self.weight, Tensor) else self.weight.weight
+
+    @property
     def vocab_size(self) -> int:
         """V, the number of rows."""
         return self.weight.shape[0]

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 32  # numbers of a state that share a scale
+SMALLEST = 2.0**-100  # of which 127 / x is finite
 # The formats that are multiplied as they are, by their names in GGUF, and the bytes of a block in
 # which its scales lie, half-precision numbers.
 FORMATS = {
@@ -82,10 +83,12 @@ def quantize(rows: Tensor, name: str = "Q8_0") -> QuantizedMatrix:
 
 def round_states(states: Tensor) -> Tensor:
     """States (..., D) float32, D a multiple of 32 -> the nearest multiples of each block's scale,
-    its largest absolute number over 127 (..., D); halves are rounded to even."""
+    its largest absolute number over 127 (..., D); halves are rounded to even. A block without a
+    number of at least ``SMALLEST`` becomes zero."""
     blocks = states.unflatten(-1, (-1, BLOCK))  # (..., D / 32, 32)
-    scales = blocks.abs().amax(-1, keepdim=True) / 127  # (..., D / 32, 1)
-    inverse = torch.where(scales > 0, 1 / scales, 0)
+    largest = blocks.abs().amax(-1, keepdim=True)  # (..., D / 32, 1)
+    scales = largest / 127
+    inverse = torch.where(largest < SMALLEST, 0, 1 / scales)
     return ((blocks * inverse).round() * scales).flatten(-2)
 
 

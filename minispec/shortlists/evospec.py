@@ -57,8 +57,8 @@ class EvoSpecShortlist(BaseShortlist):
     ) -> None:
         """``ranking`` (N,) ids, most frequent first; ``clusters`` (V,) of the LM head's ``rows``
         (V, D), see ``kmeans``. ``core`` and ``recency``: the number of ids of these parts, by
-        default a quarter and a sixth of the budget. ``build_head``: see ``SemanticIndex``. Raises ArgumentError if ``core`` is not in
-        1..budget."""
+        default a quarter and a sixth of the budget. ``build_head``: see ``SemanticIndex``. Raises
+        ArgumentError if ``core`` is not in 1..budget."""
         if core is None:
             core = min(budget, max(1, len(eos_ids), round(_CORE * budget)))
         if not 1 <= core <= budget:

@@ -123,8 +123,7 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
 
 def _cpu_rows(model: Pretrained) -> Tensor:
     """The LM head's rows (V, D) on the CPU, where shortlists are, as are distributions."""
-    rows = model.reference.head.weight
-    return rows.cpu() if isinstance(rows, Tensor) else rows[:]
+    return model.reference.head.tensor.cpu()
 
 
 def _build_paper_shortlist(

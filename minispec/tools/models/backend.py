@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 from msgspec import Struct, to_builtins
-from torch import Tensor
 
 from minispec.errors import ArgumentError, FileError, FileWarning
 from minispec.io import files
@@ -136,7 +135,7 @@ def choose_head(name: str) -> Callable[[Rows], Head]:
     """What builds a head over rows (V, r) on the CPU, for the shortlists of a backend."""
     if name != "cpu":
         return LinearHead
-    build: Callable[[Rows], Head] = importlib.import_module("fastpath.cpu.backend").build_head
+    build: Callable[[Rows], Head] = importlib.import_module("fastpath.cpu.weights").build_head
     return build
 
 

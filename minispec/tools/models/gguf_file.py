@@ -1,11 +1,10 @@
 """Reads a Llama or Gemma 3 model from a GGUF file: configuration, weights and tokenizer.
 
 GGUF is the file format of llama.cpp. Quantised weights (Q4_1, Q8_0, ...) are dequantised when they
-are loaded, and the result is *the* target, whatever dtype it then runs in; or they are kept as they are
-(``minispec.models.quantized_matrix``). Two traps: for Llama the
-format permutes query and key rows so that rotary pairs are adjacent (2j, 2j + 1), while this
-package, Hugging Face, and GGUF itself for Gemma pair (j, j + head_dim / 2); and for Gemma it stores
-the norm weights as 1 + w.
+are loaded, and the result is *the* target, whatever dtype it then runs in; or they are kept as they
+are (``minispec.models.quantized_matrix``). Two traps: for Llama the format permutes query and key
+rows so that rotary pairs are adjacent (2j, 2j + 1), while this package, Hugging Face, and GGUF
+itself for Gemma pair (j, j + head_dim / 2); and for Gemma it stores the norm weights as 1 + w.
 
 A model may be split into several files; any of them opens it.
 
@@ -162,9 +161,7 @@ def _their_name(theirs: Mapping[str, str], name: str) -> str:
     return f"blk.{index}.{theirs[part]}.weight"
 
 
-def _read_matrix(
-    part: GGUFHeader, name: str, paired: Mapping[str, int]
-) -> QuantizedMatrix | None:
+def _read_matrix(part: GGUFHeader, name: str, paired: Mapping[str, int]) -> QuantizedMatrix | None:
     """A tensor as it is in the file, mapped; None for a vector. Raises FileError for a
     quantisation that is not multiplied as it is."""
     entry = part.tensors[name]

@@ -31,7 +31,7 @@ def make_clusters(model: str, clusters: int, seed: int, out: Path) -> None:
     loaded, rounds = pretrained.load(model), 20
     with tqdm(total=rounds, desc="clustering", unit="round", disable=None) as bar:
         assigned = kmeans.cluster_rows(
-            loaded.reference.head.weight, clusters, seed, rounds, bar.update
+            loaded.reference.head.tensor, clusters, seed, rounds, bar.update
         )
     index_file.write_index(out, assigned, {}, loaded.fingerprint, loaded.tokenizer.fingerprint)
 
@@ -61,7 +61,7 @@ def make_lowrank(
 ) -> None:
     """Fits a low-rank head to the hidden states that the draft has on installed text, and writes
     its factors. Raises ArgumentError, FileError."""
-    rows = model.reference.head.weight
+    rows = model.reference.head.tensor
     if not 1 <= rank <= rows.shape[1]:  # before the draft reads any text
         raise ArgumentError(f"lowrank {rank} must lie in 1..{rows.shape[1]}, the hidden size")
     moment = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
