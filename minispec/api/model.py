@@ -15,7 +15,6 @@ from minispec.api.results import Output
 from minispec.checks import to_flag, to_ids, to_path
 from minispec.errors import ArgumentError, FileError
 from minispec.io import draft_file
-from minispec.models.quantized_modules import quantize_linears
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
 from minispec.tokenizer import Tokenizer
@@ -72,8 +71,6 @@ def load(
     eagle = None
     if isinstance(own, Path):
         eagle = draft_file.load_draft(own, loaded.reference, loaded.fingerprint)
-        if loaded.dtype == "gguf" and not adapt:
-            quantize_linears(eagle)
     loaded, placed = backends.place_on_backend(loaded, eagle, backend, measure_backends, adapt)
     if own is not None and not isinstance(own, Path):
         placed = _build_own_draft(own, loaded)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from minispec.errors import ArgumentError
 from minispec.models.eagle_draft import EagleDraft
-from minispec.models.quantized_modules import dequantize_linears
 
 # Keys and values depend on these matrices: a change of them makes the KV cache stale.
 CACHE_TARGETS = ("fusion", "attention.key", "attention.value")
@@ -69,7 +68,6 @@ def add_adapters(draft: EagleDraft, targets: Sequence[str], rank: int, seed: int
     own = draft.with_own_head()
     shared = [*own.parameters(), own.embedding, own.head.weight]
     adapted = copy.deepcopy(own, {id(tensor): tensor for tensor in shared})
-    dequantize_linears(adapted)
     generator = torch.Generator().manual_seed(seed)
     for name in targets:
         parent, _, leaf = name.rpartition(".")

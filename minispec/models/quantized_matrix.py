@@ -93,8 +93,8 @@ def round_states(states: Tensor) -> Tensor:
 
 
 def multiply(states: Tensor, rows: Rows) -> Tensor:
-    """States (..., D) -> products with each row (..., N); those of a quantised matrix are taken of
-    rounded states."""
+    """States (..., D), rows (N, D) -> products with each row (..., N); those of a quantised matrix
+    are taken of rounded states."""
     if isinstance(rows, QuantizedMatrix):
         return F.linear(round_states(states), rows.weight)
     return F.linear(states, rows)

@@ -1,5 +1,8 @@
 """A model's linear layers and its embedding over quantised matrices, in place of PyTorch's."""
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +44,7 @@ class QuantizedEmbedding(nn.Module):
 
 
 def set_matrix(model: nn.Module, name: str, matrix: QuantizedMatrix) -> None:
-    """Puts a matrix in the place of the weight called ``name`` of a linear layer or embedding."""
+    """Replaces the weight called ``name`` of a linear layer or embedding by a matrix."""
     parent, _, leaf = name.removesuffix(".weight").rpartition(".")
     owner = model.get_submodule(parent)
     embeds = isinstance(getattr(owner, leaf), nn.Embedding)
@@ -59,7 +62,7 @@ def quantize_linears(model: nn.Module) -> None:
 
 
 def dequantize_linears(model: nn.Module) -> None:
-    """Puts float32 linear layers in the place of quantised ones, for a draft that is trained."""
+    """Replaces quantised linear layers by float32 ones, for a draft that is trained."""
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLinear):
             outputs, inputs = module.matrix.shape
@@ -67,6 +70,14 @@ def dequantize_linears(model: nn.Module) -> None:
             linear.weight = nn.Parameter(module.matrix[:], requires_grad=False)
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, linear)
+
+
+def copy_dequantized(draft: Any) -> Any:
+    """The draft, or a dequantised copy of it: with matrices that can be trained."""
+    if is_quantized(draft):
+        draft = copy.deepcopy(draft)
+        dequantize_linears(draft)
+    return draft
 
 
 def rows_of(module: nn.Module) -> Tensor | QuantizedMatrix:

@@ -19,19 +19,15 @@ ids under ARC that changes only after an emitted token was missing: ``evospec_pa
 parts, how each is built and how they share the budget, are ours.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from minispec.errors import ArgumentError
-from minispec.models.lm_head import LinearHead
-from minispec.models.quantized_matrix import Rows
 from minispec.shortlists.frspec import complete_ranking, truncate_ranking
 from minispec.shortlists.semantic import Ids, SemanticIndex
 from minispec.shortlists.statistical import StatisticalIndex, recent_ids
-from minispec.types import BaseShortlist, Context, Head, Round
+from minispec.types import BaseShortlist, Context, Round
 
 _CORE, _RECENCY = 1 / 4, 1 / 6  # shares of the budget
 
@@ -53,12 +49,11 @@ class EvoSpecShortlist(BaseShortlist):
         core: int | None = None,
         recency: int | None = None,
         per_round: bool = True,
-        build_head: Callable[[Rows], Head] = LinearHead,
     ) -> None:
         """``ranking`` (N,) ids, most frequent first; ``clusters`` (V,) of the LM head's ``rows``
         (V, D), see ``kmeans``. ``core`` and ``recency``: the number of ids of these parts, by
-        default a quarter and a sixth of the budget. ``build_head``: see ``SemanticIndex``. Raises
-        ArgumentError if ``core`` is not in 1..budget."""
+        default a quarter and a sixth of the budget. Raises ArgumentError if ``core`` is not in
+        1..budget."""
         if core is None:
             core = min(budget, max(1, len(eos_ids), round(_CORE * budget)))
         if not 1 <= core <= budget:
@@ -66,12 +61,11 @@ class EvoSpecShortlist(BaseShortlist):
         self.budget, self.per_round = budget, per_round
         self._max_recent = round(_RECENCY * budget) if recency is None else recency
         self._core: Ids = truncate_ranking(ranking, core, eos_ids).numpy()
-        self._in_core = np.zeros(len(clusters), bool)  # (V,)
-        self._in_core[self._core] = True
+        self._in_core = np.isin(np.arange(len(clusters)), self._core)  # (V,)
         all_ids = complete_ranking(ranking, len(clusters))  # (V,)
-        self.semantic = SemanticIndex(clusters, rows, all_ids, self._core, build_head=build_head)
+        self.semantic = SemanticIndex(clusters, rows, all_ids, self._core)
         self.statistical = StatisticalIndex(len(clusters))
-        self.rows_probed = self.semantic.centroids.vocab_size
+        self.rows_probed = len(self.semantic.centroids)
 
     def select(self, context: Context) -> Tensor:
         return torch.from_numpy(np.sort(np.concatenate([*self._choose(context).values()])))

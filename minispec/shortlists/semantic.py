@@ -17,7 +17,6 @@ Knows nothing of budgets and of the other parts of a shortlist.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +50,8 @@ class InvertedLists:
         """Indices of clusters (c,) -> the positions of their members in ``members`` (n,), cluster
         by cluster."""
         sizes = self.sizes[clusters]  # (c,)
-        ends = sizes.cumsum()  # (c,) of the same clusters in the result
-        shifts = (self._ends[clusters] - ends).repeat(sizes)  # (n,)
+        # (n,) by how much each cluster ends earlier in the result
+        shifts = (self._ends[clusters] - sizes.cumsum()).repeat(sizes)
         return np.arange(len(shifts)) + shifts
 
     def top_clusters(self, scores: npt.NDArray[np.floating], count: int) -> Ids:
@@ -73,18 +72,17 @@ class SemanticIndex:
         ranking: Ids,
         without: Ids,
         rarity: float = _RARITY,
-        build_head: Callable[[Rows], Head] = LinearHead,
     ) -> None:
         """``rows`` (V, D) of the LM head; ``clusters`` (V,), ``ranking`` (V,) and ``without`` (n,)
         as for ``InvertedLists``. Means are weighted by 1 / rank, an id's frequency by Zipf's law.
         ``rarity``: nats by which the expected logit falls where a rank is e times as high; 0 if
-        the ranking is arbitrary. ``build_head``: what multiplies the means."""
+        the ranking is arbitrary."""
         self.inverted = InvertedLists(clusters, ranking, without)
         members, sizes = self.inverted.members, self.inverted.sizes
         cluster = np.repeat(np.arange(len(sizes)), sizes)  # (N,)
         ranks = 1 + ranking.argsort()[members]  # (N,)
-        weights = 1 / ranks
-        weights /= np.bincount(cluster, weights)[cluster]  # (N,), summing to one in each cluster
+        # (N,), summing to one in each cluster
+        weights = 1 / ranks / np.bincount(cluster, 1 / ranks)[cluster]
         means = torch.zeros(len(sizes), rows.shape[1])  # (C, D)
         for start in range(0, len(members), _CHUNK):
             block = slice(start, start + _CHUNK)
@@ -92,13 +90,14 @@ class SemanticIndex:
             weighted = share * rows[torch.from_numpy(members[block])].float()  # (n, D)
             means.index_add_(0, torch.from_numpy(cluster[block]), weighted)
         # (C, D), in bytes whatever the rows are: a quarter, and precise enough to rank by.
-        self.centroids = build_head(quantize(means) if means.shape[1] % BLOCK == 0 else means)
+        self.centroids: Rows = quantize(means) if means.shape[1] % BLOCK == 0 else means
+        self.head: Head = LinearHead(self.centroids)  # what multiplies them, a backend's or this
         self._penalties = (rarity * np.log(ranks)).astype(np.float32)  # (N,)
 
     def find_nearest(self, hidden: Tensor, count: int, taken: npt.NDArray[np.bool_]) -> Ids:
         """hidden (D,) -> the ``count`` ids (n,) of highest expected logit among those not in
         ``taken`` (V,), in any order; fewer if fewer are left."""
-        scores = self.centroids.logits(hidden.float()).numpy()  # (C,)
+        scores = self.head.logits(hidden.float()).numpy()  # (C,)
         inverted, clusters = self.inverted, len(scores)
         probed = math.ceil(_PROBED * count * clusters / max(1, len(inverted.members)))
         while True:

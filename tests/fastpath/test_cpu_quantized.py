@@ -12,7 +12,7 @@ from minispec.commit import StopRule
 from minispec.decode import autoregressive, speculative
 from minispec.learning import lora
 from minispec.models.eagle_draft import init_from_target
-from minispec.models.quantized_modules import is_quantized, quantize_linears
+from minispec.models.quantized_modules import copy_dequantized, is_quantized, quantize_linears
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
@@ -87,10 +87,11 @@ def test_greedy_speculation_equals_plain_decoding(fast, budget):
     assert len(rounds) < len(plain)
 
 
-def test_add_adapters_dequantizes_the_draft():
+def test_draft_that_learns_is_dequantized():
     target, draft = build_pair()
-    adapted = lora.add_adapters(draft, lora.TARGETS, 2, seed=0)
+    adapted = lora.add_adapters(copy_dequantized(draft), lora.TARGETS, 2, seed=0)
     assert is_quantized(draft) and not is_quantized(adapted)
+    assert copy_dequantized(adapted) is adapted
     fast = cpu.build_draft(draft, cpu.build_target(target)).with_weights_of(adapted)
     ids, aux = torch.tensor([3, 4]), torch.randn(2, 3 * 64)
     expected = adapted.step(ids, adapted.fuse(aux), adapted.new_cache(8))

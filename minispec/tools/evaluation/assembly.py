@@ -17,6 +17,7 @@ from minispec.io.artifacts import find_artifact
 from minispec.learning.learner import OnlineLearner
 from minispec.learning.paper_learner import PaperLearner
 from minispec.models.eagle_draft import EagleDraft
+from minispec.models.quantized_modules import copy_dequantized
 from minispec.preconditions import check_gamma
 from minispec.sampling import Sampling
 from minispec.shortlists.dynaspec import DynaSpecShortlist
@@ -113,9 +114,10 @@ def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Sh
         return _build_paper_shortlist(method, model, ids, budget)
     if method.name == "evospec":
         clusters = shortlist_files.read_clusters(model)
-        return EvoSpecShortlist(
-            ids, budget, eos_ids, clusters, _cpu_rows(model), build_head=choose_head(model.backend)
-        )
+        shortlist = EvoSpecShortlist(ids, budget, eos_ids, clusters, _cpu_rows(model))
+        semantic = shortlist.semantic
+        semantic.head = choose_head(model.backend)(semantic.centroids)
+        return shortlist
     clusters, router = shortlist_files.read_router(model)
     dtype = model.reference.head.weight.dtype
     return DynaSpecShortlist(ids, budget, eos_ids, clusters, router.to(dtype))
@@ -155,10 +157,10 @@ def build_learner(
     if isinstance(draft, EagleDraft):
         if (at := draft.fusion.weight.device.type) != "cpu":
             raise ArgumentError(f"{adapt} needs a draft on the CPU, not on {at}: use --device cpu")
-        learner = kind(draft, carry=carry)
+        learner = kind(copy_dequantized(draft), carry=carry)
         return learner, learner.draft
     if isinstance(draft, LearnableDraft):
-        learner = kind(draft.reference, carry=carry)
+        learner = kind(copy_dequantized(draft.reference), carry=carry)
         return learner, draft.with_weights_of(learner.draft)
     where = " or ".join(LEARNING_BACKENDS)
     raise ArgumentError(f"{adapt} needs an EAGLE draft on backend {where}: this draft cannot learn")

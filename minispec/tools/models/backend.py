@@ -27,6 +27,7 @@ from minispec.io.schema import Positive, read_json
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import LinearHead
 from minispec.models.quantized_matrix import Rows
+from minispec.models.quantized_modules import quantize_linears
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, Head, Target
 
@@ -56,10 +57,13 @@ def place_on_backend(
 
     "auto" takes the fastest backend of earlier measurements; with ``measure`` it measures now if
     there are none, which compiles kernels on first use. With ``learns`` it considers only
-    ``LEARNING_BACKENDS``. A model on another device than the CPU runs on the reference.
+    ``LEARNING_BACKENDS``. A model on another device than the CPU runs on the reference. In dtype
+    gguf the draft's matrices are quantised too, in place, unless it ``learns``.
 
     Raises ArgumentError for a backend that cannot run on this machine, or with the model's dtype.
     """
+    if draft is not None and model.dtype == "gguf" and not learns:
+        quantize_linears(draft)
     if model.device != "cpu" and name in ("auto", "reference"):
         return model, draft
     if name == "auto":
