@@ -30,8 +30,9 @@ from minispec.models.eagle_draft import EagleDraft
 from minispec.models.int8 import quantize_rows, row_scales
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
+from minispec.models.model_config import ModelConfig
 from minispec.models.rope import Rope
-from minispec.models.transformer import MLP, Attention, Layer, ModelConfig, Transformer
+from minispec.models.transformer import MLP, Attention, Layer, Transformer
 from minispec.types import Features
 
 _threads_taken = False  # whether a target was built, which leaves torch a single thread
@@ -43,6 +44,8 @@ def why_unsupported(model: Transformer) -> str | None:
     weight = model.embedding.weight
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return f"its weights are {weight.dtype} on {weight.device}, not float32 or bfloat16 on cpu"
+    if model.config.mlp_bias:
+        return "it needs mlp_bias, which this backend lacks"
     return why_unfit()
 
 
@@ -88,9 +91,14 @@ class CpuTarget:
         )
         self._settings = _layer_settings(model.config)
         count = model.config.num_hidden_layers
-        self._local_layers = np.isin(np.arange(1, count + 1), model.config.local_layers)
+        numbers = np.arange(1, count + 1)
+        self._local_layers = np.isin(numbers, model.config.local_layers)
+        rope_free = np.isin(numbers, model.config.rope_free_layers)
+        self._ropes = np.where(rope_free, 2, self._local_layers.astype(np.int64))
         self._aux_layer_ids = np.array(sorted(model.config.aux_hidden_state_layer_ids), np.int64)
         tables = [_rope_tables(rope, model.config) for rope in (model.rope, model.local_rope)]
+        if rope_free.any():  # rotated by 0
+            tables.append((np.ones_like(tables[0][0]), np.zeros_like(tables[0][1])))
         self._cos, self._sin = (np.stack(kinds) for kinds in zip(*tables, strict=True))
         self.rows = model.head.weight  # (V, D)
         self.head = CpuHead(*_to_kernel_rows(self.rows, model.config.int8_rows))
@@ -108,7 +116,7 @@ class CpuTarget:
         scale = self._config.embedding_scale
         hidden, aux_hidden_states = run_target(
             (self.embedding[ids].float() * scale).numpy(), *self._stacks, self._norms,
-            self._settings, self._local_layers, self._cos, self._sin,
+            self._settings, self._local_layers, self._ropes, self._cos, self._sin,
             cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], place, self._aux_layer_ids,
             self.threads,
         )  # fmt: skip
@@ -210,10 +218,20 @@ def _norm_weight(norm: nn.Module) -> np.ndarray:
 
 
 def _layer_norms(layer: Layer | EagleDraft) -> tuple[np.ndarray, ...]:
-    """The norms of a layer in the order that ``steps.run_layer`` takes."""
+    """The norms of a layer, and the biases of its attention, in the order that ``steps.run_layer``
+    takes."""
     outer = layer.mlp_norm, layer.attention_post_norm, layer.mlp_post_norm
     inner = layer.attention.query_norm, layer.attention.key_norm
-    return tuple(map(_norm_weight, (*outer, *inner)))
+    projections, output, *_ = _matrices(layer.attention, layer.mlp)
+    biases = map(_concatenate_biases, (projections, output))
+    return (*map(_norm_weight, (*outer, *inner)), *biases)
+
+
+def _concatenate_biases(matrices: Sequence[nn.Linear | LoraLinear]) -> np.ndarray:
+    """The biases of projections, one after another, in float32; empty if they have none."""
+    linear = [m.base if isinstance(m, LoraLinear) else m for m in matrices]
+    biases = [m.bias.detach().float() for m in linear if m.bias is not None]
+    return torch.cat([torch.empty(0), *biases]).numpy()
 
 
 def _layer_settings(config: ModelConfig) -> tuple[float, np.float32, int, bool]:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
-from minispec.models.transformer import MLP, Attention, ModelConfig, Transformer
+from minispec.models.model_config import ModelConfig
+from minispec.models.transformer import MLP, Attention, Transformer
 
 
 class EagleDraft(nn.Module):
@@ -108,9 +109,11 @@ def init_from_target(target: Transformer) -> EagleDraft:
         draft.fusion.weight.zero_()
         draft.fusion.weight[:, -hidden_size:] = torch.eye(hidden_size)
         for name in ("query", "key", "value"):
-            weight = getattr(draft.attention, name).weight
-            weight[:, :hidden_size] = torch.randn_like(weight[:, :hidden_size]) * 0.01
-            weight[:, hidden_size:] = getattr(last.attention, name).weight
+            module, theirs = getattr(draft.attention, name), getattr(last.attention, name)
+            noise = torch.randn_like(module.weight[:, :hidden_size]) * 0.01
+            module.weight.copy_(torch.cat((noise, theirs.weight), dim=1))
+            if theirs.bias is not None:
+                module.bias.copy_(theirs.bias)
         for name in ("output", "query_norm", "key_norm"):
             module = getattr(draft.attention, name)
             module.load_state_dict(getattr(last.attention, name).state_dict())
