@@ -78,8 +78,8 @@ def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, value
     ``weights``: query, key and value projections as (heads + 2 num_key_value_heads) * head_dim
     rows; output; gate and up; down. ``scales``: the scales of their rows. ``norms``: before the
     MLP, after attention, after the MLP, of queries, of keys; then the biases of the first two
-    ``weights``. ``settings``: epsilon, attention's scale and window, whether the activation is GELU. ``cos``, ``sin`` (context, head_dim).
-    ``place``: see ``positions.place_tokens``.
+    ``weights``. ``settings``: epsilon, attention's scale and window, whether the activation is
+    GELU. ``cos``, ``sin`` (context, head_dim). ``place``: see ``positions.place_tokens``.
     """
     mlp_norm, attention_post_norm, mlp_post_norm, query_norm, key_norm, bias, output_bias = norms
     epsilon, scale, window, gelu = settings
