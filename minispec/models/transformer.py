@@ -122,6 +122,8 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """The decoder. Its LM head is separate (``head``), since not every caller needs all logits."""
 
+    runs_batches = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config

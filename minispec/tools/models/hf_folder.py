@@ -9,7 +9,7 @@ Knows nothing of where the folder comes from.
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -27,6 +27,7 @@ from minispec.io.model_state import StoredTensor, build_transformer
 from minispec.io.schema import read_json
 from minispec.models.model_config import ModelConfig
 from minispec.models.transformer import Transformer
+from minispec.text.tokenizer import TableTokenizer
 from minispec.tokenizer import Tokenizer
 from minispec.tools.models import hf_config
 from minispec.tools.models.tokenizer_folder import read_tokenizer
@@ -78,19 +79,28 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
     names |= _NORM_NAMES if found.model.query_key_norm else {}
     names |= _POST_NORM_NAMES if found.model.post_norms else {}
     tokenizer = read_tokenizer(path)
-    ids, rows = tokenizer.vocab_size, found.model.vocab_size
-    if ids > rows:  # fewer ids than rows are common: rows are padded to a round number
-        try:
-            tokenizer.drop_ids(rows)  # special ids that no text becomes
-        except ArgumentError as error:
-            raise FileError(f"{path}: the tokenizer has {ids} ids: {error}") from None
-    tokenizer.add_eos_ids(found.eos_ids)
+    fit_tokenizer(tokenizer, found.model.vocab_size, found.eos_ids, str(path))
     with ExitStack() as files:
         stored = _list_tensors(path, names, found.is_gemma, files)
         config = _decide_head(path, found.model, stored)
         theirs = {ours: name for name, ours in names.items()}
         model = build_transformer(config, stored, str(path), partial(_their_name, theirs))
     return model, tokenizer
+
+
+def fit_tokenizer(
+    tokenizer: TableTokenizer, vocab_size: int, eos_ids: Sequence[int], origin: str
+) -> None:
+    """Fit a tokenizer to a head of ``vocab_size`` rows: drop ids beyond them, and add the ids that
+    end an answer by the model's files. ``origin`` names the model in errors. Raises FileError for
+    ids beyond the rows that text becomes."""
+    ids = tokenizer.vocab_size
+    if ids > vocab_size:  # fewer ids than rows are common: rows are padded to a round number
+        try:
+            tokenizer.drop_ids(vocab_size)  # special ids that no text becomes
+        except ArgumentError as error:
+            raise FileError(f"{origin}: the tokenizer has {ids} ids: {error}") from None
+    tokenizer.add_eos_ids(eos_ids)
 
 
 def save(path: Path, model: Transformer) -> None:

@@ -71,7 +71,7 @@ def make_draft(
     if start:
         draft = draft_file.load_draft(start, loaded.reference, loaded.fingerprint)
     else:
-        draft = drafts.init_from_target(loaded.reference)
+        draft = drafts.init_draft(loaded.reference)
     dtype = dtype or keep_dtype(folder)
     processes = min(torch.get_num_threads(), _PROCESSES)
     paths = []
