@@ -105,13 +105,11 @@ def _find_head(model: PreTrainedModel) -> LinearHead:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if not isinstance(head, nn.Linear) or not isinstance(embedding, nn.Embedding):
         raise _refuse(model, "its LM head is not a matrix, or its embedding none")
-    if embedding.weight.shape[1] != head.weight.shape[1] or len(embedding.weight) < len(
-        head.weight
-    ):
+    inputs, outputs = tuple(embedding.weight.shape), tuple(head.weight.shape)
+    if inputs[1] != outputs[1] or inputs[0] < outputs[0]:
         raise _refuse(
             model,
-            f"its embedding has shape {tuple(embedding.weight.shape)}, its LM head "
-            f"{tuple(head.weight.shape)}: a draft needs one size for both",
+            f"its embedding has shape {inputs}, its LM head {outputs}: a draft needs one for both",
         )
     bias = None if head.bias is None else head.bias.detach()
     return LinearHead(head.weight, bias, getattr(model.config, "final_logit_softcapping", None))
@@ -150,9 +148,7 @@ def _find_context(model: PreTrainedModel) -> int:
                 config, "original_max_position_embeddings", None
             )
             if kind not in ("dynamic", "longrope"):
-                raise _refuse(
-                    model, f"its rope_type {kind!a} is not known to keep cached keys valid"
-                )
+                raise _refuse(model, f"its rope_type {kind!a} may make cached keys stale")
             limit = min(limit, original or limit)
     return int(limit)
 

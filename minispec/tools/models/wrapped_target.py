@@ -1,9 +1,9 @@
 """A causal language model of transformers as a target: its modules, our cache and our masks.
 
 A pass over a chain leaves the mask to the model, as ``generate`` of transformers does. One over a
-tree, or over sequences of different lengths, is given a 4-D mask and position ids. The hidden states
-are those that the LM head multiplies, times the model's own factor of its logits if it has one
-(Granite, Cohere): the same logits, and rows that shortlists can read.
+tree, or over sequences of different lengths, is given a 4-D mask and position ids. The hidden
+states are those that the LM head multiplies, times the model's own factor of its logits if it has
+one (Granite, Cohere): the same logits, and rows that shortlists can read.
 
 Knows nothing of which models can be wrapped (``wrapped_checks``).
 """
@@ -40,9 +40,9 @@ class WrappedParts:
 
 
 class WrappedTarget:
-    """See ``minispec.types.Target`` and ``minispec.models.reference.Reference``. ``why_chains``: the
-    reason why passes over trees and over sequences of different lengths would be wrong; "" if they
-    are right."""
+    """See ``minispec.types.Target`` and ``minispec.models.reference.Reference``. ``why_chains``:
+    the reason why passes over trees and over sequences of different lengths would be wrong; "" if
+    they are right."""
 
     def __init__(self, parts: WrappedParts, why_chains: str = "") -> None:
         self.parts, self.why_chains = parts, why_chains
