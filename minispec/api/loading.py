@@ -45,8 +45,8 @@ def load(
     (docs/your-model.md). ``dtype``: "float32" (None), "bfloat16", "float64" or "int8".
     ``backend``: "reference", "cpu", "compiled" or "cuda"; "auto" takes the fastest that was
     measured before (by ``minispec doctor``, or now with ``measure_backends``), else the reference,
-    and with ``adapt`` one on which a draft can learn. ``device``: where the reference runs, "cpu" (None),
-    "cuda" or "mps". ``draft``: None for the draft that ships for the model, a file made by
+    and with ``adapt`` one on which a draft can learn. ``device``: where the reference runs, "cpu"
+    (None), "cuda" or "mps". ``draft``: None for the draft that ships for the model, a file made by
     ``minispec train draft``, False for none, or a draft of one's own as an instance, a class, a
     factory or "MODULE:CLASS"; a class is called with the values of the parameters that it names,
     from ``target``, ``tokenizer`` and ``model``. ``index``: a file made by ``minispec index

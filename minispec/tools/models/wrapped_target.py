@@ -83,6 +83,11 @@ class WrappedTarget:
         """ids (B, T), appended to what the cache holds -> hidden (B, T, D), auxiliary hidden states
         (B, T, n_aux * D). Raises ContextError if they exceed the cache or the context."""
         positions = cache.positions(ids.shape[1])  # (B, T)
+        if not ids.numel():
+            size = self.config.hidden_size
+            count = len(self.config.aux_hidden_state_layer_ids)
+            empty = self.embedding.weight.new_empty(*ids.shape, size)
+            return Features(empty, empty.repeat(1, 1, count))
         if len(set(cache.lengths)) == 1:
             return self._run(ids, cache, positions, None)
         keys = torch.arange(int(positions.max()) + 1)  # (S,)
