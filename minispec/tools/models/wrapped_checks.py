@@ -62,7 +62,7 @@ def _check_kind(model: PreTrainedModel) -> None:
     config = model.config
     reason = None
     if config.is_encoder_decoder:
-        reason = "it has an encoder, and is no causal language model"
+        reason = "it has an encoder: each token must follow from those before it"
     elif getattr(model, "_is_stateful", False):
         reason = "it has a recurrent state, which cannot be rolled back to before a rejected token"
     elif others := {*(getattr(config, "layer_types", None) or ())} - {*_KINDS}:

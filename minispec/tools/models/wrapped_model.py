@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from minispec.checks import check_parts
 from minispec.errors import ArgumentError, FileError, MinispecError
+from minispec.io.files import is_finite
 from minispec.text.tokenizer import TableTokenizer
 from minispec.tokenizer import Tokenizer
 from minispec.tools.models.hf_folder import fit_tokenizer
@@ -60,7 +61,7 @@ def load_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[WrappedTarge
     with _report_failure(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, use_safetensors=True,
-            dtype=torch.float32, output_loading_info=True,
+            dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     model, report = loaded
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
@@ -68,6 +69,9 @@ def load_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[WrappedTarge
             raise FileError(
                 f"{folder}: {len(found)} {problem.replace('_', ' ')} for {known}, {found[0]} first"
             )
+    for name, weight in model.named_parameters():
+        if not is_finite(weight):
+            raise FileError(f"{folder}: {name} contains NaN or infinity: the file is damaged")
     try:
         target = wrap(model.eval().requires_grad_(False))
     except ArgumentError as error:
