@@ -1,6 +1,7 @@
 """Models of transformers through the front door: loaded, in a folder, on the command line."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from minispec.errors import ArgumentError, FileError
 from minispec.io import draft_file
 from minispec.models.eagle_draft import EagleDraft, init_draft
 from minispec.tools.cli.main import main
+from minispec.tools.data import distill
 from minispec.tools.models import pretrained
+from minispec.tools.training import recipe
 
 logging.disable_progress_bar()
 
@@ -90,6 +93,18 @@ def test_methods_on_a_wrapped_model_keep_its_text(folder, tmp_path):
         )
     tree = model.generate(PROMPT, shortlist="full", tree="3x2x5", **options)
     assert tree.token_ids == plain.token_ids and tree.tau > 1
+
+
+@pytest.mark.slow
+def test_make_draft_trains_a_draft_for_a_wrapped_model(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "write_shards", partial(distill.write_shards, shard_prompts=6))
+    path = recipe.make_draft(str(folder), ["law"], 300, 0.5, 0, tmp_path)
+    log = json.loads((tmp_path / "training.json").read_bytes())["log"]
+    assert log[-1]["tau"] >= 1
+    model = minispec.load(folder, draft=path)
+    options: dict[str, Any] = dict(max_new_tokens=24, ignore_eos=True)
+    plain = model.generate(PROMPT, shortlist="autoregressive", **options)
+    assert model.generate(PROMPT, shortlist="full", **options).token_ids == plain.token_ids
 
 
 def test_command_line_says_what_runs_the_model(folder, capsys):

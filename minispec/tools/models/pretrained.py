@@ -100,9 +100,12 @@ def _load_by_transformers(
 
     if dtype == "int8":
         raise ArgumentError(f"dtype int8 needs an implementation of minispec's, {name} has none")
-    target, tokenizer = wrapped_model.load_folder(Path(name), settings)
+    target, tokenizer = wrapped_model.load_folder(Path(name), settings, torch.float32)
     fingerprint = target.head.fingerprint()
-    target = target.to(getattr(torch, dtype), device)
+    if dtype != "float32":  # read again: a model that is cast has its angles of rotation cast too
+        found = wrapped_model.load_folder(Path(name), settings, getattr(torch, dtype))
+        target, tokenizer = found
+    target = target.to(device)
     return Pretrained(name, target, target, tokenizer, fingerprint, dtype, device=device)
 
 
