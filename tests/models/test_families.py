@@ -142,6 +142,19 @@ def test_cpu_backend_runs_the_settings_of_these_families(name):
     assert torch.allclose(fast.step(ids, states, fast.new_cache(20)), expected_states, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["biases", "norms"])
+def test_fixed_shapes_run_biases_and_norms(name):
+    model = toy_transformer(**BEYOND[name])
+    target = compiled.build_target(model, budget=0)  # runs its passes without torch.compile
+    cache = target.new_cache(20)
+    with pytest.warns(RuntimeWarning, match="without torch.compile"):
+        target.step(torch.arange(12), cache)
+    found = target.step(torch.arange(5), cache, (-1, -1, 0, 1, 2))
+    own = model.new_cache(20)
+    model.step(torch.arange(12), own)
+    assert max_error(found, model.step(torch.arange(5), own, (-1, -1, 0, 1, 2))) < 1e-10
+
+
 def test_fast_paths_refuse_other_settings_by_name():
     assert compiled.why_unsupported(toy_transformer(**BEYOND["biases"])) is None
     assert compiled.why_unsupported(toy_transformer(query_key_norm=True)) is None

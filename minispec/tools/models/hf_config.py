@@ -56,12 +56,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def is_own_architecture(settings: Mapping[str, Any]) -> bool:
-    """Whether settings name an architecture that is implemented here, even beside another."""
+    """Whether settings name an architecture that is implemented here, even beside another, or no
+    ``model_type``, without which transformers loads nothing."""
     named = _list_architectures(settings)
     kind = settings.get("model_type")
-    if kind is None and not named:
-        return True
-    return kind in [*FAMILIES] or any(name in [*_ARCHITECTURES] for name in named)
+    return kind in [*FAMILIES, None] or any(name in [*_ARCHITECTURES] for name in named)
 
 
 def read_config(folder: Path) -> FolderConfig:

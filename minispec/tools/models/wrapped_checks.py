@@ -3,7 +3,7 @@
 A model is refused by what it says of itself (recurrent layers, an encoder, quantised weights), and
 accepted only after a few passes over a dozen ids: its logits must be those of its LM head over its
 hidden states, and passes in chunks and after a rollback must equal those of a fresh pass, passes
-over a tree those over its paths. So a model that is not known here is run rightly or not at all.
+over a tree those over its paths. So models are not known by name: each is tried.
 
 Knows nothing of files and of text.
 """
@@ -73,6 +73,8 @@ def _check_kind(model: PreTrainedModel) -> None:
         )
     elif getattr(config, "quantization_config", None):
         reason = "its weights are quantised (quantization_config)"
+    elif len({weight.device for weight in model.parameters()}) > 1:
+        reason = "its weights are on several devices: move them to one"
     elif model.training:
         reason = "it is in training mode, in which dropout is random: call model.eval()"
     elif model.dtype not in TOLERANCE:
@@ -98,8 +100,12 @@ def _report_failure(model: PreTrainedModel, what: str) -> Iterator[None]:
     except ArgumentError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _refuse(model, f"{what} ({first})") from None
+        raise _refuse(model, f"{what} ({find_first_line(error)})") from None
+
+
+def find_first_line(error: Exception) -> str:
+    """What an error of another library says in its first line, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _find_head(model: PreTrainedModel) -> LinearHead:

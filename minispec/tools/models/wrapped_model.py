@@ -26,7 +26,7 @@ from minispec.text.tokenizer import TableTokenizer
 from minispec.tokenizer import Tokenizer
 from minispec.tools.models.hf_folder import fit_tokenizer
 from minispec.tools.models.tokenizer_folder import read_tokenizer
-from minispec.tools.models.wrapped_checks import wrap
+from minispec.tools.models.wrapped_checks import find_first_line, wrap
 from minispec.tools.models.wrapped_target import WrappedTarget
 
 
@@ -96,8 +96,8 @@ def _report_failure(folder: Path) -> Iterator[None]:
     except MinispecError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileError(f"{folder}: transformers cannot load it: {first}") from None
+        reason = find_first_line(error)
+        raise FileError(f"{folder}: transformers cannot load it: {reason}") from None
     finally:
         logging.set_verbosity(level)
         if has_bars:

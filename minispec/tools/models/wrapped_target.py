@@ -42,7 +42,7 @@ class WrappedParts:
 class WrappedTarget:
     """See ``minispec.types.Target`` and ``minispec.models.reference.Reference``. ``why_chains``:
     the reason why passes over trees and over sequences of different lengths would be wrong; "" if
-    they are right."""
+    they are right. The hidden state of the last layer is exported after the final norm."""
 
     def __init__(self, parts: WrappedParts, why_chains: str = "") -> None:
         self.parts, self.why_chains = parts, why_chains
