@@ -58,7 +58,15 @@ def output_distribution(
     return distribution_of(program)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "phi3", "granite", "falcon with ALiBi"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt2",
+        pytest.param("phi3", marks=pytest.mark.slow),
+        pytest.param("granite", marks=pytest.mark.slow),
+        pytest.param("falcon with ALiBi", marks=pytest.mark.slow),
+    ],
+)
 def test_speculative_keeps_the_distribution_of_a_wrapped_model(name):
     config, model, changes = (ARCHITECTURES | CHAINS_ONLY)[name]
     target = wrap(build_model(config, model, changes | {"vocab_size": V}).double())
@@ -91,6 +99,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gemma2, whose logits are capped"])
 def test_speculative_is_lossless_on_20_prompts(name):
     target = wrap_model(name)

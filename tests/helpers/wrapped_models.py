@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from minispec.tools.models.wrapped_checks import wrap
 from minispec.tools.models.wrapped_target import WrappedTarget
 
-VOCAB_SIZE, CONTEXT = 97, 64
+VOCAB_SIZE, CONTEXT = 97, 96
 _SHAPE = dict(
     vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
     intermediate_size=48, max_position_embeddings=CONTEXT, initializer_range=0.3,

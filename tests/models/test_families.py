@@ -27,6 +27,11 @@ from minispec.types import Features
 logging.disable_progress_bar()
 
 SEEDS = range(4)
+CASES = [  # two of each family, and the others in `make slow`
+    pytest.param(family, seed, marks=[pytest.mark.slow] if seed > 1 else [])
+    for family in FAMILIES
+    for seed in SEEDS
+]
 # The settings beyond a Llama's of these families, on a toy.
 BEYOND: dict[str, dict[str, Any]] = {
     "biases": dict(attention_bias=True, output_bias=True),
@@ -40,8 +45,7 @@ BEYOND: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family, seed", CASES)
 def test_load_gives_the_logits_of_transformers(tmp_path, family, seed):
     model = save_model(tmp_path, family, draw_settings(family, seed))
     assert relative_error(our_logits(tmp_path, IDS), model, IDS) < 1e-4

@@ -1,5 +1,8 @@
 """Models of transformers as targets: their own logits, rollback and trees, whatever the chunks."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from transformers.utils import logging
@@ -25,7 +28,12 @@ logging.disable_progress_bar()
 
 IDS = torch.randint(3, VOCAB_SIZE, (24,), generator=torch.Generator().manual_seed(1))
 PARENTS = (-1, -1, 0, 0, 1, 2, 5)
-ALL = [*ARCHITECTURES, *CHAINS_ONLY]
+FAST = ("gpt2", "phi3", "granite", "bloom")  # the others are tried in `make slow`
+
+
+def choose(*names: str, fast: Sequence[str] = FAST) -> list[Any]:
+    """The architectures as parameters, those that are not ``fast`` marked as slow."""
+    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 def run_afresh(target: WrappedTarget, ids: torch.Tensor) -> Features:
@@ -43,7 +51,7 @@ def largest_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *CHAINS_ONLY])
 def test_step_gives_the_logits_and_hidden_states_of_the_model(name):
     target = wrap_model(name)
     features = run_afresh(target, IDS)
@@ -59,7 +67,7 @@ def test_step_gives_the_logits_and_hidden_states_of_the_model(name):
     assert largest_error(features.aux_hidden_states, torch.cat(chosen, dim=-1)) < 1e-10
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", choose(*ARCHITECTURES, *CHAINS_ONLY))
 def test_step_after_a_rollback_equals_a_fresh_pass(name):
     target = wrap_model(name)
     cache, hidden = target.new_cache(40), []
@@ -71,7 +79,7 @@ def test_step_after_a_rollback_equals_a_fresh_pass(name):
     assert largest_error(torch.cat(hidden), run_afresh(target, IDS).hidden) < bound(name)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", choose(*ARCHITECTURES))
 def test_step_over_a_tree_equals_steps_over_its_paths(name):
     target = wrap_model(name)
     cache = target.new_cache(40)
@@ -96,14 +104,14 @@ def test_step_refuses_trees_of_a_model_with_alibi(name):
         target.step(IDS[:7], target.new_cache(20), PARENTS)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", choose(*ARCHITECTURES, *CHAINS_ONLY, fast=("gpt2",)))
 def test_step_decodes_the_greedy_text_of_the_model(name):
     target = wrap_model(name)
     prompt = IDS[:5].tolist()
-    assert decode_greedily(target, prompt, 40) == generate_greedily(target.model, prompt, 40)
+    assert decode_greedily(target, prompt, 64) == generate_greedily(target.model, prompt, 64)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "phi3", "falcon with ALiBi"])
+@pytest.mark.parametrize("name", choose("gpt2", "phi3", "falcon with ALiBi"))
 def test_decode_batch_gives_each_prompt_its_own_text(name):
     target = wrap_model(name)
     prompts = [IDS[:n].tolist() for n in (3, 9, 5, 7)]
