@@ -140,7 +140,7 @@ def assert_refused(path: Path, *words: str) -> None:
         ({"architectures": ["GPTNeoXForSequenceClassification"]}, ["neither", "transformers 5"]),
         ({"model_type": "bert", "architectures": ["BertModel"]}, ["BertModel", "neither"]),
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, ["T5", "neither"]),
-        ({"hidden_size": 64}, ["mismatched keys"]),
+        ({"hidden_size": 64}, ["keys for GPTNeoX"]),
         ({"num_hidden_layers": 4}, ["missing keys"]),
         ({"num_hidden_layers": 2}, ["unexpected keys"]),
         ({"num_attention_heads": "many"}, ["transformers cannot load it"]),
