@@ -2,7 +2,8 @@
 
     import minispec
 
-    model = minispec.load("smollm2")  # a name, a folder in Hugging Face layout, or a GGUF file
+    model = minispec.load("smollm2")  # a name, a folder in Hugging Face layout, a GGUF file, or
+                                      # a PreTrainedModel of transformers with its tokenizer
     out = model.generate("Why is the sky blue?", shortlist="evospec@1536", max_new_tokens=64)
     print(out.text, out.tau, out.tokens_per_second)  # tau: the mean acceptance length
 

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 import torch
 from numba import get_num_threads, set_num_threads
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastpath.cpu.kernels import multiply
 from fastpath.cpu.positions import place_tokens
@@ -27,15 +27,18 @@ from fastpath.cpu.weights import (
     build_stacks,
     choose_embed,
     concatenate,
+    get_norm_weight,
     has_adapters,
+    list_layer_norms,
     list_matrices,
 )
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
+from minispec.models.model_config import ModelConfig
 from minispec.models.quantized_modules import rows_of
 from minispec.models.rope import Rope
-from minispec.models.transformer import Layer, ModelConfig, Transformer
+from minispec.models.transformer import Layer, Transformer
 from minispec.types import Features
 
 _threads_taken = False  # whether a target was built, which leaves torch a single thread
@@ -46,6 +49,8 @@ def why_unsupported(model: Transformer) -> str | None:
     weight = rows_of(model.embedding)
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return f"its weights are {weight.dtype} on {weight.device}, not float32 or bfloat16 on cpu"
+    if model.config.mlp_bias:
+        return "it needs mlp_bias, which this backend lacks"
     return why_unfit()
 
 
@@ -78,15 +83,20 @@ class CpuTarget:
         layers = [layer for layer in model.layers if isinstance(layer, Layer)]
         self._stacks = build_stacks(layers, model.config.int8_rows)
         self._norms = (
-            np.stack([_norm_weight(layer.attention_norm) for layer in layers]),
-            tuple(map(np.stack, zip(*map(_layer_norms, layers), strict=True))),
-            _norm_weight(model.norm),
+            np.stack([get_norm_weight(layer.attention_norm) for layer in layers]),
+            tuple(map(np.stack, zip(*map(list_layer_norms, layers), strict=True))),
+            get_norm_weight(model.norm),
         )
         self._settings = _layer_settings(model.config)
         count = model.config.num_hidden_layers
-        self._local_layers = np.isin(np.arange(1, count + 1), model.config.local_layers)
+        numbers = np.arange(1, count + 1)
+        self._local_layers = np.isin(numbers, model.config.local_layers)
+        rope_free = np.isin(numbers, model.config.rope_free_layers)
+        self._ropes = np.where(rope_free, 2, self._local_layers.astype(np.int64))
         self._aux_layer_ids = np.array(sorted(model.config.aux_hidden_state_layer_ids), np.int64)
         tables = [_rope_tables(rope, model.config) for rope in (model.rope, model.local_rope)]
+        if rope_free.any():  # rotated by 0
+            tables.append((np.ones_like(tables[0][0]), np.zeros_like(tables[0][1])))
         self._cos, self._sin = (np.stack(kinds) for kinds in zip(*tables, strict=True))
         self.head = build_model_head(model)
         self.rows, self.embedding = model.head.weight, rows_of(model.embedding)  # (V, D) each
@@ -105,7 +115,7 @@ class CpuTarget:
         scale = self._config.embedding_scale
         hidden, aux_hidden_states = run_target(
             (self.embed(ids) * scale).numpy(), *self._stacks, self._norms,
-            self._settings, self._local_layers, self._cos, self._sin,
+            self._settings, self._local_layers, self._ropes, self._cos, self._sin,
             cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], place, self._aux_layer_ids,
             self.threads,
         )  # fmt: skip
@@ -120,17 +130,18 @@ class CpuDraft:
         # The draft refers to the embedding and head of the target, so that they are stored once.
         draft.embedding, draft.head = target.embedding, PackedHead(target.rows)
         self.reference, self._target, self._config = draft, target, draft.config
-        self.list_matrices = [*list_matrices(draft.attention, draft.mlp), [draft.fusion]]
-        self._projections = [concatenate(matrices) for matrices in self.list_matrices]
+        self._matrices = [*list_matrices(draft.attention, draft.mlp), [draft.fusion]]
+        self._projections = [concatenate(matrices) for matrices in self._matrices]
         self._version = draft.version
         self._norms = (
-            _norm_weight(draft.embedding_norm), _norm_weight(draft.state_norm), _layer_norms(draft)
+            get_norm_weight(draft.embedding_norm), get_norm_weight(draft.state_norm),
+            list_layer_norms(draft),
         )  # fmt: skip
         # The draft attends to all positions: its window is the whole context.
         self._settings = _layer_settings(
             replace(draft.config, sliding_window=draft.config.context_limit)
         )
-        self._final_norm = _norm_weight(draft.norm)
+        self._final_norm = get_norm_weight(draft.norm)
         self._rope = _rope_tables(draft.rope, draft.config)
         self.head = target.head.with_own_packing()
 
@@ -185,7 +196,7 @@ class CpuDraft:
     def _refresh_adapted(self) -> None:
         """Stacks again the matrices whose adapters have changed."""
         if self._version != self.reference.version:
-            for index, matrices in enumerate(self.list_matrices):
+            for index, matrices in enumerate(self._matrices):
                 if has_adapters(matrices):
                     self._projections[index] = concatenate(matrices)
             self._version = self.reference.version
@@ -198,19 +209,6 @@ def _new_cache(config: ModelConfig, layers: int, capacity: int) -> KVCache:
 def _rope_tables(rope: Rope, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
     cos, sin = rope.cos_sin(torch.arange(config.context_limit), torch.float32)
     return cos[:, 0].numpy(), sin[:, 0].numpy()  # (context_limit, head_dim)
-
-
-def _norm_weight(norm: nn.Module) -> np.ndarray:
-    """The weight of a norm in float32; empty for an identity."""
-    weight = getattr(norm, "weight", torch.empty(0))
-    return weight.detach().float().numpy()
-
-
-def _layer_norms(layer: Layer | EagleDraft) -> tuple[np.ndarray, ...]:
-    """The norms of a layer in the order that ``steps.run_layer`` takes."""
-    outer = layer.mlp_norm, layer.attention_post_norm, layer.mlp_post_norm
-    inner = layer.attention.query_norm, layer.attention.key_norm
-    return tuple(map(_norm_weight, (*outer, *inner)))
 
 
 def _layer_settings(config: ModelConfig) -> tuple[float, np.float32, int, bool, int, int]:

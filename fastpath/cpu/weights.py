@@ -15,6 +15,7 @@ from fastpath.cpu.head import CpuHead
 from fastpath.cpu.panels import Panels, build_panels
 from fastpath.cpu.rows import allocate_rows
 from minispec.learning.lora import LoraLinear
+from minispec.models.eagle_draft import EagleDraft
 from minispec.models.int8 import quantize_rows, row_scales
 from minispec.models.quantized_matrix import QuantizedMatrix, Rows
 from minispec.models.quantized_modules import QuantizedLinear, rows_of
@@ -94,6 +95,29 @@ def _stack_projections(layers: Sequence[Sequence[nn.Linear]]) -> Tensor:
             part.copy_(projection.weight.detach())
             projection.weight.data = part
     return stack
+
+
+def get_norm_weight(norm: nn.Module) -> np.ndarray:
+    """The weight of a norm in float32; empty for an identity."""
+    weight = getattr(norm, "weight", torch.empty(0))
+    return weight.detach().float().numpy()
+
+
+def list_layer_norms(layer: Layer | EagleDraft) -> tuple[np.ndarray, ...]:
+    """The norms of a layer, and the biases of its attention, in the order that ``steps.run_layer``
+    takes."""
+    outer = layer.mlp_norm, layer.attention_post_norm, layer.mlp_post_norm
+    inner = layer.attention.query_norm, layer.attention.key_norm
+    projections, output, *_ = list_matrices(layer.attention, layer.mlp)
+    biases = map(_concatenate_biases, (projections, output))
+    return (*map(get_norm_weight, (*outer, *inner)), *biases)
+
+
+def _concatenate_biases(matrices: Sequence[nn.Linear | LoraLinear]) -> np.ndarray:
+    """The biases of projections, one after another, in float32; empty if they have none."""
+    linear = [m.base if isinstance(m, LoraLinear) else m for m in matrices]
+    biases = [m.bias.detach().float() for m in linear if m.bias is not None]
+    return torch.cat([torch.empty(0), *biases]).numpy()
 
 
 def concatenate(matrices: Sequence[nn.Linear | LoraLinear]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from minispec.errors import FileError
 from minispec.io.files import is_finite
+from minispec.models.model_config import ModelConfig
 from minispec.models.quantized_matrix import QuantizedMatrix
 from minispec.models.quantized_modules import set_matrix
-from minispec.models.transformer import ModelConfig, Transformer
+from minispec.models.transformer import Transformer
 
 # Limits far above every published model, so that no product of two sizes overflows.
 Width = Annotated[int, Meta(ge=1, le=2**20)]

@@ -16,10 +16,15 @@ from minispec.models.quantized_matrix import QuantizedMatrix, Rows, multiply
 
 
 class LinearHead:
-    """The head of a target: ``weight`` (V, D), often the embedding itself (tied)."""
+    """The head of a target: ``weight`` (V, D), often the embedding itself (tied). Some models add a
+    ``bias`` (V,), or cap logits softly: ``softcap`` * tanh(logits / softcap) (Gemma 2, arXiv
+    2408.00118). A draft's head has the rows alone."""
 
-    def __init__(self, weight: Rows) -> None:
+    def __init__(
+        self, weight: Rows, bias: Tensor | None = None, softcap: float | None = None
+    ) -> None:
         self.weight = weight.detach() if isinstance(weight, Tensor) else weight
+        self.bias, self.softcap = bias, softcap
 
     @property
     def tensor(self) -> Tensor:
@@ -33,12 +38,22 @@ class LinearHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits of every id (..., V)."""
-        return multiply(hidden, self.weight)
+        logits = multiply(hidden, self.weight)
+        return self._cap(logits if self.bias is None else logits + self.bias)
 
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """(..., D), ids (K,) -> logits of those ids (..., K). Gathers the rows: K * D numbers are
         read, written and read again, three times the traffic of rows that lie side by side."""
-        return multiply(hidden, _select(self.weight, ids))
+        logits = multiply(hidden, _select(self.weight, ids))
+        if self.bias is not None:
+            logits = logits + self.bias[ids.to(self.bias.device)]
+        return self._cap(logits)
+
+    def select(self, ids: Tensor, dtype: torch.dtype) -> "LinearHead":
+        """The head of some ids (K,) in a dtype: K rows, copied."""
+        bias = None if self.bias is None else self.bias[ids.to(self.bias.device)].to(dtype)
+        rows = self.tensor[ids.to(self.weight.device)]
+        return LinearHead(rows.to(dtype), bias, self.softcap)
 
     def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> the ids (T,) of the largest logits, ties to the lowest id, and these logits
@@ -46,6 +61,11 @@ class LinearHead:
         logits = self.logits(hidden)  # (T, V)
         ids = logits.argmax(-1)
         return ids, logits.gather(-1, ids[:, None])[:, 0]
+
+    def _cap(self, logits: Tensor) -> Tensor:
+        if self.softcap is None:
+            return logits
+        return torch.tanh(logits / self.softcap) * self.softcap
 
     def fingerprint(self) -> str:
         """SHA-256 of the rows in float32: identifies the model a draft or an index belongs to."""

@@ -10,11 +10,12 @@ from minispec.models.quantized_matrix import BLOCK, QuantizedMatrix, multiply, q
 
 
 class QuantizedLinear(nn.Module):
-    """``nn.Linear`` without a bias over a quantised matrix (outputs, inputs)."""
+    """``nn.Linear`` over a quantised matrix (outputs, inputs), with a ``bias`` (outputs,) or
+    without."""
 
-    def __init__(self, matrix: QuantizedMatrix) -> None:
+    def __init__(self, matrix: QuantizedMatrix, bias: nn.Parameter | None = None) -> None:
         super().__init__()
-        self.matrix = matrix
+        self.matrix, self.bias = matrix, bias
 
     @property
     def weight(self) -> Tensor:
@@ -23,7 +24,8 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        return multiply(x, self.matrix)
+        products = multiply(x, self.matrix)
+        return products if self.bias is None else products + self.bias
 
 
 class QuantizedEmbedding(nn.Module):
@@ -47,8 +49,10 @@ def set_matrix(model: nn.Module, name: str, matrix: QuantizedMatrix) -> None:
     """Replaces the weight called ``name`` of a linear layer or embedding by a matrix."""
     parent, _, leaf = name.removesuffix(".weight").rpartition(".")
     owner = model.get_submodule(parent)
-    embeds = isinstance(getattr(owner, leaf), nn.Embedding)
-    setattr(owner, leaf, QuantizedEmbedding(matrix) if embeds else QuantizedLinear(matrix))
+    module = getattr(owner, leaf)
+    embeds = isinstance(module, nn.Embedding)
+    new = QuantizedEmbedding(matrix) if embeds else QuantizedLinear(matrix, module.bias)
+    setattr(owner, leaf, new)
 
 
 def quantize_linears(model: nn.Module) -> None:
@@ -68,6 +72,7 @@ def dequantize_linears(model: nn.Module) -> None:
             outputs, inputs = module.matrix.shape
             linear = nn.Linear(inputs, outputs, bias=False, device="meta")
             linear.weight = nn.Parameter(module.matrix[:], requires_grad=False)
+            linear.register_parameter("bias", module.bias)
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, linear)
 

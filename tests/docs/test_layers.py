@@ -29,8 +29,9 @@ ROOMS = {
     ],
     "Models": [
         "minispec.models", "minispec.models.kv_cache", "minispec.models.rope",
-        "minispec.models.quantized_matrix", "minispec.models.lm_head",
-        "minispec.models.quantized_modules", "minispec.models.int8", "minispec.models.transformer",
+        "minispec.models.model_config", "minispec.models.quantized_matrix",
+        "minispec.models.lm_head", "minispec.models.quantized_modules", "minispec.models.int8",
+        "minispec.models.reference", "minispec.models.transformer",
         "minispec.models.eagle_draft",
     ],
     "Shortlists": [
@@ -93,8 +94,11 @@ ROOMS = {
         "minispec.tools.models.tokenizer_files", "minispec.tools.models.tokenizer_json",
         "minispec.tools.models.tokenizer_folder", "minispec.tools.models.gguf_tokenizer",
         "minispec.tools.models.gguf_config", "minispec.tools.models.gguf_file",
-        "minispec.tools.models.hf_rope", "minispec.tools.models.hf_config",
+        "minispec.tools.models.hf_rope", "minispec.tools.models.hf_settings",
+        "minispec.tools.models.hf_families", "minispec.tools.models.hf_config",
         "minispec.tools.models.hf_folder",
+        "minispec.tools.models.wrapped_cache", "minispec.tools.models.wrapped_target",
+        "minispec.tools.models.wrapped_checks", "minispec.tools.models.wrapped_model",
         "minispec.tools.models.known_models", "minispec.tools.models.pretrained",
         "minispec.tools.models.hnsw_cache", "minispec.tools.models.matmul_dtype",
         "minispec.tools.models.threads",
@@ -109,7 +113,8 @@ ROOMS = {
         "minispec.tools.training.indices", "minispec.tools.training.recipe",
         "minispec.tools.training.pocket",
         "minispec.tools.evaluation", "minispec.tools.evaluation.audit",
-        "minispec.tools.evaluation.plugins", "minispec.tools.evaluation.shortlist_files",
+        "minispec.tools.evaluation.plugins", "minispec.tools.evaluation.drafts",
+        "minispec.tools.evaluation.shortlist_files",
         "minispec.tools.evaluation.methods", "minispec.tools.evaluation.assembly",
         "minispec.tools.evaluation.warm_up",
         "minispec.tools.evaluation.measure",
@@ -278,7 +283,7 @@ def find_tool_imports(sources: Mapping[str, str]) -> dict[str, set[str]]:
             names = [name.split(".") for _, name in find_imports(path, source, known)]
             others = {parts[2] for parts in names if parts[:2] == ["minispec", "tools"]}
             found.setdefault(own, set()).update(others - {own})
-    return found
+    return {own: others & found.keys() for own, others in found.items()}
 
 
 def sort_levels(imports: Mapping[str, set[str]]) -> list[set[str]]:

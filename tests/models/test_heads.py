@@ -11,6 +11,7 @@ from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import speculative
 from minispec.errors import ArgumentError, ShortlistError
+from minispec.models.lm_head import LinearHead
 from minispec.sampling import Sampling, SeededRandom
 from minispec.types import Head, Round, Shortlist
 
@@ -157,3 +158,16 @@ def test_plain_rows_of_int8_are_within_half_a_step_of_each_rows_own_scale() -> N
     weight = WEIGHT * torch.logspace(-3, 3, SIZE)[:, None]
     steps = weight.abs().amax(1, keepdim=True).double() / 127
     assert ((plain_rows("cpu, int8", weight) - weight).abs() <= 0.5001 * steps).all()
+
+
+def test_linear_head_adds_a_bias_and_caps_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(*shape, generator=generator).double() for shape in ((9, 4), (9,)))
+    hidden = torch.randn(3, 4, generator=generator).double()
+    head = LinearHead(weight, bias, softcap=0.5)
+    expected = 0.5 * torch.tanh((hidden @ weight.T + bias) / 0.5)
+    assert torch.allclose(head.logits(hidden), expected, atol=1e-12)
+    ids = torch.tensor([1, 4, 8])
+    assert torch.allclose(head.logits_of(hidden, ids), expected[:, ids], atol=1e-12)
+    assert torch.equal(head.argmax(hidden)[0], expected.argmax(-1))
+    assert head.select(ids, torch.float32).logits(hidden.float()).dtype == torch.float32

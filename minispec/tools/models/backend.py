@@ -28,6 +28,7 @@ from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import LinearHead
 from minispec.models.quantized_matrix import Rows
 from minispec.models.quantized_modules import quantize_linears
+from minispec.models.transformer import Transformer
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, Head, Target
 
@@ -64,8 +65,8 @@ def place_on_backend(
     """
     if draft is not None and model.dtype == "gguf" and not learns:
         quantize_linears(draft)
-    if model.device != "cpu" and name in ("auto", "reference"):
-        return model, draft
+    if name == "auto" and (model.device != "cpu" or why_not_own(model)):
+        name = "reference"
     if name == "auto":
         choice = choose_backend(model) if measure else read_cached_choice(model)
         milliseconds = choice.milliseconds  # the reference is always among them
@@ -76,6 +77,8 @@ def place_on_backend(
             name = min(candidates, key=lambda each: sum(milliseconds[each]))
     if name == "reference":
         return model, draft
+    if reason := why_not_own(model):
+        raise ArgumentError(f"backend {name} cannot run {model.name}: {reason}")
     module = _import_backend(name)
     if model.device != "cpu":
         raise ArgumentError(
@@ -126,13 +129,22 @@ def why_unavailable(model: Pretrained, name: str) -> str | None:
     """Why "auto" does not consider a backend for this model; None if it does."""
     if name == "reference":
         return None
+    if reason := why_not_own(model):
+        return reason
     if name == "compiled":
         return "runs only when asked for: compiling takes longer than auto may"
     try:
-        reason: str | None = _import_backend(name).why_unsupported(model.reference)
+        return _import_backend(name).why_unsupported(model.reference)
     except ArgumentError as error:
         return str(error)
-    return reason
+
+
+def why_not_own(model: Pretrained) -> str | None:
+    """Why no fast path can run a model, which have the layers of minispec's alone; None if some
+    may."""
+    if isinstance(model.reference, Transformer):
+        return None
+    return f"it is run by {model.implementation}; use backend reference"
 
 
 def choose_head(name: str) -> Callable[[Rows], Head]:
