@@ -53,9 +53,10 @@ def load(
     "compiled" or "cuda"; "auto" takes the fastest that was measured before (by ``minispec doctor``,
     or now with ``measure_backends``), else the reference, and with ``adapt`` one on which a draft
     can learn. ``device``: where the reference runs, "cpu", "cuda" or "mps". ``draft``: None for the
-    draft that ships for the model, a file made by ``minispec train draft``, False for none, or a
-    draft of one's own as an instance, a class, a factory or "MODULE:CLASS"; a class is called with
-    the values of the parameters that it names, from ``target``, ``tokenizer`` and ``model``.
+    draft that ships for the model, a file made by ``minispec train draft``, the folder of an
+    EAGLE-3 draft, False for none, or a draft of one's own as an instance, a class, a factory or
+    "MODULE:CLASS"; a class is called with the values of the parameters that it names, from
+    ``target``, ``tokenizer`` and ``model``.
     ``index``: a file made by ``minispec index build``, None for the one that ships. ``threads``:
     torch's threads, for the whole process.
 
@@ -70,7 +71,7 @@ def load(
     loaded = replace(loaded, index=None if index is None else to_path(index, "index"))
     eagle = None
     if isinstance(own, Path):
-        eagle = draft_file.load_draft(own, loaded.reference, loaded.fingerprint)
+        eagle = pretrained.load_draft(own, loaded)
     loaded, placed = backends.place_on_backend(loaded, eagle, backend, measure_backends, adapt)
     if own is not None and not isinstance(own, Path):
         placed = _build_own_draft(own, loaded)
@@ -89,15 +90,11 @@ def find_draft(model: str, draft: Any) -> Any:
         plugins.check_part("draft", draft, plugins.name_of(draft))
         return draft
     path = Path(draft)
-    if path.is_dir():
-        file = path / "draft.safetensors"
-        advice = f"give {file}" if file.is_file() else "give a file made by `minispec train draft`"
-        raise FileError(f"draft {path} is a folder: {advice}")
     if not path.exists() and plugins.is_import_path(str(draft)):
         part = plugins.import_part(str(draft))
         plugins.check_part("draft", part, str(draft))
         return part
-    if not path.is_file():
+    if not path.exists():
         raise FileError(f"draft {path} does not exist: give a file made by `minispec train draft`")
     return path
 

@@ -25,6 +25,7 @@ from minispec.errors import ArgumentError, FileError, FileWarning
 from minispec.io import files
 from minispec.io.artifacts import cache_folder
 from minispec.io.schema import Positive, read_json
+from minispec.models.eagle3_draft import Eagle3Draft, ReducedHead
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import LinearHead
 from minispec.tools.models.pretrained import Pretrained
@@ -58,8 +59,15 @@ def place_on_backend(
     there are none, which compiles kernels on first use. With ``learns`` it considers only
     ``LEARNING_BACKENDS``. A model on another device than the CPU runs on the reference.
 
-    Raises ArgumentError for a backend that cannot run on this machine, or with the model's dtype.
+    An imported EAGLE-3 draft runs on the reference, beside a target on the reference or "cpu".
+
+    Raises ArgumentError for a backend that cannot run on this machine, or with the model's dtype or
+    its draft.
     """
+    placed: Draft | None = draft
+    imported = draft if isinstance(draft, Eagle3Draft) else None
+    if imported and isinstance(imported.head, ReducedHead):
+        model = replace(model, draft_ids=imported.head.ids)
     if model.device != "cpu" and name in ("auto", "reference"):
         return model, draft
     if name == "auto":
@@ -72,6 +80,10 @@ def place_on_backend(
             name = min(candidates, key=lambda each: sum(milliseconds[each]))
     if name == "reference":
         return model, draft
+    if imported and name != "cpu":
+        raise ArgumentError(
+            f"backend {name} runs no imported EAGLE-3 draft: use --backend reference or cpu"
+        )
     module = _import_backend(name)
     if model.device != "cpu":
         raise ArgumentError(
@@ -81,7 +93,9 @@ def place_on_backend(
     if reason := module.why_unsupported(model.reference):
         raise ArgumentError(f"backend {name} cannot run {model.name}: {reason}")
     target = module.build_target(model.reference)
-    return replace(model, target=target, backend=name), draft and module.build_draft(draft, target)
+    if draft and not imported:
+        placed = module.build_draft(draft, target)
+    return replace(model, target=target, backend=name), placed
 
 
 def choose_backend(model: Pretrained, again: bool = False) -> Choice:

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minispec.errors import ArgumentError, FileError
+from minispec.io import draft_file
+from minispec.models.eagle_draft import EagleDraft
 from minispec.models.int8 import round_rows
 from minispec.models.transformer import Transformer
 from minispec.tokenizer import Tokenizer
-from minispec.tools.models import gguf_file, hf_folder, known_models
+from minispec.tools.models import eagle3_folder, gguf_file, hf_folder, known_models
 from minispec.types import Target
 
 DTYPES = ("float64", "float32", "bfloat16", "int8")
@@ -27,7 +30,8 @@ class Pretrained:
     ``name``: as given to ``load``; ``reference``: its weights in the reference implementation;
     ``target``: the target that decodes, the reference itself or a backend's; ``fingerprint``: of
     its LM head's rows in float32, whatever ``dtype`` it runs in; ``device``: where the reference's
-    weights are; ``index``: a file with clusters of the head rows, None for the one that ships.
+    weights are; ``index``: a file with clusters of the head rows, None for the one that ships;
+    ``draft_ids`` (K,): the ids that the draft's head has, sorted, None for all.
     """
 
     name: str
@@ -39,12 +43,13 @@ class Pretrained:
     backend: str = "reference"
     index: Path | None = None
     device: str = "cpu"
+    draft_ids: Tensor | None = None
 
 
 def load(name: str, dtype: str = "float32", device: str = "cpu") -> Pretrained:
     """A model by name (fetched before), or from the path of a GGUF file or of a folder of
     safetensors in Hugging Face layout; ``dtype`` is one of ``DTYPES``, ``device`` of ``DEVICES``.
-    A draft that ``load_draft`` reads for its ``reference`` is placed on the same device.
+    A draft that ``load_draft`` reads for it is placed on the same device.
 
     Raises ArgumentError for an unknown name, or a device or dtype that this machine does not have,
     FileError for files that hold no such model.
@@ -75,6 +80,16 @@ def load(name: str, dtype: str = "float32", device: str = "cpu") -> Pretrained:
     fingerprint = target.head.fingerprint()
     target = _convert(target, dtype).to(device)
     return Pretrained(name, target, target, tokenizer, fingerprint, dtype, device=device)
+
+
+def load_draft(path: Path, model: Pretrained) -> EagleDraft:
+    """The draft in a file made by ``minispec train draft``, or in the folder of an EAGLE-3 draft,
+    whose auxiliary hidden states the model then outputs. Raises as ``draft_file.load_draft`` and
+    ``eagle3_folder.load_folder``."""
+    target, fingerprint = model.reference, model.fingerprint
+    if path.is_dir():
+        return eagle3_folder.load_folder(path, target, model.tokenizer, fingerprint)
+    return draft_file.load_draft(path, target, fingerprint)
 
 
 def check_device(device: str, dtype: str = "float32") -> None:
