@@ -25,7 +25,8 @@ import torch
 from fastpath.cpu import backend as cpu
 from minispec.io.files import write_json
 from minispec.models import eagle_draft as drafts
-from minispec.models.transformer import ModelConfig, Transformer
+from minispec.models.model_config import ModelConfig
+from minispec.models.transformer import Transformer
 from minispec.propose import Drafter
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.evospec import EvoSpecShortlist

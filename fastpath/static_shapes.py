@@ -20,14 +20,16 @@ from torch import Tensor
 from fastpath.places import find_places
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import PackedHead
+from minispec.models.model_config import ModelConfig
 from minispec.models.rope import Rope
-from minispec.models.transformer import Attention, Layer, ModelConfig, Transformer
+from minispec.models.transformer import Attention, Layer, Transformer
 from minispec.tree import find_ancestors, is_chain
 from minispec.types import Features, Head
 
 # Rows of a padded pass: one token; a verify pass of gamma = 4; one between; the longest one.
 ROWS = (1, 5, 8, 17)
 _COLUMNS = (32, 96, 288)  # nodes of a tree that its last ones may attend to, padding included
+_IN_MODULES = ("attention_bias", "output_bias", "mlp_bias", "query_key_norm")
 _CACHE_SIZES = tuple(512 << n for n in range(16))
 
 
@@ -38,8 +40,9 @@ def count_padded_rows(new: int) -> int | None:
 
 
 def why_not_llama(model: Transformer) -> str | None:
-    """The reason why a model has more than the Llama layers implemented here; None if not."""
-    extras = ", ".join(model.config.beyond_llama)
+    """The reason why a model has more than the layers implemented here, a Llama's with biases and
+    norms of queries and keys, which the reference's modules compute; None if not."""
+    extras = ", ".join(name for name in model.config.beyond_llama if name not in _IN_MODULES)
     return f"it needs {extras}, which this backend lacks" if extras else None
 
 

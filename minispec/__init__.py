@@ -2,7 +2,8 @@
 
     import minispec
 
-    model = minispec.load("smollm2")  # a name, a folder in Hugging Face layout, or a GGUF file
+    model = minispec.load("smollm2")  # a name, a folder in Hugging Face layout, a GGUF file, or
+                                      # a PreTrainedModel of transformers with its tokenizer
     out = model.generate("Why is the sky blue?", shortlist="evospec@1536", max_new_tokens=64)
     print(out.text, out.tau, out.tokens_per_second)  # tau: the mean acceptance length
 
@@ -29,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minispec.api.chat import Chat
     from minispec.api.comparison import compare
-    from minispec.api.model import Model, load
+    from minispec.api.loading import load
+    from minispec.api.model import Model
     from minispec.api.results import Comparison, MethodResult, Output
     from minispec.certificate.certify import certify
     from minispec.commit import StopRule
@@ -45,7 +47,7 @@ _HOMES = {
     "Chat": "minispec.api.chat",
     "compare": "minispec.api.comparison",
     "Model": "minispec.api.model",
-    "load": "minispec.api.model",
+    "load": "minispec.api.loading",
     "Comparison": "minispec.api.results",
     "MethodResult": "minispec.api.results",
     "Output": "minispec.api.results",

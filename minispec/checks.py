@@ -124,12 +124,13 @@ def check_parts(**parts: Any) -> None:
 
 
 def check_trees(*models: Any) -> None:
-    """Raises ArgumentError for a target or a draft whose ``step`` takes no ``parents``."""
+    """Raises ArgumentError for a target or a draft whose ``step`` takes no ``parents``, or that has
+    a reason ``why_chains`` are all that it runs."""
     for model in models:
-        if "parents" not in inspect.signature(model.step).parameters:
+        takes = "parents" in inspect.signature(model.step).parameters
+        if reason := getattr(model, "why_chains", "" if takes else "its step takes no parents"):
             raise ArgumentError(
-                f"{describe(model)} runs chains, no trees: its step takes no parents; use another "
-                "backend or no tree"
+                f"{describe(model)} runs chains, no trees: {reason}; use another backend or no tree"
             )
 
 

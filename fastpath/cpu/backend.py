@@ -17,25 +17,33 @@ import numba
 import numpy as np
 import torch
 from numba import get_num_threads, set_num_threads
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastpath.cpu.head import CpuHead
 from fastpath.cpu.kernels import multiply
 from fastpath.cpu.positions import place_tokens
 from fastpath.cpu.process import why_unfit
 from fastpath.cpu.rows import allocate_rows
+from fastpath.cpu.stacks import (
+    concatenate,
+    get_norm_weight,
+    has_adapters,
+    list_layer_norms,
+    list_matrices,
+    stack_layers,
+    to_kernel_rows,
+    to_kernel_stacks,
+)
 from fastpath.cpu.steps import apply_rms_norm, run_draft, run_target
-from minispec.learning.lora import LoraLinear
 from minispec.models.eagle_draft import EagleDraft
-from minispec.models.int8 import quantize_rows, row_scales
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
+from minispec.models.model_config import ModelConfig
 from minispec.models.rope import Rope
-from minispec.models.transformer import MLP, Attention, Layer, ModelConfig, Transformer
+from minispec.models.transformer import Layer, Transformer
 from minispec.types import Features
 
 _threads_taken = False  # whether a target was built, which leaves torch a single thread
-_Stacks = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]  # weights; scales of their rows
 
 
 def why_unsupported(model: Transformer) -> str | None:
@@ -43,6 +51,8 @@ def why_unsupported(model: Transformer) -> str | None:
     weight = model.embedding.weight
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         return f"its weights are {weight.dtype} on {weight.device}, not float32 or bfloat16 on cpu"
+    if model.config.mlp_bias:
+        return "it needs mlp_bias, which this backend lacks"
     return why_unfit()
 
 
@@ -77,23 +87,28 @@ class CpuTarget:
         self.embedding = model.embedding.weight.detach()
         self.context_limit = model.config.context_limit
         layers = [layer for layer in model.layers if isinstance(layer, Layer)]
-        stacks = _stack_layers(
+        stacks = stack_layers(
             [layer.attention for layer in layers], [layer.mlp for layer in layers]
         )
-        self._stacks = _to_kernel_stacks(stacks, model.config.int8_rows)
+        self._stacks = to_kernel_stacks(stacks, model.config.int8_rows)
         self._norms = (
-            np.stack([_norm_weight(layer.attention_norm) for layer in layers]),
-            tuple(map(np.stack, zip(*map(_layer_norms, layers), strict=True))),
-            _norm_weight(model.norm),
+            np.stack([get_norm_weight(layer.attention_norm) for layer in layers]),
+            tuple(map(np.stack, zip(*map(list_layer_norms, layers), strict=True))),
+            get_norm_weight(model.norm),
         )
         self._settings = _layer_settings(model.config)
         count = model.config.num_hidden_layers
-        self._local_layers = np.isin(np.arange(1, count + 1), model.config.local_layers)
+        numbers = np.arange(1, count + 1)
+        self._local_layers = np.isin(numbers, model.config.local_layers)
+        rope_free = np.isin(numbers, model.config.rope_free_layers)
+        self._ropes = np.where(rope_free, 2, self._local_layers.astype(np.int64))
         self._aux_layer_ids = np.array(sorted(model.config.aux_hidden_state_layer_ids), np.int64)
         tables = [_rope_tables(rope, model.config) for rope in (model.rope, model.local_rope)]
+        if rope_free.any():  # rotated by 0
+            tables.append((np.ones_like(tables[0][0]), np.zeros_like(tables[0][1])))
         self._cos, self._sin = (np.stack(kinds) for kinds in zip(*tables, strict=True))
         self.rows = model.head.weight  # (V, D)
-        self.head = CpuHead(*_to_kernel_rows(self.rows, model.config.int8_rows))
+        self.head = CpuHead(*to_kernel_rows(self.rows, model.config.int8_rows))
         self.threads = get_num_threads()  # read once: the call takes as long as a short product
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -108,7 +123,7 @@ class CpuTarget:
         scale = self._config.embedding_scale
         hidden, aux_hidden_states = run_target(
             (self.embedding[ids].float() * scale).numpy(), *self._stacks, self._norms,
-            self._settings, self._local_layers, self._cos, self._sin,
+            self._settings, self._local_layers, self._ropes, self._cos, self._sin,
             cache.keys.numpy()[:, 0], cache.values.numpy()[:, 0], place, self._aux_layer_ids,
             self.threads,
         )  # fmt: skip
@@ -123,17 +138,18 @@ class CpuDraft:
         # The draft refers to the embedding and head of the target, so that they are stored once.
         draft.embedding, draft.head = target.embedding, PackedHead(target.rows)
         self.reference, self._target, self._config = draft, target, draft.config
-        self._matrices = [*_matrices(draft.attention, draft.mlp), [draft.fusion]]
-        self._projections = [_concatenate(matrices) for matrices in self._matrices]
+        self._matrices = [*list_matrices(draft.attention, draft.mlp), [draft.fusion]]
+        self._projections = [concatenate(matrices) for matrices in self._matrices]
         self._version = draft.version
         self._norms = (
-            _norm_weight(draft.embedding_norm), _norm_weight(draft.state_norm), _layer_norms(draft)
+            get_norm_weight(draft.embedding_norm), get_norm_weight(draft.state_norm),
+            list_layer_norms(draft),
         )  # fmt: skip
         # The draft attends to all positions: its window is the whole context.
         self._settings = _layer_settings(
             replace(draft.config, sliding_window=draft.config.context_limit)
         )
-        self._final_norm = _norm_weight(draft.norm)
+        self._final_norm = get_norm_weight(draft.norm)
         self._rope = _rope_tables(draft.rope, draft.config)
         self.head = target.head.with_own_packing()
 
@@ -189,8 +205,8 @@ class CpuDraft:
         """Stacks again the matrices whose adapters have changed."""
         if self._version != self.reference.version:
             for index, matrices in enumerate(self._matrices):
-                if _has_adapters(matrices):
-                    self._projections[index] = _concatenate(matrices)
+                if has_adapters(matrices):
+                    self._projections[index] = concatenate(matrices)
             self._version = self.reference.version
 
 
@@ -203,19 +219,6 @@ def _rope_tables(rope: Rope, config: ModelConfig) -> tuple[np.ndarray, np.ndarra
     return cos[:, 0].numpy(), sin[:, 0].numpy()  # (context_limit, head_dim)
 
 
-def _norm_weight(norm: nn.Module) -> np.ndarray:
-    """The weight of a norm in float32; empty for an identity."""
-    weight = getattr(norm, "weight", torch.empty(0))
-    return weight.detach().float().numpy()
-
-
-def _layer_norms(layer: Layer | EagleDraft) -> tuple[np.ndarray, ...]:
-    """The norms of a layer in the order that ``steps.run_layer`` takes."""
-    outer = layer.mlp_norm, layer.attention_post_norm, layer.mlp_post_norm
-    inner = layer.attention.query_norm, layer.attention.key_norm
-    return tuple(map(_norm_weight, (*outer, *inner)))
-
-
 def _layer_settings(config: ModelConfig) -> tuple[float, np.float32, int, bool]:
     scale = config.attention_scale or config.head_dim**-0.5
     window = config.sliding_window or config.context_limit
@@ -225,69 +228,4 @@ def _layer_settings(config: ModelConfig) -> tuple[float, np.float32, int, bool]:
 def build_head(rows: Tensor) -> CpuHead:
     """A head over a copy of rows (V, D), float32 or bfloat16."""
     copy = allocate_rows(rows.shape, rows.dtype).copy_(rows)
-    return CpuHead(*_to_kernel_rows(copy, False))
-
-
-def _to_kernel_rows(weight: Tensor, int8: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (..., N, D) in the form that the kernels read, and a scale for each row (..., N)."""
-    if int8:
-        return quantize_rows(weight).numpy(), row_scales(weight).numpy()
-    bits = weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight
-    return bits.numpy(), np.ones(weight.shape[:-1], np.float32)
-
-
-def _to_exact_bfloat16(weight: Tensor) -> Tensor:
-    """float32 weights in bfloat16 where that is lossless: as int16, which tells the kernels to
-    keep states in float32. Other weights unchanged."""
-    if weight.dtype != torch.float32:
-        return weight
-    short = allocate_rows(weight.shape, torch.bfloat16).copy_(weight)
-    return short.view(torch.int16) if torch.equal(short.float(), weight) else weight
-
-
-def _concatenate(matrices: Sequence[nn.Linear | LoraLinear]) -> tuple[np.ndarray, np.ndarray]:
-    """A draft's projections that read the same states, concatenated, in the form that the kernels
-    read. With adapters they stay float32: updates are smaller than bfloat16 resolves."""
-    stacked = torch.cat(
-        [m.merged_weight if isinstance(m, LoraLinear) else m.weight for m in matrices]
-    ).detach()
-    rows = allocate_rows(stacked.shape, stacked.dtype).copy_(stacked)
-    return _to_kernel_rows(rows if _has_adapters(matrices) else _to_exact_bfloat16(rows), False)
-
-
-def _has_adapters(matrices: Sequence[nn.Linear | LoraLinear]) -> bool:
-    return any(isinstance(matrix, LoraLinear) for matrix in matrices)
-
-
-def _to_kernel_stacks(stacks: Sequence[Tensor], int8: bool) -> _Stacks:
-    rows, sizes = zip(*(_to_kernel_rows(stack, int8) for stack in stacks), strict=True)
-    return rows, sizes
-
-
-def _matrices(attention: Attention, mlp: MLP) -> list[list[nn.Linear]]:
-    """The projections of a layer, together those that read the same states."""
-    return [
-        [attention.query, attention.key, attention.value],
-        [attention.output],
-        [mlp.gate, mlp.up],
-        [mlp.down],
-    ]
-
-
-def _stack_layers(attentions: Sequence[Attention], mlps: Sequence[MLP]) -> list[Tensor]:
-    """The four stacks of a target: QKV, output, gate and up, down, each (L, N, D)."""
-    layers = map(_matrices, attentions, mlps)
-    return [_stack_projections(projections) for projections in zip(*layers, strict=True)]
-
-
-def _stack_projections(layers: Sequence[Sequence[nn.Linear]]) -> Tensor:
-    """Stacks the weights of some projections of each layer into (L, N, D); the projections become
-    views of the stack."""
-    first = [projection.weight for projection in layers[0]]
-    shape = len(layers), sum(map(len, first)), first[0].shape[1]
-    stack = allocate_rows(shape, first[0].dtype)
-    for rows, layer in zip(stack, layers, strict=True):
-        for part, projection in zip(rows.split([len(p.weight) for p in layer]), layer, strict=True):
-            part.copy_(projection.weight.detach())
-            projection.weight.data = part
-    return stack
+    return CpuHead(*to_kernel_rows(copy, False))

@@ -5,7 +5,7 @@ A pass is a loop over the layers. Each product is split among the threads; every
 two products is small. States are float32 whatever the dtype of the weights (``kernels.cast_states``
 has what a product makes of them). Weights are stacked: one array for each kind of matrix, with the
 layers first, and projections that read the same states concatenated. What only some models have
-(norms of queries and keys, norms after attention and MLP) is an empty array in the others.
+(biases, norms of queries and keys, norms after attention and MLP) is an empty array in the others.
 
 Shapes: ``T`` new positions, ``D`` hidden size, ``S`` cache positions, ``L`` layers.
 """
@@ -77,11 +77,11 @@ def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, value
 
     ``weights``: query, key and value projections as (heads + 2 num_key_value_heads) * head_dim
     rows; output; gate and up; down. ``scales``: the scales of their rows. ``norms``: before the
-    MLP, after attention, after the MLP, of queries, of keys. ``settings``: epsilon, attention's
-    scale and window, whether the activation is GELU. ``cos``, ``sin`` (context, head_dim).
-    ``place``: see ``positions.place_tokens``.
+    MLP, after attention, after the MLP, of queries, of keys; then the biases of the first two
+    ``weights``. ``settings``: epsilon, attention's scale and window, whether the activation is
+    GELU. ``cos``, ``sin`` (context, head_dim). ``place``: see ``positions.place_tokens``.
     """
-    mlp_norm, attention_post_norm, mlp_post_norm, query_norm, key_norm = norms
+    mlp_norm, attention_post_norm, mlp_post_norm, query_norm, key_norm, bias, output_bias = norms
     epsilon, scale, window, gelu = settings
     start, positions = place[0], place[1]
     projections, output, gate_up, down = weights
@@ -93,6 +93,8 @@ def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, value
     # (T, (heads + 2 num_key_value_heads) * head_dim)
     projected = allocate_buffer(new, len(projections))
     multiply(projections, projections_scale, inputs, projected, threads)
+    if len(bias):
+        projected += bias
     split = projected.reshape(new, heads + 2 * num_key_value_heads, head_dim)
     for t in range(new):
         if len(query_norm):
@@ -108,6 +110,8 @@ def run_layer(x, inputs, weights, scales, norms, settings, cos, sin, keys, value
     attend(split, keys, values, place, window, scale, by_head, threads)
     update = allocate_buffer(new, width)  # (T, D)
     multiply(output, output_scale, attended, update, threads)
+    if len(output_bias):
+        update += output_bias
     if len(attention_post_norm):
         apply_rms_norm(update, attention_post_norm, epsilon, update, 0)
     x += update
@@ -132,6 +136,7 @@ def run_target(
     norms,
     settings,
     local,
+    ropes,
     cos,
     sin,
     keys,
@@ -145,11 +150,20 @@ def run_target(
 
     ``norms``: before attention (L, D), those of ``run_layer``, each (L, D), and the final one (D,).
     ``settings``: as in ``run_layer``; the window applies only to layers that are ``local`` (L,).
-    ``cos``, ``sin`` (2, context, head_dim): for global and for local layers. ``keys``, ``values``
+    ``cos``, ``sin`` (R, context, head_dim), of which each layer has that of its index in ``ropes``
+    (L,). ``keys``, ``values``
     (L, S, num_key_value_heads, head_dim). ``place``: as in ``run_layer``.
     """
     attention_norms, inner_norms, final_norm = norms
-    mlp_norms, attention_post_norms, mlp_post_norms, query_norms, key_norms = inner_norms
+    (
+        mlp_norms,
+        attention_post_norms,
+        mlp_post_norms,
+        query_norms,
+        key_norms,
+        biases,
+        output_biases,
+    ) = inner_norms
     epsilon, scale, window, gelu = settings
     new, width = x.shape
     normed = allocate_buffer(new, width)
@@ -159,7 +173,6 @@ def run_target(
     projections_scale, output_scale, gate_up_scale, down_scale = scales
     for index in range(len(projections)):
         apply_rms_norm(x, attention_norms[index], epsilon, normed, 0)
-        kind = np.int64(local[index])
         run_layer(
             x,
             normed,
@@ -176,10 +189,12 @@ def run_target(
                 mlp_post_norms[index],
                 query_norms[index],
                 key_norms[index],
+                biases[index],
+                output_biases[index],
             ),
-            (epsilon, scale, window if kind else keys.shape[1], gelu),
-            cos[kind],
-            sin[kind],
+            (epsilon, scale, window if local[index] else keys.shape[1], gelu),
+            cos[ropes[index]],
+            sin[ropes[index]],
             keys[index],
             values[index],
             place,

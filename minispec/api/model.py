@@ -4,114 +4,23 @@ Everything that ``minispec generate`` can do is done through ``Model``.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
 
 from minispec.api.chat import Chat, time_first
 from minispec.api.request import BadWords, Request, ShortlistLike, TreeLike, build_request
 from minispec.api.results import Output
-from minispec.checks import to_flag, to_ids, to_path
-from minispec.errors import ArgumentError, FileError
-from minispec.io import draft_file
+from minispec.checks import to_ids
+from minispec.errors import ArgumentError
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
 from minispec.tokenizer import Tokenizer
-from minispec.tools.evaluation import plugins
 from minispec.tools.evaluation.assembly import Decoder, build_decoder, default_method
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.evaluation.methods import Method
-from minispec.tools.models import backend as backends
-from minispec.tools.models import known_models, pretrained
+from minispec.tools.models import known_models
 from minispec.tools.models.pretrained import Pretrained
-from minispec.tools.models.threads import set_threads
 from minispec.types import Draft, Round, Target
 from minispec.verify import Verifier
-
-# A file, ``MODULE:CLASS``, or a draft of one's own: an instance, a class or a factory.
-DraftLike = str | Path | Draft | Callable[..., Draft]
-
-
-def load(
-    name: str | Path = "smollm2",
-    *,
-    dtype: str = "float32",
-    backend: str = "auto",
-    device: str = "cpu",
-    draft: DraftLike | Literal[False] | None = None,
-    index: str | Path | None = None,
-    threads: int | None = None,
-    measure_backends: bool = False,
-    adapt: bool = False,
-) -> "Model":
-    """Loads a model with its draft.
-
-    ``name``: "pocket", which ships with the package, "smollm2" or "gemma3-270m" (after ``minispec
-    fetch NAME``), a folder in Hugging Face layout, or a GGUF file; Llama and Gemma 3 architectures.
-    ``dtype``: "float32", "bfloat16", "float64" or "int8". ``backend``: "reference", "cpu",
-    "compiled" or "cuda"; "auto" takes the fastest that was measured before (by ``minispec doctor``,
-    or now with ``measure_backends``), else the reference, and with ``adapt`` one on which a draft
-    can learn. ``device``: where the reference runs, "cpu", "cuda" or "mps". ``draft``: None for the
-    draft that ships for the model, a file made by ``minispec train draft``, the folder of an
-    EAGLE-3 draft, False for none, or a draft of one's own as an instance, a class, a factory or
-    "MODULE:CLASS"; a class is called with the values of the parameters that it names, from
-    ``target``, ``tokenizer`` and ``model``.
-    ``index``: a file made by ``minispec index build``, None for the one that ships. ``threads``:
-    torch's threads, for the whole process.
-
-    Raises ArgumentError, FileError, FingerprintError.
-    """
-    set_threads(threads)
-    name = str(to_path(name, "the model"))
-    dtype, device = str(dtype).removeprefix("torch."), str(device)  # torch's own may be given
-    adapt = to_flag(adapt, "adapt")
-    own = find_draft(name, draft)
-    loaded = pretrained.load(name, dtype, device)
-    loaded = replace(loaded, index=None if index is None else to_path(index, "index"))
-    eagle = None
-    if isinstance(own, Path):
-        eagle = pretrained.load_draft(own, loaded)
-    loaded, placed = backends.place_on_backend(loaded, eagle, backend, measure_backends, adapt)
-    if own is not None and not isinstance(own, Path):
-        placed = _build_own_draft(own, loaded)
-    return Model(loaded, placed)
-
-
-def find_draft(model: str, draft: Any) -> Any:
-    """The draft that ``draft`` stands for in ``load``: the path of a file that exists, a part of
-    one's own, or None. Raises ArgumentError, FileError."""
-    if draft is False:
-        return None
-    if draft is None:
-        is_known = model in (known_models.POCKET, *known_models.SOURCES)
-        return draft_file.find_draft(model) if is_known else None
-    if not isinstance(draft, str | Path):
-        plugins.check_part("draft", draft, plugins.name_of(draft))
-        return draft
-    path = Path(draft)
-    if not path.exists() and plugins.is_import_path(str(draft)):
-        part = plugins.import_part(str(draft))
-        plugins.check_part("draft", part, str(draft))
-        return part
-    if not path.exists():
-        raise FileError(f"draft {path} does not exist: give a file made by `minispec train draft`")
-    return path
-
-
-def _build_own_draft(part: Any, model: Pretrained) -> Draft:
-    inputs: dict[str, Callable[[], Any]] = {
-        "target": lambda: model.target,
-        "tokenizer": lambda: model.tokenizer,
-        "model": lambda: model,
-    }
-    built: Draft = plugins.build_part("draft", part, inputs, plugins.name_of(part))
-    if built.head.vocab_size != model.target.head.vocab_size:
-        raise ArgumentError(
-            f"draft {plugins.name_of(part)} has a head of {built.head.vocab_size} ids, the target "
-            f"one of {model.target.head.vocab_size}: use the target's"
-        )
-    return built
 
 
 class Model:
@@ -123,7 +32,8 @@ class Model:
 
     def __repr__(self) -> str:
         model, draft = self.pretrained, "a draft" if self.draft else "no draft"
-        return f"<minispec.Model {model.name}: {model.dtype}, backend {model.backend}, {draft}>"
+        runs = f"backend {model.backend}, {draft}, run by {model.implementation}"
+        return f"<minispec.Model {model.name}: {model.dtype}, {runs}>"
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ from minispec.io.files import (
     write_tensors,
 )
 from minispec.models.eagle_draft import EagleDraft, build_draft
-from minispec.models.transformer import Transformer
+from minispec.models.reference import Reference
 
 _EAGLE3 = ("d2t", "t2d", "midlayer.", "fc.weight")  # names of EAGLE-3's tensors, and of EAGLE-1's
 
@@ -46,7 +46,7 @@ def save_draft(path: Path, draft: EagleDraft, fingerprint: str) -> None:
     write_tensors(path, weights, {"model": fingerprint, _LAYERS: layers})
 
 
-def load_draft(path: Path, target: Transformer, fingerprint: str) -> EagleDraft:
+def load_draft(path: Path, target: Reference, fingerprint: str) -> EagleDraft:
     """Read a draft of this target, in the target's dtype.
 
     Raises FileError for a file that is not a draft, FingerprintError for another target's.

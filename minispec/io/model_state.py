@@ -14,7 +14,8 @@ from torch import Tensor
 
 from minispec.errors import FileError
 from minispec.io.files import is_finite
-from minispec.models.transformer import ModelConfig, Transformer
+from minispec.models.model_config import ModelConfig
+from minispec.models.transformer import Transformer
 
 # Limits far above every published model, so that no product of two sizes overflows.
 Width = Annotated[int, Meta(ge=1, le=2**20)]

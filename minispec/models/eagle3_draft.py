@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
-from minispec.models.transformer import ModelConfig
+from minispec.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
-from minispec.models.transformer import MLP, Attention, ModelConfig, Transformer
+from minispec.models.model_config import ModelConfig
+from minispec.models.reference import Reference
+from minispec.models.transformer import MLP, Attention, Transformer
 
 
 class EagleDraft(nn.Module):
@@ -97,6 +99,26 @@ class EagleDraft(nn.Module):
         return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
 
+def init_draft(target: Reference) -> EagleDraft:
+    """A draft to train for a target: from its last layer, or, of a target that is not ours, one
+    whose ``fusion`` passes on the highest auxiliary hidden state. Random numbers come from torch's
+    default generator."""
+    if isinstance(target, Transformer):
+        return init_from_target(target)
+    draft = build_draft(target)
+    with torch.no_grad():
+        _pass_on_highest(draft)
+        for weight in (draft.attention.output.weight, draft.mlp.down.weight):
+            weight.mul_(0.1)  # what it adds to that state is small at first
+    return draft
+
+
+def _pass_on_highest(draft: EagleDraft) -> None:
+    hidden_size = draft.config.hidden_size
+    draft.fusion.weight.zero_()
+    draft.fusion.weight[:, -hidden_size:] = torch.eye(hidden_size)
+
+
 def init_from_target(target: Transformer) -> EagleDraft:
     """A draft initialized with the target's last layer, so that it computes almost what that layer
     does: ``fusion`` passes on the highest auxiliary hidden state, and the weights for the embedding
@@ -105,12 +127,13 @@ def init_from_target(target: Transformer) -> EagleDraft:
     draft = build_draft(target)
     hidden_size, last = target.config.hidden_size, target.last_layer
     with torch.no_grad():
-        draft.fusion.weight.zero_()
-        draft.fusion.weight[:, -hidden_size:] = torch.eye(hidden_size)
+        _pass_on_highest(draft)
         for name in ("query", "key", "value"):
-            weight = getattr(draft.attention, name).weight
-            weight[:, :hidden_size] = torch.randn_like(weight[:, :hidden_size]) * 0.01
-            weight[:, hidden_size:] = getattr(last.attention, name).weight
+            module, theirs = getattr(draft.attention, name), getattr(last.attention, name)
+            noise = torch.randn_like(module.weight[:, :hidden_size]) * 0.01
+            module.weight.copy_(torch.cat((noise, theirs.weight), dim=1))
+            if theirs.bias is not None:
+                module.bias.copy_(theirs.bias)
         for name in ("output", "query_norm", "key_norm"):
             module = getattr(draft.attention, name)
             module.load_state_dict(getattr(last.attention, name).state_dict())
@@ -125,7 +148,7 @@ def init_from_target(target: Transformer) -> EagleDraft:
     return draft
 
 
-def build_draft(target: Transformer) -> EagleDraft:
+def build_draft(target: Reference) -> EagleDraft:
     """A draft of this target with uninitialized weights, for a file to be loaded into."""
     embedding = target.embedding.weight.detach()
     draft = EagleDraft(target.config, embedding, PackedHead(target.head.weight))

@@ -69,17 +69,18 @@ class KVCache:
         view.lengths = [0]
         return view
 
+    def copy_prefix(self, other: "KVCache", length: int) -> None:
+        """Begin with the first ``length`` positions of ``other``, both of one sequence."""
+        self.keys[:, :, :length] = other.keys[:, :, :length]
+        self.values[:, :, :length] = other.values[:, :, :length]
+        self.lengths = [length]
+
     def positions(self, new: int) -> Tensor:
         """The positions (B, T) in the storage of the next ``new`` tokens of each sequence.
 
         Raises ContextError if they exceed the capacity.
         """
-        if max(self.lengths) + new > self.capacity:
-            raise ContextError(
-                f"{max(self.lengths)} + {new} positions do not fit a cache of {self.capacity}"
-            )
-        starts = torch.tensor(self.lengths, device=self.keys.device)  # (B,)
-        return starts[:, None] + torch.arange(new, device=self.keys.device)  # (B, T)
+        return find_positions(self.lengths, new, self.capacity).to(self.keys.device)
 
     def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values (B, T, kv_heads, head_dim) at ``positions`` (B, T)."""
@@ -90,3 +91,11 @@ class KVCache:
     def advance(self, new: int) -> None:
         """Add ``new`` positions to each length, once every layer has written them."""
         self.lengths = [length + new for length in self.lengths]
+
+
+def find_positions(lengths: Sequence[int], new: int, capacity: int) -> Tensor:
+    """The positions (B, T) of the next ``new`` tokens of sequences that have ``lengths`` (B,).
+    Raises ContextError if they exceed the capacity."""
+    if max(lengths) + new > capacity:
+        raise ContextError(f"{max(lengths)} + {new} positions do not fit a cache of {capacity}")
+    return torch.tensor(lengths)[:, None] + torch.arange(new)  # (B, T)

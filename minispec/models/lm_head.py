@@ -15,10 +15,14 @@ from torch import Tensor
 
 
 class LinearHead:
-    """The head of a target: ``weight`` (V, D), often the embedding itself (tied)."""
+    """The head of a target: ``weight`` (V, D), often the embedding itself (tied). Some models add a
+    ``bias`` (V,), or cap logits softly: ``softcap`` * tanh(logits / softcap) (Gemma 2, arXiv
+    2408.00118). A draft's head has the rows alone."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.detach()
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, softcap: float | None = None
+    ) -> None:
+        self.weight, self.bias, self.softcap = weight.detach(), bias, softcap
 
     @property
     def vocab_size(self) -> int:
@@ -27,12 +31,18 @@ class LinearHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits of every id (..., V)."""
-        return F.linear(hidden, self.weight)
+        return self._cap(F.linear(hidden, self.weight, self.bias))
 
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """(..., D), ids (K,) -> logits of those ids (..., K). Gathers the rows: K * D numbers are
         read, written and read again, three times the traffic of rows that lie side by side."""
-        return F.linear(hidden, self.weight[ids.to(self.weight.device)])
+        return self.select(ids, self.weight.dtype).logits(hidden)
+
+    def select(self, ids: Tensor, dtype: torch.dtype) -> "LinearHead":
+        """The head of some ids (K,) in a dtype: K rows, copied."""
+        ids = ids.to(self.weight.device)
+        bias = None if self.bias is None else self.bias[ids].to(dtype)
+        return LinearHead(self.weight[ids].to(dtype), bias, self.softcap)
 
     def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(T, D) -> the ids (T,) of the largest logits, ties to the lowest id, and these logits
@@ -40,6 +50,11 @@ class LinearHead:
         logits = self.logits(hidden)  # (T, V)
         ids = logits.argmax(-1)
         return ids, logits.gather(-1, ids[:, None])[:, 0]
+
+    def _cap(self, logits: Tensor) -> Tensor:
+        if self.softcap is None:
+            return logits
+        return torch.tanh(logits / self.softcap) * self.softcap
 
     def fingerprint(self) -> str:
         """SHA-256 of the rows in float32: identifies the model a draft or an index belongs to."""

@@ -6,7 +6,7 @@ that are attended to.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,6 +76,11 @@ class AttentionMetadata:
     sin: Tensor  # (B, T, 1, head_dim)
     mask: Tensor | None  # (B, 1, T * group, S), true where a query attends; None: everywhere
     key_slice: slice  # the S cached positions that any query attends to
+
+    def without_rope(self) -> "AttentionMetadata":
+        """The same for a layer without rotary positions (NoPE, arXiv 2305.19466): rotated by 0."""
+        cos, sin = torch.ones_like(self.cos), torch.zeros_like(self.sin)
+        return replace(self, cos=cos, sin=sin)
 
 
 class Rope:

@@ -1,139 +1,27 @@
-"""The target: a Llama-style decoder, or Gemma 3, which extends it.
+"""The target: a Llama-style decoder, or one that extends it in the ways of ``ModelConfig``.
 
 RMSNorm, rotary positions, grouped-query attention, SwiGLU: the model that speculative decoding
 accelerates and whose distribution it must keep. One property matters more here than in most
 implementations: **a forward pass gives the same features for any chunking of its input**, since a
 verify pass is a chunk of gamma + 1 tokens where plain decoding reads one.
 
-Gemma 3 also normalizes queries and keys, and the outputs of attention and MLP; its activation is
-GELU; it scales its embeddings; and most of its layers are *local*: they attend to a sliding window
-and have a RoPE of their own. (It stores the weights of its norms minus 1; the loaders add the 1.)
+Gemma 3 stores the weights of its norms minus 1; the loaders add the 1.
 
 Knows nothing of vocabularies as text, of sampling, or of drafts. Shapes: ``B`` sequences, ``T``
 new positions, ``S`` cached positions that are attended to, ``D`` hidden size, ``hd`` head_dim.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minispec.errors import ArgumentError
 from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import LinearHead
-from minispec.models.rope import AttentionMetadata, Rope, Scaling, apply_rope, check_rope
+from minispec.models.model_config import ACTIVATIONS, ModelConfig
+from minispec.models.rope import AttentionMetadata, apply_rope
 from minispec.types import Features
-
-# Activations of the MLP's gate. Hugging Face calls the second one ``gelu_pytorch_tanh``.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The hyperparameters of a model, named as in Hugging Face where it has them.
-
-    Layers are counted from 1: an auxiliary hidden state of layer 2 is the output of the second
-    layer. The defaults from ``activation`` on are those of a Llama; a Gemma 3 sets them. Raises
-    ArgumentError on construction."""
-
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    context_limit: int
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-    rope_scaling: Scaling | None = None
-    tie_word_embeddings: bool = True
-    aux_hidden_state_layer_ids: tuple[int, ...] = ()
-    activation: str = "silu"
-    embedding_scale: float = 1.0
-    attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
-    query_key_norm: bool = False
-    post_norms: bool = False  # also after attention and MLP, not only before
-    local_layers: tuple[int, ...] = ()  # layers with ``sliding_window`` and a RoPE of their own
-    local_rope_theta: float = 10_000.0
-    sliding_window: int | None = None
-    int8_rows: bool = False  # the rows of its matrices lie on int8 grids (see ``int8``)
-
-    def __post_init__(self) -> None:
-        sizes = (
-            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "head_dim",
-        )  # fmt: skip
-        for name in (*sizes, "intermediate_size", "context_limit"):
-            if not isinstance(size := getattr(self, name), int) or size < 1:
-                raise ArgumentError(f"{name} {size!a} must be a whole number of at least 1")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ArgumentError(
-                f"num_attention_heads {self.num_attention_heads} must be a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-        for theta in (self.rope_theta, self.local_rope_theta):
-            check_rope(self.head_dim, theta, self.rope_scaling)
-        if not 0 <= self.rms_norm_eps < math.inf:
-            raise ArgumentError(f"rms_norm_eps {self.rms_norm_eps} must be a finite number from 0")
-        if self.head_dim % 2:
-            raise ArgumentError(f"head_dim {self.head_dim} must be even: RoPE rotates pairs")
-        if any(not 1 <= i <= self.num_hidden_layers for i in self.aux_hidden_state_layer_ids):
-            raise ArgumentError(
-                f"aux_hidden_state_layer_ids {self.aux_hidden_state_layer_ids} must lie in "
-                f"1..{self.num_hidden_layers}, the layers of the model"
-            )
-        if self.activation not in ACTIVATIONS:
-            raise ArgumentError(
-                f"unknown activation {self.activation!r}: known are {', '.join(ACTIVATIONS)}"
-            )
-        if self.local_layers and not (self.sliding_window and self.sliding_window > 0):
-            raise ArgumentError(
-                f"sliding_window {self.sliding_window} must be at least 1: local_layers need it"
-            )
-
-    def build_rope(self, *, local: bool = False) -> Rope:
-        """The RoPE and mask of the global layers, or of the local ones."""
-        return Rope(
-            self.head_dim,
-            self.local_rope_theta if local else self.rope_theta,
-            group=self.num_attention_heads // self.num_key_value_heads,
-            context_limit=self.context_limit,
-            scaling=None if local else self.rope_scaling,
-            window=self.sliding_window if local else None,
-        )
-
-    @property
-    def beyond_llama(self) -> tuple[str, ...]:
-        """The settings that differ from a Llama's, for backends that support only a Llama."""
-        names = ("activation", "embedding_scale", "attention_scale", "query_key_norm")
-        fields = type(self).__dataclass_fields__
-        return tuple(
-            name
-            for name in (*names, "post_norms", "local_layers")
-            if getattr(self, name) != fields[name].default
-        )
-
-    def build_norm(self, size: int, enabled: bool = True) -> nn.Module:
-        """An RMSNorm, or the identity if it is not ``enabled``."""
-        return nn.RMSNorm(size, eps=self.rms_norm_eps) if enabled else nn.Identity()
-
-
-def default_aux_layer_ids(num_hidden_layers: int) -> tuple[int, ...]:
-    """The layers whose outputs the draft reads: low, middle and high, much as in EAGLE-3
-    (arXiv 2503.01840). In a model of 8 layers or fewer, the first, middle and last layer, as far
-    as these differ."""
-    last = num_hidden_layers
-    if last > 8:
-        return 2, last // 2 - 1, last - 4
-    return tuple(sorted({1, (last + 1) // 2, last}))
 
 
 class Attention(nn.Module):
@@ -149,10 +37,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
         query_size = config.num_attention_heads * config.head_dim
-        self.query = nn.Linear(input_size, query_size, bias=False)
-        self.key = nn.Linear(input_size, key_size, bias=False)
-        self.value = nn.Linear(input_size, key_size, bias=False)
-        self.output = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.query = nn.Linear(input_size, query_size, bias=config.attention_bias)
+        self.key = nn.Linear(input_size, key_size, bias=config.attention_bias)
+        self.value = nn.Linear(input_size, key_size, bias=config.attention_bias)
+        self.output = nn.Linear(query_size, config.hidden_size, bias=config.output_bias)
         self.query_norm = config.build_norm(config.head_dim, config.query_key_norm)
         self.key_norm = config.build_norm(config.head_dim, config.query_key_norm)
         self.scale = config.attention_scale
@@ -201,9 +89,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
+        self.gate = nn.Linear(hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.up = nn.Linear(hidden_size, intermediate_size, bias=config.mlp_bias)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=config.mlp_bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -232,6 +121,8 @@ class Layer(nn.Module):
 
 class Transformer(nn.Module):
     """The decoder. Its LM head is separate (``head``), since not every caller needs all logits."""
+
+    runs_batches = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -284,7 +175,10 @@ class Transformer(nn.Module):
         x = self.embedding(ids) * config.embedding_scale  # (B, T, D)
         outputs = []
         for index, layer in enumerate(self.layers):
-            x = layer(x, local if index + 1 in config.local_layers else metadata, cache, index)
+            own = local if index + 1 in config.local_layers else metadata
+            if index + 1 in config.rope_free_layers:
+                own = own.without_rope()
+            x = layer(x, own, cache, index)
             if index + 1 in config.aux_hidden_state_layer_ids:
                 outputs.append(x / config.embedding_scale)  # in the units of the embeddings
         cache.advance(new)

@@ -22,7 +22,7 @@ from helpers.tiny_model import Tiny
 from minispec.io import adapter_file, statistical_state
 from minispec.io.files import write_json
 from minispec.learning import lora
-from minispec.models.transformer import default_aux_layer_ids
+from minispec.models.model_config import default_aux_layer_ids
 from minispec.shortlists.statistical import StatisticalIndex
 from minispec.tools.data import corpus, distill, ranking
 from minispec.tools.models import known_models

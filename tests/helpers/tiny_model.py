@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from minispec.io import draft_file
 from minispec.models import eagle_draft
 from minispec.models.eagle_draft import EagleDraft
-from minispec.models.transformer import ModelConfig
+from minispec.models.model_config import ModelConfig
 from minispec.tools.data import ranking
 from minispec.tools.models import pretrained
 from minispec.tools.models.pretrained import Pretrained

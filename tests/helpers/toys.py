@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from minispec.certificate.toys import ToyTarget
-from minispec.models.transformer import ModelConfig, Transformer
+from minispec.models.model_config import ModelConfig
+from minispec.models.transformer import Transformer
 
 TOY = ModelConfig(
     vocab_size=50,

@@ -181,10 +181,12 @@ def test_load_chooses_the_auxiliary_layers(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"architectures": ["MistralForCausalLM"]}, ["MistralForCausalLM", "not supported"]),
+        ({"architectures": ["MistralForCausalLM"]}, ["MistralForCausalLM", "disagree"]),
+        ({"architectures": ["OPTForCausalLM"]}, ["OPTForCausalLM", "not supported"]),
         ({"architectures": None, "model_type": "gemma3"}, ["gemma3", "not supported"]),
-        ({"attention_bias": True}, ["attention_bias"]),
-        ({"mlp_bias": True}, ["mlp_bias"]),
+        ({"attention_bias": True}, ["q_proj.bias"]),
+        ({"mlp_bias": True}, ["down_proj.bias"]),
+        ({"auto_map": {"AutoModel": "mine.Model"}}, ["auto_map", "never run"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
         ({"quantization_config": {"quant_method": "awq"}}, ["quantization_config", "awq"]),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, ["yarn", "llama3"]),

@@ -147,7 +147,7 @@ def test_load_reads_the_settings_of_older_files(tmp_path):
     [
         (
             {"architectures": ["Gemma2ForCausalLM"]},
-            ["Gemma2ForCausalLM", "must be LlamaForCausalLM or Gemma3"],
+            ["Gemma2ForCausalLM", "must be one of LlamaForCausalLM"],
         ),
         ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping", "30.0"]),
         ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping"]),

@@ -10,8 +10,9 @@ import torch
 from helpers.gguf_files import TOKENS, write_gguf
 from helpers.toys import toy_transformer
 from minispec.errors import FileError
+from minispec.models.model_config import ModelConfig
 from minispec.models.rope import FrequencyFactors, RopeScaling
-from minispec.models.transformer import ModelConfig, Transformer
+from minispec.models.transformer import Transformer
 from minispec.tools.models import gguf_config, gguf_file
 
 FACTORS = "rope_freqs.weight"

@@ -19,8 +19,8 @@ from helpers.features import drop_positions, max_error
 from helpers.toys import TOY, toy_transformer
 from minispec.errors import ArgumentError, ContextError
 from minispec.models.kv_cache import KVCache
+from minispec.models.model_config import ModelConfig, default_aux_layer_ids
 from minispec.models.rope import AttentionMetadata, Rope
-from minispec.models.transformer import ModelConfig, default_aux_layer_ids
 from minispec.types import Features
 
 MODEL = toy_transformer()

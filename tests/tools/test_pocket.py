@@ -15,7 +15,7 @@ from minispec.errors import ArgumentError
 from minispec.io import draft_file, index_file
 from minispec.io.files import read_tensors
 from minispec.models import eagle_draft
-from minispec.models.transformer import default_aux_layer_ids
+from minispec.models.model_config import default_aux_layer_ids
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
 from minispec.tools.cli import main

@@ -4,7 +4,12 @@ import argparse
 import math
 
 from minispec.errors import ArgumentError
-from minispec.tools.cli.prepare import check_out, check_writable, load_model
+from minispec.tools.cli.prepare import (
+    check_out,
+    check_writable,
+    load_model,
+    report_implementation,
+)
 from minispec.tools.extras import check_extra
 
 
@@ -106,7 +111,7 @@ def train_draft(options: argparse.Namespace) -> None:
     domains = list(dict.fromkeys(options.domains))  # a domain named twice would be written twice
     path = recipe.make_draft(
         options.model, domains, options.tokens, options.epochs, options.seed, options.out,
-        options.raw, options.start, options.rate,
+        options.raw, options.start, options.rate, on_loaded=report_implementation,
     )  # fmt: skip
     print(f"wrote {path}")
 

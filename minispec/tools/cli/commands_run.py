@@ -18,6 +18,7 @@ from minispec.tools.cli.prepare import (
     parse_integer,
     parse_methods,
     read_prompt,
+    report_implementation,
 )
 from minispec.tools.cli.process import print_kept
 from minispec.tools.extras import check_extra
@@ -159,7 +160,7 @@ def _threads() -> int:
 def doctor(options: argparse.Namespace) -> None:
     """Reports what this machine has for decoding, and which backend "auto" takes: everything is
     measured now, and kept for the other commands."""
-    from minispec.api.model import find_draft
+    from minispec.api.loading import find_draft
     from minispec.tools.evaluation.warm_up import warm_up
     from minispec.tools.models import backend, pretrained
     from minispec.tools.models.threads import set_threads
@@ -169,6 +170,7 @@ def doctor(options: argparse.Namespace) -> None:
     bandwidth = backend.measure_bandwidth()
     print(f"threads: {_threads()}, memory reads at {bandwidth / 1e9:.1f} GB/s")
     model = pretrained.load(options.model, options.dtype, options.device)
+    report_implementation(model)
     if model.device != "cpu":
         print(
             f"device {model.device}: the reference runs there; backends are for the CPU's weights"

@@ -5,6 +5,7 @@ bad options are reported at once.
 """
 
 import argparse
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from minispec.tools.cli.process import read_stdin
 if TYPE_CHECKING:
     from minispec.api.model import Model
     from minispec.tools.evaluation.methods import Method
+    from minispec.tools.models.pretrained import Pretrained
 
 
 def load_model(
@@ -32,19 +34,27 @@ def load_model(
     measure_backends: bool = False,
 ) -> "Model":
     """The model with its draft on a backend, under a progress bar on a terminal. With ``plain`` no
-    draft is loaded, though a missing file is reported all the same. Raises as ``api.model.load``,
+    draft is loaded, though a missing file is reported all the same. Raises as ``api.loading.load``,
     of which the other options are."""
     from tqdm import tqdm
 
-    from minispec.api import model as api
+    from minispec.api import loading as api
 
     found = api.find_draft(name, draft)
     with tqdm(total=1, desc="loading", unit="model", leave=False, disable=None):
-        return api.load(
+        model = api.load(
             name, dtype=dtype, backend=backend, device=device, index=index, threads=threads,
             draft=False if plain or found is None else found,
             measure_backends=measure_backends, adapt=learns,
         )  # fmt: skip
+    report_implementation(model.pretrained)
+    return model
+
+
+def report_implementation(model: "Pretrained") -> None:
+    """One line on stderr where a model is not run by an implementation of minispec's."""
+    if model.implementation != "minispec":
+        print(f"minispec: {model.name} is run by {model.implementation}", file=sys.stderr)
 
 
 def load_decoding_model(

@@ -10,13 +10,13 @@ Knows nothing of speculation.
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from minispec.errors import ArgumentError, ContextError
 from minispec.logits_processor import History
-from minispec.models.kv_cache import KVCache
-from minispec.models.transformer import Transformer
+from minispec.models.reference import Reference
 from minispec.sampling import Sampling
 from minispec.types import Features, RandomSource
 
@@ -44,7 +44,7 @@ class _Row:
 
 @torch.inference_mode()
 def decode_batch(
-    target: Transformer,
+    target: Reference,
     prompts: Sequence[Sequence[int]],
     samplings: Sequence[Sampling],
     rngs: Sequence[RandomSource],
@@ -80,7 +80,7 @@ def decode_batch(
             f"the longest prompt and {max_new_tokens} new tokens take {capacity} positions, "
             f"the context holds {target.context_limit}"
         )
-    rows = min(rows, len(prompts))
+    rows = min(rows, len(prompts)) if target.runs_batches else 1
     cache = target.new_cache(capacity, rows)
     prefix = _Prefix(target, _shared_prefix(prompts))
     waiting = iter(range(len(prompts)))
@@ -120,19 +120,17 @@ class _Prefix:
     """The shared prefix of all prompts (a system message): prefilled once, then copied into the
     cache of each row (prefix caching)."""
 
-    def __init__(self, target: Transformer, ids: Sequence[int]) -> None:
+    def __init__(self, target: Reference, ids: Sequence[int]) -> None:
         """Prefills the prefix ``ids`` (P,)."""
         self._target, self._length = target, len(ids)
         self._cache = target.new_cache(max(1, len(ids)))
         self._features = target(torch.tensor([list(ids)], dtype=torch.int64), self._cache)
 
-    def fill(self, cache: KVCache, slot: int, ids: Sequence[int]) -> Features:
+    def fill(self, cache: Any, slot: int, ids: Sequence[int]) -> Features:
         """Prefills row ``slot`` with ``ids`` (T,), which begin with the prefix; returns the
         features of all T positions."""
         row = cache.sequence(slot)
-        row.keys[:, :, : self._length] = self._cache.keys[:, :, : self._length]
-        row.values[:, :, : self._length] = self._cache.values[:, :, : self._length]
-        row.advance(self._length)
+        row.copy_prefix(self._cache, self._length)
         rest = torch.tensor([list(ids[self._length :])], dtype=torch.int64)  # (1, T - P)
         features = self._target(rest, row)
         cache.lengths[slot] = len(ids)

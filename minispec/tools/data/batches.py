@@ -15,7 +15,7 @@ from torch import Tensor
 from minispec.errors import FileError
 from minispec.io.files import is_finite
 from minispec.models.lm_head import LinearHead
-from minispec.models.transformer import ModelConfig
+from minispec.models.model_config import ModelConfig
 from minispec.tools.data.shards import AUX_KEY, Shard, open_shard, read_spans
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from minispec.errors import MinispecError
 from minispec.io.unfinished import remove_unfinished
-from minispec.models.transformer import Transformer
+from minispec.models.reference import Reference
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
 from minispec.tokenizer import Tokenizer
@@ -131,7 +131,7 @@ def _end_with_parent() -> None:
 
 
 def generate_messages(
-    target: Transformer,
+    target: Reference,
     tokenizer: Tokenizer,
     domain: str,
     count: int,

@@ -23,7 +23,7 @@ from minispec.io.files import (
     write_tensors,
 )
 from minispec.io.schema import read_json
-from minispec.models.transformer import ModelConfig
+from minispec.models.model_config import ModelConfig
 from minispec.tools.models.matmul_dtype import MatmulDtype
 
 AUX_KEY = "taps"  # the name of the auxiliary hidden states in shard files

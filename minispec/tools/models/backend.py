@@ -28,6 +28,7 @@ from minispec.io.schema import Positive, read_json
 from minispec.models.eagle3_draft import Eagle3Draft, ReducedHead
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import LinearHead
+from minispec.models.transformer import Transformer
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft, Head, Target
 
@@ -68,8 +69,8 @@ def place_on_backend(
     imported = draft if isinstance(draft, Eagle3Draft) else None
     if imported and isinstance(imported.head, ReducedHead):
         model = replace(model, draft_ids=imported.head.ids)
-    if model.device != "cpu" and name in ("auto", "reference"):
-        return model, draft
+    if name == "auto" and (model.device != "cpu" or why_not_own(model)):
+        name = "reference"
     if name == "auto":
         choice = choose_backend(model) if measure else read_cached_choice(model)
         milliseconds = choice.milliseconds  # the reference is always among them
@@ -80,6 +81,8 @@ def place_on_backend(
             name = min(candidates, key=lambda each: sum(milliseconds[each]))
     if name == "reference":
         return model, draft
+    if reason := why_not_own(model):
+        raise ArgumentError(f"backend {name} cannot run {model.name}: {reason}")
     if imported and name != "cpu":
         raise ArgumentError(
             f"backend {name} runs no imported EAGLE-3 draft: use --backend reference or cpu"
@@ -136,13 +139,22 @@ def why_unavailable(model: Pretrained, name: str) -> str | None:
     """Why "auto" does not consider a backend for this model; None if it does."""
     if name == "reference":
         return None
+    if reason := why_not_own(model):
+        return reason
     if name == "compiled":
         return "runs only when asked for: compiling takes longer than auto may"
     try:
-        reason: str | None = _import_backend(name).why_unsupported(model.reference)
+        return _import_backend(name).why_unsupported(model.reference)
     except ArgumentError as error:
         return str(error)
-    return reason
+
+
+def why_not_own(model: Pretrained) -> str | None:
+    """Why no fast path can run a model, which have the layers of minispec's alone; None if some
+    may."""
+    if isinstance(model.reference, Transformer):
+        return None
+    return f"it is run by {model.implementation}; use backend reference"
 
 
 def choose_head(name: str) -> Callable[[Tensor], Head]:

@@ -19,7 +19,7 @@ from minispec.errors import ArgumentError, FileError, FingerprintError
 from minispec.io.model_state import Count, Width
 from minispec.io.schema import Positive, Size, convert, read_json
 from minispec.models.eagle3_draft import Eagle3Norms
-from minispec.models.transformer import ModelConfig
+from minispec.models.model_config import ModelConfig
 from minispec.tools.models.hf_rope import Outer, read_rope
 
 _LARGEST = 2**22  # bytes; a configuration has a few thousand

@@ -19,8 +19,8 @@ from minispec.errors import ArgumentError
 from minispec.io.files import write_json, write_tensors
 from minispec.models.eagle3_draft import Eagle3Draft
 from minispec.models.eagle_draft import EagleDraft
+from minispec.models.model_config import ModelConfig
 from minispec.models.rope import RopeScaling
-from minispec.models.transformer import ModelConfig
 from minispec.tools.models.eagle3_folder import EXPORTED_FOR, LAYERS, name_in_file
 
 LAYOUTS = ("eagle3", "speculators")

@@ -18,7 +18,7 @@ from minispec.errors import FileError, FingerprintError
 from minispec.io.files import TensorSpec, check_layout, is_finite, open_safetensors, read_header
 from minispec.models.eagle3_draft import Eagle3Draft, ReducedHead
 from minispec.models.lm_head import PackedHead
-from minispec.models.transformer import Transformer
+from minispec.models.reference import Reference
 from minispec.tokenizer import Tokenizer
 from minispec.tools.models import eagle3_map
 from minispec.tools.models.eagle3_config import Eagle3Config, read_config, with_query_key_norm
@@ -47,7 +47,7 @@ _OWN = ("lm_head.weight", "embed_tokens.weight")
 
 
 def load_folder(
-    folder: Path, target: Transformer, tokenizer: Tokenizer, fingerprint: str
+    folder: Path, target: Reference, tokenizer: Tokenizer, fingerprint: str
 ) -> Eagle3Draft:
     """The draft in a folder, in the target's dtype and on its device. From now on the target
     outputs the auxiliary hidden states that this draft reads.
@@ -109,7 +109,7 @@ def _get(file: Any, name: str, path: Path) -> Tensor:
 def _build_head(
     tensors: Mapping[str, Tensor],
     config: Eagle3Config,
-    target: Transformer,
+    target: Reference,
     tokenizer: Tokenizer,
     origin: str,
 ) -> ReducedHead | PackedHead:
@@ -154,7 +154,7 @@ def _build_draft(
     tensors: Mapping[str, Tensor],
     config: Eagle3Config,
     head: ReducedHead | PackedHead,
-    target: Transformer,
+    target: Reference,
     origin: str,
 ) -> Eagle3Draft:
     """The draft with the tensors of the folder. Raises FileError for other names and shapes,

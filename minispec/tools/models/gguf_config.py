@@ -1,4 +1,4 @@
-"""The configuration of a Llama or Gemma 3 from the settings in a GGUF file.
+"""The configuration of a model from the settings in a GGUF file.
 
 Settings are read as llama.cpp reads them. Every setting of the architecture is read, or cannot
 change what is computed, or is refused by name.
@@ -14,10 +14,11 @@ from msgspec import Meta, Struct
 from minispec.errors import ArgumentError, FileError
 from minispec.io.model_state import Count, Width
 from minispec.io.schema import Index, Positive, Size, convert
+from minispec.models.model_config import ModelConfig, default_aux_layer_ids
 from minispec.models.rope import FrequencyFactors
-from minispec.models.transformer import ModelConfig, default_aux_layer_ids
 
-ARCHITECTURES = ("llama", "gemma3")
+ARCHITECTURES = ("llama", "gemma3", "qwen2", "qwen3", "smollm3")  # a Mistral is a "llama"
+_ROPE_FREE_PERIOD = 4  # of a SmolLM3, whose files do not have it
 
 PerLayer = list[Annotated[int, Meta(ge=0, le=2**20)]]  # some files give one number for each layer
 NotNegative = Annotated[float, Meta(ge=0, le=1e300)]
@@ -113,7 +114,8 @@ def read_config(
     general = convert(dict(metadata), _General, "metadata")
     if general.kind not in ARCHITECTURES:
         raise FileError(
-            f"architecture {general.kind!a} is not supported: must be 'llama' or 'gemma3'"
+            f"architecture {general.kind!a} is not supported: must be one of "
+            f"{', '.join(map(ascii, ARCHITECTURES))}"
         )
     prefix = f"{general.kind}."
     data = {
@@ -145,6 +147,12 @@ def read_config(
             f"{prefix}attention.sliding_window {settings.sliding_window} is not supported: must "
             "be absent or at least the context length"
         )
+    if general.kind == "qwen2":
+        more["attention_bias"] = True
+    elif general.kind == "qwen3":
+        more["query_key_norm"] = True
+    elif general.kind == "smollm3":
+        more["rope_free_layers"] = tuple(range(_ROPE_FREE_PERIOD, layers + 1, _ROPE_FREE_PERIOD))
     key_heads = settings.num_heads if settings.key_heads is None else settings.key_heads
     try:
         return ModelConfig(

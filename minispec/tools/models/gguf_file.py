@@ -1,10 +1,10 @@
-"""Reads a Llama or Gemma 3 model from a GGUF file: configuration, weights and tokenizer.
+"""Reads a model from a GGUF file: configuration, weights and tokenizer.
 
 GGUF is the file format of llama.cpp. Quantised weights (Q4_1, Q8_0, ...) are dequantised when they
-are loaded, and the result is *the* target, whatever dtype it then runs in. Two traps: for Llama the
-format permutes query and key rows so that rotary pairs are adjacent (2j, 2j + 1), while this
-package, Hugging Face, and GGUF itself for Gemma pair (j, j + head_dim / 2); and for Gemma it stores
-the norm weights as 1 + w.
+are loaded, and the result is *the* target, whatever dtype it then runs in. Two traps: for Llama and
+SmolLM3 the format permutes query and key rows so that rotary pairs are adjacent (2j, 2j + 1), while
+this package, Hugging Face, and GGUF itself for the others pair (j, j + head_dim / 2); and for Gemma
+it stores the norm weights as 1 + w.
 
 A model may be split into several files; any of them opens it.
 
@@ -43,14 +43,14 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up",
     "ffn_down": "mlp.down",
 }
-_GEMMA_NAMES = {
-    "attn_q_norm": "attention.query_norm",
-    "attn_k_norm": "attention.key_norm",
+_NORM_NAMES = {"attn_q_norm": "attention.query_norm", "attn_k_norm": "attention.key_norm"}
+_POST_NORM_NAMES = {
     "post_attention_norm": "attention_post_norm",
     "post_ffw_norm": "mlp_post_norm",
 }
 _NAMES = {"token_embd": "embedding", "output_norm": "norm", "output": "output"}
 _ROPE_FACTORS = "rope_freqs.weight"
+_PAIRED = ("llama", "smollm3")  # architectures whose rotary pairs are adjacent
 _PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -72,18 +72,19 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
     """
     parts = _read_parts(path)
     metadata = parts[0].metadata
-    gemma = metadata.get("general.architecture") == "gemma3"
-    names = _LAYER_NAMES | (_GEMMA_NAMES if gemma else {})
+    kind = metadata.get("general.architecture")
+    names = _LAYER_NAMES | (_NORM_NAMES if kind in ("gemma3", "qwen3") else {})
+    names |= _POST_NORM_NAMES if kind == "gemma3" else {}
     holders = {name: part for part in parts for name in part.tensors}
     try:
         factors = None
-        if _ROPE_FACTORS in holders and not gemma:
+        if _ROPE_FACTORS in holders and kind in _PAIRED:
             factors = _read_rope_factors(holders.pop(_ROPE_FACTORS))
         config = gguf_config.read_config(
             metadata, tied="output.weight" not in holders, rope_factors=factors
         )
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-        paired = {} if gemma else heads
+        paired = heads if kind in _PAIRED else {}
         stored = {
             _our_name(name, names): StoredTensor(
                 str(part.path),
@@ -143,19 +144,20 @@ def _read_rope_factors(part: GGUFHeader) -> list[float]:
 
 def _our_name(name: str, parts: Mapping[str, str]) -> str:
     match name.split("."):
-        case ["blk", index, part, "weight"] if part in parts and re.fullmatch(r"0|[1-9]\d*", index):
-            return f"layers.{index}.{parts[part]}.weight"
+        case ["blk", index, part, "weight" | "bias" as kind] if part in parts:
+            if re.fullmatch(r"0|[1-9]\d*", index):
+                return f"layers.{index}.{parts[part]}.{kind}"
         case [part, "weight"] if part in _NAMES:
             return f"{_NAMES[part]}.weight"
     raise FileError(f"unexpected tensor {name!a}: no such weight in this architecture")
 
 
 def _their_name(theirs: Mapping[str, str], name: str) -> str:
-    stem = name.removesuffix(".weight")
+    stem, _, kind = name.rpartition(".")
     if stem in theirs:
-        return f"{theirs[stem]}.weight"
+        return f"{theirs[stem]}.{kind}"
     _, index, part = stem.split(".", 2)
-    return f"blk.{index}.{theirs[part]}.weight"
+    return f"blk.{index}.{theirs[part]}.{kind}"
 
 
 def _read(part: GGUFHeader, name: str, paired: Mapping[str, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reads a Llama or Gemma 3 model from a folder in Hugging Face layout.
+"""Reads a model of ``hf_families`` from a folder in Hugging Face layout.
 
 Such a folder holds ``config.json``, the weights in ``model.safetensors`` or in several files with
 an index, and a tokenizer. Settings that ``minispec.models.transformer`` does not implement are
@@ -9,7 +9,7 @@ Knows nothing of where the folder comes from.
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,9 @@ from minispec.errors import ArgumentError, FileError, FileWarning
 from minispec.io.files import open_safetensors, read_header, write_json, write_tensors
 from minispec.io.model_state import StoredTensor, build_transformer
 from minispec.io.schema import read_json
-from minispec.models.transformer import ModelConfig, Transformer
+from minispec.models.model_config import ModelConfig
+from minispec.models.transformer import Transformer
+from minispec.text.tokenizer import TableTokenizer
 from minispec.tokenizer import Tokenizer
 from minispec.tools.models import hf_config
 from minispec.tools.models.tokenizer_folder import read_tokenizer
@@ -41,9 +43,11 @@ _LAYER_NAMES = {
     "mlp.up_proj": "mlp.up",
     "mlp.down_proj": "mlp.down",
 }
-_GEMMA_NAMES = {
+_NORM_NAMES = {
     "self_attn.q_norm": "attention.query_norm",
     "self_attn.k_norm": "attention.key_norm",
+}
+_POST_NORM_NAMES = {
     "post_attention_layernorm": "attention_post_norm",  # in a Llama, the norm before the MLP
     "pre_feedforward_layernorm": "mlp_norm",
     "post_feedforward_layernorm": "mlp_post_norm",
@@ -71,21 +75,32 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
             "the weights (merge_and_unload of peft), or remove the file to use them without it"
         )
     found = hf_config.read_config(path)
-    names = _NAMES | _LAYER_NAMES | (_GEMMA_NAMES if found.is_gemma else {})
+    names = _NAMES | _LAYER_NAMES
+    names |= _NORM_NAMES if found.model.query_key_norm else {}
+    names |= _POST_NORM_NAMES if found.model.post_norms else {}
     tokenizer = read_tokenizer(path)
-    ids, rows = tokenizer.vocab_size, found.model.vocab_size
-    if ids > rows:  # fewer ids than rows are common: rows are padded to a round number
-        try:
-            tokenizer.drop_ids(rows)  # special ids that no text becomes
-        except ArgumentError as error:
-            raise FileError(f"{path}: the tokenizer has {ids} ids: {error}") from None
-    tokenizer.add_eos_ids(found.eos_ids)
+    fit_tokenizer(tokenizer, found.model.vocab_size, found.eos_ids, str(path))
     with ExitStack() as files:
         stored = _list_tensors(path, names, found.is_gemma, files)
         config = _decide_head(path, found.model, stored)
         theirs = {ours: name for name, ours in names.items()}
         model = build_transformer(config, stored, str(path), partial(_their_name, theirs))
     return model, tokenizer
+
+
+def fit_tokenizer(
+    tokenizer: TableTokenizer, vocab_size: int, eos_ids: Sequence[int], origin: str
+) -> None:
+    """Fit a tokenizer to a head of ``vocab_size`` rows: drop ids beyond them, and add the ids that
+    end an answer by the model's files. ``origin`` names the model in errors. Raises FileError for
+    ids beyond the rows that text becomes."""
+    ids = tokenizer.vocab_size
+    if ids > vocab_size:  # fewer ids than rows are common: rows are padded to a round number
+        try:
+            tokenizer.drop_ids(vocab_size)  # special ids that no text becomes
+        except ArgumentError as error:
+            raise FileError(f"{origin}: the tokenizer has {ids} ids: {error}") from None
+    tokenizer.add_eos_ids(eos_ids)
 
 
 def save(path: Path, model: Transformer) -> None:
@@ -197,19 +212,20 @@ def _decide_head(folder: Path, config: ModelConfig, stored: dict[str, StoredTens
 
 
 def _our_name(name: str, file: Path, names: Mapping[str, str]) -> str:
-    stem = name.removesuffix(".weight")
-    if stem in _NAMES and name != stem:
-        return f"{_NAMES[stem]}.weight"
-    match stem.split(".", 3):
-        case ["model", "layers", index, part] if part in names and name != stem:
-            if part not in _NAMES and re.fullmatch(r"0|[1-9]\d*", index):
-                return f"layers.{index}.{names[part]}.weight"
+    stem, _, kind = name.rpartition(".")
+    if kind in ("weight", "bias"):
+        if stem in _NAMES:
+            return f"{_NAMES[stem]}.{kind}"
+        match stem.split(".", 3):
+            case ["model", "layers", index, part] if part in names and part not in _NAMES:
+                if re.fullmatch(r"0|[1-9]\d*", index):
+                    return f"layers.{index}.{names[part]}.{kind}"
     raise FileError(f"{file}: unexpected tensor {name!a}: no such weight in this architecture")
 
 
 def _their_name(theirs: Mapping[str, str], name: str) -> str:
-    stem = name.removesuffix(".weight")
+    stem, _, kind = name.rpartition(".")
     if stem in theirs:
-        return f"{theirs[stem]}.weight"
+        return f"{theirs[stem]}.{kind}"
     _, index, part = stem.split(".", 2)
-    return f"model.layers.{index}.{theirs[part]}.weight"
+    return f"model.layers.{index}.{theirs[part]}.{kind}"

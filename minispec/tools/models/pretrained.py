@@ -1,11 +1,12 @@
 """Pretrained models: loaded by name, from a GGUF file or from a Hugging Face folder, in a dtype
-and on a device.
+and on a device; or one of transformers that is loaded already.
 
 Knows nothing of what a model is used for.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from minispec.errors import ArgumentError, FileError
 from minispec.io import draft_file
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.int8 import round_rows
+from minispec.models.reference import Reference
 from minispec.models.transformer import Transformer
 from minispec.tokenizer import Tokenizer
-from minispec.tools.models import eagle3_folder, gguf_file, hf_folder, known_models
+from minispec.tools.extras import check_extra
+from minispec.tools.models import eagle3_folder, gguf_file, hf_config, hf_folder, known_models
 from minispec.types import Target
 
 DTYPES = ("float64", "float32", "bfloat16", "int8")
@@ -27,7 +30,8 @@ DEVICES = ("cpu", "cuda", "mps")
 class Pretrained:
     """A model ready to run.
 
-    ``name``: as given to ``load``; ``reference``: its weights in the reference implementation;
+    ``name``: as given to ``load``; ``reference``: its weights in the reference implementation, or
+    in that of transformers;
     ``target``: the target that decodes, the reference itself or a backend's; ``fingerprint``: of
     its LM head's rows in float32, whatever ``dtype`` it runs in; ``device``: where the reference's
     weights are; ``index``: a file with clusters of the head rows, None for the one that ships;
@@ -35,7 +39,7 @@ class Pretrained:
     """
 
     name: str
-    reference: Transformer
+    reference: Reference
     target: Target
     tokenizer: Tokenizer
     fingerprint: str
@@ -45,10 +49,16 @@ class Pretrained:
     device: str = "cpu"
     draft_ids: Tensor | None = None
 
+    @property
+    def implementation(self) -> str:
+        """What runs the model: "minispec", or a class of transformers."""
+        return getattr(self.reference, "implementation", "minispec")
+
 
 def load(name: str, dtype: str = "float32", device: str = "cpu") -> Pretrained:
     """A model by name (fetched before), or from the path of a GGUF file or of a folder of
-    safetensors in Hugging Face layout; ``dtype`` is one of ``DTYPES``, ``device`` of ``DEVICES``.
+    safetensors in Hugging Face layout, of an architecture of ``hf_families`` or, with the extra
+    "transformers", of that library; ``dtype`` is one of ``DTYPES``, ``device`` of ``DEVICES``.
     A draft that ``load_draft`` reads for it is placed on the same device.
 
     Raises ArgumentError for an unknown name, or a device or dtype that this machine does not have,
@@ -69,6 +79,9 @@ def load(name: str, dtype: str = "float32", device: str = "cpu") -> Pretrained:
             raise FileError(f"model {name} is not downloaded yet: run `{command}`")
         target, tokenizer = gguf_file.load(path)
     elif Path(name).is_dir():
+        settings = hf_config.read_settings(Path(name))
+        if not hf_config.is_own_architecture(settings):
+            return _load_by_transformers(name, settings, dtype, device)
         target, tokenizer = hf_folder.load(Path(name))
     elif Path(name).is_file():
         target, tokenizer = gguf_file.load(Path(name))
@@ -90,6 +103,34 @@ def load_draft(path: Path, model: Pretrained) -> EagleDraft:
     if path.is_dir():
         return eagle3_folder.load_folder(path, target, model.tokenizer, fingerprint)
     return draft_file.load_draft(path, target, fingerprint)
+
+
+def _load_by_transformers(
+    name: str, settings: dict[str, Any], dtype: str, device: str
+) -> Pretrained:
+    check_extra("transformers", "transformers")
+    from minispec.tools.models import wrapped_model
+
+    if dtype == "int8":
+        raise ArgumentError(f"dtype int8 needs an implementation of minispec's, {name} has none")
+    target, tokenizer = wrapped_model.load_folder(Path(name), settings)
+    fingerprint = target.head.fingerprint()
+    target = target.to(getattr(torch, dtype), device)
+    return Pretrained(name, target, target, tokenizer, fingerprint, dtype, device=device)
+
+
+def wrap(model: Any, tokenizer: Any) -> Pretrained:
+    """A loaded PreTrainedModel of transformers and its tokenizer, in the model's own dtype and on
+    its own device; see ``wrapped_model.wrap_loaded``. Raises ArgumentError, FileError."""
+    check_extra("transformers", "transformers")
+    from minispec.tools.models import wrapped_model
+
+    target, tokenizer = wrapped_model.wrap_loaded(model, tokenizer)
+    weight, fingerprint = target.head.weight, target.head.fingerprint()
+    dtype, device = str(weight.dtype).removeprefix("torch."), weight.device.type
+    check_device(device, dtype)
+    name = type(model).__name__
+    return Pretrained(name, target, target, tokenizer, fingerprint, dtype, device=device)
 
 
 def check_device(device: str, dtype: str = "float32") -> None:

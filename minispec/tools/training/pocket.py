@@ -34,7 +34,8 @@ from minispec.io.files import (
     write_aside,
     write_tensors,
 )
-from minispec.models.transformer import Layer, ModelConfig, Transformer, default_aux_layer_ids
+from minispec.models.model_config import ModelConfig, default_aux_layer_ids
+from minispec.models.transformer import Layer, Transformer
 from minispec.tools.data import corpus
 from minispec.tools.models import hf_folder, matmul_dtype
 from minispec.tools.models.tokenizer_files import from_sentencepiece

@@ -48,6 +48,7 @@ def make_draft(
     rate: float = 2e-3,
     report: Callable[[], object] = lambda: None,
     dtype: MatmulDtype | None = None,
+    on_loaded: Callable[[Pretrained], object] = lambda model: None,
 ) -> Path:
     """Generates ``tokens`` answer tokens with the target, trains a draft on them for ``epochs``
     epochs, and writes it to ``draft.safetensors`` in ``folder``; returns that path. An interrupted
@@ -55,8 +56,8 @@ def make_draft(
 
     ``raw`` continues texts without a chat template, as base models always do. The draft starts
     from the target's last layer, or from the draft in ``start``; ``rate`` is the peak learning
-    rate; ``report`` is called after each log line; ``dtype``: in which matrices are multiplied, by
-    default as ``keep_dtype`` says.
+    rate; ``report`` is called after each log line, ``on_loaded`` with the model; ``dtype``: in
+    which matrices are multiplied, by default as ``keep_dtype`` says.
 
     Raises ArgumentError for an unknown model or domain or the folder of another run, FileError for
     a damaged file, FingerprintError for a ``start`` of another model.
@@ -67,11 +68,12 @@ def make_draft(
     if model in known_models.SOURCES:
         known_models.fetch(model)
     loaded = pretrained.load(model)
+    on_loaded(loaded)
     torch.manual_seed(seed)
     if start:
         draft = draft_file.load_draft(start, loaded.reference, loaded.fingerprint)
     else:
-        draft = drafts.init_from_target(loaded.reference)
+        draft = drafts.init_draft(loaded.reference)
     dtype = dtype or keep_dtype(folder)
     processes = min(torch.get_num_threads(), _PROCESSES)
     paths = []
@@ -98,7 +100,14 @@ def make_draft(
             bar.update(seen - bar.n)
 
         for line in train_draft.train(
-            draft, dataset, held_out, config, folder, loaded.fingerprint, progress
+            draft,
+            dataset,
+            held_out,
+            config,
+            folder,
+            loaded.fingerprint,
+            progress,
+            loaded.reference.head,
         ):
             bar.set_postfix(tau=line.get("tau"), loss=line["loss_1"])
             report()

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minispec.models.eagle_draft import EagleDraft
+from minispec.models.lm_head import LinearHead
 from minispec.tools.data.batches import Batch, ShardDataset, make_batch
 from minispec.tools.data.shards import Shard
 from minispec.tools.models import matmul_dtype
@@ -102,19 +103,19 @@ def _shift(x: Tensor, count: int) -> Tensor:
 
 
 def compute_loss(
-    draft: EagleDraft, batch: Batch, rows: Tensor, config: TrainConfig
+    draft: EagleDraft, batch: Batch, head: LinearHead, config: TrainConfig
 ) -> tuple[Tensor, list[float]]:
-    """The loss (scalar) of a batch over the head rows (K, D), and each step's cross-entropy in nats
-    per token."""
+    """The loss (scalar) of a batch over K rows of the target's head, and each step's cross-entropy
+    in nats per token. The draft's logits are those of the rows alone."""
     total = torch.zeros(())
     cross_entropies = []
     wanted = batch.hidden[batch.loss_mask]  # (n, D)
     with torch.no_grad():
-        p = torch.softmax(F.linear(wanted, rows).float(), dim=-1)  # (n, K)
+        p = torch.softmax(head.logits(wanted).float(), dim=-1)  # (n, K)
         scale = wanted.square().mean()
     for step, (states, reached) in enumerate(unroll(draft, batch, config.steps)):
         hidden = states[batch.loss_mask]  # (n, D)
-        log_q = torch.log_softmax(F.linear(hidden, rows).float(), dim=-1)  # (n, K)
+        log_q = torch.log_softmax(F.linear(hidden, head.weight).float(), dim=-1)  # (n, K)
         cross_entropy = -(p * log_q).sum(-1)  # (n,)
         distance = (hidden.float() - wanted).square().mean(-1) / scale  # (n,)
         # An answer shorter than the chain has no position that reaches this step: weight 0.
@@ -164,15 +165,18 @@ def train(
     folder: Path,
     fingerprint: str,
     progress: Callable[[int], object] = lambda seen: None,
+    head: LinearHead | None = None,
 ) -> Iterator[LogLine]:
-    """Trains a draft in place, for the model with this fingerprint; see ``TrainingRun.train``."""
+    """Trains a draft in place, for the model with this fingerprint; see ``TrainingRun.train``.
+    ``head``: the target's, where it has more than the draft's, a bias or soft-capping."""
     identity = {
         "model": fingerprint,
         "config": asdict(config),
         "shards": [path.name for path in dataset.paths],
         "sequences": len(dataset),
     }
-    return _DraftRun(draft, dataset, held_out, config).train(folder, identity, progress)
+    run = _DraftRun(draft, dataset, held_out, config, head or draft.head)
+    return run.train(folder, identity, progress)
 
 
 class _DraftRun(TrainingRun):
@@ -185,33 +189,31 @@ class _DraftRun(TrainingRun):
         dataset: ShardDataset,
         held_out: Sequence[Shard],
         config: TrainConfig,
+        head: LinearHead,
     ) -> None:
         super().__init__("draft", draft, config, _shuffle_batches(dataset, config))
-        self.dataset, self.held_out = dataset, held_out
+        self.dataset, self.held_out, self.head = dataset, held_out, head
         counts = dataset.count_ids(draft.head.vocab_size)
         common = counts.argsort(descending=True, stable=True)[: config.common_ids]
         self._is_common = torch.zeros(len(counts), dtype=torch.bool)
         self._is_common[common] = True
-        self._common_rows = self._head_rows(common)  # (common_ids, D), the same in every update
+        self._common = common
 
     def compute_loss(self, generator: torch.Generator) -> tuple[Tensor, list[float], int]:
         batch = make_batch([self.dataset.read_sequence(index) for index in next(self.order)])
         vocab_size = self.model.head.vocab_size
         others = torch.randint(vocab_size, (self.config.random_ids,), generator=generator)
         ids = torch.cat((others, batch.labels[batch.loss_mask])).unique()
-        rows = torch.cat((self._common_rows, self._head_rows(ids[~self._is_common[ids]])))  # (K, D)
+        ids = torch.cat((self._common, ids[~self._is_common[ids]]))  # (K,)
+        head = self.head.select(ids, getattr(torch, self.config.dtype))
         with matmul_dtype.autocast(self.config.dtype):
-            loss, cross_entropies = compute_loss(self.model, batch, rows, self.config)
+            loss, cross_entropies = compute_loss(self.model, batch, head, self.config)
         return loss, cross_entropies, int(batch.loss_mask.sum())
 
     def evaluate(self) -> LogLine:
         if not self.held_out:
             return {}
         return {"tau": round(replay_tau(self.model, self.held_out, self.config.steps), 4)}
-
-    def _head_rows(self, ids: Tensor) -> Tensor:
-        """The head rows of some ids, in the dtype that matrices are multiplied in."""
-        return self.model.head.weight[ids].to(getattr(torch, self.config.dtype))
 
 
 def _shuffle_batches(dataset: ShardDataset, config: TrainConfig) -> Iterator[list[int]]:

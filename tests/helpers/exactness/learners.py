@@ -16,7 +16,7 @@ from minispec.learning.learner import OnlineLearner
 from minispec.learning.paper_learner import PaperConfig, PaperLearner
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import PackedHead
-from minispec.models.transformer import ModelConfig
+from minispec.models.model_config import ModelConfig
 from minispec.types import Distribution, LearnerUpdate, Round
 
 HIDDEN_SIZE = 16

@@ -1,0 +1,107 @@
+"""Weights stacked for the kernels: one array for each kind of matrix, with the layers first.
+
+The reference's own parameters become views of the stacks, so nothing is stored twice. Knows nothing
+of passes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastpath.cpu.rows import allocate_rows
+from minispec.learning.lora import LoraLinear
+from minispec.models.eagle_draft import EagleDraft
+from minispec.models.int8 import quantize_rows, row_scales
+from minispec.models.transformer import MLP, Attention, Layer
+
+_Stacks = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]  # weights; scales of their rows
+
+
+def get_norm_weight(norm: nn.Module) -> np.ndarray:
+    """The weight of a norm in float32; empty for an identity."""
+    weight = getattr(norm, "weight", torch.empty(0))
+    return weight.detach().float().numpy()
+
+
+def list_layer_norms(layer: Layer | EagleDraft) -> tuple[np.ndarray, ...]:
+    """The norms of a layer, and the biases of its attention, in the order that ``steps.run_layer``
+    takes."""
+    outer = layer.mlp_norm, layer.attention_post_norm, layer.mlp_post_norm
+    inner = layer.attention.query_norm, layer.attention.key_norm
+    projections, output, *_ = list_matrices(layer.attention, layer.mlp)
+    biases = map(_concatenate_biases, (projections, output))
+    return (*map(get_norm_weight, (*outer, *inner)), *biases)
+
+
+def _concatenate_biases(matrices: Sequence[nn.Linear | LoraLinear]) -> np.ndarray:
+    """The biases of projections, one after another, in float32; empty if they have none."""
+    linear = [m.base if isinstance(m, LoraLinear) else m for m in matrices]
+    biases = [m.bias.detach().float() for m in linear if m.bias is not None]
+    return torch.cat([torch.empty(0), *biases]).numpy()
+
+
+def to_kernel_rows(weight: Tensor, int8: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (..., N, D) in the form that the kernels read, and a scale for each row (..., N)."""
+    if int8:
+        return quantize_rows(weight).numpy(), row_scales(weight).numpy()
+    bits = weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight
+    return bits.numpy(), np.ones(weight.shape[:-1], np.float32)
+
+
+def _to_exact_bfloat16(weight: Tensor) -> Tensor:
+    """float32 weights in bfloat16 where that is lossless: as int16, which tells the kernels to
+    keep states in float32. Other weights unchanged."""
+    if weight.dtype != torch.float32:
+        return weight
+    short = allocate_rows(weight.shape, torch.bfloat16).copy_(weight)
+    return short.view(torch.int16) if torch.equal(short.float(), weight) else weight
+
+
+def concatenate(matrices: Sequence[nn.Linear | LoraLinear]) -> tuple[np.ndarray, np.ndarray]:
+    """A draft's projections that read the same states, concatenated, in the form that the kernels
+    read. With adapters they stay float32: updates are smaller than bfloat16 resolves."""
+    stacked = torch.cat(
+        [m.merged_weight if isinstance(m, LoraLinear) else m.weight for m in matrices]
+    ).detach()
+    rows = allocate_rows(stacked.shape, stacked.dtype).copy_(stacked)
+    return to_kernel_rows(rows if has_adapters(matrices) else _to_exact_bfloat16(rows), False)
+
+
+def has_adapters(matrices: Sequence[nn.Linear | LoraLinear]) -> bool:
+    return any(isinstance(matrix, LoraLinear) for matrix in matrices)
+
+
+def to_kernel_stacks(stacks: Sequence[Tensor], int8: bool) -> _Stacks:
+    rows, sizes = zip(*(to_kernel_rows(stack, int8) for stack in stacks), strict=True)
+    return rows, sizes
+
+
+def list_matrices(attention: Attention, mlp: MLP) -> list[list[nn.Linear]]:
+    """The projections of a layer, together those that read the same states."""
+    return [
+        [attention.query, attention.key, attention.value],
+        [attention.output],
+        [mlp.gate, mlp.up],
+        [mlp.down],
+    ]
+
+
+def stack_layers(attentions: Sequence[Attention], mlps: Sequence[MLP]) -> list[Tensor]:
+    """The four stacks of a target: QKV, output, gate and up, down, each (L, N, D)."""
+    layers = map(list_matrices, attentions, mlps)
+    return [_stack_projections(projections) for projections in zip(*layers, strict=True)]
+
+
+def _stack_projections(layers: Sequence[Sequence[nn.Linear]]) -> Tensor:
+    """Stacks the weights of some projections of each layer into (L, N, D); the projections become
+    views of the stack."""
+    first = [projection.weight for projection in layers[0]]
+    shape = len(layers), sum(map(len, first)), first[0].shape[1]
+    stack = allocate_rows(shape, first[0].dtype)
+    for rows, layer in zip(stack, layers, strict=True):
+        for part, projection in zip(rows.split([len(p.weight) for p in layer]), layer, strict=True):
+            part.copy_(projection.weight.detach())
+            projection.weight.data = part
+    return stack
