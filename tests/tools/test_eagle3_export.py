@@ -32,38 +32,54 @@ def export(model: str, folder: Path, *options: str) -> int:
     return main(["export", "--model", model, "--out", str(folder), *options])
 
 
-def draft_tokens(model: minispec.Model, prompts: list[str], method: str, count: int) -> list[Any]:
+def draft_tokens(
+    model: minispec.Model, prompts: list[str], method: str, temperatures: tuple[float, ...]
+) -> list[Any]:
     """What is drafted and emitted in each round, prompt by prompt."""
     return [
         [(finished.proposed, finished.tokens) for finished in rounds]
         for prompt in prompts
-        for rounds in [model.stream(prompt, shortlist=method, max_new_tokens=count, temperature=t)
-                       for t in (0.0, 0.8)]
-    ]  # fmt: skip
+        for temperature in temperatures
+        for rounds in [
+            model.stream(prompt, shortlist=method, max_new_tokens=8, temperature=temperature)
+        ]
+    ]
 
 
-def check_round_trip(name: str, method: str, folder: Path, prompts: list[str], count: int) -> None:
-    """Both layouts are exported, and read again they draft as ``method`` does."""
-    assert export(name, folder / "eagle3", "--method", method) == 0
-    layout = ["--layout", "speculators", "--verifier", "A/TARGET"]
-    assert export(name, folder / "speculators", "--method", method, *layout) == 0
-    ours = minispec.load(name, backend="reference")
-    expected = draft_tokens(ours, prompts, method, count)
-    for kind in ("eagle3", "speculators"):
-        imported = minispec.load(name, draft=folder / kind, backend="reference")
-        assert isinstance(imported.draft, Eagle3Draft)
-        assert draft_tokens(imported, prompts, "full", count) == expected
+def check_round_trip(
+    name: str, method: str, folder: Path, prompts: list[str], *temperatures: float
+) -> None:
+    """The draft is exported, and read again it drafts as ``method`` does."""
+    assert export(name, folder / "out", "--method", method) == 0
+    expected = draft_tokens(minispec.load(name, backend="reference"), prompts, method, temperatures)
+    imported = minispec.load(name, draft=folder / "out", backend="reference")
+    assert isinstance(imported.draft, Eagle3Draft)
+    assert draft_tokens(imported, prompts, "full", temperatures) == expected
 
 
 def test_exported_draft_drafts_as_frspec_does(tmp_path: Path) -> None:
     prompts = [load_prompts(domain, base=True)[0] for domain in DOMAINS]
-    check_round_trip("pocket", "frspec@1024:mix", tmp_path, prompts, 12)
+    check_round_trip("pocket", "frspec@1024:mix", tmp_path, prompts, 0.0, 0.8)
 
 
 @pytest.mark.slow
 def test_exported_smollm2_draft_drafts_as_frspec_does(smollm2: Pretrained, tmp_path: Path) -> None:
     prompts = [load_prompts(DOMAINS[i % 4])[i // 4] for i in range(MANY)]
-    check_round_trip("smollm2", "frspec@0.25", tmp_path, prompts, 16)
+    check_round_trip("smollm2", "frspec@0.25", tmp_path, prompts, 0.0)
+
+
+def test_export_writes_the_same_weights_in_both_layouts(tiny: Tiny, tmp_path: Path) -> None:
+    ours = ["--draft", str(tiny.draft_path), "--method", f"frspec@99:{tiny.ranking('mix')}"]
+    layout = ["--layout", "speculators", "--verifier", "A/TARGET"]
+    assert export(str(tiny.folder), tmp_path / "eagle3", *ours) == 0
+    assert export(str(tiny.folder), tmp_path / "speculators", *ours, *layout) == 0
+    drafts = [
+        pretrained.load_draft(tmp_path / name, pretrained.load(str(tiny.folder)))
+        for name in eagle3_export.LAYOUTS
+    ]
+    states = [draft.state_dict() | {"head": draft.head.weight} for draft in drafts]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_export_writes_the_settings_that_engines_read(tiny: Tiny, tmp_path: Path) -> None:
