@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minispec.api.chat import Chat
     from minispec.api.comparison import compare
-    from minispec.api.loading import load
-    from minispec.api.model import Model
+    from minispec.api.model import Model, load
     from minispec.api.results import Comparison, MethodResult, Output
     from minispec.certificate.certify import certify
     from minispec.commit import StopRule
@@ -47,7 +46,7 @@ _HOMES = {
     "Chat": "minispec.api.chat",
     "compare": "minispec.api.comparison",
     "Model": "minispec.api.model",
-    "load": "minispec.api.loading",
+    "load": "minispec.api.model",
     "Comparison": "minispec.api.results",
     "MethodResult": "minispec.api.results",
     "Output": "minispec.api.results",

@@ -5,22 +5,80 @@ Everything that ``minispec generate`` can do is done through ``Model``.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 from minispec.api.chat import Chat, time_first
 from minispec.api.request import BadWords, Request, ShortlistLike, TreeLike, build_request
 from minispec.api.results import Output
-from minispec.checks import to_ids
+from minispec.checks import to_flag, to_ids, to_path
 from minispec.errors import ArgumentError
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
 from minispec.tokenizer import Tokenizer
+from minispec.tools.evaluation import drafts
 from minispec.tools.evaluation.assembly import Decoder, build_decoder, default_method
 from minispec.tools.evaluation.measure import measure
 from minispec.tools.evaluation.methods import Method
-from minispec.tools.models import known_models
+from minispec.tools.models import backend as backends
+from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.pretrained import Pretrained
+from minispec.tools.models.threads import set_threads
 from minispec.types import Draft, Round, Target
 from minispec.verify import Verifier
+
+
+def load(
+    name: str | Path | Any = "smollm2",
+    *,
+    tokenizer: Any = None,
+    dtype: str | None = None,
+    backend: str = "auto",
+    device: str | None = None,
+    draft: drafts.DraftLike | Literal[False] | None = None,
+    index: str | Path | None = None,
+    threads: int | None = None,
+    measure_backends: bool = False,
+    adapt: bool = False,
+) -> "Model":
+    """Loads a model with its draft.
+
+    ``name``: "pocket", which ships with the package, "smollm2" or "gemma3-270m" (after ``minispec
+    fetch NAME``), a folder in Hugging Face layout, a GGUF file, or a loaded PreTrainedModel of
+    transformers, which is used as it is, with its ``tokenizer``. Llama, Mistral, Qwen 2, Qwen 3,
+    SmolLM3 and Gemma 3 have an implementation of minispec's, other folders that of transformers
+    (docs/your-model.md). ``dtype``: "float32" (None), "bfloat16", "float64" or "int8".
+    ``backend``: "reference", "cpu", "compiled" or "cuda"; "auto" takes the fastest that was
+    measured before (by ``minispec doctor``, or now with ``measure_backends``), else the reference,
+    and with ``adapt`` one on which a draft can learn. ``device``: where the reference runs, "cpu"
+    (None), "cuda" or "mps". ``draft``: None for the draft that ships for the model, a file made by
+    ``minispec train draft``, the folder of an EAGLE-3 draft, False for none, or a draft of one's
+    own as an instance, a class, a factory or "MODULE:CLASS"; a class is called with the values of
+    the parameters that it names, from ``target``, ``tokenizer`` and ``model``. ``index``: a file
+    made by ``minispec index build``, None for the one that ships. ``threads``: torch's threads, for
+    the whole process.
+
+    Raises ArgumentError, FileError, FingerprintError.
+    """
+    set_threads(threads)
+    adapt = to_flag(adapt, "adapt")
+    is_loaded = hasattr(name, "get_output_embeddings")
+    own = drafts.find_draft("" if is_loaded else str(to_path(name, "the model")), draft)
+    if is_loaded:
+        loaded = pretrained.wrap(name, tokenizer, dtype, device)
+    elif tokenizer is not None:
+        raise ArgumentError(f"model {name} has a tokenizer of its own: leave tokenizer out")
+    else:
+        loaded = pretrained.load(str(name), dtype, device)
+    loaded = replace(loaded, index=None if index is None else to_path(index, "index"))
+    eagle = None
+    if isinstance(own, Path):
+        eagle = pretrained.load_draft(own, loaded)
+    loaded, placed = backends.place_on_backend(loaded, eagle, backend, measure_backends, adapt)
+    if own is not None and not isinstance(own, Path):
+        placed = drafts.build_own_draft(own, loaded)
+    return Model(loaded, placed)
 
 
 class Model:

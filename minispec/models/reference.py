@@ -14,20 +14,21 @@ from minispec.types import Features, Target
 
 
 class Reference(Target, Protocol):
-    """A target with weights. ``config``: its hyperparameters, as far as a draft's layer and its
-    training need them; ``embedding`` (V, D)."""
+    """A target with weights."""
 
-    config: ModelConfig
+    config: ModelConfig  # its hyperparameters, as far as a draft and its training need them
 
     @property
     def runs_batches(self) -> bool:
         """Whether a pass may have several sequences, of different lengths."""
 
     @property
-    def embedding(self) -> nn.Embedding: ...
+    def embedding(self) -> nn.Embedding:
+        """The embedding, with a row (D,) for each id."""
 
     @property
-    def head(self) -> LinearHead: ...
+    def head(self) -> LinearHead:
+        """The LM head."""
 
     def new_cache(self, capacity: int, batch_size: int = 1) -> Any:
         """An empty cache for ``batch_size`` sequences of at most ``capacity`` positions each."""

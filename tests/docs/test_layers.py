@@ -29,7 +29,8 @@ ROOMS = {
     ],
     "Models": [
         "minispec.models", "minispec.models.kv_cache", "minispec.models.rope",
-        "minispec.models.lm_head", "minispec.models.int8", "minispec.models.transformer",
+        "minispec.models.model_config", "minispec.models.lm_head", "minispec.models.int8",
+        "minispec.models.reference", "minispec.models.transformer",
         "minispec.models.eagle_draft", "minispec.models.eagle3_draft",
     ],
     "Shortlists": [
@@ -78,6 +79,7 @@ ROOMS = {
         "fastpath.cpu.dots", "fastpath.cpu.blend", "fastpath.cpu.exponential",
         "fastpath.cpu.positions", "fastpath.cpu.kernels", "fastpath.cpu.attention",
         "fastpath.cpu.ranks", "fastpath.cpu.rows", "fastpath.cpu.packed", "fastpath.cpu.steps",
+        "fastpath.cpu.stacks",
         "fastpath.cpu.head", "fastpath.cpu.backend",
         "fastpath.compiled", "fastpath.compiled.backend",
         "fastpath.cuda", "fastpath.cuda.device", "fastpath.cuda.kernels", "fastpath.cuda.head",
@@ -89,8 +91,11 @@ ROOMS = {
         "minispec.tools.models.tokenizer_files", "minispec.tools.models.tokenizer_json",
         "minispec.tools.models.tokenizer_folder", "minispec.tools.models.gguf_tokenizer",
         "minispec.tools.models.gguf_config", "minispec.tools.models.gguf_file",
-        "minispec.tools.models.hf_rope", "minispec.tools.models.hf_config",
+        "minispec.tools.models.hf_rope", "minispec.tools.models.hf_settings",
+        "minispec.tools.models.hf_families", "minispec.tools.models.hf_config",
         "minispec.tools.models.hf_folder",
+        "minispec.tools.models.wrapped_cache", "minispec.tools.models.wrapped_target",
+        "minispec.tools.models.wrapped_checks", "minispec.tools.models.wrapped_model",
         "minispec.tools.models.eagle3_config", "minispec.tools.models.eagle3_map",
         "minispec.tools.models.eagle3_folder", "minispec.tools.models.eagle3_export",
         "minispec.tools.models.known_models", "minispec.tools.models.pretrained",
@@ -107,7 +112,8 @@ ROOMS = {
         "minispec.tools.training.indices", "minispec.tools.training.recipe",
         "minispec.tools.training.pocket",
         "minispec.tools.evaluation", "minispec.tools.evaluation.audit",
-        "minispec.tools.evaluation.plugins", "minispec.tools.evaluation.shortlist_files",
+        "minispec.tools.evaluation.plugins", "minispec.tools.evaluation.drafts",
+        "minispec.tools.evaluation.shortlist_files",
         "minispec.tools.evaluation.draft_vocabulary",
         "minispec.tools.evaluation.methods", "minispec.tools.evaluation.assembly",
         "minispec.tools.evaluation.warm_up",
@@ -127,6 +133,7 @@ ROOMS = {
     "Front door": [
         "minispec.api", "minispec.api.request", "minispec.api.results", "minispec.api.chat",
         "minispec.api.model", "minispec.api.comparison", "minispec",
+        "minispec.tools.custom_generate",
         "minispec.tools.cli", "minispec.tools.cli.process",
         "minispec.tools.cli.options", "minispec.tools.cli.arguments_export",
         "minispec.tools.cli.arguments",
@@ -278,7 +285,7 @@ def find_tool_imports(sources: Mapping[str, str]) -> dict[str, set[str]]:
             names = [name.split(".") for _, name in find_imports(path, source, known)]
             others = {parts[2] for parts in names if parts[:2] == ["minispec", "tools"]}
             found.setdefault(own, set()).update(others - {own})
-    return found
+    return {own: others & found.keys() for own, others in found.items()}
 
 
 def sort_levels(imports: Mapping[str, set[str]]) -> list[set[str]]:

@@ -7,12 +7,24 @@ from typing import Any
 
 import gguf
 import pytest
-from transformers import Gemma3TextConfig, LlamaConfig
+from transformers import (
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from helpers.pages import DOCS
-from minispec.tools.models import gguf_config, hf_config
+from minispec.tools.models import gguf_config
+from minispec.tools.models.hf_families import FAMILIES
+from minispec.tools.models.hf_settings import COMMON
 
 PAGE = (DOCS / "settings.md").read_text()
+CONFIGS = [
+    LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, SmolLM3Config, Gemma3TextConfig
+]  # fmt: skip
 _VALUES = {"true": True, "false": False, "none": None, "{}": {}}
 
 
@@ -33,22 +45,31 @@ def parse_value(text: str) -> Any:
 
 
 def test_page_has_the_values_that_a_folder_may_have():
-    only = hf_config._ONLY["llama"] | hf_config._ONLY["gemma3_text"]
-    assert read_values("setting in a folder") == only
+    assert read_values("setting in a folder") == COMMON
+    own, free = dict[str, tuple[Any, ...]](), set[str]()
+    for kind, family in FAMILIES.items():
+        changed = {n: values for n, values in family.only.items() if COMMON.get(n) != values}
+        own |= {f"{kind}.{name}": values for name, values in changed.items()}
+        free |= {f"{kind}.{name}" for name in COMMON.keys() - family.only.keys()}
+    assert read_values("setting of a family in a folder") == own
+    listed = PAGE.split("Any value: ")[1].split("\n\n")[0]
+    assert {*re.findall("`([^`]*)`", listed)} == free
 
 
 def test_page_has_the_values_that_a_gguf_file_may_have():
     assert read_values("setting in a GGUF file") == gguf_config._NEUTRAL
 
 
-@pytest.mark.parametrize("config", [LlamaConfig, Gemma3TextConfig])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_page_names_every_setting_of_transformers(config):
     missing = {f.name for f in dataclasses.fields(config) if f"`{f.name}`" not in PAGE}
     assert not missing
 
 
 def test_page_names_every_setting_that_is_read():
-    read = {*hf_config._Gemma.__struct_fields__, *gguf_config._READ, *gguf_config._IRRELEVANT}
+    read = {*gguf_config._READ, *gguf_config._IRRELEVANT}
+    for family in FAMILIES.values():
+        read |= {*family.settings.__struct_fields__}
     assert {name for name in read if f"`{name}`" not in PAGE and f"`{name}." not in PAGE} == set()
 
 

@@ -1,5 +1,5 @@
-"""Models of transformers as targets: the law of whole outputs, every branch of randomness walked,
-and greedy outputs that are plain decoding's, with every list, verifier and learner."""
+"""Models of transformers as targets: the distribution of whole outputs, every branch of randomness
+walked, and greedy outputs that are plain decoding's, with shortlists, verifiers and a learner."""
 
 import random
 from collections.abc import Callable

@@ -59,9 +59,8 @@ def draw_settings(family: str, seed: int) -> dict[str, Any]:
         settings["rope_parameters"] = {
             "rope_type": "default", "rope_theta": rng.choice([100.0, 1e4, 2e6])
         }  # fmt: skip
-    windows = rng.choice(
-        [{}, {"use_sliding_window": True, "sliding_window": rng.choice([1, 5, 20])}]
-    )
+    window = {"use_sliding_window": True, "sliding_window": rng.choice([1, 5, 20])}
+    windows = window if seed // 2 % 2 else {}
     biases = {"attention_bias": seed % 2 == 0}
     match family:
         case "llama":

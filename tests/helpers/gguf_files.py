@@ -12,7 +12,8 @@ from minispec.models.transformer import Transformer
 from minispec.tools.models import gguf_file
 
 TOKENS = [*sorted(ByteLevel.alphabet()), "ab", "<|im_end|>"]
-_FILE_NAMES = {new: old for old, new in (gguf_file._NAMES | gguf_file._LAYER_NAMES).items()}
+_NAMES = gguf_file._NAMES | gguf_file._LAYER_NAMES | gguf_file._NORM_NAMES
+_FILE_NAMES = {new: old for old, new in _NAMES.items()}
 
 
 def write_gguf(
@@ -40,7 +41,9 @@ def write_gguf(
         heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(
             name.split(".")[-2]
         )
-        if heads and values.ndim == 2:  # rotary pairs side by side
+        if (
+            heads and values.ndim == 2 and architecture in ("llama", "smollm3")
+        ):  # rotary pairs side by side
             values = values.reshape(heads, 2, -1, values.shape[-1]).swapaxes(1, 2)
             values = values.reshape(-1, values.shape[-1])
         if quantised is not None and values.ndim == 2:
@@ -55,6 +58,7 @@ def write_gguf(
 
 def gguf_name(name: str) -> str:
     if name.startswith("layers."):
-        _, index, part = name.removesuffix(".weight").split(".", 2)
-        return f"blk.{index}.{_FILE_NAMES[part]}.weight"
+        _, index, part = name.split(".", 2)
+        part, _, kind = part.rpartition(".")
+        return f"blk.{index}.{_FILE_NAMES[part]}.{kind}"
     return f"{_FILE_NAMES[name.removesuffix('.weight')]}.weight"

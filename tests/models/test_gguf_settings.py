@@ -197,3 +197,27 @@ def test_read_config_scales_the_attention_of_the_largest_gemma_by_its_hidden_siz
 def test_read_config_refuses_settings_of_a_gemma_by_name(changes, words):
     with pytest.raises(FileError, match=words):
         read_gemma(**changes)
+
+
+@pytest.mark.parametrize(
+    "architecture, settings",
+    [
+        ("qwen2", {"attention_bias": True}),
+        ("qwen3", {"query_key_norm": True}),
+        ("smollm3", {"rope_free_layers": (4,), "num_hidden_layers": 5}),
+    ],
+)
+def test_load_reads_other_architectures(tmp_path, architecture, settings):
+    model = build_model(**settings)
+    write_gguf(tmp_path / "x.gguf", model, architecture)
+    loaded, _ = gguf_file.load(tmp_path / "x.gguf")
+    assert {name: getattr(loaded.config, name) for name in settings} == settings
+    ids = torch.arange(20)
+    expected = model.step(ids, model.new_cache(20)).hidden
+    assert torch.allclose(loaded.step(ids, loaded.new_cache(20)).hidden, expected, atol=1e-5)
+
+
+def test_load_refuses_other_architectures_by_name(tmp_path):
+    write_gguf(tmp_path / "x.gguf", build_model(), "phi3")
+    with pytest.raises(FileError, match="architecture 'phi3' is not supported: must be one of"):
+        gguf_file.load(tmp_path / "x.gguf")

@@ -65,12 +65,12 @@ def test_wrap_refuses_logits_that_the_config_does_not_explain():
     model = make_model("granite")
     forward = model.forward
 
-    def shifted(*args: Any, **kwargs: Any) -> Any:
+    def shift(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         output.logits = output.logits + torch.arange(output.logits.shape[-1])
         return output
 
-    model.forward = shifted
+    model.forward = shift
     with pytest.raises(ArgumentError, match="not those of its LM head"):
         wrap(model)
 

@@ -160,7 +160,7 @@ def _threads() -> int:
 def doctor(options: argparse.Namespace) -> None:
     """Reports what this machine has for decoding, and which backend "auto" takes: everything is
     measured now, and kept for the other commands."""
-    from minispec.api.loading import find_draft
+    from minispec.tools.evaluation.drafts import find_draft
     from minispec.tools.evaluation.warm_up import warm_up
     from minispec.tools.models import backend, pretrained
     from minispec.tools.models.threads import set_threads

@@ -34,13 +34,14 @@ def load_model(
     measure_backends: bool = False,
 ) -> "Model":
     """The model with its draft on a backend, under a progress bar on a terminal. With ``plain`` no
-    draft is loaded, though a missing file is reported all the same. Raises as ``api.loading.load``,
+    draft is loaded, though a missing file is reported all the same. Raises as ``api.model.load``,
     of which the other options are."""
     from tqdm import tqdm
 
-    from minispec.api import loading as api
+    from minispec.api import model as api
+    from minispec.tools.evaluation.drafts import find_draft
 
-    found = api.find_draft(name, draft)
+    found = find_draft(name, draft)
     with tqdm(total=1, desc="loading", unit="model", leave=False, disable=None):
         model = api.load(
             name, dtype=dtype, backend=backend, device=device, index=index, threads=threads,

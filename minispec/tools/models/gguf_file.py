@@ -78,7 +78,7 @@ def load(path: Path) -> tuple[Transformer, Tokenizer]:
     holders = {name: part for part in parts for name in part.tensors}
     try:
         factors = None
-        if _ROPE_FACTORS in holders and kind in _PAIRED:
+        if _ROPE_FACTORS in holders and kind == "llama":
             factors = _read_rope_factors(holders.pop(_ROPE_FACTORS))
         config = gguf_config.read_config(
             metadata, tied="output.weight" not in holders, rope_factors=factors

@@ -22,7 +22,7 @@ from minispec.tools.models.hf_settings import Config, EndIds
 
 _LARGEST = 2**22  # bytes; a configuration has a few thousand
 _ARCHITECTURES = {family.architecture: kind for kind, family in FAMILIES.items()}
-# Settings whose null is no absence: there is no window, and each head has keys of its own.
+# Settings that may be null, unlike absent: without a window, and with keys of each head's own.
 _NULLS = ("sliding_window", "num_key_value_heads")
 
 

@@ -63,12 +63,16 @@ class Config(Struct):
 
 
 class Mistral(Config):
+    """Those of a Mistral."""
+
     num_key_value_heads: Count | None = 8
     max_position_embeddings: Size = 131_072
     sliding_window: Size | None = 4096
 
 
 class Qwen2(Config):
+    """Those of a Qwen 2."""
+
     num_key_value_heads: Count | None = 32
     max_position_embeddings: Size = 32_768
     use_sliding_window: bool = False
@@ -77,10 +81,14 @@ class Qwen2(Config):
 
 
 class Qwen3(Qwen2):
+    """Those of a Qwen 3."""
+
     head_dim: Count | None = 128
 
 
 class SmolLM3(Config):
+    """Those of a SmolLM3."""
+
     num_key_value_heads: Count | None = 4
     max_position_embeddings: Size = 32_768
     tie_word_embeddings: bool = True
@@ -90,6 +98,8 @@ class SmolLM3(Config):
 
 
 class Gemma(Config):
+    """Those of a Gemma 3."""
+
     num_key_value_heads: Count | None = 4
     head_dim: Count | None = 256
     max_position_embeddings: Size = 131_072

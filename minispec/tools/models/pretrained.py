@@ -55,15 +55,17 @@ class Pretrained:
         return getattr(self.reference, "implementation", "minispec")
 
 
-def load(name: str, dtype: str = "float32", device: str = "cpu") -> Pretrained:
+def load(name: str, dtype: Any = None, device: Any = None) -> Pretrained:
     """A model by name (fetched before), or from the path of a GGUF file or of a folder of
     safetensors in Hugging Face layout, of an architecture of ``hf_families`` or, with the extra
-    "transformers", of that library; ``dtype`` is one of ``DTYPES``, ``device`` of ``DEVICES``.
-    A draft that ``load_draft`` reads for it is placed on the same device.
+    "transformers", of that library; ``dtype`` is one of ``DTYPES`` (None: "float32"), ``device`` of
+    ``DEVICES`` (None: "cpu"); torch's own may be given. A draft that ``load_draft`` reads for it
+    is placed on the same device.
 
     Raises ArgumentError for an unknown name, or a device or dtype that this machine does not have,
     FileError for files that hold no such model.
     """
+    dtype, device = str(dtype or "float32").removeprefix("torch."), str(device or "cpu")
     if dtype not in DTYPES:
         raise ArgumentError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     check_device(device, dtype)
@@ -113,24 +115,34 @@ def _load_by_transformers(
 
     if dtype == "int8":
         raise ArgumentError(f"dtype int8 needs an implementation of minispec's, {name} has none")
-    target, tokenizer = wrapped_model.load_folder(Path(name), settings)
+    target, tokenizer = wrapped_model.load_folder(Path(name), settings, torch.float32)
     fingerprint = target.head.fingerprint()
-    target = target.to(getattr(torch, dtype), device)
+    if dtype != "float32":  # read again: a model that is cast has its angles of rotation cast too
+        found = wrapped_model.load_folder(Path(name), settings, getattr(torch, dtype))
+        target, tokenizer = found
+    target = target.to(device)
     return Pretrained(name, target, target, tokenizer, fingerprint, dtype, device=device)
 
 
-def wrap(model: Any, tokenizer: Any) -> Pretrained:
+def wrap(model: Any, tokenizer: Any, dtype: Any = None, device: Any = None) -> Pretrained:
     """A loaded PreTrainedModel of transformers and its tokenizer, in the model's own dtype and on
     its own device; see ``wrapped_model.wrap_loaded``. Raises ArgumentError, FileError."""
+    if dtype is not None or device is not None:
+        raise ArgumentError(
+            "dtype and device of a loaded model are its own: use model.to(...) before, and leave "
+            "them out"
+        )
+    if tokenizer is None:
+        raise ArgumentError(f"a loaded {type(model).__name__} needs its tokenizer: tokenizer=...")
     check_extra("transformers", "transformers")
     from minispec.tools.models import wrapped_model
 
     target, tokenizer = wrapped_model.wrap_loaded(model, tokenizer)
     weight, fingerprint = target.head.weight, target.head.fingerprint()
-    dtype, device = str(weight.dtype).removeprefix("torch."), weight.device.type
-    check_device(device, dtype)
+    dtype, place = str(weight.dtype).removeprefix("torch."), weight.device.type
+    check_device(place, dtype)
     name = type(model).__name__
-    return Pretrained(name, target, target, tokenizer, fingerprint, dtype, device=device)
+    return Pretrained(name, target, target, tokenizer, fingerprint, dtype, device=place)
 
 
 def check_device(device: str, dtype: str = "float32") -> None:

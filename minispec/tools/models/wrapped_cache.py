@@ -37,7 +37,7 @@ class _StoredLayer(CacheLayerMixin):
     def __init__(self, keys: Tensor, values: Tensor, lengths: list[int]) -> None:
         super().__init__()
         self.keys, self.values = keys, values
-        self.lengths = lengths  # of the sequences; one list for all layers
+        self.lengths = lengths  # of the sequences, the same object in all layers
         self.new = 0  # positions that a pass has stored and that do not count yet in ``lengths``
         self.is_initialized = True
 

@@ -39,8 +39,9 @@ def wrap(model: PreTrainedModel) -> WrappedTarget:
     """A loaded model as a target, in its own dtype and on its own device. Raises ArgumentError for
     one that cannot be, with the reason."""
     _check_kind(model)
-    head = _find_head(model)
-    config = _build_config(model, head)
+    with _report_failure(model, "its configuration is not that of a language model of text alone"):
+        head = _find_head(model)
+        config = _build_config(model, head)
     ids = torch.arange(1, min(_PROBE, config.context_limit) + 1) * 7919 % head.vocab_size
     with _report_failure(model, "a pass over a few ids failed"):
         factor, hidden = _match_logits(model, head, ids)
@@ -62,7 +63,7 @@ def _check_kind(model: PreTrainedModel) -> None:
     config = model.config
     reason = None
     if config.is_encoder_decoder:
-        reason = "it has an encoder, and is no causal language model"
+        reason = "it has an encoder: each token must follow from those before it"
     elif getattr(model, "_is_stateful", False):
         reason = "it has a recurrent state, which cannot be rolled back to before a rejected token"
     elif others := {*(getattr(config, "layer_types", None) or ())} - {*_KINDS}:

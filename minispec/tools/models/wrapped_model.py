@@ -7,7 +7,6 @@ and by nothing else.
 Knows nothing of what a model is used for.
 """
 
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +17,11 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from minispec.checks import check_parts
 from minispec.errors import ArgumentError, FileError, MinispecError
+from minispec.io.files import is_finite
 from minispec.text.tokenizer import TableTokenizer
 from minispec.tokenizer import Tokenizer
 from minispec.tools.models.hf_folder import fit_tokenizer
@@ -34,7 +35,8 @@ def wrap_loaded(model: Any, tokenizer: Any) -> tuple[WrappedTarget, Tokenizer]:
     is taken as it is too. Raises ArgumentError, and FileError for one that is not supported."""
     if not isinstance(model, PreTrainedModel):
         raise ArgumentError(
-            f"the model is a {type(model).__name__}: give a name, a path, or a PreTrainedModel"
+            f"the model is a {type(model).__name__}: give a name, a path, or a PreTrainedModel "
+            "(of peft: merge_and_unload())"
         )
     if not hasattr(tokenizer, "save_pretrained"):
         check_parts(tokenizer=tokenizer)
@@ -44,10 +46,12 @@ def wrap_loaded(model: Any, tokenizer: Any) -> tuple[WrappedTarget, Tokenizer]:
     return target, converted
 
 
-def load_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[WrappedTarget, Tokenizer]:
-    """The float32 model in a folder, of which ``settings`` is config.json, and its tokenizer.
-    Raises FileError for one that is not a causal language model of transformers, that is damaged,
-    or that cannot be a target, with the reason."""
+def load_folder(
+    folder: Path, settings: Mapping[str, Any], dtype: torch.dtype
+) -> tuple[WrappedTarget, Tokenizer]:
+    """The model in a folder, of which ``settings`` is config.json, and its tokenizer. Raises
+    FileError for one that is not a causal language model of transformers, that is damaged, or that
+    cannot be a target, with the reason."""
     kind, path = settings.get("model_type"), folder / "config.json"
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) if isinstance(kind, str) else None
     named = settings.get("architectures") or [known]
@@ -60,16 +64,20 @@ def load_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[WrappedTarge
     with _report_failure(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, use_safetensors=True,
-            dtype=torch.float32, output_loading_info=True,
+            dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     model, report = loaded
+    model.eval().requires_grad_(False)
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
         if found := sorted(map(str, report.get(problem) or ())):
             raise FileError(
                 f"{folder}: {len(found)} {problem.replace('_', ' ')} for {known}, {found[0]} first"
             )
+    for name, weight in model.named_parameters():
+        if not is_finite(weight):
+            raise FileError(f"{folder}: {name} contains NaN or infinity: the file is damaged")
     try:
-        target = wrap(model.eval().requires_grad_(False))
+        target = wrap(model)
     except ArgumentError as error:
         raise FileError(f"{folder}: {error}") from None
     fit_tokenizer(tokenizer, target.head.vocab_size, _list_eos_ids(model), str(folder))
@@ -78,10 +86,11 @@ def load_folder(folder: Path, settings: Mapping[str, Any]) -> tuple[WrappedTarge
 
 @contextmanager
 def _report_failure(folder: Path) -> Iterator[None]:
-    """Turns whatever transformers raises into a FileError of one line, and silences its notes."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Turns whatever transformers raises into a FileError of one line; its notes and progress bars
+    are not shown."""
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     except MinispecError:
@@ -90,7 +99,9 @@ def _report_failure(folder: Path) -> Iterator[None]:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileError(f"{folder}: transformers cannot load it: {first}") from None
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 def _convert_tokenizer(tokenizer: Any) -> TableTokenizer:

@@ -66,9 +66,9 @@ class WrappedTarget:
         """The class that runs the model, in words."""
         return f"transformers ({type(self.model).__name__})"
 
-    def to(self, dtype: torch.dtype, device: str) -> "WrappedTarget":
-        """The target in a dtype and on a device, to which the model itself is moved."""
-        self.model.to(device=device, dtype=dtype)
+    def to(self, device: str) -> "WrappedTarget":
+        """The target on a device, to which the model itself is moved."""
+        self.model.to(device)
         rows = self.model.get_output_embeddings()
         bias = None if rows.bias is None else rows.bias.detach()
         self.head = LinearHead(rows.weight, bias, self.head.softcap)
