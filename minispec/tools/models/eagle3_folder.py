@@ -120,7 +120,9 @@ def _build_head(
         if maps:
             raise FileError(f"{origin} lacks the tensor lm_head.weight, which its {min(maps)} maps")
         if config.model.hidden_size != target.config.hidden_size:
-            raise FileError(f"{origin} lacks the tensor lm_head.weight: the target's is no fit")
+            raise FileError(
+                f"{origin} lacks the tensor lm_head.weight: the target's has another width"
+            )
         return PackedHead(target.head.weight)
     if rows.dim() != 2 or rows.shape[1] != config.model.hidden_size:
         raise FileError(
