@@ -15,6 +15,7 @@ BENCHMARKS = {
     "block": "block verification against token-by-token verification",
     "suffix": "suffix decoding against Hugging Face transformers' prompt lookup",
     "context": "methods after texts of some thousand tokens",
+    "transformers-generate": "speculation in transformers' generate against its prompt lookup",
     "hnsw": "libraries for the HNSW index of an LM head",
     "gpu": "LM heads and whole rounds on a GPU",
     "adaptation": "what a draft that learns while it decodes gains and costs",
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m benchmarks NAME [options]\n\nbenchmarks:")
         for name, description in BENCHMARKS.items():
-            print(f"  {name:<12}{description}")
+            print(f"  {name:<23}{description}")
         print("\nThe micro-benchmarks of LM heads run under pytest: pytest benchmarks")
         return 0
     name, *options = arguments
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
         return 2
     # The programs parse sys.argv, and argparse takes their name from it.
     sys.argv = [f"python -m benchmarks {name}", *options]
-    return importlib.import_module(f"benchmarks.{name}").main() or 0
+    return importlib.import_module(f"benchmarks.{name.replace('-', '_')}").main() or 0
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ PAGES = {
     "tools-evaluation": ("minispec.tools.evaluation", "Methods by name, measured side by side."),
     "tools-reporting": ("minispec.tools.reporting", "Tables, pictures and pages."),
     "command-line": ("minispec.tools.cli", "The command `minispec`."),
+    "transformers": ("minispec.tools.custom_generate", "In `generate` of transformers."),
     "story": ("minispec", "A round of speculative decoding."),
 }
 _INDEX = """\

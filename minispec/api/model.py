@@ -14,7 +14,6 @@ from minispec.api.request import BadWords, Request, ShortlistLike, TreeLike, bui
 from minispec.api.results import Output
 from minispec.checks import to_flag, to_ids, to_path
 from minispec.errors import ArgumentError
-from minispec.io import draft_file
 from minispec.sampling import Sampling, SeededRandom
 from minispec.text.tokenizer import encode_prompt
 from minispec.tokenizer import Tokenizer
@@ -54,10 +53,11 @@ def load(
     measured before (by ``minispec doctor``, or now with ``measure_backends``), else the reference,
     and with ``adapt`` one on which a draft can learn. ``device``: where the reference runs, "cpu"
     (None), "cuda" or "mps". ``draft``: None for the draft that ships for the model, a file made by
-    ``minispec train draft``, False for none, or a draft of one's own as an instance, a class, a
-    factory or "MODULE:CLASS"; a class is called with the values of the parameters that it names,
-    from ``target``, ``tokenizer`` and ``model``. ``index``: a file made by ``minispec index
-    build``, None for the one that ships. ``threads``: torch's threads, for the whole process.
+    ``minispec train draft``, the folder of an EAGLE-3 draft, False for none, or a draft of one's
+    own as an instance, a class, a factory or "MODULE:CLASS"; a class is called with the values of
+    the parameters that it names, from ``target``, ``tokenizer`` and ``model``. ``index``: a file
+    made by ``minispec index build``, None for the one that ships. ``threads``: torch's threads, for
+    the whole process.
 
     Raises ArgumentError, FileError, FingerprintError.
     """
@@ -74,7 +74,7 @@ def load(
     loaded = replace(loaded, index=None if index is None else to_path(index, "index"))
     eagle = None
     if isinstance(own, Path):
-        eagle = draft_file.load_draft(own, loaded.reference, loaded.fingerprint)
+        eagle = pretrained.load_draft(own, loaded)
     loaded, placed = backends.place_on_backend(loaded, eagle, backend, measure_backends, adapt)
     if own is not None and not isinstance(own, Path):
         placed = drafts.build_own_draft(own, loaded)

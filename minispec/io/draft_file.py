@@ -58,7 +58,7 @@ def load_draft(path: Path, target: Reference, fingerprint: str) -> EagleDraft:
     if kind:
         raise FileError(
             f"{path} is {kind}, which cannot be used as a draft: give a file made by `minispec "
-            "train draft`"
+            "train draft`, or of an EAGLE-3 draft its folder"
         )
     found = read_metadata(path, _Metadata)
     check_fingerprints(path, found, {"model": fingerprint}, remedy)

@@ -16,9 +16,7 @@ from minispec.types import Features, Target
 class Reference(Target, Protocol):
     """A target with weights."""
 
-    @property
-    def config(self) -> ModelConfig:
-        """Its hyperparameters, as far as a draft's layer and its training need them."""
+    config: ModelConfig  # its hyperparameters, as far as a draft and its training need them
 
     @property
     def runs_batches(self) -> bool:

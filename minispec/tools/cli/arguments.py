@@ -11,6 +11,7 @@ from typing import Any
 
 import minispec
 from minispec.tools.cli import options
+from minispec.tools.cli.arguments_export import add_export
 from minispec.tools.cli.process import decode_argument
 
 EXPLORE_OUT = Path("build/explore.html")
@@ -65,6 +66,7 @@ def _build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=options.Parser)
     _add_run_commands(commands)
     _add_make_commands(commands)
+    add_export(commands)
     return parser
 
 

@@ -160,7 +160,6 @@ def _threads() -> int:
 def doctor(options: argparse.Namespace) -> None:
     """Reports what this machine has for decoding, and which backend "auto" takes: everything is
     measured now, and kept for the other commands."""
-    from minispec.io import draft_file
     from minispec.tools.evaluation.drafts import find_draft
     from minispec.tools.evaluation.warm_up import warm_up
     from minispec.tools.models import backend, pretrained
@@ -188,6 +187,6 @@ def doctor(options: argparse.Namespace) -> None:
     print("all of it was measured now")
     if options.warm and isinstance(path, Path):
         # Decoding once compiles everything; the compilers cache it on disk.
-        draft = draft_file.load_draft(path, model.reference, model.fingerprint)
+        draft = pretrained.load_draft(path, model)
         warm_up(*backend.place_on_backend(model, draft, "auto"))
         print("warmed up: nothing is left to compile")

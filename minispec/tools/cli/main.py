@@ -13,7 +13,13 @@ from typing import Any
 
 from minispec.errors import ArgumentError, FileWarning, MinispecError
 from minispec.tools.cli import arguments as command_line
-from minispec.tools.cli import commands_generate, commands_make, commands_plan, commands_run
+from minispec.tools.cli import (
+    commands_export,
+    commands_generate,
+    commands_make,
+    commands_plan,
+    commands_run,
+)
 from minispec.tools.cli.process import (
     Terminated,
     catch_signals,
@@ -73,6 +79,7 @@ _COMMANDS = {
     "explore": commands_run.explore,
     "plan": commands_plan.plan,
     "doctor": commands_run.doctor,
+    "export": commands_export.export,
     "rank": commands_make.rank,
     "index build": commands_make.build_index,
     "train draft": commands_make.train_draft,

@@ -39,7 +39,8 @@ def add_draft(parser: argparse.ArgumentParser) -> None:
     """The draft."""
     parser.add_argument(
         "--draft", metavar="FILE",
-        help="draft made by `minispec train draft`, or MODULE:CLASS (default: the model's own)",
+        help="draft made by `minispec train draft`, folder of an EAGLE-3 draft, or MODULE:CLASS "
+        "(default: the model's own)",
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from minispec.errors import ArgumentError
 from minispec.io.artifacts import find_artifact
 from minispec.learning.learner import OnlineLearner
 from minispec.learning.paper_learner import PaperLearner
+from minispec.models.eagle3_draft import Eagle3Draft
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.quantized_modules import copy_dequantized
 from minispec.preconditions import check_gamma
@@ -31,6 +32,7 @@ from minispec.suffix_decoding import suffix_decoding
 from minispec.suffix_index import SuffixIndex
 from minispec.tools.data import ranking
 from minispec.tools.evaluation import plugins, shortlist_files
+from minispec.tools.evaluation.draft_vocabulary import reduce_shortlist
 from minispec.tools.evaluation.methods import OWN_SHARE, RANKING, Method
 from minispec.tools.models.backend import LEARNING_BACKENDS, build_background_runner, choose_head
 from minispec.tools.models.hnsw_cache import load_hnsw
@@ -62,11 +64,11 @@ class LearnableDraft(Protocol):
 
 def default_method(model: Pretrained, has_draft: bool) -> Method:
     """The best method whose parts the model has: EvoSpec with a draft, a ranking and an index of
-    the LM head; FR-Spec without the index; the full vocabulary without a ranking; plain decoding
-    without a draft."""
+    the LM head; FR-Spec without the index; the full vocabulary without a ranking, or all that a
+    draft with a part of it has; plain decoding without a draft."""
     if not has_draft:
         return Method("autoregressive")
-    if not ranking.find_shipped_ranking(model.name, RANKING):
+    if model.draft_ids is not None or not ranking.find_shipped_ranking(model.name, RANKING):
         return Method("full")
     has_index = model.index or find_artifact(model.name, "index")
     return Method.parse("evospec" if has_index else "frspec")
@@ -74,7 +76,15 @@ def default_method(model: Pretrained, has_draft: bool) -> Method:
 
 def build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlist:
     """The shortlist that a method drafts from, for prompts of a domain; one of the user's own is
-    built with ``plugins.build_part``. Raises ArgumentError, FileError, FingerprintError."""
+    built with ``plugins.build_part``. For a draft with a part of the vocabulary it is reduced to
+    that part. Raises ArgumentError, FileError, FingerprintError."""
+    built = _build_shortlist(method, model, domain)
+    if model.draft_ids is None:
+        return built
+    return reduce_shortlist(built, model.draft_ids, model.target.head.vocab_size)
+
+
+def _build_shortlist(method: Method, model: Pretrained, domain: str | None) -> Shortlist:
     size, name = model.target.head.vocab_size, method.ranking_for(domain)
     if method.part is not None:
         inputs = {
@@ -154,6 +164,11 @@ def build_learner(
     ``carry`` it keeps what it learnt from one text to the next. Raises ArgumentError for a draft
     that cannot learn."""
     kind = PaperLearner if adapt == "+adapt:paper" else OnlineLearner
+    if isinstance(draft, Eagle3Draft):
+        raise ArgumentError(
+            f"{adapt} needs a draft on the target's LM head, made by `minispec train draft`: an "
+            "imported EAGLE-3 draft has a head of its own"
+        )
     if isinstance(draft, EagleDraft):
         if (at := draft.fusion.weight.device.type) != "cpu":
             raise ArgumentError(f"{adapt} needs a draft on the CPU, not on {at}: use --device cpu")

@@ -14,13 +14,14 @@ from minispec.tools.models import known_models
 from minispec.tools.models.pretrained import Pretrained
 from minispec.types import Draft
 
-# A file, ``MODULE:CLASS``, or a draft of one's own: an instance, a class or a factory.
+# A file, the folder of an EAGLE-3 draft, ``MODULE:CLASS``, or a draft of one's own: an instance, a
+# class or a factory.
 DraftLike = str | Path | Draft | Callable[..., Draft]
 
 
 def find_draft(model: str, draft: Any) -> Any:
-    """The draft that ``draft`` stands for in ``load``: the path of a file that exists, a part of
-    one's own, or None. Raises ArgumentError, FileError."""
+    """The draft that ``draft`` stands for in ``load``: the path of a file or folder that exists, a
+    part of one's own, or None. Raises ArgumentError, FileError."""
     if draft is False:
         return None
     if draft is None:
@@ -30,15 +31,11 @@ def find_draft(model: str, draft: Any) -> Any:
         plugins.check_part("draft", draft, plugins.name_of(draft))
         return draft
     path = Path(draft)
-    if path.is_dir():
-        file = path / "draft.safetensors"
-        advice = f"give {file}" if file.is_file() else "give a file made by `minispec train draft`"
-        raise FileError(f"draft {path} is a folder: {advice}")
     if not path.exists() and plugins.is_import_path(str(draft)):
         part = plugins.import_part(str(draft))
         plugins.check_part("draft", part, str(draft))
         return part
-    if not path.is_file():
+    if not path.exists():
         raise FileError(f"draft {path} does not exist: give a file made by `minispec train draft`")
     return path
 

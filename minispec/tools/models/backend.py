@@ -24,6 +24,7 @@ from minispec.errors import ArgumentError, FileError, FileWarning
 from minispec.io import files
 from minispec.io.artifacts import cache_folder
 from minispec.io.schema import Positive, read_json
+from minispec.models.eagle3_draft import Eagle3Draft, ReducedHead
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.lm_head import LinearHead
 from minispec.models.quantized_matrix import Rows
@@ -61,10 +62,17 @@ def place_on_backend(
     ``LEARNING_BACKENDS``. A model on another device than the CPU runs on the reference. In dtype
     gguf the draft's matrices are quantised too, in place, unless it ``learns``.
 
-    Raises ArgumentError for a backend that cannot run on this machine, or with the model's dtype.
+    An imported EAGLE-3 draft runs on the reference, beside a target on the reference or "cpu".
+
+    Raises ArgumentError for a backend that cannot run on this machine, or with the model's dtype or
+    its draft.
     """
-    if draft is not None and model.dtype == "gguf" and not learns:
+    if isinstance(draft, EagleDraft) and model.dtype == "gguf" and not learns:
         quantize_linears(draft)
+    placed: Draft | None = draft
+    imported = draft if isinstance(draft, Eagle3Draft) else None
+    if imported and isinstance(imported.head, ReducedHead):
+        model = replace(model, draft_ids=imported.head.ids)
     if name == "auto" and (model.device != "cpu" or why_not_own(model)):
         name = "reference"
     if name == "auto":
@@ -79,6 +87,10 @@ def place_on_backend(
         return model, draft
     if reason := why_not_own(model):
         raise ArgumentError(f"backend {name} cannot run {model.name}: {reason}")
+    if imported and name != "cpu":
+        raise ArgumentError(
+            f"backend {name} runs no imported EAGLE-3 draft: use --backend reference or cpu"
+        )
     module = _import_backend(name)
     if model.device != "cpu":
         raise ArgumentError(
@@ -88,7 +100,9 @@ def place_on_backend(
     if reason := module.why_unsupported(model.reference):
         raise ArgumentError(f"backend {name} cannot run {model.name}: {reason}")
     target = module.build_target(model.reference)
-    return replace(model, target=target, backend=name), draft and module.build_draft(draft, target)
+    if draft and not imported:
+        placed = module.build_draft(draft, target)
+    return replace(model, target=target, backend=name), placed
 
 
 def choose_backend(model: Pretrained, again: bool = False) -> Choice:

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minispec.errors import ArgumentError, FileError
+from minispec.io import draft_file
+from minispec.models.eagle_draft import EagleDraft
 from minispec.models.int8 import round_rows
 from minispec.models.quantized_modules import is_quantized
 from minispec.models.reference import Reference
 from minispec.models.transformer import Transformer
 from minispec.tokenizer import Tokenizer
 from minispec.tools.extras import check_extra
-from minispec.tools.models import gguf_file, hf_config, hf_folder, known_models
+from minispec.tools.models import eagle3_folder, gguf_file, hf_config, hf_folder, known_models
 from minispec.types import Target
 
 DTYPES = ("float64", "float32", "bfloat16", "int8", "gguf")
@@ -32,7 +35,8 @@ class Pretrained:
     in that of transformers;
     ``target``: the target that decodes, the reference itself or a backend's; ``fingerprint``: of
     its LM head's rows in float32, whatever ``dtype`` it runs in; ``device``: where the reference's
-    weights are; ``index``: a file with clusters of the head rows, None for the one that ships.
+    weights are; ``index``: a file with clusters of the head rows, None for the one that ships;
+    ``draft_ids`` (K,): the ids that the draft's head has, sorted, None for all.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Pretrained:
     backend: str = "reference"
     index: Path | None = None
     device: str = "cpu"
+    draft_ids: Tensor | None = None
 
     @property
     def implementation(self) -> str:
@@ -55,8 +60,8 @@ def load(name: str, dtype: Any = None, device: Any = None) -> Pretrained:
     """A model by name (fetched before), or from the path of a GGUF file or of a folder of
     safetensors in Hugging Face layout, of an architecture of ``hf_families`` or, with the extra
     "transformers", of that library; ``dtype`` is one of ``DTYPES`` (None: "float32"), ``device`` of
-    ``DEVICES`` (None: "cpu"); torch's own may be given. A draft that ``load_draft`` reads for its
-    ``reference`` is placed on the same device.
+    ``DEVICES`` (None: "cpu"); torch's own may be given. A draft that ``load_draft`` reads for it
+    is placed on the same device.
 
     Raises ArgumentError for an unknown name, or a device or dtype that this machine does not have,
     FileError for files that hold no such model.
@@ -96,6 +101,16 @@ def load(name: str, dtype: Any = None, device: Any = None) -> Pretrained:
     fingerprint = target.head.fingerprint()
     target = _convert(target, dtype).to(device)
     return Pretrained(name, target, target, tokenizer, fingerprint, dtype, device=device)
+
+
+def load_draft(path: Path, model: Pretrained) -> EagleDraft:
+    """The draft in a file made by ``minispec train draft``, or in the folder of an EAGLE-3 draft,
+    whose auxiliary hidden states the model then outputs. Raises as ``draft_file.load_draft`` and
+    ``eagle3_folder.load_folder``."""
+    target, fingerprint = model.reference, model.fingerprint
+    if path.is_dir():
+        return eagle3_folder.load_folder(path, target, model.tokenizer, fingerprint)
+    return draft_file.load_draft(path, target, fingerprint)
 
 
 def _load_by_transformers(
