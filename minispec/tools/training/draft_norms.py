@@ -6,7 +6,9 @@ hidden states begins with the median as its weight.
 
 The output x becomes w * x / RMS(x), with the weight w of the final norm, before it is the next
 state: about G x, with the diagonal G = w / median RMS(x). So the whole residual stream changes to
-these units: what writes into it is multiplied by G, the norms that read it are divided by G.
+these units: what writes into it is multiplied by G, the norms that read it are divided by G. Where
+G is small, these matrices are too, and a step of Adam, whose size does not depend on theirs,
+changes them more: the learning rate should be smaller by about as much.
 """
 
 import torch
