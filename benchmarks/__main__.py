@@ -17,6 +17,7 @@ BENCHMARKS = {
     "context": "methods after texts of some thousand tokens",
     "transformers-generate": "speculation in transformers' generate against its prompt lookup",
     "hnsw": "libraries for the HNSW index of an LM head",
+    "held_out": "drafts on answers that none was trained on, over a chain and a tree",
     "gpu": "LM heads and whole rounds on a GPU",
     "adaptation": "what a draft that learns while it decodes gains and costs",
     "ablation": "the parts of online learning, each removed or changed alone",

@@ -134,14 +134,6 @@ def check_trees(*models: Any) -> None:
             )
 
 
-def refuse_tree(model: Any, parents: Any) -> None:
-    """Raises ArgumentError for the ``parents`` of a tree, in a ``step`` that runs chains alone."""
-    if parents is not None:
-        raise ArgumentError(
-            f"{describe(model)} runs chains, no trees: use the reference backend or no tree"
-        )
-
-
 def describe(value: Any) -> str:
     """A value in an error: its type, and itself if it is short."""
     if value is None or isinstance(value, bool):

@@ -135,8 +135,9 @@ class CpuDraft:
         self._version = draft.version
         self._norms = (
             get_norm_weight(draft.embedding_norm), get_norm_weight(draft.state_norm),
-            list_layer_norms(draft),
+            list_layer_norms(draft), get_norm_weight(draft.output_norm),
         )  # fmt: skip
+        self._fusion_norms = [get_norm_weight(norm) for norm in draft.fusion_norms]
         # The draft attends to all positions: its window is the whole context.
         self._settings = _layer_settings(
             replace(draft.config, sliding_window=draft.config.context_limit)
@@ -153,8 +154,15 @@ class CpuDraft:
         """The target's auxiliary hidden states (T, n_aux * D) -> states (T, D)."""
         self._refresh_adapted()
         rows, scales = self._projections[-1]
-        states = torch.empty(len(aux_hidden_states), self._config.hidden_size)
-        multiply(rows, scales, aux_hidden_states.numpy(), states.numpy(), self._target.threads)
+        inputs = aux_hidden_states.numpy()  # (T, n_aux * D)
+        if self._fusion_norms:
+            normed, epsilon = np.empty_like(inputs), self._config.rms_norm_eps
+            for index, weight in enumerate(self._fusion_norms):
+                first, last = index * len(weight), (index + 1) * len(weight)
+                apply_rms_norm(inputs[:, first:last], weight, epsilon, normed, first)
+            inputs = normed
+        states = torch.empty(len(inputs), self._config.hidden_size)
+        multiply(rows, scales, inputs, states.numpy(), self._target.threads)
         return states
 
     def step(
@@ -177,6 +185,8 @@ class CpuDraft:
 
     def apply_final_norm(self, states: Tensor) -> Tensor:
         """Pre-norm states (..., D) -> hidden states for the LM head (..., D)."""
+        if not len(self._final_norm):  # it is part of the step
+            return states
         flat = states.reshape(-1, states.shape[-1])
         out = torch.empty_like(flat)
         apply_rms_norm(flat.numpy(), self._final_norm, self._config.rms_norm_eps, out.numpy(), 0)

@@ -222,10 +222,10 @@ def run_draft(
     """The draft's layer over embeddings (T, D) of the next tokens and states (T, D) -> the draft's
     own states (T, D).
 
-    ``norms``: of the embedding, of the state, and those of ``run_layer``. ``keys``, ``values``
-    (S, num_key_value_heads, head_dim). ``place``: as in ``run_layer``.
+    ``norms``: of the embedding, of the state, those of ``run_layer``, and of the output. ``keys``,
+    ``values`` (S, num_key_value_heads, head_dim). ``place``: as in ``run_layer``.
     """
-    embedding_norm, state_norm, inner_norms = norms
+    embedding_norm, state_norm, inner_norms, output_norm = norms
     new, width = states.shape
     inputs = allocate_buffer(new, 2 * width)  # (T, 2 D): embedding and state side by side
     apply_rms_norm(embedded, embedding_norm, settings[0], inputs, 0)
@@ -235,4 +235,6 @@ def run_draft(
     run_layer(
         x, inputs, weights, scales, inner_norms, settings, cos, sin, keys, values, place, threads
     )
+    if len(output_norm):
+        apply_rms_norm(x, output_norm, settings[0], x, 0)
     return x

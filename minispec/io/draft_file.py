@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from msgspec import Meta, field
@@ -32,6 +32,7 @@ _Layers = Annotated[str, Meta(pattern=r"^\((\d{1,4}, ?)*\d{0,4}\)$")]
 
 class _Metadata(Fingerprints, kw_only=True):
     layers: _Layers = field(name=_LAYERS, default="()")
+    norms: Literal["eagle3.1"] | None = None  # the norms that a draft has beside those of EAGLE-3
 
 
 def find_draft(model: str) -> Path | None:
@@ -43,7 +44,8 @@ def save_draft(path: Path, draft: EagleDraft, fingerprint: str) -> None:
     """Write a draft in bfloat16, with the fingerprint of its target. Raises FileError."""
     weights = {name: value.to(torch.bfloat16) for name, value in draft.state_dict().items()}
     layers = str(draft.config.aux_hidden_state_layer_ids)
-    write_tensors(path, weights, {"model": fingerprint, _LAYERS: layers})
+    norms = {"norms": "eagle3.1"} if draft.norms else {}
+    write_tensors(path, weights, {"model": fingerprint, _LAYERS: layers, **norms})
 
 
 def load_draft(path: Path, target: Reference, fingerprint: str) -> EagleDraft:
@@ -68,7 +70,7 @@ def load_draft(path: Path, target: Reference, fingerprint: str) -> EagleDraft:
             f"{path} was trained on hidden states of layers {found.layers.strip('(),')}, "
             f"but this model exports {exported.strip('(),')}"
         )
-    draft = build_draft(target)
+    draft = build_draft(target, norms=found.norms is not None)
     layout = list_weights(draft.state_dict(), torch.bfloat16)  # as ``save_draft`` writes them
     draft.load_state_dict(read_tensors(path, layout))
     return draft.requires_grad_(False)

@@ -24,5 +24,5 @@ def training_forward(draft: EagleDraft, batch: Entries) -> Tensor:
         queries, keys, values = draft.attention.project(x, cos, sin)
         return draft.attention.attend(queries, keys, values, mask)
 
-    states = draft.fusion(batch.aux_hidden_states.to(draft.embedding.dtype))  # (B, W, D)
+    states = draft.run_fusion(batch.aux_hidden_states.to(draft.embedding.dtype))  # (B, W, D)
     return draft.norm(draft.run_layer(batch.ngrams[:, :, 0], states, attend)).flatten(0, 1)

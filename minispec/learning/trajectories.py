@@ -135,7 +135,7 @@ def unroll(draft: EagleDraft, batch: Trajectories) -> Tensor:
         mask = mask.repeat_interleave(group, dim=1)[:, None]  # (B, 1, T * group, S)
         return draft.attention.attend(queries, torch.cat(keys, 1), torch.cat(values, 1), mask)
 
-    states = draft.fusion(batch.aux_hidden_states.to(draft.embedding.dtype))  # (B, C, D)
+    states = draft.run_fusion(batch.aux_hidden_states.to(draft.embedding.dtype))  # (B, C, D)
     state = draft.run_layer(batch.ids[:, :size], states, attend)[:, -1:]  # (B, 1, D)
     outputs = [state]
     for step in range(1, steps):

@@ -7,9 +7,12 @@ the auxiliary hidden states. The layer's output plays two roles. After the final
 multiplied with rows of the LM head, to predict token t+2. And it is the state of the next position
 where the draft runs ahead of the target.
 
-Two differences from EAGLE-3: its draft has an LM head of its own, ours shares the target's; it is
-trained without a loss on the features, ours with one. Knows nothing of how the shortlist is
-chosen, nor of training.
+One difference from EAGLE-3: its draft has an LM head of its own, ours shares the target's.
+
+With ``norms`` it is an EAGLE-3.1 draft (arXiv 2605.09992; ``fc_norm`` and ``norm_output`` in vLLM's
+names): each auxiliary hidden state is normed before the projection, and the final norm is part of
+the layer, so that what the next position reads has the same scale at every depth. Knows nothing of
+how the shortlist is chosen, nor of training.
 """
 
 import copy
@@ -30,13 +33,20 @@ from minispec.models.transformer import MLP, Attention, Transformer
 class EagleDraft(nn.Module):
     """One layer on [embedding; state], with its own final norm before the target's LM head."""
 
-    def __init__(self, config: ModelConfig, embedding: Rows, head: PackedHead) -> None:
-        """``config``, ``embedding`` (V, D) and the rows of ``head`` are the target's."""
+    def __init__(
+        self, config: ModelConfig, embedding: Rows, head: PackedHead, norms: bool = False
+    ) -> None:
+        """``config``, ``embedding`` (V, D) and the rows of ``head`` are the target's; ``norms``:
+        those of EAGLE-3.1."""
         super().__init__()
         self.config = config  # the target's: the draft is one more layer of it
         self.embedding, self.head = embedding, head  # the target's: not parameters of the draft
         hidden_size = config.hidden_size
         num_aux = len(config.aux_hidden_state_layer_ids)
+        self.norms = norms
+        self.fusion_norms = nn.ModuleList(
+            config.build_norm(hidden_size) for _ in range(num_aux if norms else 0)
+        )
         self.fusion = nn.Linear(num_aux * hidden_size, hidden_size, bias=False)  # EAGLE-3's fc
         self.embedding_norm = config.build_norm(hidden_size)
         self.state_norm = config.build_norm(hidden_size)
@@ -45,7 +55,8 @@ class EagleDraft(nn.Module):
         self.mlp_norm = config.build_norm(hidden_size)
         self.mlp = MLP(config)
         self.mlp_post_norm = config.build_norm(hidden_size, config.post_norms)
-        self.norm = config.build_norm(hidden_size)
+        self.output_norm = config.build_norm(hidden_size, norms)
+        self.norm = config.build_norm(hidden_size, not norms)  # the final norm is one of these two
         self.rope = (
             config.build_rope()
         )  # global attention, even if the last layer of the target is local
@@ -61,7 +72,7 @@ class EagleDraft(nn.Module):
     @torch.inference_mode()
     def fuse(self, aux_hidden_states: Tensor) -> Tensor:
         """Auxiliary hidden states (T, n_aux * D) of the target -> states (T, D)."""
-        return self.fusion(aux_hidden_states)
+        return self.run_fusion(aux_hidden_states)
 
     @torch.inference_mode()
     def step(
@@ -91,6 +102,14 @@ class EagleDraft(nn.Module):
         twin.head = PackedHead(self.head.weight)
         return twin
 
+    def run_fusion(self, aux_hidden_states: Tensor) -> Tensor:
+        """``fuse`` with gradients: (..., n_aux * D) -> (..., D)."""
+        if self.norms:
+            parts = aux_hidden_states.chunk(len(self.fusion_norms), dim=-1)  # (..., D) each
+            normed = [norm(part) for norm, part in zip(self.fusion_norms, parts, strict=True)]
+            aux_hidden_states = torch.cat(normed, dim=-1)
+        return self.fusion(aux_hidden_states)
+
     def run_layer(self, ids: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """The forward pass of the layer: ids (B, T), states (B, T, D) -> (B, T, D). ``attend`` is
         the attention, with the keys and values that the caller keeps of earlier positions."""
@@ -98,7 +117,7 @@ class EagleDraft(nn.Module):
         inputs = torch.cat((embedded, self.state_norm(states)), dim=-1)  # (B, T, 2 * D)
         attended = attend(inputs)  # (B, T, D)
         x = states + self.attention_post_norm(attended)
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+        return self.output_norm(x + self.mlp_post_norm(self.mlp(self.mlp_norm(x))))
 
 
 def init_draft(target: Reference) -> EagleDraft:
@@ -151,8 +170,8 @@ def init_from_target(target: Transformer) -> EagleDraft:
     return draft
 
 
-def build_draft(target: Reference) -> EagleDraft:
+def build_draft(target: Reference, norms: bool = False) -> EagleDraft:
     """A draft of this target with uninitialized weights, for a file to be loaded into."""
     embedding = rows_of(target.embedding)
-    draft = EagleDraft(target.config, embedding, PackedHead(target.head.weight))
+    draft = EagleDraft(target.config, embedding, PackedHead(target.head.weight), norms)
     return draft.to(embedding.device, embedding.dtype).eval()

@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 
 from fastpath import static_shapes as static
 from fastpath.compiled import backend as compiled
+from helpers.drafts import toy_draft
 from helpers.toys import toy_transformer
 from minispec import decode
 from minispec.commit import StopRule
@@ -60,9 +61,10 @@ def assert_steps_equal(target: Transformer, draft: EagleDraft) -> None:
         assert {cache.length for cache in caches} == {keep}
 
 
-def test_steps_equal_reference(eager_graphs):
+@pytest.mark.parametrize("norms", [False, True])
+def test_steps_equal_reference(norms, eager_graphs):
     target = toy_transformer()
-    assert_steps_equal(target, build_toy_draft(target))
+    assert_steps_equal(target, toy_draft(target, norms=True) if norms else build_toy_draft(target))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from numba import get_num_threads, set_num_threads
 from numba.core.config import NUMBA_NUM_THREADS
 
 from fastpath.cpu import backend as cpu
+from helpers.drafts import toy_draft
 from helpers.kernel_checks import FORMATS, convert_rows
 from helpers.toys import GEMMA, toy_transformer
 from minispec.commit import StopRule
@@ -25,16 +26,20 @@ from minispec.tools.evaluation.audit import NEAR_TIE, audit
 from minispec.tools.models import pretrained
 
 
-def toy_pair(**changes):
-    target = toy_transformer(**changes).float()
-    draft = init_from_target(target.requires_grad_(False)).requires_grad_(False)
-    return target, draft
+def toy_pair(norms=False, **changes):
+    target = toy_transformer(**changes).float().requires_grad_(False)
+    draft = toy_draft(target, norms=True) if norms else init_from_target(target)
+    return target, draft.requires_grad_(False)
 
 
 @pytest.mark.parametrize("changes", [{}, GEMMA], ids=["llama", "gemma"])
-@given(chunks=st.lists(st.integers(1, 12), min_size=1, max_size=5), seed=st.integers(0, 20))
-def test_target_and_draft_equal_reference_in_any_chunks(changes, chunks, seed):
-    target, draft = toy_pair(seed=seed, **changes)
+@given(
+    chunks=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    seed=st.integers(0, 20),
+    norms=st.booleans(),
+)
+def test_target_and_draft_equal_reference_in_any_chunks(changes, chunks, seed, norms):
+    target, draft = toy_pair(norms, seed=seed, **changes)
     ids = torch.randint(0, 50, (sum(chunks),))
     expected = target.step(ids, target.new_cache(len(ids)))
     expected_aux = expected.aux_hidden_states

@@ -10,17 +10,19 @@ import torch
 from helpers.toys import toy_transformer
 from minispec.commit import StopRule
 from minispec.decode import speculative
-from minispec.models.eagle_draft import EagleDraft, init_from_target
+from minispec.models.eagle_draft import EagleDraft, build_draft, init_from_target
 from minispec.models.kv_cache import KVCache
 from minispec.models.transformer import Transformer
 from minispec.types import Shortlist
 
 
-def toy_draft(target: Transformer, seed: int = 0) -> EagleDraft:
+def toy_draft(target: Transformer, seed: int = 0, norms: bool = False) -> EagleDraft:
     """An untrained draft whose output depends on all of its inputs."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        draft = init_from_target(target).requires_grad_(False)
+        draft = build_draft(target, norms)
+        draft.load_state_dict(init_from_target(target).state_dict(), strict=not norms)
+        draft.requires_grad_(False)
         for weight in draft.parameters():
             weight += 0.1 * torch.randn_like(weight)
     return draft
@@ -52,18 +54,20 @@ def caches_equal(cache: KVCache, fresh: KVCache) -> bool:
     )
 
 
-def assert_caches_fresh(prompt: Sequence[int], shortlist: Shortlist, **options: Any) -> None:
+def assert_caches_fresh(
+    prompt: Sequence[int], shortlist: Shortlist, draft: EagleDraft = DRAFT, **options: Any
+) -> None:
     """Decodes twelve tokens; after every round compares both caches with those of a fresh pass."""
     with pytest.MonkeyPatch.context() as patch:
-        target_caches, draft_caches = record_caches(TARGET, patch), record_caches(DRAFT, patch)
+        target_caches, draft_caches = record_caches(TARGET, patch), record_caches(draft, patch)
         tokens = list(prompt)
-        for finished in speculative(TARGET, DRAFT, shortlist, prompt, stop=StopRule(12), **options):
+        for finished in speculative(TARGET, draft, shortlist, prompt, stop=StopRule(12), **options):
             tokens += finished.tokens
             if finished.stop:
                 break
-            fresh_target, fresh_draft = TARGET.new_cache(64), DRAFT.new_cache(64)
+            fresh_target, fresh_draft = TARGET.new_cache(64), draft.new_cache(64)
             ids = torch.tensor(tokens)
             features = TARGET.step(ids[:-1], fresh_target)
-            DRAFT.step(ids[1:], DRAFT.fuse(features.aux_hidden_states), fresh_draft)
+            draft.step(ids[1:], draft.fuse(features.aux_hidden_states), fresh_draft)
             assert caches_equal(target_caches[0], fresh_target), "the target's cache"
             assert caches_equal(draft_caches[0], fresh_draft), "the draft's cache"

@@ -9,17 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from helpers.drafts import DRAFT, TARGET, assert_caches_fresh, caches_equal
+from helpers.drafts import DRAFT, TARGET, assert_caches_fresh, caches_equal, toy_draft
 from helpers.toys import GEMMA, toy_transformer
 from minispec.errors import FileError, FingerprintError
 from minispec.io import draft_file
 from minispec.io.files import write_tensors
 from minispec.models import eagle_draft as drafts
+from minispec.models.eagle_draft import EagleDraft
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.frspec import FRSpecShortlist
 from minispec.shortlists.full import FullShortlist
 from minispec.types import Shortlist
 
+NORMED = toy_draft(TARGET, norms=True)
 SHORTLISTS: dict[str, Callable[[], Shortlist]] = {
     "full": lambda: FullShortlist(50),
     "static": lambda: FRSpecShortlist(torch.arange(49, -1, -1), 12, (0,)),
@@ -33,12 +35,13 @@ SHORTLISTS: dict[str, Callable[[], Shortlist]] = {
     temperature=st.sampled_from([0.0, 1.0, 3.0]),
     seed=st.integers(0, 1000),
     name=st.sampled_from(sorted(SHORTLISTS)),
+    draft=st.sampled_from([DRAFT, NORMED]),
 )
 def test_speculative_leaves_both_caches_as_after_a_fresh_pass(
-    prompt: list[int], gamma: int, temperature: float, seed: int, name: str
+    prompt: list[int], gamma: int, temperature: float, seed: int, name: str, draft: EagleDraft
 ) -> None:
     assert_caches_fresh(
-        prompt, SHORTLISTS[name](), gamma=gamma, sampling=Sampling(temperature),
+        prompt, SHORTLISTS[name](), draft, gamma=gamma, sampling=Sampling(temperature),
         rng=SeededRandom(seed),
     )  # fmt: skip
 
@@ -108,12 +111,16 @@ def test_draft_shares_the_targets_head_unless_asked() -> None:
     assert draft_file.find_draft("another") is None
 
 
-def test_load_draft_reads_bfloat16_and_refuses_other_targets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("draft", [DRAFT, NORMED], ids=["EAGLE-3", "EAGLE-3.1"])
+def test_load_draft_reads_bfloat16_and_refuses_other_targets(
+    draft: EagleDraft, tmp_path: Path
+) -> None:
     path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
-    draft_file.save_draft(path, DRAFT, fingerprint)
+    draft_file.save_draft(path, draft, fingerprint)
     loaded = draft_file.load_draft(path, TARGET, fingerprint)
+    assert loaded.norms == draft.norms
     assert not any(weight.requires_grad for weight in loaded.parameters())
-    for name, value in DRAFT.state_dict().items():
+    for name, value in draft.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.bfloat16().double())
     other = toy_transformer(seed=1).head.fingerprint()
     with pytest.raises(FingerprintError, match="made for model"):
@@ -143,6 +150,28 @@ def test_load_draft_names_the_drafts_of_other_projects(
     with pytest.raises(FileError, match=f"is {kind}") as error:
         draft_file.load_draft(path, TARGET, TARGET.head.fingerprint())
     assert "give a file made by `minispec train draft`" in str(error.value)
+
+
+def test_load_draft_refuses_norms_that_it_does_not_know(tmp_path: Path) -> None:
+    path, fingerprint = tmp_path / "draft.safetensors", TARGET.head.fingerprint()
+    metadata = {"model": fingerprint, "tap_layers": "(1, 2, 3)", "norms": "eagle4"}
+    write_tensors(path, DRAFT.state_dict(), metadata)
+    with pytest.raises(FileError, match="norms"):
+        draft_file.load_draft(path, TARGET, fingerprint)
+
+
+def test_norms_hold_states_at_one_scale() -> None:
+    """Whatever the scale of the hidden states, and however far ahead the draft runs."""
+    ids = torch.arange(6) * 7 % 50
+    features = TARGET.step(ids, TARGET.new_cache(6)).aux_hidden_states
+    states = NORMED.fuse(features)
+    assert torch.allclose(NORMED.fuse(features * 8), states, rtol=1e-4)
+    cache = NORMED.new_cache(8)
+    for _ in range(8):
+        states = NORMED.step(ids[:1], states[-1:], cache)
+        scale = (states / NORMED.output_norm.weight).square().mean().sqrt()
+        assert abs(float(scale) - 1) < 1e-3
+        assert torch.equal(NORMED.apply_final_norm(states), states)
 
 
 def test_load_draft_refuses_other_shapes(tmp_path: Path) -> None:

@@ -417,6 +417,8 @@ OTHERS = {
     "train draft --out TMP/out --epochs nan": ["epochs nan", "above 0"],
     "train draft --out TMP/out --epochs inf": ["epochs inf", "above 0"],
     "train draft --out TMP/out --rate 0": ["rate 0.0", "above 0"],
+    "train draft --out TMP/out --feature-weight -1": ["feature-weight -1.0", "from 0"],
+    "train draft --out TMP/out --feature-weight nan": ["feature-weight nan", "from 0"],
     "train draft --out TMP/out --start BAD/none": ["cannot read BAD/none"],
     "train draft --out TMP/out --threads 0": ["threads 0"],
     "train draft --out BAD/file/out": ["cannot write into BAD/file/out"],

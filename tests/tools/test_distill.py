@@ -139,6 +139,15 @@ def test_make_draft_writes_a_draft_and_its_log(
     )
     first_weights, weights = read_tensors(path), read_tensors(second)
     assert all(torch.allclose(weights[name], first_weights[name]) for name in weights)
+    # Norms are added to a draft without them.
+    (tmp_path / "second" / "checkpoint.safetensors").unlink()
+    third = recipe.make_draft(
+        str(tiny.folder), ["law"], 300, 0.1, 0, tmp_path / "second", start=path,
+        feature_weight=0.0, norms=True,
+    )  # fmt: skip
+    assert load_draft(third, tiny.model.target, tiny.model.fingerprint).norms
+    config = json.loads((tmp_path / "second" / "training.json").read_bytes())["config"]
+    assert (config["feature_weight"], config["norms"]) == (0, True)
 
 
 def test_write_shards_leaves_no_process_when_killed(tiny: tiny_model.Tiny, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from helpers.tiny_model import Tiny
 from minispec.certificate.toys import ToyDraft, ToyTarget, random_table
 from minispec.commit import StopRule
 from minispec.decode import autoregressive, prefill, speculative
+from minispec.growth import TreeShape
 from minispec.io import draft_file
 from minispec.models.eagle_draft import EagleDraft
 from minispec.ranked_head import RankedHead
@@ -105,6 +106,25 @@ def test_recorded_target_gives_the_rounds_of_the_real_target(
         prompt = (*prompt, *answer, 7, 8, 9)
     if (models, name, ends) == ("toys", "full", False):
         assert accepted > 20
+
+
+def test_recorded_target_verifies_trees_as_the_real_target(
+    model: Pretrained, draft: EagleDraft
+) -> None:
+    prompt = (1, 2, 3)
+    stop = StopRule(40)
+    text = RecordedTarget(model.target, prompt, decode_plainly(model.target, prompt, stop))
+    rounds = [
+        [
+            (finished.tokens, finished.path, finished.parents)
+            for finished in speculative(
+                target, draft, FullShortlist(V), prompt, gamma=1, sampling=GREEDY,
+                rng=SeededRandom(0), stop=stop, tree=TreeShape(3, 3, 8),
+            )
+        ]
+        for target in (model.target, text)
+    ]  # fmt: skip
+    assert rounds[0] == rounds[1] and any(path for _, path, _ in rounds[0])
 
 
 def test_replay_text_has_the_figures_of_the_real_loop(model: Pretrained, draft: EagleDraft) -> None:

@@ -1,5 +1,6 @@
 """Training: it unrolls what decoding does, and a killed run resumes to the same weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,20 @@ def test_unroll_computes_what_drafting_computes() -> None:
                 draft.apply_final_norm(state), steps[j][position], rtol=0, atol=1e-10
             )
             state = draft.step(ids[start + j : start + j + 1], state[None], cache)[0]
+
+
+def test_compute_loss_reads_hidden_states_only_with_a_feature_weight() -> None:
+    """What of them no row of the LM head sees leaves the target's distribution as it is."""
+    target = toy_transformer()
+    draft = init_draft(target, noise=0.1)
+    batch = make_batch(generate_shards(target, temperature=1.0), torch.float64)
+    rows = draft.head.weight[:10]  # (10, 24)
+    unseen = torch.linalg.svd(rows).Vh[-1]  # (24,)
+    moved = replace(batch, hidden=batch.hidden + unseen)
+    for weight in (0.0, 0.5):
+        config = TrainConfig(tokens=1, steps=2, feature_weight=weight)
+        losses = [train_draft.compute_loss(draft, each, rows, config)[0] for each in (batch, moved)]
+        assert torch.isclose(*losses, rtol=1e-9) == (weight == 0)
 
 
 def test_replay_tau_equals_the_decoding_loops() -> None:

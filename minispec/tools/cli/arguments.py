@@ -262,6 +262,15 @@ def _add_make_commands(commands: Any) -> None:
     draft.add_argument(
         "--rate", type=float, default=2e-3, help="peak learning rate (default: 0.002)"
     )
+    draft.add_argument(
+        "--feature-weight", type=float, default=0.5,
+        help="weight of the distance to the target's hidden states in the loss, 0 to leave it out "
+        "(default: 0.5)",
+    )  # fmt: skip
+    draft.add_argument(
+        "--norms", action="store_true",
+        help="with EAGLE-3.1's norms: of hidden states before their fusion, and of its own states",
+    )  # fmt: skip
     draft.add_argument("--seed", type=int, default=0, help="seed of text and training (0)")
     options.add_threads(draft)
     draft.add_argument(

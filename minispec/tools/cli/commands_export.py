@@ -28,7 +28,7 @@ def export(options: argparse.Namespace) -> None:
     if model.draft is None:
         raise ArgumentError(f"model {model.name} has no draft: give one with --draft")
     eagle3_export.check_exportable(model.draft)
-    rows = model.pretrained.reference.head.weight
+    rows = model.pretrained.reference.head.tensor
     shortlist = build_shortlist(method, model.pretrained, None)
     ids = shortlist.select(Context((), rows[0], 0))
     eagle3_export.export_draft(

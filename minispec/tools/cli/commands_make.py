@@ -104,6 +104,10 @@ def train_draft(options: argparse.Namespace) -> None:
     _check_epochs(options.epochs)
     if not 0 < options.rate < math.inf:
         raise ArgumentError(f"rate {options.rate} must be a number above 0")
+    if not 0 <= options.feature_weight < math.inf:
+        raise ArgumentError(
+            f"feature-weight {options.feature_weight} must be a number from 0 (no such loss)"
+        )
     if options.start:
         check_file(options.start)
     set_threads(options.threads)
@@ -112,6 +116,7 @@ def train_draft(options: argparse.Namespace) -> None:
     path = recipe.make_draft(
         options.model, domains, options.tokens, options.epochs, options.seed, options.out,
         options.raw, options.start, options.rate, on_loaded=report_implementation,
+        feature_weight=options.feature_weight, norms=options.norms,
     )  # fmt: skip
     print(f"wrote {path}")
 

@@ -106,5 +106,6 @@ def is_greedy(sequence: Shard, head: LinearHead) -> bool:
     """Whether an answer was decoded greedily: more than 95 % of its tokens are the argmax (stored
     features are rounded, so a few may differ)."""
     answer = int(sequence.answers)
-    argmax = head.logits(sequence.hidden[answer - 1 : -1].float()).argmax(-1)  # (answer length,)
+    hidden = sequence.hidden[answer - 1 : -1].to(head.weight.dtype)  # (answer length, D)
+    argmax = head.logits(hidden).argmax(-1)  # (answer length,)
     return float((argmax == sequence.tokens[answer:]).float().mean()) > 0.95

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minispec.checks import refuse_tree
 from minispec.commit import StopRule
 from minispec.decode import prefill, speculative
 from minispec.sampling import Sampling, SeededRandom
 from minispec.tools.evaluation.measure import Figures, measure
+from minispec.tree import find_depths
 from minispec.types import BaseShortlist, Context, Draft, Features, Head, Round, Shortlist, Target
 
 TEMPERATURE = 0.8  # at which p and q are compared
@@ -100,10 +100,11 @@ class ReplayTarget:
         return _Position()
 
     def step(self, ids: Tensor, cache: _Position, parents: Sequence[int] | None = None) -> Features:
-        refuse_tree(self, parents)
-        # A chain may run past the end of the text. The stop rule cuts it off there, so any
+        # In a tree, what is predicted on a path that leaves the text is never looked at.
+        depths = range(len(ids)) if parents is None else find_depths(parents)
+        # A path may run past the end of the text. The stop rule cuts it off there, so any
         # prediction will do: the last one is repeated.
-        positions = torch.arange(cache.length, cache.length + len(ids))  # (T,)
+        positions = cache.length + torch.tensor(depths)  # (T,)
         positions = positions.clamp(max=len(self._aux_hidden_states) - 1)
         cache.length += len(ids)
         return Features(positions[:, None], self._aux_hidden_states[positions])

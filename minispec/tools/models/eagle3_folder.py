@@ -145,7 +145,7 @@ def _build_head(
             )
         return PackedHead(rows.to(device))
     ids = eagle3_map.read_map(maps, count, size, origin)
-    eagle3_map.check_head(rows, ids, target.head.weight.cpu(), origin)
+    eagle3_map.check_head(rows, ids, target.head.tensor.cpu(), origin)
     text = torch.tensor(tokenizer.encode(eagle3_map.ORDINARY_TEXT))
     eagle3_map.check_coverage(ids, text, origin)
     order = ids.argsort()

@@ -22,15 +22,17 @@ from minispec.models.eagle_draft import EagleDraft
 from minispec.shortlists.dynaspec import Router
 from minispec.shortlists.frspec import truncate_ranking
 from minispec.tools.data import corpus, distill, ranking
-from minispec.tools.data.batches import ShardDataset, is_greedy
+from minispec.tools.data.batches import ShardDataset, is_greedy, make_batch
 from minispec.tools.data.shards import count_answer_tokens, find_shards
 from minispec.tools.models import known_models, pretrained
 from minispec.tools.models.matmul_dtype import MatmulDtype, keep_dtype
 from minispec.tools.models.pretrained import Pretrained
 from minispec.tools.training import train_draft, train_router
+from minispec.tools.training.draft_norms import add_norms
 
 _HELD_OUT = 40  # one in so many sequences is held out of training
 _HELD_OUT_MOST = 48  # held-out sequences that tau is measured on, at most
+_NORMED = 16  # sequences that norms are fitted to, at most
 _PROCESSES = 4  # that generate text, at most; each takes about 1.7 GB
 _LARGEST_TEXT = 2**32  # bytes of a text to count
 _DOCUMENT_BYTES = 4_000_000  # of installed text per domain that a ranking counts
@@ -49,6 +51,8 @@ def make_draft(
     report: Callable[[], object] = lambda: None,
     dtype: MatmulDtype | None = None,
     on_loaded: Callable[[Pretrained], object] = lambda model: None,
+    feature_weight: float = 0.5,
+    norms: bool = False,
 ) -> Path:
     """Generates ``tokens`` answer tokens with the target, trains a draft on them for ``epochs``
     epochs, and writes it to ``draft.safetensors`` in ``folder``; returns that path. An interrupted
@@ -57,7 +61,9 @@ def make_draft(
     ``raw`` continues texts without a chat template, as base models always do. The draft starts
     from the target's last layer, or from the draft in ``start``; ``rate`` is the peak learning
     rate; ``report`` is called after each log line, ``on_loaded`` with the model; ``dtype``: in
-    which matrices are multiplied, by default as ``keep_dtype`` says.
+    which matrices are multiplied, by default as ``keep_dtype`` says. ``feature_weight``: see
+    ``TrainConfig``. ``norms`` adds those of EAGLE-3.1; a draft in ``start`` that has them keeps
+    them.
 
     Raises ArgumentError for an unknown model or domain or the folder of another run, FileError for
     a damaged file, FingerprintError for a ``start`` of another model.
@@ -87,10 +93,14 @@ def make_draft(
     dataset = ShardDataset(paths, loaded.reference.config)
     greedy = (s for s in dataset.hold_out(_HELD_OUT) if is_greedy(s, loaded.reference.head))
     held_out = list(islice(greedy, _HELD_OUT_MOST))
+    if norms and not draft.norms:
+        few = [dataset.read_sequence(index) for index in range(min(_NORMED, len(dataset)))]
+        draft = add_norms(draft, make_batch(few))
     seen = math.ceil(epochs * sum(map(dataset.answer_length, range(len(dataset)))))
     config = train_draft.TrainConfig(
-        tokens=seen, seed=seed, peak_rate=rate, start=str(start) if start else None, dtype=dtype
-    )
+        tokens=seen, seed=seed, peak_rate=rate, start=str(start) if start else None, dtype=dtype,
+        feature_weight=feature_weight, norms=draft.norms,
+    )  # fmt: skip
     size = draft.head.vocab_size  # of a small vocabulary too, a part is enough for the loss
     common, others = min(config.common_ids, size // 4), min(config.random_ids, size // 8)
     config = replace(config, common_ids=common, random_ids=others)

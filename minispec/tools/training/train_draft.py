@@ -9,8 +9,9 @@ target up to the start of the chain, and to the chain's own states from there on
 **Loss** per step: the rejection probability 1 - alpha, plus the cross-entropy to the target's
 distribution weighted with that probability, which gives a gradient where the two distributions
 hardly overlap (derived in ``minispec.learning.losses``). Both are computed over a part of the
-vocabulary: the most frequent ids of the training text and some random others. Added to this is the
-squared distance to the target's hidden state, which gives D regression targets per token.
+vocabulary: the most frequent ids of the training text and some random others. With a
+``feature_weight``, the squared distance to the target's hidden state is added, which gives D
+regression targets per token and which EAGLE-3 leaves out.
 """
 
 import random
@@ -39,7 +40,8 @@ class TrainConfig(TrainingConfig):
     steps: int = 4  # of the training-time test
     step_decay: float = 0.8  # the weight of step j is step_decay^(j - 1)
     rejection_weight: float = 8.0
-    feature_weight: float = 0.5
+    feature_weight: float = 0.5  # of the distance to the target's hidden states; 0: none
+    norms: bool = False  # those of EAGLE-3.1
     sequences: int = 1  # per update
     common_ids: int = 6144
     random_ids: int = 1024
@@ -51,7 +53,7 @@ def unroll(draft: EagleDraft, batch: Batch, steps: int) -> Iterator[tuple[Tensor
     head multiplies, and the positions (B, m) bool at which a chain has reached this step."""
     m = batch.ids.shape[1]
     cos, sin = draft.rope.cos_sin(torch.arange(m), batch.aux_hidden_states.dtype)
-    states = draft.fusion(batch.aux_hidden_states)  # (B, m, D)
+    states = draft.run_fusion(batch.aux_hidden_states)  # (B, m, D)
     scale = draft.attention.scale or draft.config.head_dim**-0.5
     keys: list[Tensor] = []
     values: list[Tensor] = []
@@ -117,12 +119,13 @@ def compute_loss(
         hidden = states[batch.loss_mask]  # (n, D)
         log_q = torch.log_softmax(F.linear(hidden, head.tensor).float(), dim=-1)  # (n, K)
         cross_entropy = -(p * log_q).sum(-1)  # (n,)
-        distance = (hidden.float() - wanted).square().mean(-1) / scale  # (n,)
         # An answer shorter than the chain has no position that reaches this step: weight 0.
         weight = reached[batch.loss_mask] / reached.sum().clamp(min=1)  # (n,)
-        rejection = 1 - torch.minimum(p, log_q.exp()).sum(-1)  # (n,), 1 - alpha
+        rejection = F.relu(p - log_q.exp()).sum(-1)  # (n,), 1 - alpha = sum_x max(0, p(x) - q(x))
         loss = config.rejection_weight * rejection + rejection.detach() * cross_entropy
-        loss = loss + config.feature_weight * distance
+        if config.feature_weight:
+            distance = (hidden.float() - wanted).square().mean(-1) / scale  # (n,)
+            loss = loss + config.feature_weight * distance
         total = total + config.step_decay**step * (loss * weight).sum()
         cross_entropies.append((cross_entropy * weight).sum().item())
     return total, cross_entropies
