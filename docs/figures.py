@@ -6,8 +6,8 @@
 Drawings are in ``docs/drawing``, a file for each kind. ``bytes``, ``roofline``, ``overlap`` and
 ``branches`` are computed from sizes and toy distributions, ``curriculum`` from the curriculum
 itself; ``round`` shows the table in ``docs/measurements.md``, ``learning`` the training logs of the
-shipped drafts. Two are measured: ``parts`` records a text of the pocket pair, and for ``budget`` the
-target answers our prompts, and shortlists of every size are replayed over the answers.
+shipped drafts. Two are measured: ``parts`` records a text of the pocket pair, and for ``budget``
+the target answers our prompts, and shortlists of every size are replayed over the answers.
 """
 
 import sys

@@ -9,8 +9,8 @@ BAR, STEP = 22, 46  # the height of a bar, and from one to the next
 
 
 def draw_bars(
-    drawing: Drawing, top: float, rows: Mapping[str, Mapping[str, float]], colours: Mapping[str, str],
-    unit: str,
+    drawing: Drawing, top: float, rows: Mapping[str, Mapping[str, float]],
+    colours: Mapping[str, str], unit: str,
 ) -> None:  # fmt: skip
     """A horizontal bar for each row, made of its parts, the row's name above it and the sum at its
     end."""
@@ -68,7 +68,9 @@ class Axes:
             self._drawing.line([(left - 4, y), (left, y)])
             self._drawing.text(left - 7, y + 4, label, size=SMALLEST, anchor="end")
         self._drawing.text(left + width / 2, top + height + 32, x_title, size=SMALLEST, fill="soft")
-        self._drawing.text(max(left - 30, 2), top - 8, y_title, size=SMALLEST, fill="soft", anchor="start")
+        self._drawing.text(
+            max(left - 30, 2), top - 8, y_title, size=SMALLEST, fill="soft", anchor="start"
+        )
 
     def curve(
         self, points: Sequence[Point], colour: str, *, dots: bool = False, dashed: bool = False

@@ -8,7 +8,12 @@ from drawing.svg import Drawing
 
 ROOT = Path(__file__).parent.parent.parent
 BUDGET = ROOT / "docs" / "figures" / "budget.json"
-_TARGET, _HEAD, _DRAFT, _DRAFT_HEAD = "phase-target", "phase-verify", "phase-draft", "phase-draft_head"
+_TARGET, _HEAD, _DRAFT, _DRAFT_HEAD = (
+    "phase-target",
+    "phase-verify",
+    "phase-draft",
+    "phase-draft_head",
+)
 _SERIES = ("phase-target", "phase-draft", "phase-commit", "phase-shortlist", "phase-learn")
 
 
@@ -22,7 +27,9 @@ def draw_bytes(folder: Path) -> None:
             "draft's head": 4 * ids * row,
         }  # fmt: skip
     said = "; ".join(f"{name}: {sum(parts.values()):.0f} MB" for name, parts in rows.items())
-    drawing = Drawing("bytes", height_of_bars(4) + 30, "Bytes read in a round, four tokens drafted", said, rows)
+    drawing = Drawing(
+        "bytes", height_of_bars(4) + 30, "Bytes read in a round, four tokens drafted", said, rows
+    )
     drawing.text(8, 16, "Bytes read in a round, four tokens drafted", anchor="start", bold=True)
     colours = dict(zip(rows["full"], (_TARGET, _HEAD, _DRAFT, _DRAFT_HEAD), strict=True))
     draw_bars(drawing, 26, rows, colours, "MB")
@@ -41,7 +48,7 @@ def draw_roofline(folder: Path) -> None:
         "weights. Beyond, its time grows with the positions.", points,
     )  # fmt: skip
     axes = Axes(drawing, full_width(28, 150), (1, 200), (0, 60), logarithmic=True)
-    axes.mark({1: "1", 5: "5", 10: "10", 50: "50", 100: "100", 200: "200"}, {0: "0", 20: "20", 40: "40", 60: "60"},
+    axes.mark({n: str(n) for n in (1, 5, 10, 50, 100, 200)}, {n: str(n) for n in (0, 20, 40, 60)},
               "positions in a pass", "milliseconds of a pass")  # fmt: skip
     axes.curve(points, _TARGET, dots=True)
     x, y = axes.place(ridge, points[5][1])
@@ -70,9 +77,7 @@ def draw_round(folder: Path) -> None:
     table = read_table(text, "Milliseconds a round, by phase:")
     rows = {row.pop("method"): {phase: float(value) for phase, value in row.items() if float(value)}
             for row in table}  # fmt: skip
-    colours = {
-        part: f"phase-{part.replace(' ', '_')}" for row in rows.values() for part in row
-    }
+    colours = {part: f"phase-{part.replace(' ', '_')}" for row in rows.values() for part in row}
     colours["the rest"] = "card"
     said = "; ".join(f"{name}: {sum(parts.values()):.1f} ms" for name, parts in rows.items())
     title = "Milliseconds of a round, by phase"
@@ -139,7 +144,10 @@ def draw_budget(folder: Path) -> None:
         "The static shortlist needs thousands of ids to come close to the whole vocabulary, the "
         "evolving one a few hundred.", points,
     )  # fmt: skip
-    for top, key, label in ((28, "tau", "tau, greedy"), (230, "overlap", "acceptance rate, T = 0.8")):
+    for top, key, label in (
+        (28, "tau", "tau, greedy"),
+        (230, "overlap", "acceptance rate, T = 0.8"),
+    ):
         values = [p[key] for p in points]
         low, high = min(values) * 0.95, max(values) * 1.03
         axes = Axes(drawing, full_width(top, 130), (256, 49_152), (low, high), logarithmic=True)

@@ -9,10 +9,10 @@ def draw_layer(folder: Path) -> None:
     """Draws the draft's layer beside the target that it reads."""
     drawing = Drawing(
         "layer", 346, "The draft's layer and what it reads",
-        "The outputs of a low, a middle and a high layer of the target are concatenated and projected "
-        "to one state. The draft's single layer reads this state and the embedding of the next token "
-        "side by side. Its output goes through the target's own LM head, and is the state of the next "
-        "draft step.",
+        "The outputs of a low, a middle and a high layer of the target are concatenated and "
+        "projected to one state. The draft's single layer reads this state and the embedding of "
+        "the next token side by side. Its output goes through the target's own LM head, and is "
+        "the state of the next draft step.",
         "layer",
     )  # fmt: skip
     drawing.text(66, 18, "target", bold=True)
@@ -43,7 +43,9 @@ def draw_layer(folder: Path) -> None:
     drawing.label(252, 26, 140, 34, "LM head, the target's", "phase-target", size=SMALLEST)
     drawing.line([(322, 114), (322, 62)], arrow=True)
     drawing.text(330, 92, "q of t+2", size=SMALLEST, anchor="start")
-    drawing.line([(252, 131), (240, 131), (240, 203)], colour="phase-draft", dashed=True, arrow=True)
+    drawing.line(
+        [(252, 131), (240, 131), (240, 203)], colour="phase-draft", dashed=True, arrow=True
+    )
     drawing.lines(8, 320, "blue: of the target; orange: of the draft. Dashed: at the next\n"
                   "draft step the layer's own output is the state.", size=SMALLEST,
                   anchor="start", fill="soft")  # fmt: skip
@@ -55,14 +57,15 @@ def draw_packing(folder: Path) -> None:
     chosen, count = [1, 4, 5, 9, 13, 14], 16
     drawing = Drawing(
         "packing", 250, "Reading the rows of a shortlist",
-        "Sixteen rows of a head, of which six are on a shortlist. Gathered, they are read where they "
-        "are, in four separate runs. Packed, they lie one after the other in a copy that is kept up "
-        "to date: one added row takes the slot of a removed one.",
+        "Sixteen rows of a head, of which six are on a shortlist. Gathered, they are read where "
+        "they are, in four separate runs. Packed, they lie one after the other in a copy that "
+        "is kept up to date: one added row takes the slot of a removed one.",
         [chosen, count],
     )  # fmt: skip
     drawing.text(8, 16, "the head: V rows in memory", anchor="start", bold=True)
     for row in range(count):
-        drawing.label(8 + 24 * row, 26, 22, 30, str(row), "phase-draft_head" if row in chosen else "card",
+        fill = "phase-draft_head" if row in chosen else "card"
+        drawing.label(8 + 24 * row, 26, 22, 30, str(row), fill,
                       size=SMALLEST)  # fmt: skip
     drawing.text(8, 84, "gather: read each row where it is", anchor="start", bold=True)
     for row in chosen:
@@ -72,7 +75,7 @@ def draw_packing(folder: Path) -> None:
     drawing.text(8, 134, "pack: a contiguous copy", anchor="start", bold=True)
     for slot, row in enumerate(chosen):
         drawing.label(8 + 24 * slot, 144, 22, 30, str(row), "phase-draft_head", size=SMALLEST)
-    drawing.lines(164, 156, "one stream at full speed,\nas long as the copy is right", size=SMALLEST,
+    drawing.lines(164, 156, "one stream at full speed,\nwhile the copy is right", size=SMALLEST,
                   anchor="start", fill="soft")  # fmt: skip
     drawing.text(8, 202, "an id leaves (9), another comes (7)", anchor="start", bold=True)
     for slot, row in enumerate([1, 4, 5, 7, 13, 14]):

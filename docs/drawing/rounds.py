@@ -1,4 +1,4 @@
-"""A round, the three equal areas, a choice by one uniform number, and the rollback of the caches."""
+"""A round, the three areas of the proof, a choice by a uniform number, and the rollback."""
 
 from pathlib import Path
 
@@ -11,8 +11,9 @@ def draw_speculative_round(folder: Path) -> None:
     drawing = Drawing(
         "speculative-round", 306, "A round of speculative decoding",
         "Four tokens are drafted one after the other. One pass of the target scores all five "
-        "positions. The first two tokens are accepted, the third is rejected and replaced by a token "
-        "of the residual, the fourth is dropped. If all four were accepted, a bonus token would follow.",
+        "positions. The first two tokens are accepted, the third is rejected and replaced by a "
+        "token of the residual, the fourth is dropped. If all four were accepted, a bonus token "
+        "would follow.",
         [words, kept],
     )  # fmt: skip
     lefts = [8 + 78 * i for i in range(5)]
@@ -28,7 +29,9 @@ def draw_speculative_round(folder: Path) -> None:
     for i, left in enumerate(lefts):
         drawing.line([(left + 35, 112), (left + 35, 126)], colour="phase-target", arrow=True)
         drawing.text(left + 35, 140, f"p{i + 1}", fill="soft")
-    drawing.text(8, 166, "3. Verify: accept with probability min(1, p/q)", anchor="start", bold=True)
+    drawing.text(
+        8, 166, "3. Verify: accept with probability min(1, p/q)", anchor="start", bold=True
+    )
     fates = ["accepted"] * kept + ["rejected"]
     for left, word, fate in zip(lefts, words, fates, strict=False):
         drawing.label(left, 176, 70, 24, word, fate, struck=fate == "rejected")
@@ -53,15 +56,17 @@ def draw_overlap(folder: Path) -> None:
     alpha = sum(overlap)
     drawing = Drawing(
         "overlap", 312, "Accepted, refused, given back",
-        "For each of seven tokens a bar of p beside one of q. Their common part, the smaller of the "
-        f"two, is accepted: {alpha:.2f} in all. Where q is above p, the excess is refused; where p is "
-        f"above q, it is given back by the residual. Both are {1 - alpha:.2f} in all.",
+        "For each of seven tokens a bar of p beside one of q. Their common part, the smaller of "
+        f"the two, is accepted: {alpha:.2f} in all. Where q is above p, the excess is refused; "
+        f"where p is above q, it is given back by the residual. Both are {1 - alpha:.2f} in all.",
         [p, q],
     )  # fmt: skip
     base, scale, step = 176, 440, 54
     for i, (a, b, common) in enumerate(zip(p, q, overlap, strict=True)):
         left = 16 + step * i
-        drawing.box(left, base - scale * common, 20, scale * common, "accepted", edge="edge", corner=0)
+        drawing.box(
+            left, base - scale * common, 20, scale * common, "accepted", edge="edge", corner=0
+        )
         drawing.box(left + 22, base - scale * common, 20, scale * common, "accepted", edge="edge",
                     corner=0)  # fmt: skip
         if a > common:
@@ -95,9 +100,9 @@ def draw_choose(folder: Path) -> None:
     q, u, p_over_q, v = {1: 0.75, 2: 0.25}, 0.6, 0.4, 0.7
     drawing = Drawing(
         "choose", 190, "Two uniform numbers",
-        "The draft's probabilities of tokens 1 and 2 lie end to end from 0 to 1; u = 0.6 falls on "
-        "token 1, which is chosen. A second number, u = 0.7, is not below the acceptance probability "
-        "0.4, so the token is rejected.",
+        "The draft's probabilities of tokens 1 and 2 lie end to end from 0 to 1; u = 0.6 falls "
+        "on token 1, which is chosen. A second number, u = 0.7, is not below the acceptance "
+        "probability 0.4, so the token is rejected.",
         [q, u, p_over_q, v],
     )  # fmt: skip
     left, width = 20.0, 360.0
@@ -126,9 +131,10 @@ def draw_rollback(folder: Path) -> None:
     text, drafted, kept, own = ["The", "sky", "is"], ["blue", "and", "the"], 1, "because"
     drawing = Drawing(
         "rollback", 322, "Cache and rollback",
-        "The target's cache holds the text but its last token. The pass appends the last token and "
-        "three drafted ones; after verification it is cut to the accepted ones, by its length alone. "
-        "The draft's cache is cut to the start of the round and rebuilt from the target's states.",
+        "The target's cache holds the text but its last token. The pass appends the last token "
+        "and three drafted ones; after verification it is cut to the accepted ones, by its "
+        "length alone. The draft's cache is cut to the start of the round and rebuilt from the "
+        "target's states.",
         [text, drafted, kept, own],
     )  # fmt: skip
     width, y = 62, 28
@@ -141,11 +147,26 @@ def draw_rollback(folder: Path) -> None:
         drawing.text(8, y + 36, note, size=SMALLEST, anchor="start", fill="soft")
 
     before = [(word, "card") for word in text[:-1]]
-    row(before, "Target's cache, before the round", "all tokens but the last, which the pass begins with", y)
+    row(
+        before,
+        "Target's cache, before the round",
+        "all tokens but the last, which the pass begins with",
+        y,
+    )
     whole = [*before, (text[-1], "phase-verify"), *((word, "phase-verify") for word in drafted)]
     row(whole, "after the pass", "the last token and the drafted ones are appended", y + 62)
-    cut = [*before, (text[-1], "accepted"), (drafted[0], "accepted"), *((w, "paper") for w in drafted[kept:])]
-    row(cut, "after verification: rolled back", "a shorter length: what is past it is overwritten later", y + 124)
+    cut = [
+        *before,
+        (text[-1], "accepted"),
+        (drafted[0], "accepted"),
+        *((w, "paper") for w in drafted[kept:]),
+    ]
+    row(
+        cut,
+        "after verification: rolled back",
+        "a shorter length: what is past it is overwritten later",
+        y + 124,
+    )
     ran = [("sky", "card"), ("is", "card"), *((w, "phase-draft_head") for w in drafted)]
     row(ran, "Draft's cache: it has run ahead", "orange: from the draft's own states", y + 186)
     row([*ran[:2], (drafted[0], "accepted"), (own, "recovered")], "after the round: resynced",

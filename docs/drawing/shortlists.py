@@ -15,8 +15,8 @@ def draw_inverted_index(folder: Path) -> None:
     members = ["cat dog cow", "liver renal lung", "the of and", "blood vein artery", "if else for"]
     drawing = Drawing(
         "inverted-index", 250, "The inverted index",
-        "The draft's hidden state is multiplied with five centroids. The members of the two clusters "
-        "of the highest score are candidates; their head rows give exact logits.",
+        "The draft's hidden state is multiplied with five centroids. The members of the two "
+        "clusters of the highest score are candidates; their head rows give exact logits.",
         [scores, members],
     )  # fmt: skip
     best = sorted(range(5), key=lambda i: -scores[i])[:2]
@@ -26,7 +26,9 @@ def draw_inverted_index(folder: Path) -> None:
     drawing.text(348, 18, "3. head rows", bold=True)
     for i, (score, words) in enumerate(zip(scores, members, strict=True)):
         y, fill = 30 + 40 * i, "semantic" if i in best else "card"
-        drawing.line([(72, 118), (98, y + 14)], arrow=True, colour="phase-shortlist" if i in best else "edge")
+        drawing.line(
+            [(72, 118), (98, y + 14)], arrow=True, colour="phase-shortlist" if i in best else "edge"
+        )
         drawing.label(100, y, 56, 28, f"{score:g}", fill)
         drawing.label(176, y, 124, 28, words, fill, size=SMALLEST)
         drawing.line([(156, y + 14), (175, y + 14)], arrow=i in best)
@@ -104,12 +106,13 @@ def draw_parts(folder: Path) -> None:
     first, last = rounds[0]["parts"], rounds[-1]["parts"]
     drawing = Drawing(
         "parts", 236, "The evolving shortlist over time",
-        f"A column for each of {len(rounds)} rounds, the {budget} ids of its shortlist by part. From the "
-        f"first to the last round recency grows from {first['recency']} to {last['recency']} ids, and "
-        f"the semantic part, which fills the rest, goes from {first['semantic']} to {last['semantic']}.",
+        f"A column for each of {len(rounds)} rounds, the {budget} ids of its shortlist by part. "
+        f"From the first to the last round recency grows from {first['recency']} to "
+        f"{last['recency']} ids, and the semantic part, which fills the rest, goes from "
+        f"{first['semantic']} to {last['semantic']}.",
         measured,
     )  # fmt: skip
-    drawing.text(8, 16, f"{budget} ids, round by round (pocket pair, evospec@{budget})", anchor="start",
+    drawing.text(8, 16, f"{budget} ids, by round (pocket pair, evospec@{budget})", anchor="start",
                  bold=True)  # fmt: skip
     top, height, width = 28, 140, 376 / len(rounds)
     for number, each in enumerate(rounds):
@@ -119,7 +122,9 @@ def draw_parts(folder: Path) -> None:
             y -= share
             drawing.box(8 + width * number, y, width - 1.5, share, part, corner=0)
     drawing.text(8, top + height + 15, "round 1", size=SMALLEST, anchor="start", fill="soft")
-    drawing.text(384, top + height + 15, f"round {len(rounds)}", size=SMALLEST, anchor="end", fill="soft")
+    drawing.text(
+        384, top + height + 15, f"round {len(rounds)}", size=SMALLEST, anchor="end", fill="soft"
+    )
     names = {"core": "core: frequent", "recency": "recency", "successor": "successor",
              "semantic": "semantic: all the rest"}  # fmt: skip
     drawing.key(8, 196, list(names.items()))
@@ -142,12 +147,16 @@ def draw_arc(folder: Path) -> None:
     drawing.label(8, 50, 62, 40, "a new\nid", "target", size=SMALLEST)
     drawing.line([(70, 70), (102, 70)], arrow=True)
     drawing.line([(196, 66), (203, 66)], arrow=True)
-    drawing.lines(312, 66, "a second use\nmoves an id\nto T2", size=SMALLEST, anchor="start", fill="soft")
+    drawing.lines(
+        312, 66, "a second use\nmoves an id\nto T2", size=SMALLEST, anchor="start", fill="soft"
+    )
     drawing.label(104, 154, 92, 40, "B1: dropped\nfrom T1", "card", dashed=True, size=SMALLEST)
     drawing.label(204, 154, 92, 40, "B2: dropped\nfrom T2", "card", dashed=True, size=SMALLEST)
     drawing.line([(150, 104), (150, 152)], arrow=True)
     drawing.line([(250, 104), (250, 152)], arrow=True)
-    drawing.lines(8, 166, "names alone,\nnot in the\nbuffer", size=SMALLEST, anchor="start", fill="soft")
+    drawing.lines(
+        8, 166, "names alone,\nnot in the\nbuffer", size=SMALLEST, anchor="start", fill="soft"
+    )
     drawing.lines(8, 218, "An id that returns from B1 makes T1 larger, one from B2 makes\n"
                   "T2 larger: the border follows what the text does.", size=SMALLEST,
                   anchor="start", fill="soft")  # fmt: skip

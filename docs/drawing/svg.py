@@ -19,14 +19,18 @@ _ADVANCE = 0.55  # the mean width of a letter, in sizes
 Point = tuple[float, float]
 
 _BOTH = "--bright: #ffffff; --night: #1b1f24;"
-_LIGHT = f"--ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --card: #f1f3f5; --edge: #8c959f; {_BOTH}"
-_DARK = f"--ink: #e6edf3; --soft: #aab4bf; --paper: #0d1117; --card: #262c34; --edge: #6e7781; {_BOTH}"
+_LIGHT = (
+    f"--ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --card: #f1f3f5; --edge: #8c959f; {_BOTH}"
+)
+_DARK = (
+    f"--ink: #e6edf3; --soft: #aab4bf; --paper: #0d1117; --card: #262c34; --edge: #6e7781; {_BOTH}"
+)
 # Phases have one colour in light and dark, and the text on it one that can be read there.
 _ON_PHASE = dict.fromkeys(("target", "draft", "shortlist", "learn"), "bright")
 
 
 def style_sheet() -> str:
-    """The colours as variables: the reader's scheme, and in the book the one that is switched on."""
+    """The colours as variables: by the reader's scheme, in the book by the one switched on."""
     light, dark = _LIGHT + " " + css_variables(dark=False), _DARK + " " + css_variables(dark=True)
     return (
         f".figure {{ {light} }}\n"
@@ -129,7 +133,9 @@ class Drawing:
             f'<circle cx="{x:.5g}" cy="{y:.5g}" r="{radius:g}" style="fill: var(--{colour})"/>'
         )
 
-    def key(self, x: float, y: float, entries: Sequence[tuple[str, str]], *, gap: float = 14) -> float:
+    def key(
+        self, x: float, y: float, entries: Sequence[tuple[str, str]], *, gap: float = 14
+    ) -> float:
         """A legend of (colour, text), from left to right in rows; returns the y after it."""
         left, start = x, x
         for colour, content in entries:

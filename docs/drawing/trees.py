@@ -13,9 +13,9 @@ def draw_tree(folder: Path) -> None:
     """Draws a tree of five candidates: tested in order, each against what is left of p."""
     drawing = Drawing(
         "tree", 262, "A tree and its verification",
-        "Two candidates follow the text. The first, sat, is rejected and its continuations are dropped. "
-        "The second, ran, is tested against the residual and accepted; its child home is tested next, "
-        "rejected, and replaced by a token of the residual.",
+        "Two candidates follow the text. The first, sat, is rejected and its continuations are "
+        "dropped. The second, ran, is tested against the residual and accepted; its child home "
+        "is tested next, rejected, and replaced by a token of the residual.",
         "tree",
     )  # fmt: skip
     drawing.label(8, 96, 70, 26, "the cat", "card")
@@ -23,7 +23,13 @@ def draw_tree(folder: Path) -> None:
         "sat": (130, 40, "rejected"), "ran": (130, 152, "accepted"), "on": (244, 14, "paper"),
         "down": (244, 66, "paper"), "home": (244, 152, "rejected"),
     }  # fmt: skip
-    edges = {"sat": (78, 109), "ran": (78, 109), "on": (200, 53), "down": (200, 53), "home": (200, 165)}
+    edges = {
+        "sat": (78, 109),
+        "ran": (78, 109),
+        "on": (200, 53),
+        "down": (200, 53),
+        "home": (200, 165),
+    }
     for name, (x, y, fill) in nodes.items():
         colour = "ink" if fill == "accepted" else "edge"
         drawing.line([edges[name], (x - 2, y + 13)], colour=colour, arrow=True)
@@ -57,7 +63,7 @@ def draw_branches(folder: Path) -> None:
     drawing = Drawing(
         "branches", 236, "The branches of a verification",
         "With p = (2/3, 1/3) and q = (1/3, 2/3) there are "
-        + "; ".join(f"token {x} drafted, {'accepted' if kept else 'rejected'}, token {y} emitted: {mass}"
+        + "; ".join(f"{x} drafted, {'accepted' if kept else 'rejected'}, {y} emitted: {mass}"
                     for (x, kept, y), mass in rows)
         + ". The sums by token are p.",
         [str(row) for row in rows],
@@ -68,7 +74,9 @@ def draw_branches(folder: Path) -> None:
     ys = [36.0 + 56 * i for i in range(len(rows))]
     middle = ys[1] + 12
     drawing.label(8, middle - 14, 72, 28, "q = ⅓, ⅔", "phase-draft_head")
-    drafted = {x: [y for y, ((each, _, _), _) in zip(ys, rows, strict=True) if each == x] for x in (0, 1)}
+    drafted = {
+        x: [y for y, ((each, _, _), _) in zip(ys, rows, strict=True) if each == x] for x in (0, 1)
+    }
     for x, places in drafted.items():
         y = sum(places) / len(places)
         drawing.label(112, y - 1, 56, 26, f"{x}", "card")
@@ -83,5 +91,7 @@ def draw_branches(folder: Path) -> None:
         drawing.label(308, y - 1, 40, 26, f"{emitted}", "accepted" if kept else "recovered")
         drawing.text(356, y + 16, mass, anchor="start", bold=True)
     sums = {t: sum(mass for (_, _, e), mass in leaves.items() if e == t) for t in (0, 1)}
-    drawing.text(8, 214, f"token 0: {sums[0]} in all, token 1: {sums[1]}: exactly p", anchor="start")
+    drawing.text(
+        8, 214, f"token 0: {sums[0]} in all, token 1: {sums[1]}: exactly p", anchor="start"
+    )
     drawing.write(folder)
