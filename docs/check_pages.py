@@ -37,7 +37,8 @@ _INSPECT = """(smallest) => {
     if (!text || !parent.getClientRects().length || parent.closest(hidden)) continue;
     const scale = parent.ownerSVGElement ? parent.getScreenCTM().a : 1;
     const size = parseFloat(getComputedStyle(parent).fontSize) * scale;
-    if (size < smallest - 0.05) small.set(`${parent.tagName} ${size.toFixed(1)} px`, text.slice(0, 30));
+    if (size < smallest - 0.05)
+      small.set(`${parent.tagName} ${size.toFixed(1)} px`, text.slice(0, 30));
   }
   for (const [what, text] of small) found.push(`small text: ${what}: ${text}`);
   return found;

@@ -3,7 +3,7 @@
     python docs/notebooks.py
 
 A notebook has the chapter's text and its blocks of Python, on the pocket pair in place of SmolLM2,
-so that nothing is downloaded but the package. What a block prints is left out: the notebook prints it.
+so that nothing is downloaded but the package. What a block prints is left out, since it prints it.
 """
 
 import base64
@@ -20,8 +20,8 @@ _FIRST = """\
 *Made from `docs/{source}` by `docs/notebooks.py`.*{models} The next cell installs the package
 where it is missing, as on Colab."""
 _MODELS = (
-    " *Where the page uses SmolLM2, it runs on the pocket pair, two small models that come with the "
-    "package: its figures differ from those of the page.*"
+    " *Where the page uses SmolLM2, it runs on the pocket pair, two small models that come with "
+    "the package: its figures differ from those of the page.*"
 )
 _INSTALL = """\
 import importlib.util

@@ -118,7 +118,8 @@ ROOMS = {
         "minispec.tools.reporting", "minispec.tools.reporting.colours",
         "minispec.tools.reporting.generate",
         "minispec.tools.reporting.table", "minispec.tools.reporting.report",
-        "minispec.tools.reporting.page", "minispec.tools.reporting.plan_report",
+        "minispec.tools.reporting.plots", "minispec.tools.reporting.page",
+        "minispec.tools.reporting.plan_report",
         "minispec.tools.reporting.explore",
     ],
     "Front door": [
