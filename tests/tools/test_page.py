@@ -208,7 +208,9 @@ def test_report_is_readable_on_a_phone_and_in_the_dark(tmp_path: Path, show: Sho
     shown.tab.wait_for_function(IDLE)
     wide = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert shown.tab.evaluate(wide)
-    assert shown.tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
+    assert (
+        shown.tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
+    )
     shown.tab.click("summary >> text=What the columns mean")
     headings = shown.tab.locator("#results th").all_inner_texts()
     assert shown.tab.locator("#columns dt").all_inner_texts() == headings
