@@ -62,6 +62,12 @@ def test_drawing_refuses_text_that_does_not_fit() -> None:
         drawing.text(200, 20, "small", size=8)
 
 
+def test_slides_show_every_figure() -> None:
+    slides = runpy.run_path(str(DOCS / "slides.py"))
+    assert slides["PAGE"].read_text("utf-8") == slides["make_page"](), "run `python docs/slides.py`"
+    assert sorted(figure for figure, *_ in slides["SLIDES"]) == [figure.stem for figure in FIGURES]
+
+
 def test_hooks_make_formulas_and_figures_part_of_the_page() -> None:
     pytest.importorskip("latex2mathml")
     hooks = runpy.run_path(str(DOCS / "book_hooks.py"))

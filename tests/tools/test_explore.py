@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from playwright.sync_api import expect
 
 from helpers.tiny_model import Tiny
 from minispec.commit import StopRule
@@ -397,7 +398,7 @@ def test_page_plays_until_someone_takes_over(path: Path, show: Show) -> None:
     tab = show(path, reduced_motion="no-preference").tab
     assert tab.locator("#play").inner_text() == "Pause"
     start = tab.locator("#where").inner_text()
-    tab.wait_for_function(f"document.getElementById('where').textContent != {start!r}")
+    expect(tab.locator("#where")).not_to_have_text(start)
     tab.keyboard.press("ArrowRight")
     assert tab.locator("#play").inner_text() == "Play"
     tab.locator("#play").click()
