@@ -134,10 +134,9 @@ figures: $(INSTALLED)  ## draw the book's figures again, one of them from a run 
 pocket: $(DEV)  ## train the pocket pair from nothing, into build/pocket
 	$(MINISPEC) train pocket --out build/pocket
 
-notebook: $(DOCS)  ## make a notebook of the walkthrough, in build/
+notebook: $(DOCS)  ## make the notebooks again: the walkthrough, and one a chapter
 	$(call need,jupytext,docs)
-	@mkdir -p build
-	$(PY) -m jupytext --from py:percent --to notebook --output build/walkthrough.ipynb docs/walkthrough.py
+	$(PY) docs/notebooks.py
 
 lint: $(DEV)  ## check style, format and types
 	$(call need,ruff,dev)

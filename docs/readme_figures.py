@@ -34,9 +34,9 @@ _HEADER = (
 )
 
 
-# What is not the method itself: models, files, text, proofs, tools and rivals.
+# What is not the method itself: models, files, text, proofs, tools, exercises and rivals.
 ASIDE = (
-    "models/", "io/", "text/", "certificate/", "tools/", "shortlists/microspec.py",
+    "models/", "io/", "text/", "certificate/", "tools/", "exercises/", "shortlists/microspec.py",
     "shortlists/dynaspec.py", "shortlists/lowrank.py", "__main__.py",
 )  # fmt: skip
 _NO_CODE = {
@@ -110,8 +110,8 @@ def fill_in(text: str, folder: Path) -> str:
         if count != 1:
             raise LookupError(f"README.md has {count} tables marked {name}, not 1")
     size = (
-        "The method itself, without models, files, text, proofs, tools and rivals, is fewer than "
-        f"{-(-count_method() // 100) * 100:,} lines of code.\n"
+        "The method itself, without models, files, text, proofs, tools, exercises and rivals, is "
+        f"fewer than {-(-count_method() // 100) * 100:,} lines of code.\n"
     )
     for name, line in {"size": size, "order": format_order()}.items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"

@@ -27,6 +27,7 @@ PAGES = {
     "tools-training": ("minispec.tools.training", "Training drafts, routers and the pocket pair."),
     "tools-evaluation": ("minispec.tools.evaluation", "Methods by name, measured side by side."),
     "tools-reporting": ("minispec.tools.reporting", "Tables, pictures and pages."),
+    "exercises": ("minispec.exercises", "Exercises of the book that grade themselves."),
     "command-line": ("minispec.tools.cli", "The command `minispec`."),
     "transformers": ("minispec.tools.custom_generate", "In `generate` of transformers."),
     "story": ("minispec", "A round of speculative decoding."),

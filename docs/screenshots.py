@@ -27,11 +27,15 @@ def write_page(path: Path) -> None:
     subprocess.run(command, check=True)
 
 
+def find_browser() -> str | None:
+    """The system's Chromium; None for Playwright's own."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def take_screenshots(page: Path) -> None:
     """Open the page at each size, go to the round, and save what is seen."""
-    browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         for name, (width, height) in SIZES.items():
             tab = browser.new_page(viewport={"width": width, "height": height})
             tab.goto(page.as_uri())

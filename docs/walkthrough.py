@@ -25,6 +25,7 @@ from minispec.stopwatch import Stopwatch
 from minispec.text.tokenizer import encode_prompt
 from minispec.tools.data import corpus, ranking
 from minispec.tools.evaluation import assembly, methods
+from minispec.tools.reporting.colours import FATES
 from minispec.verify import acceptance_probability, positive_part, residual, verify
 
 torch.set_num_threads(1)  # a pass of this size ends before a second thread has started
@@ -323,25 +324,36 @@ assert walker.total_variation(wrong, right) > 0.001
 # %% [markdown]
 # ## 9. A picture
 #
-# Left, one position of the text: where q covers p, drafted tokens are accepted; the rest of p is
-# the residual. Right, the tau of each method.
+# Left, the first position of the proposal, a bar of p beside one of q for each token. What they
+# share is accepted; what q has too much is refused, and the residual gives back what p has more.
+# Right, what was claimed of the shortlists at temperature 1: with as many ids, the one that follows
+# the text covers more of the target's mass. The bars are labelled with the tau that came of it.
 
 # %%
 figure = Figure(figsize=(12, 4), layout="constrained")
 left_axis, right_axis = figure.subplots(1, 2)
 p, q = distributions[0], proposal.draft_distributions[0]
-top = p.probs.argsort(descending=True)[:10].tolist()
+assert 0.1 < float(p.probs.max()) < 0.7  # p is spread over several tokens
+top = torch.maximum(p.probs, q.probs).argsort(descending=True)[:8].tolist()
+colours = {name: FATES[name].light for name in ("accepted", "rejected", "recovered")}
+for side, own, other, fate, label in (
+    (-0.2, p, q, "recovered", "(p - q)+: given back by the residual"),
+    (0.2, q, p, "rejected", "(q - p)+: refused"),
+):
+    places = [number + side for number in range(len(top))]
+    shared = [min(float(own.probs[i]), float(other.probs[i])) for i in top]
+    rest = [float(own.probs[i]) - mass for i, mass in zip(top, shared, strict=True)]
+    accepted = "min(p, q): accepted" if fate == "recovered" else None
+    left_axis.bar(places, shared, 0.38, color=colours["accepted"], edgecolor="grey", label=accepted)
+    left_axis.bar(places, rest, 0.38, shared, color=colours[fate], edgecolor="grey", label=label)
 words = [repr(tokenizer.decode([token])) for token in top]
-accepted = [min(float(p.probs[i]), float(q.probs[i])) for i in top]
-left_axis.bar(words, accepted, label="min(p, q): drafted and accepted")
-rest = [float(p.probs[i]) - mass for i, mass in zip(top, accepted, strict=True)]
-left_axis.bar(words, rest, bottom=accepted, label="(p - q)+: from the residual")
-left_axis.plot(words, [float(q.probs[i]) for i in top], "k_", markersize=16, label="q")
-left_axis.tick_params(axis="x", rotation=60)
-left_axis.set_ylabel("probability")
+left_axis.set_xticks(range(len(top)), words, rotation=60)
+left_axis.set_ylabel("probability: left bar p, right bar q")
 left_axis.legend()
-right_axis.barh(names[::-1], [table[name]["tau"] for name in names[::-1]])
-right_axis.set_xlabel("tokens per target pass (tau), temperature 1, gamma 4")
+shortlists = names[:1:-1]
+bars = right_axis.barh(shortlists, [table[name]["coverage"] for name in shortlists])
+right_axis.bar_label(bars, [f"tau {table[name]['tau']:.2f}" for name in shortlists], padding=4)
+right_axis.set(xlim=(0, 1), xlabel="coverage: the target's mass on the shortlist, temperature 1")
 picture = Path("build/walkthrough.png")
 picture.parent.mkdir(exist_ok=True)
 figure.savefig(picture, dpi=100)

@@ -105,7 +105,8 @@ def show(browser: "Browser") -> Iterator[Callable[..., Any]]:
     tabs = []
 
     def open_file(path: Path, **options: Any) -> Any:
-        tab = browser.new_page(**{"viewport": {"width": 1400, "height": 1000}} | options)
+        still = {"viewport": {"width": 1400, "height": 1000}, "reduced_motion": "reduce"}
+        tab = browser.new_page(**still | options)
         tabs.append(tab)
         result = SimpleNamespace(tab=tab, errors=[], requests=[])
         tab.on("console", lambda m: m.type in ("error", "warning") and result.errors.append(m.text))

@@ -99,7 +99,7 @@ class Eagle3Draft(EagleDraft):
         super().__init__(config, embedding, head)  # type: ignore[arg-type]
         num_aux = len(config.aux_hidden_state_layer_ids)
         inputs = num_aux * target_hidden_size
-        self.norms = norms
+        self.placement = norms
         self.fusion = nn.Linear(inputs, config.hidden_size, bias=False)
         self.input_norm = config.build_norm(inputs, norms.norm_before_fc)
         self.fc_norm = nn.ModuleList(
@@ -111,7 +111,7 @@ class Eagle3Draft(EagleDraft):
         """Auxiliary hidden states (T, n_aux * D_target) of the target -> states (T, D)."""
         # Ours are in the units of the embeddings, those of other projects as the target has them.
         states = self.input_norm(aux_hidden_states * self.config.embedding_scale)
-        if self.norms.fc_norm:
+        if self.placement.fc_norm:
             parts = states.chunk(len(self.fc_norm), dim=-1)
             norms = zip(self.fc_norm, parts, strict=True)
             states = torch.cat([norm(part) for norm, part in norms], dim=-1)
@@ -123,12 +123,12 @@ class Eagle3Draft(EagleDraft):
     ) -> Tensor:
         """As ``EagleDraft.step``; with ``norm_output`` the states are normalized already."""
         output = super().step(ids, states, cache, parents)
-        return self.norm(output) if self.norms.norm_output else output
+        return self.norm(output) if self.placement.norm_output else output
 
     @torch.inference_mode()
     def apply_final_norm(self, states: Tensor) -> Tensor:
         """The draft's own states (..., D) -> hidden states for the LM head (..., D)."""
-        return states if self.norms.norm_output else self.norm(states)
+        return states if self.placement.norm_output else self.norm(states)
 
     def with_own_head(self) -> "Eagle3Draft":
         """The same weights with a head that packs rows for this draft alone."""
@@ -144,5 +144,5 @@ class Eagle3Draft(EagleDraft):
         embedded = self.embedding_norm(self.embedding[ids.to(self.embedding.device)])  # (B, T, D)
         normalized = self.state_norm(states)  # (B, T, D)
         attended = attend(torch.cat((embedded, normalized), dim=-1))  # (B, T, D)
-        x = attended + (normalized if self.norms.norm_before_residual else states)
+        x = attended + (normalized if self.placement.norm_before_residual else states)
         return x + self.mlp(self.mlp_norm(x))

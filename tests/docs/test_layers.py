@@ -131,7 +131,8 @@ ROOMS = {
         "minispec.tools.reporting", "minispec.tools.reporting.colours",
         "minispec.tools.reporting.generate",
         "minispec.tools.reporting.table", "minispec.tools.reporting.report",
-        "minispec.tools.reporting.page", "minispec.tools.reporting.plan_report",
+        "minispec.tools.reporting.plots", "minispec.tools.reporting.page",
+        "minispec.tools.reporting.plan_report",
         "minispec.tools.reporting.explore",
     ],
     "Front door": [
@@ -145,6 +146,16 @@ ROOMS = {
         "minispec.tools.cli.commands_run", "minispec.tools.cli.commands_plan",
         "minispec.tools.cli.commands_make", "minispec.tools.cli.commands_export",
         "minispec.tools.cli.main", "minispec.__main__",
+    ],
+    "Exercises": [
+        "minispec.exercises", "minispec.exercises.grading", "minispec.exercises.chapter_01",
+        "minispec.exercises.chapter_02", "minispec.exercises.chapter_03",
+        "minispec.exercises.chapter_04", "minispec.exercises.chapter_05",
+        "minispec.exercises.chapter_06", "minispec.exercises.chapter_07",
+        "minispec.exercises.chapter_08", "minispec.exercises.chapter_09",
+        "minispec.exercises.chapter_10", "minispec.exercises.chapter_11",
+        "minispec.exercises.chapter_12", "minispec.exercises.chapter_13",
+        "minispec.exercises.catalogue", "minispec.exercises.__main__",
     ],
 }  # fmt: skip
 ORDER = [name for names in ROOMS.values() for name in names]

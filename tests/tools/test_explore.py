@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from playwright.sync_api import expect
 
 from helpers.tiny_model import Tiny
 from minispec.commit import StopRule
@@ -302,6 +303,7 @@ def test_page_works_with_the_keyboard_alone(
     tab = seen.tab
     last = max(len(run["rounds"]) for run in page_data["runs"])
     where = tab.locator("#where")
+    tab.evaluate("show(1)")
     assert where.inner_text() == f"Round 1 of {last}"
     tab.keyboard.press("ArrowRight")
     tab.keyboard.press("ArrowRight")
@@ -378,6 +380,39 @@ def test_page_shows_the_data_of_each_round(
     assert seen.errors == []
 
 
+def test_page_begins_with_a_round_in_which_something_happens(
+    path: Path, page_data: dict[str, Any], show: Show
+) -> None:
+    tab = show(path).tab
+    at = int(tab.locator("#where").inner_text().split()[1])
+    rounds = [run["rounds"] for run in page_data["runs"]]
+    eventful = [0 < r[at - 1]["kept"] < len(r[at - 1]["drafted"]) for r in rounds if len(r) >= at]
+    assert any(eventful)
+    links = tab.locator("section").nth(3).locator(".chapter a")
+    for link in links.evaluate_all("all => all.map(a => a.href)"):
+        assert Path(link.removeprefix("file://")).is_file()
+    assert len(links.all()) == 4  # of the round, the distributions, the shortlist, the times
+
+
+def test_page_plays_until_someone_takes_over(path: Path, show: Show) -> None:
+    tab = show(path, reduced_motion="no-preference").tab
+    assert tab.locator("#play").inner_text() == "Pause"
+    start = tab.locator("#where").inner_text()
+    expect(tab.locator("#where")).not_to_have_text(start)
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator("#play").inner_text() == "Play"
+    tab.locator("#play").click()
+    assert tab.locator("#play").inner_text() == "Pause"
+
+
+def test_page_shows_one_method_at_a_time_on_a_phone(path: Path, show: Show) -> None:
+    tab = show(path, viewport={"width": 390, "height": 844}).tab
+    for number in (0, 3):
+        tab.get_by_role("tab").nth(number).click()
+        assert tab.locator("section:visible").count() == 1
+        assert tab.locator("section").nth(number).is_visible()
+
+
 def test_page_goes_to_the_clicked_round(path: Path, page_data: dict[str, Any], show: Show) -> None:
     tab = show(path).tab
     tab.locator(".text").nth(1).locator("span[data-round='4']").click(position={"x": 2, "y": 5})
@@ -406,6 +441,8 @@ def test_page_fits_the_screen(path: Path, show: Show, width: int, scheme: str) -
     )
     light, dark = (paper, ink) if scheme == "light" else (ink, paper)
     assert min(map(int, light)) > 200 and max(map(int, dark)) < 60
+    assert tab.locator("#tabs").is_visible() == (width == 375)
+    assert tab.locator("section:visible").count() == (1 if width == 375 else len(NAMES))
     columns = {round(box["x"]) for e in tab.locator("section").all() if (box := e.bounding_box())}
     assert len(columns) == (1 if width == 375 else 3)
     assert seen.errors == []

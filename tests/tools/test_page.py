@@ -199,3 +199,18 @@ def test_report_write_plots_switch_and_study(tmp_path: Path) -> None:
         report.write(REPORT | change, tmp_path)
         heights.append(int.from_bytes((tmp_path / "report.png").read_bytes()[20:24]))
     assert heights[0] == heights[1] == heights[2] > heights[3]
+
+
+def test_report_is_readable_on_a_phone_and_in_the_dark(tmp_path: Path, show: Show) -> None:
+    page.write(REPORT, tmp_path)
+    options = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+    shown = show(tmp_path / "report.html", **options)
+    shown.tab.wait_for_function(IDLE)
+    wide = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+    assert shown.tab.evaluate(wide)
+    assert (
+        shown.tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
+    )
+    shown.tab.click("summary >> text=What the columns mean")
+    headings = shown.tab.locator("#results th").all_inner_texts()
+    assert shown.tab.locator("#columns dt").all_inner_texts() == headings

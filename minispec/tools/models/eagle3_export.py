@@ -20,6 +20,7 @@ from minispec.io.files import write_json, write_tensors
 from minispec.models.eagle3_draft import Eagle3Draft
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.model_config import ModelConfig
+from minispec.models.quantized_modules import is_quantized
 from minispec.models.rope import RopeScaling
 from minispec.tools.models.eagle3_folder import EXPORTED_FOR, LAYERS, name_in_file
 
@@ -78,6 +79,12 @@ def check_exportable(draft: Any) -> None:
         raise ArgumentError(
             "only a draft made by `minispec train draft` is exported: an imported EAGLE-3 draft "
             "has its layout already"
+        )
+    if is_quantized(draft):
+        raise ArgumentError("a quantised draft is not exported: use --dtype float32 or bfloat16")
+    if draft.norms:
+        raise ArgumentError(
+            "a draft with EAGLE-3.1's norms is not exported: give one trained without --norms"
         )
     config = draft.config
     if differing := config.beyond_llama:

@@ -1,4 +1,5 @@
-"""The colours of phases and of tokens: in the terminal's trace, the plots and the explore page.
+"""The colours of phases, of tokens and of a shortlist's parts: in the terminal's trace, the plots,
+the explore page and the book's figures.
 
 Knows nothing of what is shown.
 """
@@ -46,11 +47,31 @@ FATES = {
     "recovered": FateColour("\x1b[33m", "#ffe0a8", "#6b4a10"),
     "bonus": FateColour("\x1b[34m", "#cfe3ff", "#1c4a86"),
 }
+# The parts of shortlists, and what is outside of one: colours in the light and in the dark.
+PARTS = {
+    "core": ("#d8dee6", "#414b57"),
+    "recency": ("#e3d5ff", "#513a85"),
+    "successor": ("#bdeee9", "#12605b"),
+    "semantic": ("#ffd3ea", "#7d2f5c"),
+    "target": ("#cfe3ff", "#1f4a80"),
+    "hnsw": ("#ffd3ea", "#7d2f5c"),
+    "bigrams": ("#bdeee9", "#12605b"),
+    "shortlist": ("#e6ead0", "#4a5130"),
+    "outside": ("#fff09e", "#6e6108"),
+}
+# The distributions at a position.
+CURVES = {
+    "p": ("#2f6fd0", "#6ea8ff"),
+    "q": ("#c4620a", "#f0954a"),
+    "residual": ("#2a8a43", "#56c271"),
+}
 ANSI_RESET = "\x1b[0m"
 
 
 def css_variables(dark: bool) -> str:
-    """The declarations ``--FATE`` and ``--phase-NAME`` of a style sheet, light or ``dark``."""
-    fates = {name: fate.dark if dark else fate.light for name, fate in FATES.items()}
-    phases = {f"phase-{name}": colour for name, colour in PHASE_COLOURS.items()}
-    return " ".join(f"--{name}: {colour};" for name, colour in (fates | phases).items())
+    """The declarations ``--FATE``, ``--PART``, ``--CURVE`` and ``--phase-NAME`` of a style sheet,
+    light or ``dark``."""
+    colours = {name: fate.dark if dark else fate.light for name, fate in FATES.items()}
+    colours |= {name: pair[dark] for name, pair in (PARTS | CURVES).items()}
+    colours |= {f"phase-{name}": colour for name, colour in PHASE_COLOURS.items()}
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())

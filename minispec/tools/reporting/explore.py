@@ -6,12 +6,14 @@ were drafted or emitted there, so that the size of the page grows with the emitt
 """
 
 import json
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import isin
 from tqdm import tqdm
@@ -83,8 +85,22 @@ def write(data: dict[str, Any], path: Path) -> None:
     page = page.replace("{{light}}", css_variables(dark=False))
     page = page.replace("{{dark}}", css_variables(dark=True))
     # Without "<" in the JSON, no prompt can close the script element or open a comment.
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(
+        data | {"book": find_book(path.parent)}, allow_nan=False, separators=(",", ":")
+    ).replace("<", "\\u003c")
     write_text(path, page.replace("{{data}}", text))
+
+
+def find_book(folder: Path) -> tuple[str, str] | None:
+    """Where the book's chapters are, as seen from ``folder``, and how their files end: those of the
+    built book if there is one beside the package, else the pages. None without a checkout."""
+    root = Path(__file__).resolve().parents[3]
+    for chapters, ending in (("build/book/book", ".html"), ("docs/book", ".md")):
+        if (root / chapters).is_dir():
+            return quote(
+                os.path.relpath(root / chapters, folder.resolve()).replace("\\", "/")
+            ), ending
+    return None
 
 
 class _RecordingSource(SeededRandom):

@@ -1,0 +1,1 @@
+"""The book's figures as SVG, drawn from code: see ``docs/figures.py``."""

@@ -1,0 +1,1 @@
+"""Exercises of the book that grade themselves: ``python -m minispec.exercises``."""
