@@ -48,7 +48,8 @@ def load(
     fetch NAME``), a folder in Hugging Face layout, a GGUF file, or a loaded PreTrainedModel of
     transformers, which is used as it is, with its ``tokenizer``. Llama, Mistral, Qwen 2, Qwen 3,
     SmolLM3 and Gemma 3 have an implementation of minispec's, other folders that of transformers
-    (docs/your-model.md). ``dtype``: "float32" (None), "bfloat16", "float64" or "int8".
+    (docs/your-model.md). ``dtype``: "float32" (None), "bfloat16", "float64", "int8"
+    or "gguf", the blocks of a GGUF file as they are.
     ``backend``: "reference", "cpu", "compiled" or "cuda"; "auto" takes the fastest that was
     measured before (by ``minispec doctor``, or now with ``measure_backends``), else the reference,
     and with ``adapt`` one on which a draft can learn. ``device``: where the reference runs, "cpu"
