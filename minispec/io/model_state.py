@@ -67,7 +67,7 @@ def build_transformer(
             )
     for name in shapes:
         if (matrix := stored[name].matrix) is not None:
-            _check_finite(stored[name], torch.from_numpy(matrix.scales()))
+            _check_finite(stored[name], matrix.is_finite())
             set_matrix(model, name, matrix)
     read = {name: _read_finite(stored[name]) for name in model.state_dict()}
     model.load_state_dict(read, assign=True)
@@ -76,12 +76,12 @@ def build_transformer(
 
 def _read_finite(stored: StoredTensor) -> Tensor:
     value = stored.read()
-    _check_finite(stored, value)
+    _check_finite(stored, is_finite(value))
     return value
 
 
-def _check_finite(stored: StoredTensor, value: Tensor) -> None:
-    if not is_finite(value):
+def _check_finite(stored: StoredTensor, finite: bool) -> None:
+    if not finite:
         raise FileError(
             f"{stored.origin}: {stored.name} contains NaN or infinity: the file is damaged"
         )

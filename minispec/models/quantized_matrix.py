@@ -60,6 +60,10 @@ class QuantizedMatrix:
         """The matrix of some rows, ids (K,)."""
         return QuantizedMatrix(self.name, self.blocks, self.order[ids.numpy()])
 
+    def is_finite(self) -> bool:
+        """Whether all numbers are finite: those whose exponent has all bits set are not."""
+        return not ((self.scales().view(np.uint16) & 0x7C00) == 0x7C00).any()
+
     def scales(self) -> np.ndarray:
         """The scales of all blocks (n,), float16, in no order that means anything."""
         _, size = gguf.GGML_QUANT_SIZES[self._kind]
