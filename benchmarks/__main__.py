@@ -11,6 +11,7 @@ import sys
 BENCHMARKS = {
     "plain": "plain decoding against Hugging Face transformers",
     "perplexity": "what each dtype costs in quality",
+    "blocks": "products of quantised rows, as fractions of memory bandwidth",
     "head": "layouts of the LM head's rows on the CPU, as fractions of memory bandwidth",
     "scaling": "a draft step as the vocabulary and the context grow",
     "block": "block verification against token-by-token verification",
