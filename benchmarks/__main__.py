@@ -8,7 +8,10 @@ python -m benchmarks NAME --help        # lists its options
 import importlib
 import sys
 
+from minispec.errors import MinispecError
+
 BENCHMARKS = {
+    "peers": "minispec beside llama.cpp, transformers and OpenVINO GenAI",
     "plain": "plain decoding against Hugging Face transformers",
     "head": "layouts of the LM head's rows on the CPU, as fractions of memory bandwidth",
     "scaling": "a draft step as the vocabulary and the context grow",
@@ -37,7 +40,11 @@ def main(arguments: list[str]) -> int:
         return 2
     # The programs parse sys.argv, and argparse takes their name from it.
     sys.argv = [f"python -m benchmarks {name}", *options]
-    return importlib.import_module(f"benchmarks.{name}").main() or 0
+    try:
+        return importlib.import_module(f"benchmarks.{name}").main() or 0
+    except MinispecError as error:
+        print(f"benchmarks {name}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
