@@ -18,7 +18,7 @@ from benchmarks.peers.sides import LLAMA_CPP, PLAIN, Answer, Engine, Run, Side, 
 from minispec.errors import ArgumentError
 from minispec.io.gguf_header import read_header
 
-LOOKUPS = (2, 10)  # drafted tokens: what the binding advises for CPUs, and its default
+LOOKUPS = (2, 10)  # drafted tokens: what the binding recommends for CPUs, and its default
 _BATCH = 512  # positions of a pass in the prefill
 _PROBE = "import sys, llama_cpp; llama_cpp.Llama(sys.argv[1], verbose=False).eval([1])"
 
@@ -80,7 +80,7 @@ def _check_build(work: Work) -> None:
 
 
 def _explain_eagle() -> Skipped:
-    """Why EAGLE-3 does not run: what the binding has in its place."""
+    """Why EAGLE-3 does not run: what the binding has instead."""
     base = llama_speculative.LlamaDraftModel
     kinds = [
         name

@@ -12,6 +12,7 @@ from benchmarks.peers.sides import MINISPEC, PLAIN, Answer, Engine, Run, Side, S
 from minispec.auto_shape import AutoShape
 from minispec.commit import StopRule
 from minispec.errors import ArgumentError
+from minispec.io.draft_file import find_draft
 from minispec.io.gguf_header import read_header
 from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling, SeededRandom
@@ -39,7 +40,12 @@ def build_sides(work: Work, dtypes: Sequence[str], methods: Sequence[str]) -> En
     auto``. Raises ArgumentError and FileError for a method that lacks its parts."""
     models, skipped = _load(work, MINISPEC, dtypes, backend="cpu")
     sides = tuple(_build_side(work, model, spelled) for model in models for spelled in methods)
-    return Engine(sides, skipped, (f"minispec {minispec.__version__}",))
+    notes = [f"minispec {minispec.__version__}, backend cpu, chains of {DRAFTED} tokens"]
+    if file := find_draft(work.model):
+        notes.append(
+            f"its draft: {file.stat().st_size / 1e6:.0f} MB in bfloat16, beside its head rows"
+        )
+    return Engine(sides, skipped, tuple(notes))
 
 
 def build_loops(work: Work, dtypes: Sequence[str]) -> Engine:

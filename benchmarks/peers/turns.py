@@ -37,7 +37,7 @@ def answer_all(sides: Sequence[Side], work: Work, temperature: float, seed: int)
                 answer = side.run(ids, temperature, seed + number, work.max_new_tokens)
                 if (count := len(answer.tokens)) != work.max_new_tokens:
                     raise RuntimeError(
-                        f"{side.name} gave {count} tokens in place of {work.max_new_tokens}"
+                        f"{side.name} gave {count} tokens instead of {work.max_new_tokens}"
                     )
                 answers[side].append(answer)
                 bar.update()

@@ -116,7 +116,7 @@ def test_answer_all_rotates_which_side_goes_first(found: dict[str, Any]) -> None
 
 
 def test_answer_all_refuses_a_side_that_stops_early(found: dict[str, Any]) -> None:
-    assert found["short"] == "minispec float32, plain gave 1 tokens in place of 16"
+    assert found["short"] == "minispec float32, plain gave 1 tokens instead of 16"
 
 
 def test_build_run_pairs_each_side_with_its_references(found: dict[str, Any]) -> None:
