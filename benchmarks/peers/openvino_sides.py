@@ -76,8 +76,9 @@ def _load_and_describe(work: Work) -> tuple[Any, list[str], int]:
 
 
 def _format(value: Any) -> str:
-    """A value of OpenVINO's without its wrapping: "<Type: 'float32'>" is float32."""
-    return str(value).split("'")[1] if "'" in str(value) else str(value)
+    """A value of OpenVINO's without its wrapping: "<Type: 'uint8_t'>" is uint8."""
+    text = str(value)
+    return text.split("'")[1].removesuffix("_t") if "'" in text else text
 
 
 def _build_run(pipeline: Any, **options: int) -> Run:
