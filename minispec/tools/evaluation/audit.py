@@ -76,4 +76,5 @@ def rank_next(
         history = History((*prompt, *plain), len(prompt))
         logits = sampling.process(logits, torch.arange(len(logits)), history)
     # A stable sort puts the lower id first where logits are equal, as argmax does.
-    return logits.sort(descending=True, stable=True)
+    values, ids = logits.sort(descending=True, stable=True)  # (V,) each
+    return values, ids
