@@ -13,6 +13,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.peers import minispec_sides
+from benchmarks.peers.apart import build_apart
 from benchmarks.peers.sides import LLAMA_CPP, MINISPEC, PLAIN, Engine, Side, Work
 from minispec.tools.models import known_models
 
@@ -36,13 +37,7 @@ def build_engine(engine: str, dtype: str) -> Engine:
         return minispec_sides.build_sides(WORK, [dtype], ["autoregressive", EVOLVING])
     module = "llama_cpp" if engine == LLAMA_CPP else engine
     pytest.importorskip(module)
-    if engine == LLAMA_CPP:
-        from benchmarks.peers import llama_cpp_sides
-
-        return llama_cpp_sides.build_sides(WORK)
-    from benchmarks.peers import transformers_sides
-
-    return transformers_sides.build_sides(WORK)
+    return build_apart(f"{module}_sides", WORK)
 
 
 def find_side(engine: str, dtype: str, mode: str) -> Side:

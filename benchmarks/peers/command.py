@@ -110,20 +110,16 @@ def build_engines(
     work: "Work", dtypes: Sequence[str], methods: Sequence[str]
 ) -> "tuple[Engine, ...]":
     """All engines with their sides. Raises MinispecError."""
-    from benchmarks.peers import (
-        llama_cpp_sides,
-        minispec_sides,
-        openvino_sides,
-        transformers_sides,
-    )
+    from benchmarks.peers import minispec_sides
+    from benchmarks.peers.apart import build_apart
     from benchmarks.peers.sides import Engine, Skipped
 
+    modules = ("llama_cpp_sides", "transformers_sides", "openvino_sides")
+    others = [build_apart(module, work) for module in modules]  # first: they may not run here
     return (
         minispec_sides.build_sides(work, dtypes, methods),
         minispec_sides.build_loops(work, dtypes),
-        llama_cpp_sides.build_sides(work),
-        transformers_sides.build_sides(work),
-        openvino_sides.build_sides(work),
+        *others,
         Engine(skipped=(Skipped("onnxruntime", _ONNX),)),
     )
 

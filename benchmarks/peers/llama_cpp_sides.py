@@ -4,8 +4,6 @@ The binding's loop is what people call from Python, so it is what is timed; the 
 itself gives its passes of one token is stated beside it.
 """
 
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -15,12 +13,10 @@ import llama_cpp
 from llama_cpp import llama_speculative
 
 from benchmarks.peers.sides import LLAMA_CPP, PLAIN, Answer, Engine, Run, Side, Skipped, Work
-from minispec.errors import ArgumentError
 from minispec.io.gguf_header import read_header
 
 LOOKUPS = (2, 10)  # drafted tokens: what the binding recommends for CPUs, and its default
 _BATCH = 512  # positions of a pass in the prefill
-_PROBE = "import sys, llama_cpp; llama_cpp.Llama(sys.argv[1], verbose=False).eval([1])"
 
 
 class _Counting(llama_cpp.Llama):
@@ -34,9 +30,7 @@ class _Counting(llama_cpp.Llama):
 
 
 def build_sides(work: Work) -> Engine:
-    """Plain decoding, and prompt lookup of several lengths. Raises ArgumentError for a build that
-    cannot run here."""
-    _check_build(work)
+    """Plain decoding, and prompt lookup of several lengths."""
     tensors = read_header(work.path).tensors.values()
     kinds = sorted({tensor.kind.name for tensor in tensors if len(tensor.shape) > 1})
     described = {
@@ -62,23 +56,6 @@ def build_sides(work: Work) -> Engine:
     return Engine(tuple(sides), (_explain_eagle(),), notes)
 
 
-def _check_build(work: Work) -> None:
-    """Runs a pass in a process of its own, which a build for another processor may end.
-
-    GCC 12 compiles llama.cpp's set-up of AMX tiles into one that leaves them empty (it drops stores
-    that only an assembler statement reads), and the first product ends the process.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", _PROBE, str(work.path)], capture_output=True, text=True
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ArgumentError(
-            f"llama-cpp-python {llama_cpp.__version__} cannot run {work.path.name} ({last}): "
-            "compile it on this machine, with CXXFLAGS='-fno-tree-dse -fno-dse' for GCC 12 and AMX"
-        )
-
-
 def _explain_eagle() -> Skipped:
     """Why EAGLE-3 does not run: what the binding has instead."""
     base = llama_speculative.LlamaDraftModel
@@ -96,10 +73,12 @@ def _explain_eagle() -> Skipped:
 
 def _load(work: Work, **options: Any) -> _Counting:
     drafted = max(LOOKUPS) + 1
-    return _Counting(
+    llama = _Counting(
         str(work.path), n_ctx=work.longest + work.max_new_tokens + drafted, n_batch=_BATCH,
         n_threads=work.threads, n_threads_batch=work.threads, verbose=False, **options,
     )  # fmt: skip
+    llama.eval([1])  # a library that was built for another processor ends the process here
+    return llama
 
 
 def _build_run(llama: _Counting) -> Run:

@@ -56,9 +56,8 @@ def build_loops(work: Work, dtypes: Sequence[str]) -> Engine:
         f"{LOOP}: plain decoding of minispec's backend compiled, a loop like gpt-fast's: a frozen "
         "graph for the target's pass over a static cache, with head and draw outside it"
     )
-    return Engine(
-        tuple(_build_side(work, model, "autoregressive") for model in models), skipped, (note,)
-    )
+    sides = tuple(_build_side(work, model, "autoregressive") for model in models)
+    return Engine(sides, skipped, (note,) if sides else ())
 
 
 def _load(
