@@ -8,7 +8,10 @@ python -m benchmarks NAME --help        # lists its options
 import importlib
 import sys
 
+from minispec.errors import MinispecError
+
 BENCHMARKS = {
+    "peers": "minispec beside llama.cpp, transformers and OpenVINO GenAI",
     "plain": "plain decoding against Hugging Face transformers",
     "perplexity": "what each dtype costs in quality",
     "blocks": "products of quantised rows, as fractions of memory bandwidth",
@@ -41,7 +44,11 @@ def main(arguments: list[str]) -> int:
         return 2
     # The programs parse sys.argv, and argparse takes their name from it.
     sys.argv = [f"python -m benchmarks {name}", *options]
-    return importlib.import_module(f"benchmarks.{name.replace('-', '_')}").main() or 0
+    try:
+        return importlib.import_module(f"benchmarks.{name.replace('-', '_')}").main() or 0
+    except MinispecError as error:
+        print(f"benchmarks {name}: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

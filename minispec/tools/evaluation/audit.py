@@ -11,6 +11,7 @@ Knows nothing of methods.
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from minispec.decode import prefill
 from minispec.logits_processor import History
@@ -40,26 +41,40 @@ def audit(
     """Classify two greedy outputs of one prompt: "identical", "near_tie" or "violation".
     ``sampling``: with which both were decoded, if it changes logits.
 
-    Repeats plain decoding up to the first difference, one token per pass as plain decoding does,
-    so that the gap is computed from the very logits that plain decoding used.
+    The gap is that of the very logits that plain decoding used.
     """
     position = first_difference(plain, other)
     if position is None:
         return "identical"
     if position == min(len(plain), len(other)):
         return "violation"  # one output is a prefix of the other: a near tie cannot explain that
-    cache = target.new_cache(len(prompt) + position)
+    values, ids = rank_next(target, prompt, plain[:position], sampling)
+    near = values[0] - values[1] <= gap * max(1.0, abs(float(values[0])))
+    first_two = [plain[position], other[position]]
+    return "near_tie" if near and ids[:2].tolist() == first_two else "violation"
+
+
+def rank_next(
+    target: Target,
+    prompt: Sequence[int],
+    plain: Sequence[int],
+    sampling: Sampling | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The logits (V,) after a prompt and the first tokens of its plain decoding, the largest first,
+    in float32 or better, and their ids (V,). ``sampling``: as of ``audit``.
+
+    Repeats plain decoding, one token per pass, so that the last bits are the same.
+    """
+    cache = target.new_cache(len(prompt) + len(plain))
     for _ in prefill(target, prompt[:-1], cache):
         pass
-    for token in (prompt[-1], *plain[:position]):
+    for token in (prompt[-1], *plain):
         features = target.step(torch.tensor([token]), cache)
     logits = target.head.logits(features.hidden)[-1]  # (V,)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if sampling:
-        history = History((*prompt, *plain[:position]), len(prompt))
+        history = History((*prompt, *plain), len(prompt))
         logits = sampling.process(logits, torch.arange(len(logits)), history)
     # A stable sort puts the lower id first where logits are equal, as argmax does.
     values, ids = logits.sort(descending=True, stable=True)  # (V,) each
-    near = values[0] - values[1] <= gap * max(1.0, abs(float(values[0])))
-    first_two = [plain[position], other[position]]
-    return "near_tie" if near and ids[:2].tolist() == first_two else "violation"
+    return values, ids

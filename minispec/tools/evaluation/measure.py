@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -189,7 +189,16 @@ def speed(figures: Sequence[Figures]) -> float:
     return sum(len(f.tokens) for f in figures) / sum(f.decode_seconds for f in figures)
 
 
-def paired_ratio(ours: Sequence[Figures], theirs: Sequence[Figures]) -> dict[str, float]:
+class Timed(Protocol):
+    """An answer with a speed."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens over seconds of decoding."""
+        ...
+
+
+def paired_ratio(ours: Sequence[Timed], theirs: Sequence[Timed]) -> dict[str, float]:
     """Geometric mean over prompts of paired speed ratios, with a bootstrapped 95% interval."""
     logs = [
         math.log(a.tokens_per_second / b.tokens_per_second)

@@ -29,10 +29,11 @@ def format_table(report: Mapping[str, Any]) -> str:
                 format_lossless(row.get("lossless")),
             ]
         )
-    return _align(lines)
+    return align(lines)
 
 
-def _align(lines: Sequence[Sequence[str]]) -> str:
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of as many cells each as text, in columns."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -65,7 +66,7 @@ def format_study(report: Mapping[str, Any]) -> str:
                 str(point["budget"]),
                 *("-" if point[key] is None else f"{point[key]:.3f}" for key in keys),
             ])  # fmt: skip
-    return _align(lines) if len(lines) > 1 else ""
+    return align(lines) if len(lines) > 1 else ""
 
 
 def format_samples(report: Mapping[str, Any]) -> str:
