@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastpath.cpu.block_formats import FORMATS, PANEL, panel_parts, place_rows
+from fastpath.cpu.process import check_fork
 from fastpath.cpu.rows import allocate_rows
 from minispec.models.quantized_matrix import QuantizedMatrix
 
@@ -20,7 +21,8 @@ Panels = tuple[np.ndarray, np.ndarray]
 
 def build_panels(layers: Sequence[Sequence[QuantizedMatrix]]) -> Panels:
     """The matrices of each layer, which read the same states, one after the other: bytes (n,), in
-    panels, and segments (L, S, 4), int64."""
+    panels, and segments (L, S, 4), int64. Raises ArgumentError where no kernel can run."""
+    check_fork()
     segments, end = [], 0
     for matrices in layers:
         for matrix in matrices:

@@ -121,7 +121,8 @@ class Eagle3Draft(EagleDraft):
     def step(
         self, ids: Tensor, states: Tensor, cache: KVCache, parents: Sequence[int] | None = None
     ) -> Tensor:
-        """As ``EagleDraft.step``; with ``norm_output`` the states are normalized already."""
+        """States (T, D), ids (T,) -> states (T, D), as ``EagleDraft.step``; with ``norm_output``
+        they are normalized already."""
         output = super().step(ids, states, cache, parents)
         return self.norm(output) if self.placement.norm_output else output
 

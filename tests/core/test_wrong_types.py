@@ -122,9 +122,9 @@ def test_chat_refuses_messages_that_are_not_text(model: Model, value: Any) -> No
     ("name", "value"),
     flatten({
         "name": (None, True, 3, b"pocket", ["pocket"], object(), ""),
-        "dtype": (None, True, 3, "float8", torch.int32, []),
+        "dtype": (True, 3, "float8", torch.int32),
         "backend": (None, True, 3, "nosuch", []),
-        "device": (None, True, 3, "tpu", []),
+        "device": (True, 3, "tpu"),
         "draft": (True, 3, b"x", [], object(), "nosuch"),
         "index": (True, 3, b"x", []),
         "threads": (True, 1.5, "4", 0, -1, []),

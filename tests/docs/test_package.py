@@ -112,7 +112,9 @@ def test_metadata(installed: Path) -> None:
     assert (about["Name"], about["Version"]) == ("minispec-decoding", "0.1.0")
     assert about["Requires-Python"] == ">=3.11"
     assert about["License-Expression"] == "Apache-2.0 AND LicenseRef-Gemma"
-    extras = {"report", "train", "hnsw", "cuda", "dev", "docs", "bench"}
+    extras = {
+        "report", "train", "hnsw", "transformers", "peers", "cuda", "dev", "docs", "bench"
+    }  # fmt: skip
     assert set(about.get_all("Provides-Extra", [])) == extras
     requirements = [*map(Requirement, found.requires or ())]
     core = {wants.name for wants in requirements if not wants.marker}

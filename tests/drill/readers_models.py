@@ -211,9 +211,10 @@ def _write_gguf(
 ) -> None:
     from minispec.tools.models import gguf_file, hf_folder
 
-    llama = kind == "llama"
-    theirs = hf_folder._NAMES | hf_folder._LAYER_NAMES | ({} if llama else hf_folder._GEMMA_NAMES)
-    names = gguf_file._NAMES | gguf_file._LAYER_NAMES | ({} if llama else gguf_file._GEMMA_NAMES)
+    theirs, names = ({**m._NAMES, **m._LAYER_NAMES} for m in (hf_folder, gguf_file))
+    if kind != "llama":
+        theirs |= hf_folder._NORM_NAMES | hf_folder._POST_NORM_NAMES
+        names |= gguf_file._NORM_NAMES | gguf_file._POST_NORM_NAMES
     ours = {ours: name for name, ours in names.items()}
     tensors, data = [], b""
     for name, weight in weights.items():

@@ -193,9 +193,13 @@ def test_multiply_and_rank_equals_ranking_of_logits(
     rows, scales, _ = convert_rows(weight, rows_format)
     out, kept = np.empty((2, new, len(weight)), np.float32)
     multiply(rows, scales, states.numpy(), out, threads)
-    scores = multiply_and_rank(rows, scales, states.numpy(), kept, top, temperature, threads)
+    scores = multiply_and_rank(
+        rows, scales, len(rows), states.numpy(), kept, top, temperature, threads
+    )
     assert_scores(scores, out, top, temperature)
     assert np.array_equal(kept, out)
     dropped = np.empty((new, 0), np.float32)
-    scores = multiply_and_rank(rows, scales, states.numpy(), dropped, top, temperature, threads)
+    scores = multiply_and_rank(
+        rows, scales, len(rows), states.numpy(), dropped, top, temperature, threads
+    )
     assert_scores(scores, out, top, temperature)

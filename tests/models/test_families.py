@@ -26,7 +26,7 @@ from minispec.types import Features
 
 logging.disable_progress_bar()
 
-SEEDS = range(4)
+SEEDS = range(5)
 CASES = [  # two of each family, and the others in `make slow`
     pytest.param(family, seed, marks=[pytest.mark.slow] if seed > 1 else [])
     for family in FAMILIES

@@ -302,7 +302,12 @@ def write_gguf(path: Path, model: Transformer, **fields: Any) -> None:
 
 _FILE_NAMES = {
     new: old
-    for old, new in (gguf_file._NAMES | gguf_file._LAYER_NAMES | gguf_file._GEMMA_NAMES).items()
+    for old, new in (
+        gguf_file._NAMES
+        | gguf_file._LAYER_NAMES
+        | gguf_file._NORM_NAMES
+        | gguf_file._POST_NORM_NAMES
+    ).items()
 }
 
 

@@ -26,7 +26,7 @@ def test_find_nearest_takes_the_ids_of_highest_expected_logit() -> None:
             sum(logits[i] / rank[i] for i in ids) / sum(1 / rank[i] for i in ids)
             for ids in members.values()
         ]
-        scores = dict(enumerate(torch.mv(index.centroids, state.half()).tolist()))
+        scores = dict(enumerate(index.head.logits(state).tolist()))
         assert [*scores.values()] == pytest.approx(means, abs=0.01)
         expected_logits = {
             i: scores[c] - 2 * math.log(rank[i]) for c, ids in members.items() for i in ids

@@ -49,7 +49,7 @@ def test_a_draft_with_norms_trains() -> None:
     optimizer = torch.optim.AdamW(draft.parameters(), lr=3e-3)
     losses = []
     for _ in range(30):
-        loss, cross_entropies = train_draft.compute_loss(draft, batch, draft.head.weight, config)
+        loss, cross_entropies = train_draft.compute_loss(draft, batch, draft.head, config)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -362,8 +362,8 @@ def test_check_device_refuses_unknown_devices_and_dtypes(monkeypatch):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"architecture": "gemma2"}, ["gemma2", "must be 'llama'"]),
-        ({"architecture": "qwen2"}, ["qwen2", "must be 'llama'"]),
+        ({"architecture": "gemma2"}, ["gemma2", "must be one of 'llama'"]),
+        ({"architecture": "qwen2"}, ["lacks 6 tensors", "attn_k.bias"]),
         ({"rope.scaling.type": "yarn"}, ["rope.scaling.type", "yarn"]),
         ({"extra": {"rope_freqs.weight": np.ones(5, np.float32)}}, ["5 rope factors"]),
         ({"extra": {"blk.0.attn_q.bias": np.ones(24, np.float32)}}, ["blk.0.attn_q.bias"]),
@@ -440,6 +440,7 @@ def test_main_prints_a_warning_about_a_file_as_one_line():
 def test_load_reads_a_folder(tmp_path, monkeypatch):
     assert_refused(lambda: pretrained.load(str(tmp_path)), FileError, "config.json")
     monkeypatch.setattr(hf_folder, "load", lambda path: (build_small_target(), path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert pretrained.load(str(tmp_path)).tokenizer == tmp_path
 
 

@@ -12,6 +12,7 @@ from minispec.decode import speculative
 from minispec.errors import ArgumentError
 from minispec.io.files import write_tensors
 from minispec.models import eagle_draft as drafts
+from minispec.models.lm_head import LinearHead
 from minispec.models.eagle_draft import EagleDraft
 from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling, SeededRandom
@@ -119,7 +120,9 @@ def test_compute_loss_reads_hidden_states_only_with_a_feature_weight() -> None:
     moved = replace(batch, hidden=batch.hidden + unseen)
     for weight in (0.0, 0.5):
         config = TrainConfig(tokens=1, steps=2, feature_weight=weight)
-        losses = [train_draft.compute_loss(draft, each, rows, config)[0] for each in (batch, moved)]
+        losses = [
+            train_draft.compute_loss(draft, b, LinearHead(rows), config)[0] for b in (batch, moved)
+        ]
         assert torch.isclose(*losses, rtol=1e-9) == (weight == 0)
 
 

@@ -109,7 +109,7 @@ def _check_filled(d2t: Tensor, marked: Tensor | None, vocab_size: int, origin: s
 
 def check_head(rows: Tensor, ids: Tensor, target_rows: Tensor, origin: str) -> None:
     """Raises FileError if the rows (K, D) of a draft's head, those of the target's ``ids`` (K,),
-    are the target's first K rows: a loader wrote the target's head over the draft's."""
+    are the first K of the target's rows (V, D): a loader wrote its head over the draft's."""
     count = len(rows)
     if rows.shape[1] != target_rows.shape[1] or torch.equal(ids, torch.arange(count)):
         return
