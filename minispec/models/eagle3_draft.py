@@ -141,7 +141,8 @@ class Eagle3Draft(EagleDraft):
         return twin
 
     def run_layer(self, ids: Tensor, states: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """As ``EagleDraft.run_layer``, with ``norm_before_residual``."""
+        """ids (B, T), states (B, T, D) -> (B, T, D), as ``EagleDraft.run_layer``, with
+        ``norm_before_residual``."""
         embedded = self.embedding_norm(self.embedding[ids.to(self.embedding.device)])  # (B, T, D)
         normalized = self.state_norm(states)  # (B, T, D)
         attended = attend(torch.cat((embedded, normalized), dim=-1))  # (B, T, D)

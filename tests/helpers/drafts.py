@@ -20,8 +20,10 @@ def toy_draft(target: Transformer, seed: int = 0, norms: bool = False) -> EagleD
     """An untrained draft whose output depends on all of its inputs."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        draft = build_draft(target, norms)
-        draft.load_state_dict(init_from_target(target).state_dict(), strict=not norms)
+        draft = init_from_target(target)
+        if norms:
+            plain, draft = draft, build_draft(target, norms)
+            draft.load_state_dict(plain.state_dict(), strict=False)
         draft.requires_grad_(False)
         for weight in draft.parameters():
             weight += 0.1 * torch.randn_like(weight)

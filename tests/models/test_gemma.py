@@ -359,7 +359,7 @@ def test_backend_names_the_settings_that_it_does_not_support():
     model = toy_transformer(**GEMMA).float()
     assert cpu.why_unsupported(model) is None
     reason = compiled.why_unsupported(model)
-    assert reason is not None and "query_key_norm, post_norms, local_layers" in reason
+    assert reason is not None and "attention_scale, post_norms, local_layers" in reason
     assert compiled.why_unsupported(toy_transformer().float()) is None
 
 

@@ -12,8 +12,8 @@ from minispec.decode import speculative
 from minispec.errors import ArgumentError
 from minispec.io.files import write_tensors
 from minispec.models import eagle_draft as drafts
-from minispec.models.lm_head import LinearHead
 from minispec.models.eagle_draft import EagleDraft
+from minispec.models.lm_head import LinearHead
 from minispec.models.transformer import Transformer
 from minispec.sampling import Sampling, SeededRandom
 from minispec.shortlists.full import FullShortlist
