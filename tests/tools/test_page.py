@@ -113,7 +113,12 @@ def test_plots_have_tooltips_and_tabs(show: Show, tmp_path: Path) -> None:
     box = plot.bounding_box()
     assert box
     assert tab.locator(".bk-tooltip-row-value").count() == 0
-    tab.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5)
+    found = tab.locator(".bk-tooltip-row-value >> text=1.875")
+    for step in range(4, 40):  # over the bars, from left to right
+        tab.mouse.move(box["x"] + box["width"] * step / 40, box["y"] + box["height"] * 0.6)
+        tab.wait_for_timeout(100)
+        if found.count():
+            break
     tab.wait_for_selector(".bk-tooltip-row-value >> text=1.875")
     # The plots of another stream, in another tab.
     tab.locator(".bk-tab", has_text="law").first.click()

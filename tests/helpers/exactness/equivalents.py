@@ -165,7 +165,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("minispec/models/lm_head", "ids.to(self.weight.device) -> ids"): (
         "PyTorch itself takes indices on the CPU for rows on any device"
     ),
-    ("minispec/models/lm_head", "self.weight if False else self.weight[ids"): (
+    ("minispec/models/lm_head", "self.weight if False else _select(self.weight, ids"): (
         "a copy of all rows has the same values as the rows: only memory differs"
     ),
 }
