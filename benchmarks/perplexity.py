@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="*", help="text (default: the book's chapters)")
     options = parser.parse_args()
     book = Path(__file__).parent.parent / "docs" / "book"
-    text = "\n\n".join(path.read_text("utf-8") for path in options.files or sorted(book.glob("*")))
+    text = "\n\n".join(path.read_text("utf-8") for path in options.files or sorted(book.glob("*.md")))
     losses = {}
     for dtype in DTYPES:
         model = pretrained.load(options.model, dtype)
