@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="*", help="text (default: the book's chapters)")
     options = parser.parse_args()
     book = Path(__file__).parent.parent / "docs" / "book"
-    text = "\n\n".join(path.read_text("utf-8") for path in options.files or sorted(book.glob("*.md")))
+    files = options.files or sorted(book.glob("*.md"))
+    text = "\n\n".join(path.read_text("utf-8") for path in files)
     losses = {}
     for dtype in DTYPES:
         model = pretrained.load(options.model, dtype)
