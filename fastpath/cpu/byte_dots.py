@@ -43,8 +43,7 @@ def add_products(builder: Any, total: Any, codes: Any, numbers: Any, bits: int, 
     lanes = BYTE_LANES[how]
     words = ir.VectorType(_i32, lanes)
     if how in ("vnni512", "vnni256"):
-        level = "avx512" if "+avx512vl" in FEATURES and "+avx512vnni" in FEATURES else "avx"
-        name = f"llvm.x86.{'avx512' if how == 'vnni512' else level}.vpdpbusd.{32 * lanes}"
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"  # LLVM's name without AVX-512 too
         if llvm.llvm_version_info < (22,):
             codes, numbers = builder.bitcast(codes, words), builder.bitcast(numbers, words)
         return call_function(builder, name, words, total, codes, numbers)

@@ -196,11 +196,17 @@ def test_add_products_adds_the_same_whole_numbers_with_any_instructions(how, bit
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_add_products_compiles_to_dot_products_for_arm(bits):
-    module, machine = compile_module(
-        emit_function("neon", bits), "aarch64-linux-gnu", "+dotprod,+neon"
-    )
-    assert "sdot" in machine.emit_assembly(module)
+@pytest.mark.parametrize(
+    ("how", "triple", "features", "instruction"),
+    [
+        ("neon", "aarch64-linux-gnu", "+dotprod,+neon", "sdot"),
+        ("vnni256", "x86_64-linux-gnu", "+avx2,+avxvnni", "vpdpbusd"),
+        ("avx2", "x86_64-linux-gnu", "+avx2", "vpmaddubsw"),
+    ],
+)
+def test_add_products_compiles_for_other_processors(how, triple, features, instruction, bits):
+    module, machine = compile_module(emit_function(how, bits), triple, features)
+    assert instruction in machine.emit_assembly(module)
 
 
 @pytest.mark.parametrize(
