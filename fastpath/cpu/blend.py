@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastpath.cpu.vectors import FLOATS, LANES, call_function, mask_below
+from fastpath.cpu.vectors import FLOATS, LANES, broadcast, call_function, mask_below
 
 _f32, _i32, _i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 
@@ -80,16 +80,12 @@ def _blend(typingctx, weights, first_weights, rows, spacing, begin, end, out, st
                 sums = iter(slots)
                 for weights_of_one in own_weights:
                     weight = builder.load(at(weights_of_one, index), typ=_f32)
-                    broadcast = builder.insert_element(
-                        ir.Constant(FLOATS, ir.Undefined), weight, _i32(0)
-                    )
-                    lane_zero = ir.Constant(ir.VectorType(_i32, LANES), [0] * LANES)
-                    broadcast = builder.shuffle_vector(broadcast, broadcast, lane_zero)
+                    repeated = broadcast(builder, weight, LANES)
                     for vector in loaded:
                         slot = next(sums)
                         old = builder.load(slot, typ=FLOATS)
                         name = f"llvm.fma.v{LANES}f32"
-                        builder.store(call(name, FLOATS, broadcast, vector, old), slot)
+                        builder.store(call(name, FLOATS, repeated, vector, old), slot)
             for slot, address in zip(slots, addresses, strict=True):
                 store(builder.load(slot, typ=FLOATS), address)
 

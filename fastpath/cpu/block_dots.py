@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from fastpath.cpu.block_formats import BLOCK, FORMATS, PANEL, Format
 from fastpath.cpu.byte_dots import BYTE_LANES, INSTRUCTIONS, add_products, repeat
-from fastpath.cpu.vectors import call_function
+from fastpath.cpu.vectors import broadcast, call_function
 
 _CACHE_LINE = 64  # bytes
 _i1, _i8 = ir.IntType(1), ir.IntType(8)
@@ -26,12 +26,6 @@ _i32, _i64, _f32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 def _vector(kind: Any, count: int) -> Any:
     return ir.VectorType(kind, count)
-
-
-def _broadcast(builder: Any, value: Any, lanes: int) -> Any:
-    kind = _vector(value.type, lanes)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _i32(0))
-    return builder.shuffle_vector(first, first, repeat(_i32, 0, lanes))
 
 
 class _PanelEmitter:
@@ -144,14 +138,14 @@ class _PanelEmitter:
             first = builder.add(builder.mul(state, arguments["blocks"]), block)
             address = self._out_address(state, rows)
             total = builder.load(address, typ=floats, align=4)
-            size = _broadcast(builder, self._load(arguments["sizes"], first, _f32), lanes)
+            size = broadcast(builder, self._load(arguments["sizes"], first, _f32), lanes)
             for part, (scale, minimum) in enumerate(scales):
                 products = self._products(layout, codes, first, part, parts)
                 own_scale = builder.fmul(scale, size)
                 total = self._multiply_add(builder.sitofp(products, floats), own_scale, total)
                 if minimum is not None:
                     weighted = self._load(arguments["weighted"], first, _f32)
-                    total = self._multiply_add(minimum, _broadcast(builder, weighted, lanes), total)
+                    total = self._multiply_add(minimum, broadcast(builder, weighted, lanes), total)
             self._store(total, address)
 
     def _multiply_add(self, left: Any, right: Any, total: Any) -> Any:
@@ -165,7 +159,7 @@ class _PanelEmitter:
         if layout.offset:
             # Of the whole block, then of its halves: -128 times the sum of the numbers.
             index = builder.add(builder.mul(first, _i64(3)), _i64(part if parts == 1 else part + 1))
-            total = _broadcast(builder, self._load(self._arguments["sums"], index, _i32), lanes)
+            total = broadcast(builder, self._load(self._arguments["sums"], index, _i32), lanes)
             if layout.offset < 128:
                 shift = (128 // layout.offset).bit_length() - 1
                 total = builder.ashr(total, repeat(_i32, shift, lanes))
@@ -173,7 +167,7 @@ class _PanelEmitter:
         for group in range(part * groups, (part + 1) * groups):
             at = builder.add(builder.mul(first, _i64(8)), _i64(group))
             four = self._load(self._arguments["numbers"], at, _i32)
-            numbers = builder.bitcast(_broadcast(builder, four, lanes), _vector(_i8, 4 * lanes))
+            numbers = builder.bitcast(broadcast(builder, four, lanes), _vector(_i8, 4 * lanes))
             total = add_products(builder, total, codes[group], numbers, layout.bits, self._how)
         return total
 

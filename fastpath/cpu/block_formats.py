@@ -18,7 +18,6 @@ A panel of D columns has these parts, one after the other:
 
 from typing import NamedTuple
 
-import gguf
 import numpy as np
 from numba import njit, prange
 
@@ -51,16 +50,11 @@ FORMATS = {
     "Q5_K": Format(5, 0, True, 32),
     "Q6_K": Format(6, 32, False, 16),
 }
-Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = range(8)
+CODES = {name: code for code, name in enumerate(FORMATS)}
+_Q4_K, _Q5_K, _Q6_K = (CODES[name] for name in ("Q4_K", "Q5_K", "Q6_K"))
 _BITS, _OFFSETS, _MINIMA, _PARTS = (
     np.array(column) for column in zip(*FORMATS.values(), strict=True)
 )
-
-
-def row_bytes(name: str, columns: int) -> int:
-    """Bytes of a row of a format in a GGUF file."""
-    numbers, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
-    return columns // numbers * size
 
 
 @njit(cache=CACHE)
@@ -187,7 +181,7 @@ def place_row(kind, source, columns, panel, row):
     """Copies a row as GGUF stores it, ``source`` (bytes), to row 0 to 15 of a panel (bytes)."""
     high, scales, minima, integers, integer_minima, _ = panel_parts(kind, columns)
     bits = _BITS[kind]
-    if kind == Q6_K:
+    if kind == _Q6_K:
         for block in range(columns // 256):
             own = source[block * 210 : (block + 1) * 210]
             for i in range(256):
@@ -199,15 +193,15 @@ def place_row(kind, source, columns, panel, row):
                 panel[integers + (block * 16 + part) * PANEL + row] = own[192 + part]
             _copy_half(panel, scales, block, row, own, 208)
         return
-    if kind in (Q4_K, Q5_K):
-        size = 144 if kind == Q4_K else 176
+    if kind in (_Q4_K, _Q5_K):
+        size = 144 if kind == _Q4_K else 176
         for block in range(columns // 256):
             own = source[block * size : (block + 1) * size]
             codes = own[size - 128 :]
             for i in range(256):
                 part = i // 32
                 code = codes[part // 2 * 32 + i % 32] >> part % 2 * 4 & 15
-                if kind == Q5_K:
+                if kind == _Q5_K:
                     code |= (own[16 + i % 32] >> part & 1) << 4
                 _set_code(panel, high, bits, row, block * 256 + i, code)
             for part in range(8):

@@ -1,7 +1,7 @@
 """Products of quantised matrices with a few states, at memory bandwidth (Numba, CPU).
 
 States are rounded to int8 in blocks of 32 columns, each with a scale of its own, as in
-``minispec.models.block_rounding``, the reference. A matrix is a list of segments, one after the
+``minispec.models.quantized_matrix``, the reference. A matrix is a list of segments, one after the
 other: rows of one format, in panels (``fastpath.cpu.block_formats``). Knows nothing of models.
 """
 

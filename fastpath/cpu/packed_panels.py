@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numba import get_num_threads, njit, prange
 
-from fastpath.cpu.block_formats import FORMATS, PANEL, panel_parts, place_row
+from fastpath.cpu.block_formats import CODES, PANEL, panel_parts, place_row
 from fastpath.cpu.blocks import multiply_segments, round_states
 from fastpath.cpu.kernels import allocate_buffer, split_rows
 from fastpath.cpu.packed import plan_slots
@@ -77,7 +77,7 @@ class PackedPanels:
     ``packed.PackedRows``."""
 
     def __init__(self, matrix: QuantizedMatrix) -> None:
-        self._matrix, self._kind = matrix, list(FORMATS).index(matrix.name)
+        self._matrix, self._kind = matrix, CODES[matrix.name]
         self._threads = get_num_threads()
         self._ids, self._slots = np.empty(0, np.int64), np.empty(0, np.int32)
         self._next_slots = np.empty(0, np.int32)

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 import torch
 
-from fastpath.cpu.block_formats import FORMATS, PANEL, panel_parts, place_rows
+from fastpath.cpu.block_formats import CODES, PANEL, panel_parts, place_rows
 from fastpath.cpu.process import check_fork
 from fastpath.cpu.rows import allocate_rows
 from minispec.models.quantized_matrix import QuantizedMatrix
@@ -26,7 +26,7 @@ def build_panels(layers: Sequence[Sequence[QuantizedMatrix]]) -> Panels:
     segments, end = [], 0
     for matrices in layers:
         for matrix in matrices:
-            kind, (rows, columns) = list(FORMATS).index(matrix.name), matrix.shape
+            kind, (rows, columns) = CODES[matrix.name], matrix.shape
             segments.append((kind, end, rows, columns))
             end += (rows + PANEL - 1) // PANEL * int(panel_parts(kind, columns)[5])
     data = allocate_rows((end,), torch.uint8).numpy()

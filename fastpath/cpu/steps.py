@@ -157,8 +157,8 @@ def run_target(
     ``norms``: before attention (L, D), those of ``run_layer``, each (L, D), and the final one (D,).
     ``settings``: as in ``run_layer``; the window applies only to layers that are ``local`` (L,).
     ``cos``, ``sin`` (R, context, head_dim), of which each layer has that of its index in ``ropes``
-    (L,). ``keys``, ``values``
-    (L, S, num_key_value_heads, head_dim). ``place``: as in ``run_layer``.
+    (L,). ``keys``, ``values`` (L, S, num_key_value_heads, head_dim). ``place``: as in
+    ``run_layer``.
     """
     attention_norms, inner_norms, final_norm = norms
     (

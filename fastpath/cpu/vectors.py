@@ -39,6 +39,14 @@ def _half_to_float(typingctx, bits):
 half_to_float: Any = intrinsic(_half_to_float)
 
 
+def broadcast(builder: Any, value: Any, count: int) -> Any:
+    """A vector with ``count`` times a number."""
+    kind = ir.VectorType(value.type, count)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _i32(0))
+    zeros = ir.Constant(ir.VectorType(_i32, count), [0] * count)
+    return builder.shuffle_vector(first, first, zeros)
+
+
 def mask_below(builder: Any, limit: Any, count: int) -> Any:
     """The mask of ``count`` lanes that is true where the lane's index is below ``limit``."""
     lanes = ir.Constant(ir.VectorType(_i64, count), list(range(count)))

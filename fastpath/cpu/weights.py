@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastpath.cpu.block_formats import FORMATS, read_rows
+from fastpath.cpu.block_formats import CODES, read_rows
 from fastpath.cpu.head import CpuHead
 from fastpath.cpu.panels import Panels, build_panels
 from fastpath.cpu.rows import allocate_rows
@@ -37,7 +37,7 @@ def build_model_head(model: Transformer) -> CpuHead:
     module = model.embedding if model.config.tie_word_embeddings else model.output
     rows = rows_of(module)
     if isinstance(rows, QuantizedMatrix):
-        return CpuHead(*_build_matrix([rows]), rows)
+        return build_head(rows)
     module.weight.data = allocate_rows(rows.shape, rows.dtype).copy_(rows)
     return CpuHead(*_to_kernel_rows(module.weight.detach(), model.config.int8_rows))
 
@@ -46,7 +46,7 @@ def choose_embed(rows: Rows) -> Callable[[Tensor], Tensor]:
     """What reads rows of an embedding (V, D): ids (T,) -> (T, D) float32."""
     if isinstance(rows, Tensor):
         return lambda ids: rows[ids].float()
-    kind, columns = list(FORMATS).index(rows.name), rows.shape[1]
+    kind, columns = CODES[rows.name], rows.shape[1]
 
     def embed(ids: Tensor) -> Tensor:
         out = torch.empty(len(ids), columns)
