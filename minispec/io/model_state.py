@@ -27,13 +27,13 @@ Count = Annotated[int, Meta(ge=1, le=2**16)]
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor that lies in a file: the file, its name and shape there, and how it is read, as
-    float32; or, if its model keeps it quantised, as ``matrix``."""
+    float32, or, if its model keeps it quantised, as a ``matrix``."""
 
     origin: str
     name: str
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
-    matrix: QuantizedMatrix | None = None
+    matrix: Callable[[], QuantizedMatrix] | None = None
 
 
 def build_transformer(
@@ -66,7 +66,8 @@ def build_transformer(
                 "model's settings"
             )
     for name in shapes:
-        if (matrix := stored[name].matrix) is not None:
+        if (read_matrix := stored[name].matrix) is not None:
+            matrix = read_matrix()
             _check_finite(stored[name], matrix.is_finite())
             set_matrix(model, name, matrix)
     read = {name: _read_finite(stored[name]) for name in model.state_dict()}

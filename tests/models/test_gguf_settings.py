@@ -127,10 +127,11 @@ def test_load_reads_settings_that_change_nothing(tmp_path, fields):
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_load_refuses_settings_by_name(tmp_path, fields, words):
+@pytest.mark.parametrize("quantized", [False, True])
+def test_load_refuses_settings_by_name(tmp_path, fields, words, quantized):
     write_gguf(tmp_path / "x.gguf", build_model(head_dim=8), **fields)
     with pytest.raises(FileError) as caught:
-        gguf_file.load(tmp_path / "x.gguf")
+        gguf_file.load(tmp_path / "x.gguf", quantized)
     message = str(caught.value)
     assert str(tmp_path) in message and "\n" not in message
     assert all(word in message for word in words), message

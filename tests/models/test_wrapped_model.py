@@ -117,8 +117,9 @@ def test_fast_paths_refuse_a_wrapped_model_by_name(folder):
     for backend in ("cpu", "compiled"):
         with pytest.raises(ArgumentError, match=f"backend {backend} cannot run .*GPTNeoXForCausal"):
             minispec.load(folder, backend=backend)
-    with pytest.raises(ArgumentError, match="dtype int8 needs"):
-        minispec.load(folder, dtype="int8")
+    for dtype in ("int8", "gguf"):
+        with pytest.raises(ArgumentError, match=f"dtype {dtype} needs"):
+            minispec.load(folder, dtype=dtype)
 
 
 def assert_refused(path: Path, *words: str) -> None:

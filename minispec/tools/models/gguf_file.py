@@ -94,7 +94,9 @@ def load(path: Path, quantized: bool = False) -> tuple[Transformer, Tokenizer]:
                 name,
                 part.tensors[name].shape,
                 partial(_read, part, name, paired),
-                _read_matrix(part, name, paired) if quantized else None,
+                partial(_read_matrix, part, name, paired)
+                if quantized and len(part.tensors[name].shape) == 2
+                else None,
             )
             for name, part in holders.items()
         }
@@ -164,21 +166,25 @@ def _their_name(theirs: Mapping[str, str], name: str) -> str:
     return f"blk.{index}.{theirs[part]}.{kind}"
 
 
-def _read_matrix(part: GGUFHeader, name: str, paired: Mapping[str, int]) -> QuantizedMatrix | None:
-    """A tensor as it is in the file, mapped; None for a vector. Raises FileError for a
-    quantisation that is not multiplied as it is."""
+def _read_matrix(part: GGUFHeader, name: str, paired: Mapping[str, int]) -> QuantizedMatrix:
+    """A matrix as it is in the file, mapped. Raises FileError for a quantisation that is not
+    multiplied as it is."""
     entry = part.tensors[name]
-    if len(entry.shape) != 2:
-        return None
     if entry.kind.name not in FORMATS:
         raise FileError(
             f"{part.path}: {name} is of type {entry.kind.name}, which dtype gguf does not multiply "
             f"as it is (but {', '.join(FORMATS)}): use float32, bfloat16 or int8"
         )
-    order = None
-    if heads := paired.get(name.split(".")[-2]):
-        order = np.arange(entry.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    order = _find_order(name, entry.shape[0], paired)
     return QuantizedMatrix(entry.kind.name, part.read_bytes(name), order)
+
+
+def _find_order(name: str, rows: int, paired: Mapping[str, int]) -> np.ndarray | None:
+    """Which row of the file is which of ours, where rotary pairs are adjacent; None where no row
+    moves. ``paired``: the heads of the tensors that have such pairs."""
+    if heads := paired.get(name.split(".")[-2]):
+        return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    return None
 
 
 def _read(part: GGUFHeader, name: str, paired: Mapping[str, int]) -> Tensor:
@@ -191,8 +197,7 @@ def _read(part: GGUFHeader, name: str, paired: Mapping[str, int]) -> Tensor:
             "supported: convert it to F16 or Q8_0, or to another type that the package gguf "
             "dequantises"
         ) from None
-    if heads := paired.get(name.split(".")[-2]):
-        values = values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2)
-        values = values.reshape(-1, values.shape[-1])
+    if (order := _find_order(name, len(values), paired)) is not None:
+        values = values[order]
     # Copies only what still points into the file.
     return torch.from_numpy(np.require(values, np.float32, "W"))

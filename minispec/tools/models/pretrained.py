@@ -119,8 +119,8 @@ def _load_by_transformers(
     check_extra("transformers", "transformers")
     from minispec.tools.models import wrapped_model
 
-    if dtype == "int8":
-        raise ArgumentError(f"dtype int8 needs an implementation of minispec's, {name} has none")
+    if dtype in ("int8", "gguf"):
+        raise ArgumentError(f"dtype {dtype} needs an implementation of minispec's, {name} has none")
     target, tokenizer = wrapped_model.load_folder(Path(name), settings, torch.float32)
     fingerprint = target.head.fingerprint()
     if dtype != "float32":  # read again: a model that is cast has its angles of rotation cast too
