@@ -48,17 +48,16 @@ def load(
     fetch NAME``), a folder in Hugging Face layout, a GGUF file, or a loaded PreTrainedModel of
     transformers, which is used as it is, with its ``tokenizer``. Llama, Mistral, Qwen 2, Qwen 3,
     SmolLM3 and Gemma 3 have an implementation of minispec's, other folders that of transformers
-    (docs/your-model.md). ``dtype``: "float32" (None), "bfloat16", "float64", "int8"
-    or "gguf", the blocks of a GGUF file as they are.
-    ``backend``: "reference", "cpu", "compiled" or "cuda"; "auto" takes the fastest that was
-    measured before (by ``minispec doctor``, or now with ``measure_backends``), else the reference,
-    and with ``adapt`` one on which a draft can learn. ``device``: where the reference runs, "cpu"
-    (None), "cuda" or "mps". ``draft``: None for the draft that ships for the model, a file made by
-    ``minispec train draft``, the folder of an EAGLE-3 draft, False for none, or a draft of one's
-    own as an instance, a class, a factory or "MODULE:CLASS"; a class is called with the values of
-    the parameters that it names, from ``target``, ``tokenizer`` and ``model``. ``index``: a file
-    made by ``minispec index build``, None for the one that ships. ``threads``: torch's threads, for
-    the whole process.
+    (docs/your-model.md). ``dtype``: "float32" (None), "bfloat16", "float64", "int8", or "gguf",
+    the blocks of a GGUF file as they are. ``backend``: "reference", "cpu", "compiled" or "cuda";
+    "auto" takes the fastest that was measured before (by ``minispec doctor``, or now with
+    ``measure_backends``), else the reference, and with ``adapt`` one on which a draft can learn.
+    ``device``: where the reference runs, "cpu" (None), "cuda" or "mps". ``draft``: None for the
+    draft that ships for the model, a file made by ``minispec train draft``, the folder of an
+    EAGLE-3 draft, False for none, or a draft of one's own as an instance, a class, a factory or
+    "MODULE:CLASS"; a class is called with the values of the parameters that it names, from
+    ``target``, ``tokenizer`` and ``model``. ``index``: a file made by ``minispec index build``,
+    None for the one that ships. ``threads``: torch's threads, for the whole process.
 
     Raises ArgumentError, FileError, FingerprintError.
     """

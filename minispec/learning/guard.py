@@ -12,7 +12,8 @@ class Guard:
 
     def __init__(self, horizon: int, margin: float) -> None:
         self._horizon, self._margin = horizon, margin
-        self.gain, self.active, self._num_recorded = 0.0, False, 0
+        self.gain, self.active = 0.0, False
+        self._num_recorded = 0
 
     def record(self, gain: float) -> bool:
         """Add a gain to the average. True if this one makes the guard active."""

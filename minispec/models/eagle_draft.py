@@ -25,7 +25,7 @@ from minispec.models.kv_cache import KVCache
 from minispec.models.lm_head import PackedHead
 from minispec.models.model_config import ModelConfig
 from minispec.models.quantized_matrix import Rows
-from minispec.models.quantized_modules import dequantize_linears, rows_of
+from minispec.models.quantized_modules import copy_dequantized, rows_of
 from minispec.models.reference import Reference
 from minispec.models.transformer import MLP, Attention, Transformer
 
@@ -146,8 +146,7 @@ def init_from_target(target: Transformer) -> EagleDraft:
     are near zero. It trains several times faster than from random weights. Random numbers come
     from torch's default generator."""
     draft = build_draft(target)
-    hidden_size, last = target.config.hidden_size, copy.deepcopy(target.last_layer)
-    dequantize_linears(last)
+    hidden_size, last = target.config.hidden_size, copy_dequantized(target.last_layer)
     with torch.no_grad():
         _pass_on_highest(draft)
         for name in ("query", "key", "value"):

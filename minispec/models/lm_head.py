@@ -52,7 +52,7 @@ class LinearHead:
     def select(self, ids: Tensor, dtype: torch.dtype) -> "LinearHead":
         """The head of some ids (K,) in a dtype: K rows, copied."""
         bias = None if self.bias is None else self.bias[ids.to(self.bias.device)].to(dtype)
-        rows = self.tensor[ids.to(self.weight.device)]
+        rows = self.weight[ids.to(self.weight.device)]
         return LinearHead(rows.to(dtype), bias, self.softcap)
 
     def argmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

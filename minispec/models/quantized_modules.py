@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minispec.models.quantized_matrix import BLOCK, QuantizedMatrix, multiply, quantize
+from minispec.models.quantized_matrix import BLOCK, QuantizedMatrix, Rows, multiply, quantize
 
 
 class QuantizedLinear(nn.Module):
@@ -47,22 +47,19 @@ class QuantizedEmbedding(nn.Module):
 
 def set_matrix(model: nn.Module, name: str, matrix: QuantizedMatrix) -> None:
     """Replaces the weight called ``name`` of a linear layer or embedding by a matrix."""
-    parent, _, leaf = name.removesuffix(".weight").rpartition(".")
-    owner = model.get_submodule(parent)
-    module = getattr(owner, leaf)
+    path = name.removesuffix(".weight")
+    module: Any = model.get_submodule(path)
     embeds = isinstance(module, nn.Embedding)
     new = QuantizedEmbedding(matrix) if embeds else QuantizedLinear(matrix, module.bias)
-    setattr(owner, leaf, new)
+    model.set_submodule(path, new)
 
 
 def quantize_linears(model: nn.Module) -> None:
     """Quantises the linear layers of a draft to Q8_0, in place, but for those whose rows are no
     whole number of blocks."""
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for name in linears:
-        weight = model.get_submodule(name).weight
-        if isinstance(weight, Tensor) and weight.shape[1] % BLOCK == 0:
-            set_matrix(model, f"{name}.weight", quantize(weight))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and module.in_features % BLOCK == 0:
+            set_matrix(model, f"{name}.weight", quantize(module.weight))
 
 
 def dequantize_linears(model: nn.Module) -> None:
@@ -73,19 +70,18 @@ def dequantize_linears(model: nn.Module) -> None:
             linear = nn.Linear(inputs, outputs, bias=False, device="meta")
             linear.weight = nn.Parameter(module.matrix[:], requires_grad=False)
             linear.register_parameter("bias", module.bias)
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, linear)
+            model.set_submodule(name, linear)
 
 
-def copy_dequantized(draft: Any) -> Any:
-    """The draft, or a dequantised copy of it: with matrices that can be trained."""
-    if is_quantized(draft):
-        draft = copy.deepcopy(draft)
-        dequantize_linears(draft)
-    return draft
+def copy_dequantized(module: Any) -> Any:
+    """A draft or layer, or a dequantised copy of it: with matrices that can be trained."""
+    if is_quantized(module):
+        module = copy.deepcopy(module)
+        dequantize_linears(module)
+    return module
 
 
-def rows_of(module: nn.Module) -> Tensor | QuantizedMatrix:
+def rows_of(module: nn.Module) -> Rows:
     """The rows (N, D) of a linear layer or embedding, quantised or not."""
     if isinstance(module, QuantizedLinear | QuantizedEmbedding):
         return module.matrix

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from minispec.errors import ArgumentError
+from minispec.models.quantized_matrix import Rows
 from minispec.shortlists.frspec import complete_ranking, truncate_ranking
 from minispec.shortlists.semantic import Ids, SemanticIndex
 from minispec.shortlists.statistical import StatisticalIndex, recent_ids
@@ -44,7 +45,7 @@ class EvoSpecShortlist(BaseShortlist):
         budget: int,
         eos_ids: tuple[int, ...],
         clusters: Tensor,
-        rows: Tensor,
+        rows: Rows,
         *,
         core: int | None = None,
         recency: int | None = None,
@@ -61,7 +62,8 @@ class EvoSpecShortlist(BaseShortlist):
         self.budget, self.per_round = budget, per_round
         self._max_recent = round(_RECENCY * budget) if recency is None else recency
         self._core: Ids = truncate_ranking(ranking, core, eos_ids).numpy()
-        self._in_core = np.isin(np.arange(len(clusters)), self._core)  # (V,)
+        self._in_core = np.zeros(len(clusters), bool)  # (V,)
+        self._in_core[self._core] = True
         all_ids = complete_ranking(ranking, len(clusters))  # (V,)
         self.semantic = SemanticIndex(clusters, rows, all_ids, self._core)
         self.statistical = StatisticalIndex(len(clusters))

@@ -50,8 +50,8 @@ class InvertedLists:
         """Indices of clusters (c,) -> the positions of their members in ``members`` (n,), cluster
         by cluster."""
         sizes = self.sizes[clusters]  # (c,)
-        # (n,) by how much each cluster ends earlier in the result
-        shifts = (self._ends[clusters] - sizes.cumsum()).repeat(sizes)
+        ends = sizes.cumsum()  # (c,) of the same clusters in the result
+        shifts = (self._ends[clusters] - ends).repeat(sizes)  # (n,)
         return np.arange(len(shifts)) + shifts
 
     def top_clusters(self, scores: npt.NDArray[np.floating], count: int) -> Ids:
@@ -68,7 +68,7 @@ class SemanticIndex:
     def __init__(
         self,
         clusters: Tensor,
-        rows: Tensor,
+        rows: Rows,
         ranking: Ids,
         without: Ids,
         rarity: float = _RARITY,
@@ -81,8 +81,8 @@ class SemanticIndex:
         members, sizes = self.inverted.members, self.inverted.sizes
         cluster = np.repeat(np.arange(len(sizes)), sizes)  # (N,)
         ranks = 1 + ranking.argsort()[members]  # (N,)
-        # (N,), summing to one in each cluster
-        weights = 1 / ranks / np.bincount(cluster, 1 / ranks)[cluster]
+        weights = 1 / ranks
+        weights /= np.bincount(cluster, weights)[cluster]  # (N,), summing to one in each cluster
         means = torch.zeros(len(sizes), rows.shape[1])  # (C, D)
         for start in range(0, len(members), _CHUNK):
             block = slice(start, start + _CHUNK)

@@ -18,6 +18,7 @@ from minispec.learning.learner import OnlineLearner
 from minispec.learning.paper_learner import PaperLearner
 from minispec.models.eagle3_draft import Eagle3Draft
 from minispec.models.eagle_draft import EagleDraft
+from minispec.models.quantized_matrix import QuantizedMatrix
 from minispec.models.quantized_modules import copy_dequantized
 from minispec.preconditions import check_gamma
 from minispec.sampling import Sampling
@@ -124,7 +125,9 @@ def _build_shortlist(method: Method, model: Pretrained, domain: str | None) -> S
         return _build_paper_shortlist(method, model, ids, budget)
     if method.name == "evospec":
         clusters = shortlist_files.read_clusters(model)
-        shortlist = EvoSpecShortlist(ids, budget, eos_ids, clusters, _cpu_rows(model))
+        head = model.reference.head.weight  # a quantised one is read where it lies
+        rows = head if isinstance(head, QuantizedMatrix) else head.cpu()
+        shortlist = EvoSpecShortlist(ids, budget, eos_ids, clusters, rows)
         semantic = shortlist.semantic
         semantic.head = choose_head(model.backend)(semantic.centroids)
         return shortlist
